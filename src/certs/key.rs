@@ -1,0 +1,146 @@
+//! A node's private key, and the pair of certificate and key.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use openssl::pkey::{PKey, PKeyRef, Private};
+
+use super::{Certificate, Suite};
+
+/// A private key. It is held by OpenSSL, which clears it when it is dropped; nothing prints it.
+#[derive(Clone)]
+pub struct PrivateKey {
+    key: PKey<Private>,
+    suite: Suite,
+}
+
+/// Why a private key cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum KeyError {
+    /// The file cannot be read.
+    #[error("cannot read the key {path}")]
+    Unreadable {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Others than the owner can read or write the file.
+    #[error("the key {path} has mode {mode:04o}: others than its owner can use it")]
+    TooOpen {
+        /// Which file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// No private key, or the wrong passphrase.
+    #[error("no private key, or the wrong passphrase")]
+    Malformed,
+    /// The key is of another type or size.
+    #[error("the key is neither P-256 nor RSA of 2048 to 8192 bits")]
+    KeyType,
+    /// The certificate is not this key's.
+    #[error("the certificate of {0} does not belong to this key")]
+    Mismatch(String),
+}
+
+impl PrivateKey {
+    /// Takes a key that OpenSSL holds.
+    ///
+    /// # Errors
+    /// [`KeyError::KeyType`] when there is no suite for it.
+    pub fn new(key: PKey<Private>) -> Result<Self, KeyError> {
+        let suite = Suite::of(&key).ok_or(KeyError::KeyType)?;
+        Ok(Self { key, suite })
+    }
+
+    /// Reads a key in PEM, without or with a passphrase. A key under a passphrase is refused when none is given: nothing asks
+    /// on a terminal.
+    ///
+    /// # Errors
+    /// [`KeyError`] says why it cannot be used.
+    pub fn from_pem(pem: &[u8], passphrase: Option<&[u8]>) -> Result<Self, KeyError> {
+        let key = PKey::private_key_from_pem_passphrase(pem, passphrase.unwrap_or_default());
+        Self::new(key.map_err(|_| KeyError::Malformed)?)
+    }
+
+    /// Reads a key file, which only its owner may read: modes wider than 0600 are refused.
+    ///
+    /// # Errors
+    /// [`KeyError`] says why it cannot be used.
+    pub fn from_file(path: &Path, passphrase: Option<&[u8]>) -> Result<Self, KeyError> {
+        use std::io::Read;
+        use std::os::unix::fs::PermissionsExt;
+        let unreadable = |source| KeyError::Unreadable { path: path.to_owned(), source };
+        let file = std::fs::File::open(path).map_err(unreadable)?;
+        let mode = file.metadata().map_err(unreadable)?.permissions().mode() & 0o7777;
+        if mode & 0o177 != 0 {
+            return Err(KeyError::TooOpen { path: path.to_owned(), mode });
+        }
+        let mut pem = zeroize::Zeroizing::new(Vec::new());
+        file.take(64 * 1024).read_to_end(&mut pem).map_err(unreadable)?;
+        Self::from_pem(&pem, passphrase)
+    }
+
+    /// The suite that goes with it.
+    pub fn suite(&self) -> Suite {
+        self.suite
+    }
+
+    /// The key, for cryptography inside the crate.
+    pub(crate) fn pkey(&self) -> &PKeyRef<Private> {
+        &self.key
+    }
+}
+
+impl fmt::Debug for PrivateKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PrivateKey({:?})", self.suite)
+    }
+}
+
+/// A node's certificate with its private key, and the certificates between it and its CA.
+#[derive(Clone, Debug)]
+pub struct Credentials {
+    certificate: Arc<Certificate>,
+    key: PrivateKey,
+    intermediates: Vec<Vec<u8>>,
+}
+
+impl Credentials {
+    /// Joins a certificate and its key.
+    ///
+    /// # Errors
+    /// [`KeyError::Mismatch`] when they do not belong together.
+    pub fn new(certificate: Arc<Certificate>, key: PrivateKey) -> Result<Self, KeyError> {
+        if !certificate.public_key().public_eq(key.pkey()) {
+            return Err(KeyError::Mismatch(certificate.identity().to_string()));
+        }
+        Ok(Self { certificate, key, intermediates: Vec::new() })
+    }
+
+    /// With the DER of the certificates between this one and its CA, to be sent along where peers learn certificates.
+    #[must_use]
+    pub fn with_intermediates(mut self, intermediates: Vec<Vec<u8>>) -> Self {
+        self.intermediates = intermediates;
+        self
+    }
+
+    /// The certificate.
+    pub fn certificate(&self) -> &Arc<Certificate> {
+        &self.certificate
+    }
+
+    /// The key.
+    pub fn key(&self) -> &PrivateKey {
+        &self.key
+    }
+
+    /// The DER of the certificates between this one and its CA.
+    pub fn intermediates(&self) -> &[Vec<u8>] {
+        &self.intermediates
+    }
+}

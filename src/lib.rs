@@ -1,0 +1,10 @@
+//! Security-first messaging: agents, mappers and requests over a broker that nobody has to trust.
+
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+pub mod certs;
+pub mod clock;
+pub mod packet;
+pub mod serializer;
+pub mod transport;

@@ -1,0 +1,3 @@
+//! The `nanite` program.
+
+fn main() {}

@@ -1,0 +1,68 @@
+//! The kinds of queue, and what may come on each.
+
+use crate::packet::{Kind, Role};
+
+/// The kind of queue a message arrives on. Each takes few kinds of packet, so a message moved to another queue is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Channel {
+    /// An agent's own queue: its work.
+    AgentInbox,
+    /// What is said to one agent or to all beside its work: advertise, files, answers to its own requests.
+    AgentControl,
+    /// A mapper's own queue: answers.
+    MapperInbox,
+    /// Registrations and heartbeats, to every mapper.
+    Presence,
+    /// Requests to the mappers, one of which takes each.
+    Requests,
+    /// Requests that wait for an agent to come.
+    Offline,
+}
+
+impl Channel {
+    /// Whether a packet of this kind may arrive here.
+    pub const fn accepts(self, kind: Kind) -> bool {
+        match self {
+            Channel::AgentInbox => matches!(kind, Kind::Request | Kind::Push),
+            Channel::AgentControl => matches!(
+                kind,
+                Kind::Advertise
+                    | Kind::Outcome
+                    | Kind::Intermediate
+                    | Kind::FileStart
+                    | Kind::FileChunk
+                    | Kind::FileEnd
+            ),
+            Channel::MapperInbox => matches!(kind, Kind::Outcome | Kind::Intermediate),
+            Channel::Presence => matches!(kind, Kind::Register | Kind::Unregister | Kind::Ping),
+            Channel::Requests | Channel::Offline => matches!(kind, Kind::Request | Kind::Push),
+        }
+    }
+
+    /// Which role reads here.
+    pub const fn reader(self) -> Role {
+        match self {
+            Channel::AgentInbox | Channel::AgentControl => Role::Agent,
+            Channel::MapperInbox | Channel::Presence | Channel::Requests | Channel::Offline => Role::Mapper,
+        }
+    }
+
+    /// Whether a sender of this role may send this kind here.
+    pub const fn permits(self, sender: Role, kind: Kind) -> bool {
+        let right_role = match (self, kind) {
+            // Answers come to a mapper from agents, and from other mappers when it asked them as a proxy.
+            (Channel::MapperInbox, _) => true,
+            (Channel::Presence, _) => matches!(sender, Role::Agent),
+            // Agents, and programs with a mapper's certificate but no mapper of their own.
+            (Channel::Requests | Channel::Offline, _) => true,
+            (Channel::AgentInbox | Channel::AgentControl, _) => matches!(sender, Role::Mapper),
+        };
+        right_role && self.accepts(kind)
+    }
+
+    /// The longest message that may arrive here, in bytes.
+    pub fn max_bytes(self) -> usize {
+        Kind::ALL.into_iter().filter(|kind| self.accepts(*kind)).map(Kind::max_bytes).max().unwrap_or(0)
+    }
+}

@@ -1,0 +1,131 @@
+//! Codecs: packets as JSON, MessagePack or YAML, without any protection.
+
+use std::fmt;
+
+use crate::packet::Packet;
+
+/// Turns packets into bytes and back, without protection: the inside of a secure envelope, or a plain message.
+///
+/// `decode` gets bytes that may come from anybody: it must not panic and must refuse what it does not understand. Both run on
+/// worker threads.
+pub trait Codec: fmt::Debug + Send + Sync {
+    /// The name that stands in a secure header: 1 to 32 bytes of `a-z`, `0-9`, `.`, `-`.
+    fn name(&self) -> &'static str;
+
+    /// The content type of a plain message.
+    fn content_type(&self) -> &'static str;
+
+    /// Encodes a packet.
+    ///
+    /// # Errors
+    /// When the packet cannot be expressed.
+    fn encode(&self, packet: &Packet) -> Result<Vec<u8>, CodecError>;
+
+    /// Decodes a packet; trailing bytes are an error.
+    ///
+    /// # Errors
+    /// When the bytes are no packet.
+    fn decode(&self, bytes: &[u8]) -> Result<Packet, CodecError>;
+}
+
+/// Why a packet could not be encoded or decoded.
+#[derive(Debug, thiserror::Error)]
+#[error("{codec}: {why}")]
+pub struct CodecError {
+    codec: &'static str,
+    why: String,
+}
+
+impl CodecError {
+    /// An error of the codec of this name. `why` must hold nothing of the message.
+    pub fn new(codec: &'static str, why: impl fmt::Display) -> Self {
+        Self { codec, why: why.to_string() }
+    }
+}
+
+/// JSON, in the original's packet format.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Json;
+
+impl Codec for Json {
+    fn name(&self) -> &'static str {
+        "json"
+    }
+
+    fn content_type(&self) -> &'static str {
+        "application/vnd.nanite.json"
+    }
+
+    fn encode(&self, packet: &Packet) -> Result<Vec<u8>, CodecError> {
+        serde_json::to_vec(packet).map_err(|e| json_error(&e))
+    }
+
+    fn decode(&self, bytes: &[u8]) -> Result<Packet, CodecError> {
+        serde_json::from_slice(bytes).map_err(|e| json_error(&e))
+    }
+}
+
+/// Says where and what kind, never what stands there.
+fn json_error(error: &serde_json::Error) -> CodecError {
+    CodecError::new(
+        "json",
+        format_args!("{:?} error at line {} column {}", error.classify(), error.line(), error.column()),
+    )
+}
+
+/// MessagePack: compact, and carries bytes as they are. It takes the place of the original's Marshal.
+#[cfg(feature = "msgpack")]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MsgPack;
+
+#[cfg(feature = "msgpack")]
+impl Codec for MsgPack {
+    fn name(&self) -> &'static str {
+        "msgpack"
+    }
+
+    fn content_type(&self) -> &'static str {
+        "application/vnd.nanite.msgpack"
+    }
+
+    fn encode(&self, packet: &Packet) -> Result<Vec<u8>, CodecError> {
+        rmp_serde::to_vec_named(packet).map_err(|_| CodecError::new("msgpack", "the packet cannot be expressed"))
+    }
+
+    fn decode(&self, bytes: &[u8]) -> Result<Packet, CodecError> {
+        use serde::Deserialize;
+        let mut reader = rmp_serde::Deserializer::new(std::io::Cursor::new(bytes));
+        reader.set_max_depth(crate::packet::MAX_DEPTH + 8);
+        let packet = Packet::deserialize(&mut reader).map_err(|_| CodecError::new("msgpack", "no packet"))?;
+        if reader.position() != bytes.len() as u64 {
+            return Err(CodecError::new("msgpack", "trailing bytes"));
+        }
+        Ok(packet)
+    }
+}
+
+/// YAML, for people who read queues.
+#[cfg(feature = "yaml")]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Yaml;
+
+#[cfg(feature = "yaml")]
+impl Codec for Yaml {
+    fn name(&self) -> &'static str {
+        "yaml"
+    }
+
+    fn content_type(&self) -> &'static str {
+        "application/vnd.nanite.yaml"
+    }
+
+    fn encode(&self, packet: &Packet) -> Result<Vec<u8>, CodecError> {
+        let text =
+            serde_saphyr::to_string(packet).map_err(|_| CodecError::new("yaml", "the packet cannot be expressed"))?;
+        Ok(text.into_bytes())
+    }
+
+    fn decode(&self, bytes: &[u8]) -> Result<Packet, CodecError> {
+        serde_saphyr::from_slice(bytes).map_err(|_| CodecError::new("yaml", "no packet"))
+    }
+}

@@ -1,0 +1,274 @@
+//! From packets to bytes and back, behind one trait.
+//!
+//! A [`Serializer`] turns a [`Packet`] for an [`Audience`] into bytes, and bytes that came on a [`Channel`] into an
+//! [`Inbound`]. The secure one lives in [`crate::security`]; the plain ones here wrap a [`Codec`] and vouch for nothing.
+
+mod channel;
+mod codec;
+mod error;
+mod plain;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::clock::Timestamp;
+use crate::packet::{Identity, MessageId, Packet};
+
+pub use channel::Channel;
+#[cfg(feature = "msgpack")]
+pub use codec::MsgPack;
+#[cfg(feature = "yaml")]
+pub use codec::Yaml;
+pub use codec::{Codec, CodecError, Json};
+pub use error::{OpenError, OpenErrorKind, SealError};
+pub use plain::Plain;
+
+/// Turns packets into bytes and bytes into packets.
+///
+/// Implement it to plug in a format of your own.
+///
+/// * `seal` and `open` may block and may use the CPU for milliseconds: they are called on worker threads, never on the reactor,
+///   unless [`is_cheap`](Serializer::is_cheap) says otherwise.
+/// * The bytes given to `open` come from anybody. It must not panic, must bound what it allocates, and must return an error for
+///   all it does not understand; no other format is tried.
+/// * Only [`crate::security::SecureSerializer`] can return a [`Provenance::Verified`].
+pub trait Serializer: fmt::Debug + Send + Sync {
+    /// The content type that names the format on the message, such as `application/vnd.nanite.json`. Messages with another
+    /// one are refused before `open` is called.
+    fn content_type(&self) -> &str;
+
+    /// Turns a packet into bytes.
+    ///
+    /// # Errors
+    /// [`SealError`] when the audience cannot be reached in this format or the packet cannot be expressed.
+    fn seal(&self, packet: &Packet, how: &SealRequest<'_>) -> Result<Sealed, SealError>;
+
+    /// Turns bytes into a packet.
+    ///
+    /// # Errors
+    /// [`OpenError`] when the bytes are refused; its kind says at which step.
+    fn open(&self, bytes: &[u8], context: &OpenContext) -> Result<Inbound, OpenError>;
+
+    /// Whether `open` vouches for senders. A node whose serializer does not logs a warning when it starts.
+    fn is_secure(&self) -> bool {
+        false
+    }
+
+    /// Whether `seal` and `open` take microseconds and never block, so that they can run on the reactor.
+    fn is_cheap(&self) -> bool {
+        false
+    }
+}
+
+/// Whom a message is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Audience {
+    /// One node.
+    One(Identity),
+    /// Several nodes, 1 to 64: they all get the same bytes.
+    Many(Vec<Identity>),
+    /// Every mapper.
+    Mappers,
+    /// Every agent; only for what holds no secret ([`Packet::Advertise`]).
+    Agents,
+}
+
+impl Audience {
+    /// How many identities one message can name.
+    pub const MAX: usize = 64;
+}
+
+impl From<Identity> for Audience {
+    fn from(identity: Identity) -> Self {
+        Audience::One(identity)
+    }
+}
+
+/// How long a message may take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Class {
+    /// For now: seconds; refused by a process that started after it was made.
+    #[default]
+    Live,
+    /// To be kept until somebody can take it: days. Only requests and pushes to the mappers.
+    Stored,
+}
+
+/// How a packet is to be sealed.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct SealRequest<'a> {
+    /// Whom it is for.
+    pub audience: &'a Audience,
+    /// The moment it is made.
+    pub now: Timestamp,
+    /// How long it is valid; cut to the largest lifetime of its class.
+    pub lifetime: Duration,
+    /// The class.
+    pub class: Class,
+    /// The message it answers.
+    pub in_reply_to: Option<MessageId>,
+}
+
+impl<'a> SealRequest<'a> {
+    /// A live message for `audience`, made `now`, valid for the default lifetime of 60 s.
+    pub fn new(audience: &'a Audience, now: Timestamp) -> Self {
+        Self { audience, now, lifetime: Duration::from_secs(60), class: Class::Live, in_reply_to: None }
+    }
+}
+
+/// A sealed message.
+#[derive(Clone, Debug)]
+pub struct Sealed {
+    /// The id in its header.
+    pub id: MessageId,
+    /// What goes on the wire.
+    pub bytes: Vec<u8>,
+    /// When it expires.
+    pub expires_at: Timestamp,
+}
+
+/// Where and when bytes arrived.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct OpenContext {
+    /// The kind of queue.
+    pub channel: Channel,
+    /// The moment.
+    pub now: Timestamp,
+}
+
+impl OpenContext {
+    /// Bytes that arrived on `channel` at `now`.
+    pub fn new(channel: Channel, now: Timestamp) -> Self {
+        Self { channel, now }
+    }
+}
+
+/// An opened message.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Inbound {
+    /// What it says.
+    pub packet: Packet,
+    /// Who vouches for it.
+    pub provenance: Provenance,
+}
+
+impl Inbound {
+    /// A message that nobody vouches for: what a serializer of your own returns.
+    pub fn unverified(packet: Packet) -> Self {
+        Self { packet, provenance: Provenance::Unverified }
+    }
+
+    /// A message whose signer was verified. Only `security` calls this (a test holds it).
+    pub(crate) fn verified(packet: Packet, verified: Verified) -> Self {
+        Self { packet, provenance: Provenance::Verified(Box::new(verified)) }
+    }
+
+    /// Who sent it: the verified signer; for an unverified message, who it claims to be from.
+    pub fn sender(&self) -> Option<&Identity> {
+        match &self.provenance {
+            Provenance::Verified(verified) => Some(verified.signer()),
+            Provenance::Unverified => self.packet.claimed_sender(),
+        }
+    }
+
+    /// What was verified of the sender.
+    pub fn signer(&self) -> Option<&Verified> {
+        match &self.provenance {
+            Provenance::Verified(verified) => Some(verified),
+            Provenance::Unverified => None,
+        }
+    }
+}
+
+/// Who vouches for a message.
+#[derive(Clone, Debug)]
+pub enum Provenance {
+    /// The signature, the certificate and the freshness were checked.
+    Verified(Box<Verified>),
+    /// Nothing was checked.
+    Unverified,
+}
+
+/// What was verified of a message's sender: only `security` can make one.
+#[derive(Clone, Debug)]
+pub struct Verified {
+    pub(crate) signer: Identity,
+    pub(crate) certificate: [u8; 32],
+    pub(crate) instance: u64,
+    pub(crate) sequence: u64,
+    pub(crate) id: MessageId,
+    pub(crate) issued_at: Timestamp,
+    pub(crate) expires_at: Timestamp,
+    pub(crate) class: Class,
+    pub(crate) in_reply_to: Option<MessageId>,
+    pub(crate) proof: Option<Arc<Proof>>,
+}
+
+impl Verified {
+    /// Who signed it, by the certificate.
+    pub fn signer(&self) -> &Identity {
+        &self.signer
+    }
+
+    /// The SHA-256 of the signer's certificate.
+    pub fn certificate(&self) -> &[u8; 32] {
+        &self.certificate
+    }
+
+    /// The instance of the sender's process: its start in microseconds.
+    pub fn instance(&self) -> u64 {
+        self.instance
+    }
+
+    /// Counts up within the instance.
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// The id of the message.
+    pub fn id(&self) -> MessageId {
+        self.id
+    }
+
+    /// When it was made, by the sender's clock.
+    pub fn issued_at(&self) -> Timestamp {
+        self.issued_at
+    }
+
+    /// When it expires.
+    pub fn expires_at(&self) -> Timestamp {
+        self.expires_at
+    }
+
+    /// Live or stored.
+    pub fn class(&self) -> Class {
+        self.class
+    }
+
+    /// The message it answers.
+    pub fn in_reply_to(&self) -> Option<MessageId> {
+        self.in_reply_to
+    }
+
+    /// What proves to a third party who said it; kept for registrations only.
+    pub fn proof(&self) -> Option<&Arc<Proof>> {
+        self.proof.as_ref()
+    }
+}
+
+/// What shows a third party who said a body: it can be checked without a private key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proof {
+    /// The salt of the commitment.
+    pub salt: [u8; 32],
+    /// The body, in the codec that the header names.
+    pub body: Vec<u8>,
+    /// The DER of the SignerInfo, whose signed attributes hold the header.
+    pub signer_info: Vec<u8>,
+    /// The DER of the signer's certificates, where the message carried them: leaf first.
+    pub certificates: Vec<Vec<u8>>,
+}

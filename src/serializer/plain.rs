@@ -1,0 +1,59 @@
+//! Plain messages: a codec and nothing else. Anybody can read, forge and replay them.
+
+use std::sync::Arc;
+
+use super::{Codec, Inbound, Json, OpenContext, OpenError, OpenErrorKind, SealError, SealRequest, Sealed, Serializer};
+use crate::packet::{MessageId, Packet};
+
+/// Plain messages in the format of a [`Codec`]: no signature, no encryption, no protection of any kind.
+#[derive(Debug)]
+pub struct Plain {
+    codec: Arc<dyn Codec>,
+}
+
+impl Plain {
+    /// Plain messages in this codec.
+    pub fn new(codec: impl Codec + 'static) -> Self {
+        Self { codec: Arc::new(codec) }
+    }
+
+    /// Plain JSON, as the original wrote it.
+    pub fn json() -> Self {
+        Self::new(Json)
+    }
+}
+
+impl Serializer for Plain {
+    fn content_type(&self) -> &str {
+        self.codec.content_type()
+    }
+
+    fn seal(&self, packet: &Packet, how: &SealRequest<'_>) -> Result<Sealed, SealError> {
+        let bytes = self.codec.encode(packet)?;
+        let limit = packet.kind().max_bytes();
+        if bytes.len() > limit {
+            return Err(SealError::TooLarge(bytes.len(), limit));
+        }
+        Ok(Sealed { id: MessageId::random()?, bytes, expires_at: how.now.saturating_add(how.lifetime) })
+    }
+
+    fn open(&self, bytes: &[u8], context: &OpenContext) -> Result<Inbound, OpenError> {
+        let limit = context.channel.max_bytes();
+        if bytes.len() > limit {
+            return Err(OpenError::new(OpenErrorKind::TooLarge, format!("{} bytes, at most {limit}", bytes.len())));
+        }
+        let packet = self.codec.decode(bytes).map_err(|e| OpenError::new(OpenErrorKind::BadBody, e.to_string()))?;
+        let kind = packet.kind();
+        if bytes.len() > kind.max_bytes() {
+            return Err(OpenError::new(OpenErrorKind::TooLarge, format!("{} bytes of {}", bytes.len(), kind.as_str())));
+        }
+        if !context.channel.accepts(kind) {
+            return Err(OpenError::new(OpenErrorKind::WrongDestination, format!("no place for a {}", kind.as_str())));
+        }
+        Ok(Inbound::unverified(packet))
+    }
+
+    fn is_cheap(&self) -> bool {
+        true
+    }
+}

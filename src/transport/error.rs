@@ -1,0 +1,66 @@
+//! Why bytes could not travel.
+
+use std::time::Duration;
+
+/// Why a transport could not do what it was asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TransportError {
+    /// The address of the broker is not understood.
+    #[error("not a broker address: {0}")]
+    Address(String),
+    /// The broker cannot be reached.
+    #[error("broker unreachable: {0}")]
+    Unreachable(String),
+    /// The broker refused the user name and password.
+    #[error("the broker refused the user name or password")]
+    Credentials,
+    /// The broker refused the virtual host, or the user may not use it.
+    #[error("the broker refused the virtual host: {0}")]
+    VirtualHost(String),
+    /// The user may not do this.
+    #[error("the broker refused it: {0}")]
+    Forbidden(String),
+    /// The queue exists with other properties, or belongs to another connection.
+    #[error("queue {queue} cannot be declared: {why}")]
+    QueueConflict {
+        /// Which queue.
+        queue: String,
+        /// What the broker said.
+        why: String,
+    },
+    /// There is no such queue.
+    #[error("no queue {0}")]
+    Unroutable(String),
+    /// The broker did not take the message (a full queue, say).
+    #[error("the broker did not take the message")]
+    Nacked,
+    /// Not confirmed in time: it may have been published or not.
+    #[error("not confirmed within {0:?}")]
+    TimedOut(Duration),
+    /// The connection went away.
+    #[error("connection to the broker lost")]
+    Disconnected,
+    /// The transport was closed.
+    #[error("the transport is closed")]
+    Closed,
+    /// The broker said something else.
+    #[error("broker: {0}")]
+    Broker(String),
+}
+
+impl TransportError {
+    /// Whether trying the same again can help.
+    pub const fn is_retryable(&self) -> bool {
+        match self {
+            Self::Unreachable(_) | Self::Nacked | Self::TimedOut(_) | Self::Disconnected | Self::Broker(_) => true,
+            Self::Address(_)
+            | Self::Credentials
+            | Self::VirtualHost(_)
+            | Self::Forbidden(_)
+            | Self::QueueConflict { .. }
+            | Self::Unroutable(_)
+            | Self::Closed => false,
+        }
+    }
+}

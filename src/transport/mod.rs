@@ -1,0 +1,188 @@
+//! How bytes travel: exchanges, queues, deliveries. Nothing here knows what the bytes mean.
+//!
+//! A [`Transport`] publishes to a queue or to a fan-out exchange and consumes from queues, with acknowledgements. `memory` keeps
+//! everything in one process; `amqp` speaks to RabbitMQ.
+
+mod error;
+pub mod topology;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::mpsc;
+
+pub use error::TransportError;
+
+/// Carries bytes.
+///
+/// * A publish that returns `Ok` is confirmed: it is in every queue it had to go to. To [`Destination::Queue`] it is mandatory:
+///   no such queue is [`TransportError::Unroutable`]. To [`Destination::Exchange`] nobody listening is fine.
+/// * A delivery that is not acknowledged comes again, to this consumer or another, marked as redelivered.
+/// * Messages from one publisher to one queue arrive in order, redeliveries aside.
+/// * A lost connection is restored by the transport itself: queues are declared and consumed again. While it is away, publishes
+///   wait up to their timeout. Every call ends: none waits for ever.
+#[async_trait]
+pub trait Transport: fmt::Debug + Send + Sync {
+    /// Publishes one message and waits until it is confirmed, at most `timeout`.
+    ///
+    /// # Errors
+    /// [`TransportError`]; whether trying again can help is [`TransportError::is_retryable`].
+    async fn publish(&self, message: Outgoing, timeout: Duration) -> Result<(), TransportError>;
+
+    /// Declares a queue with its bindings (and the exchanges these name) and consumes from it. At most `prefetch` deliveries are
+    /// unacknowledged at a time.
+    ///
+    /// # Errors
+    /// [`TransportError`] when the queue cannot be declared or consumed.
+    async fn consume(&self, queue: &Queue, prefetch: u16) -> Result<Consumer, TransportError>;
+
+    /// Declares a queue without consuming from it, so that messages can wait in it.
+    ///
+    /// # Errors
+    /// [`TransportError`] when the queue cannot be declared.
+    async fn declare(&self, queue: &Queue) -> Result<(), TransportError>;
+
+    /// How many messages wait in a queue (those delivered and not acknowledged do not count); none when there is no such queue.
+    ///
+    /// # Errors
+    /// [`TransportError`] when the broker cannot be asked.
+    async fn depth(&self, queue: &str) -> Result<Option<u64>, TransportError>;
+
+    /// Closes the connection; consumers end. What was not acknowledged goes back to its queue.
+    async fn close(&self);
+}
+
+/// A message to publish.
+#[derive(Clone, Debug)]
+pub struct Outgoing {
+    /// Where it goes.
+    pub destination: Destination,
+    /// The message.
+    pub body: Arc<[u8]>,
+    /// Names the format of the body.
+    pub content_type: String,
+    /// Identifies the message in the broker's tools; 1 to 64 bytes. Nothing relies on it.
+    pub message_id: String,
+    /// How long the broker may keep it undelivered.
+    pub expires_in: Option<Duration>,
+    /// Whether it outlives a restart of the broker.
+    pub persistent: bool,
+}
+
+/// Where a message goes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Destination {
+    /// Into this queue, which must exist.
+    Queue(String),
+    /// To every queue bound to this exchange.
+    Exchange(Exchange),
+}
+
+/// A durable fan-out exchange.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Exchange(pub String);
+
+/// A queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Queue {
+    /// Its name, 1 to 255 bytes; never chosen by the broker.
+    pub name: String,
+    /// How long it lives.
+    pub kind: QueueKind,
+    /// The exchanges it gets messages from, beside those sent to it by name.
+    pub bindings: Vec<Exchange>,
+}
+
+/// How long a queue lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueueKind {
+    /// Outlives its consumers and restarts of the broker; is deleted when unused for this long, where given.
+    Durable {
+        /// How long it may be unused.
+        expires: Option<Duration>,
+        /// Replicated by the broker's cluster (a quorum queue).
+        quorum: bool,
+    },
+    /// Belongs to one connection and goes with it.
+    Exclusive,
+}
+
+/// A stream of deliveries from one queue. Dropping it ends the consumption; what was not acknowledged goes back.
+#[derive(Debug)]
+pub struct Consumer {
+    deliveries: mpsc::Receiver<Delivery>,
+}
+
+impl Consumer {
+    /// A consumer that is fed by the other end of `deliveries`: for implementations of [`Transport`].
+    pub fn new(deliveries: mpsc::Receiver<Delivery>) -> Self {
+        Self { deliveries }
+    }
+
+    /// The next delivery; `None` when the transport was closed. Cancel safe.
+    pub async fn next(&mut self) -> Option<Delivery> {
+        self.deliveries.recv().await
+    }
+}
+
+/// One delivered message.
+#[derive(Debug)]
+pub struct Delivery {
+    /// The message.
+    pub body: Arc<[u8]>,
+    /// The format that it claims; from anybody.
+    pub content_type: String,
+    /// Whether it may have been delivered before.
+    pub redelivered: bool,
+    /// How to settle it.
+    pub acker: Acker,
+}
+
+/// Settles a delivery. Dropped without being settled, the delivery stays unacknowledged until its consumer ends.
+#[derive(Debug)]
+pub struct Acker(Box<dyn Settle>);
+
+impl Acker {
+    /// An acker that settles by `settle`: for implementations of [`Transport`].
+    pub fn new(settle: impl Settle + 'static) -> Self {
+        Self(Box::new(settle))
+    }
+
+    /// The message has been dealt with.
+    ///
+    /// # Errors
+    /// [`TransportError`] when the broker cannot be told: the message will come again.
+    pub async fn ack(self) -> Result<(), TransportError> {
+        self.0.settle(Settlement::Ack).await
+    }
+
+    /// The message goes back to its queue.
+    ///
+    /// # Errors
+    /// [`TransportError`] when the broker cannot be told: the message will come again in any case.
+    pub async fn requeue(self) -> Result<(), TransportError> {
+        self.0.settle(Settlement::Requeue).await
+    }
+}
+
+/// What becomes of a delivery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settlement {
+    /// Dealt with.
+    Ack,
+    /// Back to the queue.
+    Requeue,
+}
+
+/// What stands behind an [`Acker`].
+#[async_trait]
+pub trait Settle: fmt::Debug + Send + Sync {
+    /// Tells the broker. A delivery of a connection that is gone cannot be settled any more: that is
+    /// [`TransportError::Disconnected`].
+    ///
+    /// # Errors
+    /// [`TransportError`] when the broker cannot be told.
+    async fn settle(&self, settlement: Settlement) -> Result<(), TransportError>;
+}
