@@ -38,6 +38,13 @@ pub trait Serializer: fmt::Debug + Send + Sync {
     /// one are refused before `open` is called.
     fn content_type(&self) -> &str;
 
+    /// Who this serializer signs for, if it signs. A node with another identity refuses to start with it.
+    fn identity(&self) -> Option<&Identity>;
+
+    /// The instance that stands in its signed headers (the process's start in microseconds), if it signs: it is part of the name
+    /// of the queue that answers come to.
+    fn instance(&self) -> Option<u64>;
+
     /// Turns a packet into bytes.
     ///
     /// # Errors

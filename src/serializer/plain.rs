@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Codec, Inbound, Json, OpenContext, OpenError, OpenErrorKind, SealError, SealRequest, Sealed, Serializer};
-use crate::packet::{MessageId, Packet};
+use crate::packet::{Identity, MessageId, Packet};
 
 /// Plain messages in the format of a [`Codec`]: no signature, no encryption, no protection of any kind.
 #[derive(Debug)]
@@ -26,6 +26,14 @@ impl Plain {
 impl Serializer for Plain {
     fn content_type(&self) -> &str {
         self.codec.content_type()
+    }
+
+    fn identity(&self) -> Option<&Identity> {
+        None
+    }
+
+    fn instance(&self) -> Option<u64> {
+        None
     }
 
     fn seal(&self, packet: &Packet, how: &SealRequest<'_>) -> Result<Sealed, SealError> {
