@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use openssl::asn1::{Asn1Time, Asn1TimeRef};
 use openssl::nid::Nid;
 use openssl::pkey::{Id, PKey, Public};
 use openssl::x509::{X509, X509Ref};
@@ -136,6 +137,9 @@ impl Certificate {
         let (domain, identity) = Identity::from_uri(uri)?;
         let domain = domain.to_owned();
         let der = x509.to_der().map_err(|_| CertificateError::Malformed)?;
+        if ca_flag(&der).ok_or(CertificateError::Malformed)? {
+            return Err(CertificateError::IsCa);
+        }
         let fingerprint = openssl::sha::sha256(&der);
         let (not_before, not_after) = validity(&x509)?;
         Ok(Self { der, fingerprint, identity, domain, key_id, suite, public_key, not_before, not_after, x509 })
@@ -209,14 +213,24 @@ impl fmt::Debug for Certificate {
 
 /// The validity of a certificate, as moments.
 pub(super) fn validity(x509: &X509Ref) -> Result<(Timestamp, Timestamp), CertificateError> {
-    let epoch = openssl::asn1::Asn1Time::from_unix(0).map_err(|_| CertificateError::Validity)?;
-    let read = |time: &openssl::asn1::Asn1TimeRef| -> Option<Timestamp> {
-        let diff = epoch.diff(time).ok()?;
-        let seconds = i64::from(diff.days) * 86_400 + i64::from(diff.secs);
-        Some(Timestamp::from_secs(u64::try_from(seconds).unwrap_or(0)))
-    };
-    match (read(x509.not_before()), read(x509.not_after())) {
+    match (moment(x509.not_before()), moment(x509.not_after())) {
         (Some(from), Some(to)) => Ok((from, to)),
         _ => Err(CertificateError::Validity),
     }
+}
+
+/// An ASN.1 time as a moment; times before 1970 become 1970.
+pub(super) fn moment(time: &Asn1TimeRef) -> Option<Timestamp> {
+    let diff = Asn1Time::from_unix(0).and_then(|epoch| epoch.diff(time)).ok()?;
+    let seconds = i64::from(diff.days) * 86_400 + i64::from(diff.secs);
+    Some(Timestamp::from_secs(u64::try_from(seconds).unwrap_or(0)))
+}
+
+/// Whether the basic constraints of a certificate make it a CA; `None` when the certificate cannot be read.
+pub(super) fn ca_flag(der: &[u8]) -> Option<bool> {
+    use der::Decode;
+    use x509_cert::ext::pkix::BasicConstraints;
+    let certificate = x509_cert::Certificate::from_der(der).ok()?;
+    let constraints = certificate.tbs_certificate.get::<BasicConstraints>().ok()?;
+    Some(constraints.is_some_and(|(_, constraints)| constraints.ca))
 }

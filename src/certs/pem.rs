@@ -1,0 +1,52 @@
+//! PEM texts from files and users: bounded, and cut into the blocks that belong to somebody.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use openssl::x509::{X509, X509Crl};
+
+use super::CertificateError;
+
+/// The longest PEM text of certificates that is read, in bytes.
+pub(super) const MAX_CERTIFICATES: usize = 1024 * 1024;
+/// The longest PEM text of revocation lists that is read, in bytes.
+pub(super) const MAX_CRLS: usize = 16 * 1024 * 1024;
+
+/// Reads a file that is no longer than `max` bytes.
+pub(super) fn read(path: &Path, max: usize) -> std::io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    File::open(path)?.take(max as u64 + 1).read_to_end(&mut text)?;
+    if text.len() > max {
+        return Err(std::io::Error::new(std::io::ErrorKind::FileTooLarge, format!("longer than {max} bytes")));
+    }
+    Ok(text)
+}
+
+/// Every certificate of a PEM text, in its order; none is an error.
+pub(super) fn certificates(pem: &[u8]) -> Result<Vec<X509>, CertificateError> {
+    if pem.len() > MAX_CERTIFICATES {
+        return Err(CertificateError::Malformed);
+    }
+    match X509::stack_from_pem(pem) {
+        Ok(all) if !all.is_empty() => Ok(all),
+        _ => Err(CertificateError::Malformed),
+    }
+}
+
+/// Every revocation list of a PEM text; `None` when there is none or one cannot be read.
+pub(super) fn crls(pem: &[u8]) -> Option<Vec<X509Crl>> {
+    if pem.len() > MAX_CRLS {
+        return None;
+    }
+    let text = std::str::from_utf8(pem).ok()?;
+    let mut all = Vec::new();
+    let mut rest = text;
+    while let Some((_, from)) = rest.split_once("-----BEGIN X509 CRL-----") {
+        let (block, after) = from.split_once("-----END X509 CRL-----")?;
+        let block = format!("-----BEGIN X509 CRL-----{block}-----END X509 CRL-----\n");
+        all.push(X509Crl::from_pem(block.as_bytes()).ok()?);
+        rest = after;
+    }
+    (!all.is_empty()).then_some(all)
+}

@@ -1,0 +1,297 @@
+//! Whether a known certificate may be believed: chain, validity, revocation and usage.
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use lru::LruCache;
+use openssl::x509::{X509, X509Crl, X509KeyUsage};
+
+use super::anchors::Anchors;
+use super::{Certificate, Suite, pem};
+use crate::clock::Timestamp;
+
+/// How long a good verdict is kept at most.
+const KEEP: Duration = Duration::from_secs(60);
+/// How many good verdicts are kept.
+const VERDICTS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4095);
+
+/// Decides whether a certificate may be believed.
+///
+/// By default that takes a chain to one of the given CA certificates, checked by OpenSSL with its strict rules; the system's own
+/// CAs count for nothing. More than one CA can be given, as when one takes over from another. Where revocation lists are given,
+/// every certificate of a chain but the anchor's own must be covered by one that is current: a list that is out of date refuses
+/// everybody.
+///
+/// A good verdict is kept for up to a minute (and never past the validity of a certificate or revocation list it rests on), so
+/// that a check for each message costs next to nothing.
+///
+/// ```
+/// use nanite::certs::Trust;
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let nonsense = Trust::from_pem(b"no certificate in here");
+/// assert!(nonsense.is_err());
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Trust {
+    state: RwLock<Arc<State>>,
+}
+
+/// What verdicts rest on, and the verdicts: they are replaced together.
+#[derive(Debug)]
+struct State {
+    /// None: pinned.
+    anchors: Option<Arc<Anchors>>,
+    domain: Option<String>,
+    verdicts: Mutex<LruCache<[u8; 32], Verdict>>,
+}
+
+/// A certificate was good at a moment, and is good until another.
+#[derive(Clone, Copy, Debug)]
+struct Verdict {
+    from: Timestamp,
+    until: Timestamp,
+}
+
+/// Why a certificate is not believed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrustError {
+    /// Its validity has ended.
+    #[error("it expired at {0}")]
+    Expired(Timestamp),
+    /// Its validity has not begun.
+    #[error("it is not valid before {0}")]
+    NotYetValid(Timestamp),
+    /// It lacks a key usage that its suite needs, or has one that only a CA may have.
+    #[error("its key usage does not fit: {0}")]
+    KeyUsage(&'static str),
+    /// Its identity is of another trust domain.
+    #[error("it is of the domain {found}, not of {wanted}")]
+    Domain {
+        /// The domain of its URI.
+        found: String,
+        /// The domain that is asked for.
+        wanted: String,
+    },
+    /// None of the CA certificates has issued it.
+    #[error("it was not issued by a known CA")]
+    UnknownIssuer,
+    /// A CA certificate of its chain has expired.
+    #[error("a CA certificate above it has expired")]
+    AuthorityExpired,
+    /// A CA certificate of its chain is not valid yet.
+    #[error("a CA certificate above it is not valid yet")]
+    AuthorityNotYetValid,
+    /// It is revoked.
+    #[error("it is revoked")]
+    Revoked,
+    /// A CA certificate of its chain is revoked.
+    #[error("a CA certificate above it is revoked")]
+    AuthorityRevoked,
+    /// Revocation lists are in use, and none is of its issuer.
+    #[error("there is no revocation list of its issuer")]
+    NoCrl,
+    /// The revocation list of its issuer is out of date.
+    #[error("the revocation list of its issuer is out of date")]
+    StaleCrl,
+    /// Another fault of the chain, in OpenSSL's words.
+    #[error("its chain is not valid: {0}")]
+    Chain(String),
+}
+
+/// Why CA certificates or revocation lists cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AuthorityError {
+    /// A file cannot be read.
+    #[error("cannot read {path}")]
+    Unreadable {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// No certificates in PEM.
+    #[error("no CA certificate in PEM")]
+    Malformed,
+    /// No certificate, or more than 256.
+    #[error("{0} CA certificates, 1 to 256 are possible")]
+    Count(usize),
+    /// A certificate may not sign others.
+    #[error("the certificate {0} is not a CA's")]
+    NotACa(String),
+    /// A revocation list cannot be read, or says no moment of its next update.
+    #[error("no revocation list in PEM with a next update")]
+    Crl,
+    /// Revocation lists cannot be kept in a temporary file.
+    #[error("cannot use the directory for temporary files")]
+    Temporary(#[source] std::io::Error),
+    /// Revocation lists say nothing of pinned certificates.
+    #[error("revocation lists need CA certificates")]
+    Pinned,
+}
+
+impl Trust {
+    /// Believes what these CAs have issued. Certificates between a CA and its leaves may be among them; a chain always has to
+    /// end in one that is signed by itself.
+    ///
+    /// # Errors
+    /// [`AuthorityError`] when there is none, or one is not a CA's.
+    pub fn authorities(certificates: impl IntoIterator<Item = X509>) -> Result<Self, AuthorityError> {
+        Ok(Self::of(Some(Arc::new(Anchors::new(certificates.into_iter().collect())?))))
+    }
+
+    /// Believes what the CAs in this PEM text have issued.
+    ///
+    /// # Errors
+    /// [`AuthorityError`] when there is none, or one is not a CA's.
+    pub fn from_pem(text: &[u8]) -> Result<Self, AuthorityError> {
+        Self::authorities(pem::certificates(text).map_err(|_| AuthorityError::Malformed)?)
+    }
+
+    /// Believes what the CAs in this PEM file have issued. Reads the file.
+    ///
+    /// # Errors
+    /// [`AuthorityError`] when it cannot be read, holds none, or one is not a CA's.
+    pub fn from_file(path: &Path) -> Result<Self, AuthorityError> {
+        let text = pem::read(path, pem::MAX_CERTIFICATES)
+            .map_err(|source| AuthorityError::Unreadable { path: path.to_owned(), source })?;
+        Self::from_pem(&text)
+    }
+
+    /// Believes what the CAs in `ca.pem` of this directory have issued. Reads the file.
+    ///
+    /// # Errors
+    /// [`AuthorityError`] when it cannot be read, holds none, or one is not a CA's.
+    pub fn from_dir(directory: &Path) -> Result<Self, AuthorityError> {
+        Self::from_file(&directory.join("ca.pem"))
+    }
+
+    /// Believes every certificate that the certificate store returns: the store itself is the list of who may take part, and
+    /// there is no CA. Dates and key usage are still checked. Use it only with a store whose content nobody else can change.
+    #[must_use]
+    pub fn pinned() -> Self {
+        Self::of(None)
+    }
+
+    fn of(anchors: Option<Arc<Anchors>>) -> Self {
+        Self::with(anchors, None)
+    }
+
+    fn with(anchors: Option<Arc<Anchors>>, domain: Option<String>) -> Self {
+        let verdicts = Mutex::new(LruCache::new(VERDICTS));
+        Self { state: RwLock::new(Arc::new(State { anchors, domain, verdicts })) }
+    }
+
+    fn state(&self) -> Arc<State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Only with these revocation lists, in place of any given before.
+    ///
+    /// # Errors
+    /// [`AuthorityError`] when there are none, one has no next update, or there is no CA that they could be of.
+    pub fn with_crls(self, crls: &[X509Crl]) -> Result<Self, AuthorityError> {
+        let state = self.state();
+        let anchors = state.anchors.as_ref().ok_or(AuthorityError::Pinned)?.with_crls(crls)?;
+        Ok(Self::with(Some(Arc::new(anchors)), state.domain.clone()))
+    }
+
+    /// Only with the revocation lists in this PEM text.
+    ///
+    /// # Errors
+    /// As [`Trust::with_crls`], and when one cannot be read.
+    pub fn with_crls_pem(self, text: &[u8]) -> Result<Self, AuthorityError> {
+        self.with_crls(&pem::crls(text).ok_or(AuthorityError::Crl)?)
+    }
+
+    /// Only identities of this trust domain.
+    #[must_use]
+    pub fn for_domain(self, domain: &str) -> Self {
+        Self::with(self.state().anchors.clone(), Some(domain.to_owned()))
+    }
+
+    /// From now on believes what `other` believes: for CA certificates or revocation lists that have changed. Verdicts of before
+    /// are forgotten.
+    pub fn replace(&self, other: &Trust) {
+        let new = Self::with(other.state().anchors.clone(), other.state().domain.clone()).state();
+        *self.state.write().unwrap_or_else(PoisonError::into_inner) = new;
+    }
+
+    /// The CA certificates; none when certificates are pinned.
+    pub fn certificates(&self) -> Vec<X509> {
+        self.state().anchors.iter().flat_map(|anchors| anchors.certificates()).cloned().collect()
+    }
+
+    /// Checks that a certificate may be believed at `now`: validity, key usage, trust domain, chain and revocation.
+    /// `intermediates` is the DER of what may help to build the chain; it is not believed for that.
+    ///
+    /// May use the CPU for a millisecond the first time a certificate is seen; never blocks for longer.
+    ///
+    /// # Errors
+    /// [`TrustError`] says what is wrong first.
+    pub fn verify(
+        &self,
+        certificate: &Certificate,
+        intermediates: &[Vec<u8>],
+        now: Timestamp,
+    ) -> Result<(), TrustError> {
+        let state = self.state();
+        if now < certificate.not_before() {
+            return Err(TrustError::NotYetValid(certificate.not_before()));
+        }
+        if !certificate.is_valid_at(now) {
+            return Err(TrustError::Expired(certificate.not_after()));
+        }
+        if state.remembers(certificate, now) {
+            return Ok(());
+        }
+        check_usage(certificate)?;
+        if let Some(wanted) = state.domain.as_ref().filter(|wanted| *wanted != certificate.domain()) {
+            return Err(TrustError::Domain { found: certificate.domain().to_owned(), wanted: wanted.clone() });
+        }
+        let until = match &state.anchors {
+            Some(anchors) => anchors.verify(certificate.x509(), intermediates, now)?,
+            None => certificate.not_after(),
+        };
+        state.remember(certificate, Verdict { from: now, until: until.min(now.saturating_add(KEEP)) });
+        Ok(())
+    }
+}
+
+impl State {
+    fn remembers(&self, certificate: &Certificate, now: Timestamp) -> bool {
+        let mut verdicts = self.verdicts.lock().unwrap_or_else(PoisonError::into_inner);
+        verdicts.get(certificate.fingerprint()).is_some_and(|good| good.from <= now && now <= good.until)
+    }
+
+    fn remember(&self, certificate: &Certificate, verdict: Verdict) {
+        let mut verdicts = self.verdicts.lock().unwrap_or_else(PoisonError::into_inner);
+        verdicts.put(*certificate.fingerprint(), verdict);
+    }
+}
+
+/// A node signs messages, and receives keys by agreement (P-256) or encipherment (RSA); it signs no certificates.
+fn check_usage(certificate: &Certificate) -> Result<(), TrustError> {
+    let usage = certificate.x509().key_usage().ok_or(TrustError::KeyUsage("it is not stated"))?;
+    if !usage.contains(X509KeyUsage::DIGITAL_SIGNATURE) {
+        return Err(TrustError::KeyUsage("digitalSignature is missing"));
+    }
+    match certificate.suite() {
+        Suite::P256 if !usage.contains(X509KeyUsage::KEY_AGREEMENT) => {
+            Err(TrustError::KeyUsage("keyAgreement is missing"))
+        }
+        Suite::Rsa if !usage.contains(X509KeyUsage::KEY_ENCIPHERMENT) => {
+            Err(TrustError::KeyUsage("keyEncipherment is missing"))
+        }
+        _ if usage.intersects(X509KeyUsage::KEY_CERT_SIGN | X509KeyUsage::CRL_SIGN) => {
+            Err(TrustError::KeyUsage("it may sign certificates or revocation lists"))
+        }
+        _ => Ok(()),
+    }
+}
