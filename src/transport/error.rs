@@ -29,6 +29,17 @@ pub enum TransportError {
         /// What the broker said.
         why: String,
     },
+    /// Not a name that a queue or an exchange can have.
+    #[error("not a queue name: {0:?}")]
+    Name(String),
+    /// The message is larger than a transport carries.
+    #[error("a message of {length} bytes is too large; at most {limit}")]
+    TooLarge {
+        /// The length of its body.
+        length: usize,
+        /// The most that is carried: [`MAX_BODY`](super::MAX_BODY).
+        limit: usize,
+    },
     /// There is no such queue.
     #[error("no queue {0}")]
     Unroutable(String),
@@ -59,6 +70,8 @@ impl TransportError {
             | Self::VirtualHost(_)
             | Self::Forbidden(_)
             | Self::QueueConflict { .. }
+            | Self::Name(_)
+            | Self::TooLarge { .. }
             | Self::Unroutable(_)
             | Self::Closed => false,
         }

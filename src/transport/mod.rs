@@ -4,16 +4,25 @@
 //! everything in one process; `amqp` speaks to RabbitMQ.
 
 mod error;
+mod memory;
 pub mod topology;
 
 use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::sync::mpsc;
+use futures_util::{Stream, StreamExt};
 
 pub use error::TransportError;
+pub use memory::{Limits, MemoryBroker, MemoryTransport, Passed, Tap, Waiting};
+
+/// The largest body that is carried, in bytes: what RabbitMQ 4 takes by default.
+pub const MAX_BODY: usize = 16 * 1024 * 1024;
+
+/// How long a call that has no timeout of its own waits for the broker.
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Carries bytes.
 ///
@@ -21,8 +30,13 @@ pub use error::TransportError;
 ///   no such queue is [`TransportError::Unroutable`]. To [`Destination::Exchange`] nobody listening is fine.
 /// * A delivery that is not acknowledged comes again, to this consumer or another, marked as redelivered.
 /// * Messages from one publisher to one queue arrive in order, redeliveries aside.
+/// * A delivery can be settled as long as its consumer lives and the connection it came over does; later it comes again, and
+///   settling it is [`TransportError::Disconnected`].
+/// * An exclusive queue is closed to other connections, except that they may publish to it.
 /// * A lost connection is restored by the transport itself: queues are declared and consumed again. While it is away, publishes
-///   wait up to their timeout. Every call ends: none waits for ever.
+///   wait up to their timeout and other calls up to [`CALL_TIMEOUT`]. Every call ends: none waits for ever.
+/// * Bodies are at most [`MAX_BODY`] bytes, in both directions.
+/// * Dropping it is as closing it.
 #[async_trait]
 pub trait Transport: fmt::Debug + Send + Sync {
     /// Publishes one message and waits until it is confirmed, at most `timeout`.
@@ -32,13 +46,14 @@ pub trait Transport: fmt::Debug + Send + Sync {
     async fn publish(&self, message: Outgoing, timeout: Duration) -> Result<(), TransportError>;
 
     /// Declares a queue with its bindings (and the exchanges these name) and consumes from it. At most `prefetch` deliveries are
-    /// unacknowledged at a time.
+    /// unacknowledged at a time; zero counts as one.
     ///
     /// # Errors
     /// [`TransportError`] when the queue cannot be declared or consumed.
     async fn consume(&self, queue: &Queue, prefetch: u16) -> Result<Consumer, TransportError>;
 
-    /// Declares a queue without consuming from it, so that messages can wait in it.
+    /// Declares a queue without consuming from it, so that messages can wait in it. It is declared again when a lost connection
+    /// is back, except one that expires when unused.
     ///
     /// # Errors
     /// [`TransportError`] when the queue cannot be declared.
@@ -110,20 +125,29 @@ pub enum QueueKind {
 }
 
 /// A stream of deliveries from one queue. Dropping it ends the consumption; what was not acknowledged goes back.
-#[derive(Debug)]
+///
+/// Its deliveries can be acknowledged as long as it lives: to stop in an orderly way, stop asking for the next one, settle what is
+/// at work, then drop it.
 pub struct Consumer {
-    deliveries: mpsc::Receiver<Delivery>,
+    deliveries: Pin<Box<dyn Stream<Item = Delivery> + Send + Sync>>,
 }
 
 impl Consumer {
-    /// A consumer that is fed by the other end of `deliveries`: for implementations of [`Transport`].
-    pub fn new(deliveries: mpsc::Receiver<Delivery>) -> Self {
-        Self { deliveries }
+    /// A consumer that is fed by `deliveries`: for implementations of [`Transport`].
+    pub fn new(deliveries: impl Stream<Item = Delivery> + Send + Sync + 'static) -> Self {
+        Self { deliveries: Box::pin(deliveries) }
     }
 
     /// The next delivery; `None` when the transport was closed. Cancel safe.
     pub async fn next(&mut self) -> Option<Delivery> {
-        self.deliveries.recv().await
+        tokio::task::consume_budget().await;
+        self.deliveries.next().await
+    }
+}
+
+impl fmt::Debug for Consumer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Consumer").finish_non_exhaustive()
     }
 }
 
