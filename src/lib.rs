@@ -3,8 +3,11 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod agent;
 pub mod certs;
 pub mod clock;
+pub mod link;
 pub mod packet;
+pub mod policy;
 pub mod serializer;
 pub mod transport;

@@ -1,0 +1,308 @@
+//! From a request to its handler and back: the life of one job at an agent.
+
+use std::collections::{BTreeMap, HashMap};
+use std::num::NonZeroUsize;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use lru::LruCache;
+use tokio::sync::mpsc;
+
+use super::context::{Context, Emitted, Inner};
+use super::{Actor, ExposeError, Reply};
+use crate::clock::Timestamp;
+use crate::link::{Letter, Link, Received, SendError, acknowledge};
+use crate::packet::{
+    Failure, FailureCode, Identity, Intermediate, MessageId, Outcome, Packet, Payload, Request, Service, Token,
+};
+use crate::policy::{Decision, Policy};
+use crate::serializer::{SealError, Verified};
+use crate::transport::{Destination, TransportError, topology};
+
+/// How many intermediate results of one job wait to be sent; a handler that emits faster waits.
+const EMITTED: usize = 16;
+/// How many requests of a plain format are remembered, to run a redelivered one once. Secure ones are remembered by the serializer.
+const REMEMBERED: usize = 8192;
+/// How long an answer without a deadline is tried to be sent.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(60);
+
+/// The services of all actors of an agent.
+#[derive(Clone, Debug)]
+pub(super) struct Services {
+    actors: Arc<[Arc<dyn Actor>]>,
+}
+
+impl Services {
+    /// Joins actors; a service that two of them offer is an error.
+    pub fn new(actors: Vec<Arc<dyn Actor>>) -> Result<Self, ExposeError> {
+        let mut seen = HashMap::new();
+        for actor in &actors {
+            actor.check()?;
+            for service in actor.services() {
+                if seen.insert(service.clone(), ()).is_some() {
+                    return Err(ExposeError::Twice(service));
+                }
+            }
+        }
+        Ok(Self { actors: actors.into() })
+    }
+
+    pub fn actors(&self) -> &[Arc<dyn Actor>] {
+        &self.actors
+    }
+
+    /// The names of all services, sorted.
+    pub fn names(&self) -> Vec<Service> {
+        let mut names: Vec<Service> = self.actors.iter().flat_map(|actor| actor.services()).collect();
+        names.sort();
+        names.dedup();
+        names
+    }
+
+    fn find(&self, service: &Service) -> Option<&Arc<dyn Actor>> {
+        self.actors.iter().find(|actor| actor.services().contains(service))
+    }
+}
+
+/// A job that runs now.
+#[derive(Clone, Debug)]
+pub struct RunningJob {
+    /// The service.
+    pub service: Service,
+    /// Who wants it done.
+    pub caller: Identity,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// Takes requests to their handlers.
+#[derive(Debug)]
+pub(super) struct Dispatcher {
+    link: Link,
+    services: Services,
+    policy: Arc<dyn Policy>,
+    running: Mutex<BTreeMap<u64, RunningJob>>,
+    /// Requests of a plain format that were taken already.
+    taken: Mutex<LruCache<(Identity, Token), ()>>,
+}
+
+/// Where the outcome of a request goes.
+struct ReplyTo {
+    token: Token,
+    to: Identity,
+    queue: String,
+    request_id: Option<MessageId>,
+}
+
+impl Dispatcher {
+    pub fn new(link: Link, services: Services, policy: Arc<dyn Policy>) -> Self {
+        let remembered = NonZeroUsize::new(REMEMBERED).unwrap_or(NonZeroUsize::MIN);
+        let taken = Mutex::new(LruCache::new(remembered));
+        Self { link, services, policy, running: Mutex::default(), taken }
+    }
+
+    /// The jobs that run now.
+    pub fn running(&self) -> Vec<RunningJob> {
+        lock(&self.running).values().cloned().collect()
+    }
+
+    /// Does what a message asks for, answers, and only then acknowledges it.
+    pub async fn handle(&self, received: Received) {
+        let Received { inbound, acker, .. } = received;
+        let (Some(sender), signer) = (inbound.sender().cloned(), inbound.signer().cloned()) else {
+            return acknowledge(acker).await;
+        };
+        let (request, reply_to) = match inbound.packet {
+            Packet::Request(request) => {
+                let Some(reply_to) = reply_to(&request, &sender, signer.as_ref()) else {
+                    tracing::warn!(%sender, "a request that does not say where its answer goes: refused");
+                    return acknowledge(acker).await;
+                };
+                (request, Some(reply_to))
+            }
+            Packet::Push(request) => (request, None),
+            _ => return acknowledge(acker).await,
+        };
+        if signer.is_none() && self.already_taken(&sender, &request) {
+            return acknowledge(acker).await;
+        }
+        let (emitter, emitted) = mpsc::channel(EMITTED);
+        let deadline = request.deadline;
+        let now = self.link.now();
+        let context = Context::new(Inner {
+            service: request.service.resolved(),
+            token: request.token,
+            tags: request.tags.clone(),
+            sender,
+            signer,
+            on_behalf_of: request.on_behalf_of.clone(),
+            deadline,
+            now,
+            emitter: reply_to.as_ref().map(|_| emitter),
+        });
+        let guard = self.note_running(&context, now);
+        let result = self.run(request, context, emitted, reply_to.as_ref()).await;
+        drop(guard);
+        if let Some(reply_to) = reply_to {
+            self.answer(&reply_to, result, deadline).await;
+        }
+        acknowledge(acker).await;
+    }
+
+    /// Runs the handler, and sends what it emits meanwhile, in order.
+    async fn run(
+        &self,
+        request: Request,
+        context: Context,
+        mut emitted: mpsc::Receiver<Emitted>,
+        reply_to: Option<&ReplyTo>,
+    ) -> Reply<Payload> {
+        let service = context.service().clone();
+        if let Decision::Deny(why) = self.policy.authorize_request(&context.as_caller(), &request) {
+            tracing::info!(%service, caller = %context.caller(), "denied");
+            return Err(Failure::new(FailureCode::Denied, why));
+        }
+        let Some(actor) = self.services.find(&service) else {
+            return Err(Failure::new(FailureCode::NoSuchService, format!("no service {service} here")));
+        };
+        let allowed = context.time_allowed().unwrap_or(Duration::MAX);
+        let call = async {
+            // A closure that panics before its future exists is caught as well.
+            let call = async { actor.call(&service, request.payload, context).await };
+            match tokio::time::timeout(allowed, AssertUnwindSafe(call).catch_unwind()).await {
+                Ok(Ok(reply)) => reply,
+                Ok(Err(_)) => Err(Failure::new(FailureCode::Panicked, "the handler panicked")),
+                Err(_) => Err(Failure::new(FailureCode::TimedOut, "the handler did not end before the deadline")),
+            }
+        };
+        let mut call = std::pin::pin!(call);
+        let mut sequence = 0;
+        let result = loop {
+            tokio::select! {
+                biased;
+                Some(part) = emitted.recv() => self.intermediate(reply_to, part, &mut sequence).await,
+                result = &mut call => break result,
+            }
+        };
+        // A clone of the context may outlive the handler: what it emits from now on is refused.
+        emitted.close();
+        while let Some(part) = emitted.recv().await {
+            self.intermediate(reply_to, part, &mut sequence).await;
+        }
+        if let Err(failure) = &result {
+            let told = std::panic::catch_unwind(AssertUnwindSafe(|| actor.on_exception(&service, failure)));
+            tracing::info!(%service, code = %failure.code, hook_panicked = told.is_err(), "a handler failed");
+        }
+        result
+    }
+
+    async fn intermediate(&self, reply_to: Option<&ReplyTo>, part: Emitted, sequence: &mut u64) {
+        let Some(reply_to) = reply_to else { return };
+        let packet = Intermediate {
+            token: reply_to.token,
+            to: reply_to.to.clone(),
+            from: self.link.identity().clone(),
+            key: part.key,
+            value: part.value,
+            sequence: Some(*sequence),
+            origin: None,
+        };
+        *sequence += 1;
+        // A part that cannot be sent leaves a gap, which the caller sees by the sequence.
+        if let Err(error) = self.send(packet.into(), reply_to).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "an intermediate result was not sent");
+        }
+    }
+
+    /// Sends the outcome until it is confirmed, or nobody waits for it any more.
+    async fn answer(&self, reply_to: &ReplyTo, result: Reply<Payload>, deadline: Option<Timestamp>) {
+        let until = deadline.unwrap_or_else(|| self.link.now().saturating_add(ANSWER_PATIENCE));
+        let mut outcome = Outcome {
+            token: reply_to.token,
+            to: reply_to.to.clone(),
+            from: self.link.identity().clone(),
+            results: Payload::default(),
+            failure: None,
+        };
+        match result {
+            Ok(value) => outcome.results = value,
+            Err(failure) => outcome.failure = Some(failure),
+        }
+        loop {
+            match self.send(outcome.clone().into(), reply_to).await {
+                Ok(_) => return,
+                Err(SendError::Transport(error)) if error.is_retryable() && self.link.now() < until => {
+                    tracing::debug!(%error, "the answer was not confirmed: sending it again");
+                }
+                Err(SendError::Transport(TransportError::Unroutable(queue))) => {
+                    tracing::debug!(queue, "nobody waits for the answer any more");
+                    return;
+                }
+                Err(SendError::Seal(error @ (SealError::TooLarge(..) | SealError::Codec(_))))
+                    if outcome.failure.is_none() =>
+                {
+                    outcome.results = Payload::default();
+                    outcome.failure = Some(Failure::new(FailureCode::BadAnswer, error.to_string()));
+                }
+                Err(error) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "an answer was not sent");
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn send(&self, packet: Packet, reply_to: &ReplyTo) -> Result<MessageId, SendError> {
+        let letter = Letter::new(packet, reply_to.to.clone()).in_reply_to(reply_to.request_id);
+        self.link.send(letter, Destination::Queue(reply_to.queue.clone())).await
+    }
+
+    fn already_taken(&self, sender: &Identity, request: &Request) -> bool {
+        match request.token {
+            Some(token) => lock(&self.taken).put((sender.clone(), token), ()).is_some(),
+            None => false,
+        }
+    }
+
+    fn note_running(&self, context: &Context, since: Timestamp) -> Running<'_> {
+        let mut running = lock(&self.running);
+        let id = running.last_key_value().map_or(0, |(id, _)| id.wrapping_add(1));
+        running.insert(id, RunningJob { service: context.service().clone(), caller: context.caller().clone(), since });
+        Running { dispatcher: self, id }
+    }
+}
+
+/// Takes a job off the list of running ones, also when its task is aborted.
+struct Running<'a> {
+    dispatcher: &'a Dispatcher,
+    id: u64,
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        lock(&self.dispatcher.running).remove(&self.id);
+    }
+}
+
+/// No code panics while it holds one of these locks; should it, what they guard is still whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Where the outcome goes: by the signed sender and instance; in a plain format where the request says, if that queue is the
+/// sender's.
+fn reply_to(request: &Request, sender: &Identity, signer: Option<&Verified>) -> Option<ReplyTo> {
+    let token = request.token?;
+    let (queue, request_id) = match signer {
+        Some(signer) => (topology::mapper_inbox_name(sender.as_str(), signer.instance()), Some(signer.id())),
+        None => {
+            let queue = request.reply_to.clone()?;
+            let rest = queue.strip_prefix(sender.as_str())?;
+            let own = rest.is_empty() || rest.strip_prefix('.').is_some_and(|i| i.bytes().all(|b| b.is_ascii_digit()));
+            (own.then_some(queue)?, None)
+        }
+    };
+    Some(ReplyTo { token, to: sender.clone(), queue, request_id })
+}

@@ -1,0 +1,208 @@
+//! A running agent: it consumes its queues, hands out work, and stops without losing any.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::{JoinHandle, JoinSet};
+
+use super::dispatch::{Dispatcher, RunningJob, Services};
+use super::presence::{Order, Presence};
+use super::status::SharedStatus;
+use crate::link::{Link, Subscription};
+use crate::packet::{MessageId, Packet, Tag};
+use crate::policy::Policy;
+use crate::serializer::{Channel, OpenErrorKind};
+use crate::transport::{TransportError, topology};
+
+/// How many control messages are unacknowledged at a time.
+const CONTROL_PREFETCH: u16 = 32;
+/// How long it may take to say that the agent goes.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// A worker. See [`Agent::builder`].
+#[derive(Debug)]
+pub struct Agent {
+    pub(super) link: Link,
+    pub(super) services: Services,
+    pub(super) tags: Vec<Tag>,
+    pub(super) status: SharedStatus,
+    pub(super) policy: Arc<dyn Policy>,
+    pub(super) ping_time: Duration,
+    pub(super) concurrency: usize,
+    pub(super) prefetch: u16,
+    pub(super) drain: Duration,
+}
+
+/// Why an agent stopped working.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AgentError {
+    /// Its queues cannot be used.
+    #[error("cannot use the agent's queues")]
+    Transport(#[from] TransportError),
+    /// The transport was closed under it.
+    #[error("the transport was closed")]
+    Closed,
+}
+
+/// An agent that runs in the background. Dropping it stops the agent at once; [`AgentHandle::stop`] lets it finish its work.
+#[derive(Debug)]
+pub struct AgentHandle {
+    link: Link,
+    dispatcher: Arc<Dispatcher>,
+    stop: Option<oneshot::Sender<()>>,
+    task: JoinHandle<Result<(), AgentError>>,
+}
+
+impl AgentHandle {
+    /// Stops taking work, unregisters, and waits for the running jobs, up to the drain limit.
+    ///
+    /// # Errors
+    /// [`AgentError`] when the agent had stopped before, by itself.
+    pub async fn stop(mut self) -> Result<(), AgentError> {
+        if let Some(stop) = self.stop.take() {
+            let _ = stop.send(());
+        }
+        (&mut self.task).await.unwrap_or(Err(AgentError::Closed))
+    }
+
+    /// The jobs that run now.
+    pub fn running(&self) -> Vec<RunningJob> {
+        self.dispatcher.running()
+    }
+
+    /// How many messages were refused at each step.
+    pub fn refusals(&self) -> Vec<(OpenErrorKind, u64)> {
+        self.link.refusals()
+    }
+}
+
+impl Drop for AgentHandle {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Agent {
+    /// Runs the agent until `shutdown` ends; then it takes no new work, unregisters, and finishes the running jobs, up to the
+    /// drain limit. What was not begun goes back to its queue.
+    ///
+    /// # Errors
+    /// [`AgentError`] when its queues cannot be used.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
+        self.open().await?.run(shutdown).await
+    }
+
+    /// Starts the agent in the background; returns when it consumes its queues and has begun to register.
+    ///
+    /// # Errors
+    /// [`AgentError`] when its queues cannot be used.
+    pub async fn start(self) -> Result<AgentHandle, AgentError> {
+        let running = self.open().await?;
+        let (stop, stopped) = oneshot::channel::<()>();
+        let (link, dispatcher) = (running.agent.link.clone(), running.dispatcher.clone());
+        let task = tokio::spawn(running.run(async move {
+            let _ = stopped.await;
+        }));
+        Ok(AgentHandle { link, dispatcher, stop: Some(stop), task })
+    }
+
+    async fn open(self) -> Result<Open, AgentError> {
+        let (link, name) = (&self.link, self.link.identity().as_str());
+        let control = topology::agent_control(name, link.instance());
+        let control = link.subscribe(&control, Channel::AgentControl, CONTROL_PREFETCH).await?;
+        let inbox = link.subscribe(&topology::agent_inbox(name), Channel::AgentInbox, self.prefetch).await?;
+        let presence = Presence {
+            link: link.clone(),
+            services: self.services.clone(),
+            tags: self.tags.clone(),
+            status: self.status.clone(),
+            ping_time: self.ping_time,
+        };
+        let presence = presence.start();
+        let mut watchers = JoinSet::new();
+        for mut changes in self.services.actors().iter().filter_map(|actor| actor.changes()) {
+            let presence = presence.clone();
+            watchers.spawn(async move {
+                while changes.changed().await.is_ok() && presence.send(Order::Register(None)).await.is_ok() {}
+            });
+        }
+        let dispatcher = Arc::new(Dispatcher::new(link.clone(), self.services.clone(), self.policy.clone()));
+        Ok(Open { presence, dispatcher, control, inbox, _watchers: watchers, agent: self })
+    }
+}
+
+/// An agent whose queues are open.
+struct Open {
+    agent: Agent,
+    dispatcher: Arc<Dispatcher>,
+    presence: mpsc::Sender<Order>,
+    control: Subscription,
+    inbox: Subscription,
+    /// They register again when an actor's services change; they end with this.
+    _watchers: JoinSet<()>,
+}
+
+impl Open {
+    async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
+        let permits = Arc::new(Semaphore::new(self.agent.concurrency));
+        let mut jobs = JoinSet::new();
+        let mut shutdown = std::pin::pin!(shutdown);
+        loop {
+            // A permit first: what no worker is free for stays with the broker, up to the prefetch.
+            let work = async {
+                let permit = permits.clone().acquire_owned().await;
+                (permit, self.inbox.next().await)
+            };
+            tokio::select! {
+                () = &mut shutdown => break,
+                (permit, received) = work => {
+                    let (Ok(permit), Some(received)) = (permit, received) else { return Err(AgentError::Closed) };
+                    let dispatcher = self.dispatcher.clone();
+                    jobs.spawn(async move {
+                        dispatcher.handle(received).await;
+                        drop(permit);
+                    });
+                }
+                said = self.control.next() => {
+                    let Some(said) = said else { return Err(AgentError::Closed) };
+                    let id = said.inbound.signer().map(|signer| signer.id());
+                    if let Packet::Advertise(advertise) = said.accept().await.packet
+                        && advertise.target.is_none_or(|target| target == *self.agent.link.identity())
+                    {
+                        self.register(id);
+                    }
+                }
+                Some(_) = jobs.join_next() => {}
+            }
+        }
+        self.finish(jobs).await;
+        Ok(())
+    }
+
+    fn register(&self, asked: Option<MessageId>) {
+        // When the orders are full, a registration is already on its way.
+        let _ = self.presence.try_send(Order::Register(asked));
+    }
+
+    async fn finish(self, mut jobs: JoinSet<()>) {
+        let (done, unregistered) = oneshot::channel();
+        let farewell = async {
+            if self.presence.send(Order::Unregister(done)).await.is_ok() {
+                let _ = unregistered.await;
+            }
+        };
+        if tokio::time::timeout(FAREWELL, farewell).await.is_err() {
+            tracing::warn!("the mappers could not be told that this agent goes");
+        }
+        // Nothing new from here on: what was delivered and not begun goes back to its queue.
+        drop(self.inbox);
+        let drained = async { while jobs.join_next().await.is_some() {} };
+        if tokio::time::timeout(self.agent.drain, drained).await.is_err() {
+            tracing::warn!(jobs = jobs.len(), "not done within the drain limit: aborted");
+            jobs.shutdown().await;
+        }
+    }
+}
