@@ -175,19 +175,25 @@ impl Certificate {
         self.not_before
     }
 
-    /// Valid up to and including the second that begins here.
+    /// Valid until this moment, which is not counted in (as OpenSSL does it; RFC 5280 counts that last second in).
     pub fn not_after(&self) -> Timestamp {
         self.not_after
     }
 
     /// Whether it is valid at `now`, by its dates alone.
     pub fn is_valid_at(&self, now: Timestamp) -> bool {
-        self.not_before <= now && now.as_secs() <= self.not_after.as_secs()
+        self.not_before <= now && now < self.not_after
     }
 
     /// Its DER.
     pub fn der(&self) -> &[u8] {
         &self.der
+    }
+
+    /// It in PEM.
+    pub fn to_pem(&self) -> Vec<u8> {
+        // The only failure is a lack of memory.
+        self.x509.to_pem().unwrap_or_default()
     }
 
     /// The SHA-256 of its DER.

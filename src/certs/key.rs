@@ -4,9 +4,65 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use openssl::ec::{EcGroup, EcKey};
+use openssl::error::ErrorStack;
+use openssl::nid::Nid;
 use openssl::pkey::{PKey, PKeyRef, Private};
+use openssl::rsa::Rsa;
+use zeroize::Zeroizing;
 
 use super::{Certificate, Suite};
+
+/// The longest key file that is read, in bytes.
+const MAX: u64 = 64 * 1024;
+
+/// The keys that can be made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum KeyType {
+    /// The curve P-256: small and fast.
+    #[default]
+    P256,
+    /// RSA of 2,048 bits, for infrastructures that need it.
+    Rsa2048,
+    /// RSA of 3,072 bits.
+    Rsa3072,
+    /// RSA of 4,096 bits.
+    Rsa4096,
+}
+
+impl KeyType {
+    /// Every type.
+    pub const ALL: [KeyType; 4] = [Self::P256, Self::Rsa2048, Self::Rsa3072, Self::Rsa4096];
+
+    /// The type as a word: `p256`, `rsa2048`, `rsa3072` or `rsa4096`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::P256 => "p256",
+            Self::Rsa2048 => "rsa2048",
+            Self::Rsa3072 => "rsa3072",
+            Self::Rsa4096 => "rsa4096",
+        }
+    }
+
+    fn generate(self) -> Result<PKey<Private>, ErrorStack> {
+        let bits = match self {
+            Self::P256 => {
+                let group = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1)?;
+                return PKey::from_ec_key(EcKey::generate(&group)?);
+            }
+            Self::Rsa2048 => 2048,
+            Self::Rsa3072 => 3072,
+            Self::Rsa4096 => 4096,
+        };
+        PKey::from_rsa(Rsa::generate(bits)?)
+    }
+}
+
+impl fmt::Display for KeyType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
 
 /// A private key. It is held by OpenSSL, which clears it when it is dropped; nothing prints it.
 #[derive(Clone)]
@@ -42,6 +98,9 @@ pub enum KeyError {
     /// The key is of another type or size.
     #[error("the key is neither P-256 nor RSA of 2048 to 8192 bits")]
     KeyType,
+    /// OpenSSL could not make or write a key.
+    #[error("OpenSSL cannot make the key")]
+    Openssl(#[from] ErrorStack),
     /// The certificate is not this key's.
     #[error("the certificate of {0} does not belong to this key")]
     Mismatch(String),
@@ -55,6 +114,22 @@ impl PrivateKey {
     pub fn new(key: PKey<Private>) -> Result<Self, KeyError> {
         let suite = Suite::of(&key).ok_or(KeyError::KeyType)?;
         Ok(Self { key, suite })
+    }
+
+    /// Makes a new key. An RSA key uses the CPU for up to some seconds.
+    ///
+    /// # Errors
+    /// [`KeyError::Openssl`] when OpenSSL cannot.
+    pub fn generate(key_type: KeyType) -> Result<Self, KeyError> {
+        Self::new(key_type.generate()?)
+    }
+
+    /// The key in PEM (PKCS #8), without a passphrase: for a file that only its owner can read.
+    ///
+    /// # Errors
+    /// [`KeyError::Openssl`] when OpenSSL cannot.
+    pub fn to_pem(&self) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+        Ok(Zeroizing::new(self.key.private_key_to_pem_pkcs8()?))
     }
 
     /// Reads a key in PEM, without or with a passphrase. A key under a passphrase is refused when none is given: nothing asks
@@ -75,13 +150,16 @@ impl PrivateKey {
         use std::io::Read;
         use std::os::unix::fs::PermissionsExt;
         let unreadable = |source| KeyError::Unreadable { path: path.to_owned(), source };
+        if !std::fs::metadata(path).map_err(unreadable)?.is_file() {
+            return Err(unreadable(std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is not a file")));
+        }
         let file = std::fs::File::open(path).map_err(unreadable)?;
         let mode = file.metadata().map_err(unreadable)?.permissions().mode() & 0o7777;
         if mode & 0o177 != 0 {
             return Err(KeyError::TooOpen { path: path.to_owned(), mode });
         }
-        let mut pem = zeroize::Zeroizing::new(Vec::new());
-        file.take(64 * 1024).read_to_end(&mut pem).map_err(unreadable)?;
+        let mut pem = Zeroizing::new(Vec::new());
+        file.take(MAX).read_to_end(&mut pem).map_err(unreadable)?;
         Self::from_pem(&pem, passphrase)
     }
 

@@ -15,6 +15,10 @@ pub(super) const MAX_CRLS: usize = 16 * 1024 * 1024;
 
 /// Reads a file that is no longer than `max` bytes.
 pub(super) fn read(path: &Path, max: usize) -> std::io::Result<Vec<u8>> {
+    // Opening anything else, a named pipe for one, could wait for ever.
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is not a file"));
+    }
     let mut text = Vec::new();
     File::open(path)?.take(max as u64 + 1).read_to_end(&mut text)?;
     if text.len() > max {

@@ -267,7 +267,7 @@ impl Trust {
 impl State {
     fn remembers(&self, certificate: &Certificate, now: Timestamp) -> bool {
         let mut verdicts = self.verdicts.lock().unwrap_or_else(PoisonError::into_inner);
-        verdicts.get(certificate.fingerprint()).is_some_and(|good| good.from <= now && now <= good.until)
+        verdicts.get(certificate.fingerprint()).is_some_and(|good| good.from <= now && now < good.until)
     }
 
     fn remember(&self, certificate: &Certificate, verdict: Verdict) {
@@ -293,5 +293,103 @@ fn check_usage(certificate: &Certificate) -> Result<(), TrustError> {
             Err(TrustError::KeyUsage("it may sign certificates or revocation lists"))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::certs::{CertificateAuthority, KeyType};
+    use crate::clock::{Clock, SystemClock};
+    use crate::packet::Identity;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn authority(domain: &str, now: Timestamp) -> CertificateAuthority {
+        CertificateAuthority::create(domain, KeyType::P256, CertificateAuthority::VALID_FOR, now).unwrap()
+    }
+
+    fn leaf(ca: &CertificateAuthority, now: Timestamp) -> Arc<Certificate> {
+        let fred = Identity::agent("fred").unwrap();
+        ca.issue(&fred, KeyType::P256, HOUR, now).unwrap().certificate().clone()
+    }
+
+    #[test]
+    fn s04_dates_count_whatever_was_believed_before() {
+        let now = SystemClock.now();
+        let ca = authority("example.org", now);
+        let certificate = leaf(&ca, now);
+        for trust in [ca.trust().unwrap(), Trust::pinned()] {
+            assert_eq!(trust.verify(&certificate, &[], now), Ok(()));
+            let end = certificate.not_after();
+            let last = Timestamp::from_micros(end.as_micros() - 1);
+            assert_eq!(trust.verify(&certificate, &[], last), Ok(()));
+            assert_eq!(trust.verify(&certificate, &[], end), Err(TrustError::Expired(end)));
+            let early = Timestamp::from_micros(certificate.not_before().as_micros() - 1);
+            let refused = TrustError::NotYetValid(certificate.not_before());
+            assert_eq!(trust.verify(&certificate, &[], early), Err(refused));
+        }
+    }
+
+    #[test]
+    fn s04_another_ca_of_the_same_name_is_not_believed() {
+        let now = SystemClock.now();
+        let (ours, theirs) = (authority("example.org", now), authority("example.org", now));
+        let forged = leaf(&theirs, now);
+        assert_eq!(ours.trust().unwrap().verify(&forged, &[], now), Err(TrustError::UnknownIssuer));
+        // Nor when it brings its own CA along.
+        let brought = vec![theirs.certificate().to_der().unwrap()];
+        assert_eq!(ours.trust().unwrap().verify(&forged, &brought, now), Err(TrustError::UnknownIssuer));
+    }
+
+    #[test]
+    fn s04_two_cas_are_believed_during_a_roll_over_and_the_old_no_longer_after_it() {
+        let now = SystemClock.now();
+        let (old, new) = (authority("example.org", now), authority("example.org", now));
+        let both = Trust::authorities([old.certificate().to_owned(), new.certificate().to_owned()]).unwrap();
+        let (first, second) = (leaf(&old, now), leaf(&new, now));
+        assert_eq!(both.verify(&first, &[], now), Ok(()));
+        assert_eq!(both.verify(&second, &[], now), Ok(()));
+        both.replace(&new.trust().unwrap());
+        assert_eq!(both.verify(&first, &[], now), Err(TrustError::UnknownIssuer), "a kept verdict has survived");
+        assert_eq!(both.verify(&second, &[], now), Ok(()));
+    }
+
+    #[test]
+    fn s04_only_the_own_domain_is_believed() {
+        let now = SystemClock.now();
+        let ca = authority("example.org", now);
+        let trust = Trust::authorities([ca.certificate().to_owned()]).unwrap().for_domain("example.com");
+        let wanted = TrustError::Domain { found: "example.org".into(), wanted: "example.com".into() };
+        assert_eq!(trust.verify(&leaf(&ca, now), &[], now), Err(wanted));
+    }
+
+    #[test]
+    fn s04_a_verdict_is_kept_for_a_minute_and_never_before_it_was_made() {
+        let now = SystemClock.now();
+        let ca = authority("example.org", now);
+        let certificate = leaf(&ca, now);
+        let trust = ca.trust().unwrap();
+        let kept = |at| trust.state().remembers(&certificate, at);
+        assert!(!kept(now));
+        trust.verify(&certificate, &[], now).unwrap();
+        assert!(kept(now) && kept(now.saturating_add(KEEP - Duration::from_micros(1))));
+        assert!(!kept(now.saturating_add(KEEP)));
+        assert!(!kept(now.saturating_sub(Duration::from_micros(1))), "the clock went back");
+    }
+
+    #[test]
+    fn s04_nothing_is_believed_without_a_ca_certificate() {
+        assert!(matches!(Trust::authorities([]), Err(AuthorityError::Count(0))));
+        assert!(matches!(Trust::from_pem(b""), Err(AuthorityError::Malformed)));
+        let now = SystemClock.now();
+        let ca = authority("example.org", now);
+        let not_a_ca = leaf(&ca, now).to_pem();
+        assert!(matches!(Trust::from_pem(&not_a_ca), Err(AuthorityError::NotACa(_))));
+        assert!(matches!(ca.trust().unwrap().with_crls_pem(b"no list"), Err(AuthorityError::Crl)));
+        assert!(matches!(ca.trust().unwrap().with_crls(&[]), Err(AuthorityError::Crl)));
+        assert!(matches!(Trust::from_dir(Path::new("/nonexistent")), Err(AuthorityError::Unreadable { .. })));
+        let empty = vec![b'\n'; pem::MAX_CERTIFICATES + 1];
+        assert!(matches!(Trust::from_pem(&empty), Err(AuthorityError::Malformed)));
     }
 }
