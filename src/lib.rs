@@ -7,6 +7,7 @@ pub mod agent;
 pub mod certs;
 pub mod clock;
 pub mod link;
+pub mod mapper;
 pub mod packet;
 pub mod policy;
 pub mod serializer;

@@ -1,0 +1,253 @@
+//! Mappers: they know the agents and give them work.
+
+mod job;
+mod request;
+mod run;
+mod selector;
+mod state;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+
+pub use job::Event;
+pub use request::{Answers, Events, RequestBuilder, RequestError};
+pub use selector::{All, Candidate, LeastLoaded, Random, RoundRobin, Selector};
+pub use state::{AgentQuery, AgentRecord, ClusterState, Heartbeat, LocalState, StateError};
+
+use crate::clock::{Clock, SystemClock};
+use crate::link::{IdentityMismatch, Link};
+use crate::packet::{Identity, Role};
+use crate::policy::{AllowVerified, Policy};
+use crate::serializer::{Channel, OpenErrorKind, Serializer};
+use crate::transport::{Transport, TransportError, topology};
+use job::Jobs;
+use selector::Selectors;
+
+/// How many answers, and how many heartbeats, are unacknowledged at a time.
+const PREFETCH: u16 = 512;
+
+/// What happens to agents, as a mapper sees it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum AgentEvent {
+    /// An agent came, or registered anew.
+    Registered(Arc<AgentRecord>),
+    /// An agent said that it goes.
+    Unregistered(Identity),
+    /// An agent was silent for too long.
+    TimedOut(Arc<AgentRecord>),
+}
+
+/// Builds a [`Mapper`]: who it is and how it talks are given first, everything else has a default.
+#[derive(Debug)]
+pub struct MapperBuilder {
+    identity: Identity,
+    serializer: Arc<dyn Serializer>,
+    transport: Arc<dyn Transport>,
+    clock: Arc<dyn Clock>,
+    state: Arc<dyn ClusterState>,
+    policy: Arc<dyn Policy>,
+    agent_timeout: Duration,
+    request_timeout: Duration,
+    hooks: Vec<Hook>,
+}
+
+struct Hook(Box<dyn Fn(&AgentEvent) + Send + Sync>);
+
+impl fmt::Debug for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Hook")
+    }
+}
+
+/// A control node that knows the agents and gives them work. It is a handle: cloning it is cheap, and the mapper stops when the
+/// last clone, and the last request under way, is dropped.
+#[derive(Clone, Debug)]
+pub struct Mapper {
+    shared: Arc<Shared>,
+    _tasks: Arc<Tasks>,
+}
+
+/// What the mapper's tasks and handles share.
+#[derive(Debug)]
+struct Shared {
+    link: Link,
+    state: Arc<dyn ClusterState>,
+    policy: Arc<dyn Policy>,
+    jobs: Jobs,
+    selectors: Selectors,
+    agent_timeout: Duration,
+    request_timeout: Duration,
+    hooks: Vec<Hook>,
+    /// Told whenever an agent has registered.
+    changed: Notify,
+}
+
+/// The mapper's tasks; they end with this.
+#[derive(Debug)]
+struct Tasks(Vec<AbortHandle>);
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        self.0.iter().for_each(AbortHandle::abort);
+    }
+}
+
+/// Why a mapper cannot start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MapperError {
+    /// The serializer signs for somebody else.
+    #[error(transparent)]
+    Identity(#[from] IdentityMismatch),
+    /// A node of this role cannot have this identity.
+    #[error("{0} is of another role")]
+    Role(Identity),
+    /// Its queues cannot be used.
+    #[error("cannot use the mapper's queues")]
+    Transport(#[from] TransportError),
+}
+
+impl MapperBuilder {
+    /// Where what is known of agents is kept; in this process by default.
+    #[must_use]
+    pub fn state(mut self, state: impl ClusterState + 'static) -> Self {
+        self.state = Arc::new(state);
+        self
+    }
+
+    /// Who may register what, and ask for what; everybody with a valid certificate by default.
+    #[must_use]
+    pub fn policy(mut self, policy: impl Policy + 'static) -> Self {
+        self.policy = Arc::new(policy);
+        self
+    }
+
+    /// After how long a silent agent is dropped; 60 s by default: four heartbeats.
+    #[must_use]
+    pub fn agent_timeout(mut self, timeout: Duration) -> Self {
+        self.agent_timeout = timeout;
+        self
+    }
+
+    /// How long answers may take, where a request says nothing else; 30 s by default.
+    #[must_use]
+    pub fn request_timeout(mut self, timeout: Duration) -> Self {
+        self.request_timeout = timeout;
+        self
+    }
+
+    /// Has this called whenever an agent registers, unregisters or times out. It must not block.
+    #[must_use]
+    pub fn on_agent(mut self, hook: impl Fn(&AgentEvent) + Send + Sync + 'static) -> Self {
+        self.hooks.push(Hook(Box::new(hook)));
+        self
+    }
+
+    /// The clock; the system's by default.
+    #[must_use]
+    pub fn clock(mut self, clock: impl Clock + 'static) -> Self {
+        self.clock = Arc::new(clock);
+        self
+    }
+
+    /// Starts the mapper: it consumes its queues and asks all agents to register.
+    ///
+    /// # Errors
+    /// [`MapperError`] says why it cannot start.
+    pub async fn start(self) -> Result<Mapper, MapperError> {
+        if self.identity.role() != Role::Mapper {
+            return Err(MapperError::Role(self.identity));
+        }
+        let shared = Arc::new(Shared {
+            link: Link::new(self.identity, self.serializer, self.transport, self.clock)?,
+            state: self.state,
+            policy: self.policy,
+            jobs: Jobs::default(),
+            selectors: Selectors::default(),
+            agent_timeout: self.agent_timeout,
+            request_timeout: self.request_timeout,
+            hooks: self.hooks,
+            changed: Notify::new(),
+        });
+        let (link, name) = (&shared.link, shared.link.identity().as_str());
+        let presence = topology::mapper_presence(name, link.instance());
+        let presence = link.subscribe(&presence, Channel::Presence, PREFETCH).await?;
+        let inbox = topology::mapper_inbox(name, link.instance());
+        let inbox = link.subscribe(&inbox, Channel::MapperInbox, PREFETCH).await?;
+        let tasks = [
+            tokio::spawn(run::presence(shared.clone(), presence)).abort_handle(),
+            tokio::spawn(run::answers(shared.clone(), inbox)).abort_handle(),
+            tokio::spawn(run::reaper(shared.clone())).abort_handle(),
+        ];
+        let mapper = Mapper { shared, _tasks: Arc::new(Tasks(tasks.into())) };
+        mapper.shared.ask(None).await;
+        Ok(mapper)
+    }
+}
+
+impl Mapper {
+    /// A mapper of this identity, that speaks through `serializer` and `transport`.
+    pub fn builder(
+        identity: Identity,
+        serializer: Arc<dyn Serializer>,
+        transport: Arc<dyn Transport>,
+    ) -> MapperBuilder {
+        MapperBuilder {
+            identity,
+            serializer,
+            transport,
+            clock: Arc::new(SystemClock),
+            state: Arc::new(LocalState::new()),
+            policy: Arc::new(AllowVerified),
+            agent_timeout: Duration::from_secs(60),
+            request_timeout: Duration::from_secs(30),
+            hooks: Vec::new(),
+        }
+    }
+
+    /// A request for `service`. It is sent when it is awaited, and gives the answers of all its targets.
+    pub fn request(&self, service: &str, payload: impl Serialize) -> RequestBuilder {
+        RequestBuilder::new(self.clone(), service, payload)
+    }
+
+    /// A push to `service`, to the least loaded agent: work without an answer. For more options, make a
+    /// [request](Mapper::request) and end it with [`RequestBuilder::push`].
+    ///
+    /// # Errors
+    /// [`RequestError`] when it could not be given to anybody.
+    pub async fn push(&self, service: &str, payload: impl Serialize) -> Result<Vec<Identity>, RequestError> {
+        self.request(service, payload).push().await
+    }
+
+    /// The agents that live, in the order of their identities.
+    ///
+    /// # Errors
+    /// [`StateError`] when what is known of agents cannot be read.
+    pub async fn agents(&self) -> Result<Vec<Arc<AgentRecord>>, StateError> {
+        let silent_since = self.shared.silent_since();
+        let mut agents = self.shared.state.agents().await?;
+        agents.retain(|record| record.last_seen >= silent_since);
+        Ok(agents)
+    }
+
+    /// Waits until an agent registers. Cancel safe.
+    pub async fn agent_registered(&self) {
+        self.shared.changed.notified().await;
+    }
+
+    /// Who this mapper is.
+    pub fn identity(&self) -> &Identity {
+        self.shared.link.identity()
+    }
+
+    /// How many messages were refused at each step.
+    pub fn refusals(&self) -> Vec<(OpenErrorKind, u64)> {
+        self.shared.link.refusals()
+    }
+}

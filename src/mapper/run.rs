@@ -1,0 +1,173 @@
+//! A running mapper: it listens to agents, takes their answers in, and forgets the silent ones.
+
+use std::num::NonZeroUsize;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use lru::LruCache;
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::state::{AgentRecord, Heartbeat};
+use super::{AgentEvent, Shared};
+use crate::clock::Timestamp;
+use crate::link::{Letter, Subscription};
+use crate::packet::{Advertise, Identity, Packet, Ping, Register, Unregister};
+use crate::policy::{Caller, Decision};
+use crate::serializer::{Audience, Inbound, Verified};
+use crate::transport::{Destination, Exchange, topology};
+
+/// How often one unknown agent is asked to register, at most.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// How many unknown agents are remembered as asked.
+const ASKED: usize = 4096;
+
+/// Listens to registrations and heartbeats.
+pub(super) async fn presence(shared: Arc<Shared>, mut messages: Subscription) {
+    let mut asked = LruCache::new(NonZeroUsize::new(ASKED).unwrap_or(NonZeroUsize::MIN));
+    while let Some(received) = messages.next().await {
+        let inbound = received.accept().await;
+        let (Some(sender), signer) = (inbound.sender().cloned(), inbound.signer()) else { continue };
+        match &inbound.packet {
+            Packet::Register(register) => shared.register(register, &sender, signer).await,
+            Packet::Unregister(unregister) => shared.unregister(unregister, &sender, signer).await,
+            Packet::Ping(ping) => {
+                let now = shared.link.now();
+                if !shared.ping(ping, signer, now).await
+                    && asked.put(sender.clone(), now).is_none_or(|before| now.since(before) >= ASK_AGAIN)
+                {
+                    shared.ask(Some((sender, signer.map(Verified::instance)))).await;
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Takes answers in.
+pub(super) async fn answers(shared: Arc<Shared>, mut messages: Subscription) {
+    while let Some(received) = messages.next().await {
+        let Inbound { packet, provenance } = received.accept().await;
+        let inbound = Inbound { packet, provenance };
+        let (Some(sender), signer) = (inbound.sender().cloned(), inbound.signer().cloned()) else { continue };
+        let taken = match inbound.packet {
+            Packet::Outcome(outcome) => shared.jobs.outcome(outcome, &sender, signer.as_ref()),
+            Packet::Intermediate(part) => shared.jobs.intermediate(part, &sender, signer.as_ref()),
+            _ => false,
+        };
+        if !taken {
+            tracing::debug!(%sender, "an answer that nobody waits for");
+        }
+    }
+}
+
+/// Forgets the silent ones.
+pub(super) async fn reaper(shared: Arc<Shared>) {
+    let mut ticks = interval((shared.agent_timeout / 4).clamp(Duration::from_millis(5), Duration::from_secs(5)));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        match shared.state.reap(shared.silent_since()).await {
+            Ok(silent) => {
+                for record in silent {
+                    tracing::info!(agent = %record.identity, "silent for too long");
+                    shared.jobs.lost(&record.identity, None);
+                    shared.tell(&AgentEvent::TimedOut(record));
+                }
+            }
+            Err(error) => tracing::warn!(%error, "silent agents cannot be looked up"),
+        }
+    }
+}
+
+impl Shared {
+    /// Agents that were last heard before this moment are gone.
+    pub(super) fn silent_since(&self) -> Timestamp {
+        self.link.now().saturating_sub(self.agent_timeout)
+    }
+
+    /// Asks one agent to register, or all.
+    pub(super) async fn ask(&self, whom: Option<(Identity, Option<u64>)>) {
+        let (audience, destination, target) = match whom {
+            // To the process that was heard, beside its work.
+            Some((agent, Some(instance))) => {
+                let queue = topology::agent_control_name(agent.as_str(), instance);
+                (Audience::One(agent.clone()), Destination::Queue(queue), Some(agent))
+            }
+            Some((agent, None)) => {
+                (Audience::Agents, Destination::Exchange(Exchange(topology::ADVERTISE.into())), Some(agent))
+            }
+            None => (Audience::Agents, Destination::Exchange(Exchange(topology::ADVERTISE.into())), None),
+        };
+        if let Err(error) = self.link.send(Letter::new(Advertise { target }, audience), destination).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "agents could not be asked to register");
+        }
+    }
+
+    async fn register(&self, register: &Register, sender: &Identity, signer: Option<&Verified>) {
+        if !register.within_limits() {
+            tracing::warn!(agent = %sender, "more services or tags than an agent may have: not registered");
+            return;
+        }
+        if !self.may_register(register, sender, signer) {
+            return;
+        }
+        let instance = signer.map_or(0, Verified::instance);
+        let proof = signer.and_then(|signer| signer.proof().cloned());
+        let record = AgentRecord::new(register.clone(), instance, self.link.now(), proof);
+        if let Err(error) = self.state.register(record.clone()).await {
+            tracing::warn!(agent = %sender, %error, "not registered");
+            return;
+        }
+        // What was asked of an earlier process of that name will not be answered.
+        self.jobs.lost(sender, Some(instance));
+        self.changed.notify_waiters();
+        self.tell(&AgentEvent::Registered(Arc::new(record)));
+    }
+
+    async fn unregister(&self, unregister: &Unregister, sender: &Identity, signer: Option<&Verified>) {
+        let register = Register {
+            identity: unregister.identity.clone(),
+            services: Vec::new(),
+            status: Default::default(),
+            tags: Vec::new(),
+        };
+        if !self.may_register(&register, sender, signer) {
+            return;
+        }
+        // Its running jobs go on: their answers still come.
+        match self.state.remove(sender).await {
+            Ok(true) => self.tell(&AgentEvent::Unregistered(sender.clone())),
+            Ok(false) => {}
+            Err(error) => tracing::warn!(agent = %sender, %error, "not unregistered"),
+        }
+    }
+
+    /// Notes a heartbeat; false when the agent is not known.
+    async fn ping(&self, ping: &Ping, signer: Option<&Verified>, now: Timestamp) -> bool {
+        let instance = signer.map_or(0, Verified::instance);
+        let heartbeat = Heartbeat { identity: &ping.identity, instance, status: ping.status, now };
+        self.state.ping(heartbeat).await.unwrap_or_else(|error| {
+            tracing::warn!(agent = %ping.identity, %error, "a heartbeat was not noted");
+            true
+        })
+    }
+
+    fn may_register(&self, register: &Register, sender: &Identity, signer: Option<&Verified>) -> bool {
+        match self.policy.authorize_registration(&Caller::new(sender, signer), register) {
+            Decision::Allow => true,
+            Decision::Deny(why) => {
+                tracing::warn!(agent = %sender, why, "registration denied");
+                false
+            }
+        }
+    }
+
+    fn tell(&self, event: &AgentEvent) {
+        for hook in &self.hooks {
+            if catch_unwind(AssertUnwindSafe(|| hook.0(event))).is_err() {
+                tracing::warn!("a callback panicked");
+            }
+        }
+    }
+}
