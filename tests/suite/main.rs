@@ -1,0 +1,6 @@
+//! What users and attackers see: tests by theme, against real parts. The harness starts what they need.
+
+#![allow(missing_docs)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod harness;
