@@ -236,6 +236,15 @@ impl Mapper {
         Ok(agents)
     }
 
+    /// Forgets an agent, until it is heard again: its next heartbeat makes this mapper ask it to register. Says whether it was
+    /// known.
+    ///
+    /// # Errors
+    /// [`StateError`] when it cannot be done.
+    pub async fn forget(&self, agent: &Identity) -> Result<bool, StateError> {
+        self.shared.state.remove(agent).await
+    }
+
     /// Waits until an agent registers. Cancel safe.
     pub async fn agent_registered(&self) {
         self.shared.changed.notified().await;

@@ -1,0 +1,229 @@
+//! Formats: the original's JSON packets, MessagePack, YAML, and a user's own.
+
+use std::sync::Arc;
+
+use nanite::clock::Timestamp;
+use nanite::packet::{
+    Advertise, Chunk, Failure, FailureCode, FileChunk, FileEnd, FileStart, Identity, Intermediate, Kind, Outcome,
+    Packet, Payload, Ping, Register, Request, SelectorName, Status, Token, Unregister,
+};
+use nanite::serializer::{
+    Audience, Channel, Codec, CodecError, Inbound, Json, MsgPack, OpenContext, OpenErrorKind, Plain, SealRequest,
+    Serializer, Yaml,
+};
+
+use crate::harness::system::json;
+
+fn vector(name: &str) -> Vec<u8> {
+    let path = format!("{}/tests/vectors/json-packets/{name}.json", env!("CARGO_MANIFEST_DIR"));
+    std::fs::read(path).unwrap()
+}
+
+fn token() -> Token {
+    "27d2a73b2a680e5ee00d296068a8907f".parse().unwrap()
+}
+
+fn fred() -> Identity {
+    Identity::agent("fred").unwrap()
+}
+
+fn mapper_a() -> Identity {
+    Identity::mapper("a").unwrap()
+}
+
+/// One packet of each kind, with the values of the original's vectors.
+fn originals() -> Vec<(&'static str, Packet)> {
+    let register = Register {
+        identity: fred(),
+        services: vec!["/simple/echo".parse().unwrap(), "/simple/time".parse().unwrap()],
+        status: Status::new(0.42),
+        tags: vec!["eu".parse().unwrap(), "gpu".parse().unwrap()],
+    };
+    let string_status = Register {
+        services: vec!["/simple/echo".parse().unwrap()],
+        status: Status::new(f64::NAN),
+        tags: vec![],
+        ..register.clone()
+    };
+    let mut request = Request::new("/simple/echo".parse().unwrap(), json(r#"{"text":"héllo","n":[1,2.5,null,true]}"#));
+    request.from = Some(mapper_a());
+    request.token = Some(token());
+    request.reply_to = Some("mapper-a".into());
+    request.selector = SelectorName::Random;
+    request.target = Some(fred());
+    request.persistent = Some(true);
+    request.tags = register.tags.clone();
+    let mut push = Request::new("/log/write".parse().unwrap(), "line".into());
+    push.from = Some(mapper_a());
+    push.token = Some(token());
+    push.target = Some(fred());
+    let outcome =
+        Outcome { token: token(), to: mapper_a(), from: fred(), results: json(r#"{"ok":[1,2]}"#), failure: None };
+    let nil = Outcome {
+        to: Identity::agent("bob").unwrap(),
+        from: mapper_a(),
+        results: Payload::default(),
+        ..outcome.clone()
+    };
+    let intermediate = Intermediate {
+        token: token(),
+        to: mapper_a(),
+        from: fred(),
+        key: "defaultkey".into(),
+        value: json(r#"{"pct":40}"#),
+        sequence: None,
+        origin: None,
+    };
+    let start = FileStart {
+        filename: "a.bin".into(),
+        dest: "a.bin".into(),
+        token: token(),
+        domain: None,
+        file_size: None,
+        sha256: None,
+    };
+    vec![
+        ("advertise", Advertise { target: Some(fred()) }.into()),
+        ("register", register.into()),
+        ("register_string_status", string_status.into()),
+        ("ping", Ping { identity: fred(), status: Status::new(1.25) }.into()),
+        ("unregister", Unregister { identity: fred() }.into()),
+        ("request", request.into()),
+        ("request_minimal", Request::new("/simple/echo".parse().unwrap(), "hi".into()).into()),
+        ("push", Packet::Push(push)),
+        ("result", outcome.into()),
+        ("result_nil", nil.into()),
+        ("intermediate", intermediate.into()),
+        ("file_start", start.into()),
+        ("file_chunk", FileChunk { token: token(), chunk: Chunk(b"chunk text".to_vec()), sequence: None }.into()),
+        ("file_end", FileEnd { token: token(), meta: json(r#"{"from":"fred"}"#).0 }.into()),
+    ]
+}
+
+#[test]
+fn n23_the_originals_packets_are_read_and_written() {
+    for (name, packet) in originals() {
+        let bytes = vector(name);
+        assert_eq!(Json.decode(&bytes).unwrap(), packet, "{name}");
+        // What the original wrote and ours does not repeat are only what readers ignore: sizes and what is null.
+        let strip = |bytes: &[u8]| {
+            fn without(value: &mut serde_json::Value) {
+                if let Some(map) = value.as_object_mut() {
+                    map.retain(|key, value| key != "size" && !value.is_null());
+                    map.values_mut().for_each(without);
+                }
+            }
+            let mut value: serde_json::Value = serde_json::from_slice(bytes).unwrap();
+            without(&mut value);
+            value
+        };
+        let written = Json.encode(&packet).unwrap();
+        if name != "register_string_status" {
+            assert_eq!(strip(&written), strip(&bytes), "{name}");
+        }
+    }
+}
+
+#[test]
+fn n23_every_format_carries_every_kind() {
+    let codecs: [&dyn Codec; 3] = [&Json, &MsgPack, &Yaml];
+    let mut kinds = std::collections::BTreeSet::new();
+    let mut packets: Vec<Packet> = originals().into_iter().map(|(_, packet)| packet).collect();
+    packets.push(FileChunk { token: token(), chunk: Chunk(vec![0, 255, 128, 10]), sequence: Some(7) }.into());
+    packets.push(
+        Outcome {
+            token: token(),
+            to: mapper_a(),
+            from: fred(),
+            results: Payload::default(),
+            failure: Some(Failure::new(FailureCode::Denied, "Denied: \"yes\" # no")),
+        }
+        .into(),
+    );
+    packets.push(Request::new("/a/b".parse().unwrap(), json(r#"["yes","1","null","~","",{"a: b":"- x\n"}]"#)).into());
+    for packet in packets {
+        kinds.insert(packet.kind());
+        for codec in codecs {
+            let bytes = codec.encode(&packet).unwrap();
+            assert_eq!(codec.decode(&bytes).unwrap(), packet, "{}", codec.name());
+        }
+    }
+    assert_eq!(kinds.len(), Kind::ALL.len());
+}
+
+#[test]
+fn n23_what_is_no_packet_is_refused_by_every_format() {
+    let codecs: [&dyn Codec; 3] = [&Json, &MsgPack, &Yaml];
+    let deep = "[".repeat(10_000);
+    let bomb = format!("a: &a [x,x]\n{}", (0..40).map(|i| format!("b{i}: &b{i} [*a,*a]\n")).collect::<String>());
+    let twice = r#"{"json_class":"Nanite::Push","data":{"type":"/a/b","payload":{"k":1,"k":2}}}"#;
+    let selector = r#"{"json_class":"Nanite::Push","data":{"type":"/a/b","selector":"system"}}"#;
+    let trailing = r#"{"json_class":"Nanite::Advertise","data":{}} {}"#;
+    let nested = format!(
+        r#"{{"json_class":"Nanite::Push","data":{{"type":"/a/b","payload":{}1{}}}}}"#,
+        "[".repeat(90),
+        "]".repeat(90)
+    );
+    for codec in codecs {
+        for text in
+            [deep.as_str(), &bomb, twice, selector, trailing, &nested, "", "null", "[]", "--- !ruby/object:Foo {}"]
+        {
+            assert!(codec.decode(text.as_bytes()).is_err(), "{}: {text:.60}", codec.name());
+        }
+        assert!(codec.decode(&[0xdd, 0xff, 0xff, 0xff, 0xff]).is_err(), "a list that claims 4 billion items");
+    }
+}
+
+#[test]
+fn n23_the_content_type_and_the_channel_decide_and_nothing_is_guessed() {
+    let plain = Plain::new(MsgPack);
+    let packet = Packet::from(Ping { identity: fred(), status: Status::new(1.0) });
+    let now = Timestamp::from_secs(1);
+    let sealed = plain.seal(&packet, &SealRequest::new(&Audience::Mappers, now)).unwrap();
+    let opened = plain.open(&sealed.bytes, &OpenContext::new(Channel::Presence, now)).unwrap();
+    assert_eq!(opened.packet, packet);
+    assert!(opened.signer().is_none(), "a plain format vouches for nobody");
+    let elsewhere = plain.open(&sealed.bytes, &OpenContext::new(Channel::AgentInbox, now)).unwrap_err();
+    assert_eq!(elsewhere.kind, OpenErrorKind::WrongDestination);
+    let other = Plain::json().open(&sealed.bytes, &OpenContext::new(Channel::Presence, now)).unwrap_err();
+    assert_eq!(other.kind, OpenErrorKind::BadBody);
+    let long = Plain::json().open(&vec![b' '; 3 << 20], &OpenContext::new(Channel::Presence, now)).unwrap_err();
+    assert_eq!(long.kind, OpenErrorKind::TooLarge);
+}
+
+/// A format of a user's own: JSON, turned round.
+#[derive(Debug)]
+struct Backwards;
+
+impl Codec for Backwards {
+    fn name(&self) -> &'static str {
+        "backwards"
+    }
+
+    fn content_type(&self) -> &'static str {
+        "application/x-backwards"
+    }
+
+    fn encode(&self, packet: &Packet) -> Result<Vec<u8>, CodecError> {
+        Json.encode(packet).map(|mut bytes| {
+            bytes.reverse();
+            bytes
+        })
+    }
+
+    fn decode(&self, bytes: &[u8]) -> Result<Packet, CodecError> {
+        Json.decode(&bytes.iter().rev().copied().collect::<Vec<u8>>())
+    }
+}
+
+#[test]
+fn n23_a_format_of_the_users_own() {
+    let serializer: Arc<dyn Serializer> = Arc::new(Plain::new(Backwards));
+    let packet = Packet::from(Advertise { target: None });
+    let now = Timestamp::from_secs(1);
+    let sealed = serializer.seal(&packet, &SealRequest::new(&Audience::Agents, now)).unwrap();
+    assert_eq!(sealed.bytes.first(), Some(&b'}'));
+    let Inbound { packet: opened, .. } =
+        serializer.open(&sealed.bytes, &OpenContext::new(Channel::AgentControl, now)).unwrap();
+    assert_eq!(opened, packet);
+}
