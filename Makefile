@@ -1,0 +1,48 @@
+# make demo   build nanite and see it work, in one process, without a broker
+# make test   formatting, clippy, tests, doctests, examples
+# make audit  licences, bans and sources of the dependencies (installs cargo-deny)
+# make bench  the benchmarks, with ratios
+
+CARGO ?= cargo
+NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
+
+.PHONY: demo test fmt clippy unit doc examples audit bench deps-build deps-test
+
+demo: deps-build
+	$(CARGO) run --release --quiet -- demo
+
+test: deps-test fmt clippy unit doc examples
+
+fmt:
+	$(CARGO) fmt --all --check
+
+clippy:
+	$(CARGO) clippy --locked --all-targets --all-features -- -D warnings
+	$(CARGO) clippy --locked --no-default-features --lib -- -D warnings
+
+unit:
+ifeq ($(NEXTEST),yes)
+	$(CARGO) nextest run --locked --all-features
+else
+	$(CARGO) test --locked --all-features --lib --bins --tests
+endif
+
+doc:
+	$(CARGO) test --locked --all-features --doc
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --all-features --no-deps --quiet
+
+examples:
+	$(CARGO) build --locked --all-features --examples
+
+audit:
+	$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-deny
+	$(CARGO) deny check licenses bans sources
+
+bench:
+	$(CARGO) bench --locked --all-features
+
+deps-build:
+	@./scripts/deps.sh build
+
+deps-test:
+	@./scripts/deps.sh test

@@ -1,0 +1,42 @@
+#!/bin/sh
+# Installs the system packages that nanite needs where they are missing: 'build' for the program, 'test' for its tests as well.
+# Debian and Ubuntu; elsewhere it says what to install.
+set -eu
+
+missing=""
+need() { # need PACKAGE COMMAND...: the package, when the command fails
+    package=$1
+    shift
+    "$@" >/dev/null 2>&1 || missing="$missing $package"
+}
+
+need pkg-config pkg-config --version
+need libssl-dev pkg-config --exists openssl
+need gcc cc --version
+case ${1:-build} in
+build) ;;
+test)
+    need rabbitmq-server test -x /usr/lib/rabbitmq/bin/rabbitmq-server
+    need openssl openssl version
+    need python3 python3 --version
+    need python3-venv python3 -c 'import ensurepip, venv'
+    ;;
+*)
+    echo "usage: $0 build|test" >&2
+    exit 2
+    ;;
+esac
+
+[ -n "$missing" ] || exit 0
+if ! command -v apt-get >/dev/null 2>&1; then
+    echo "please install:$missing" >&2
+    exit 1
+fi
+root=""
+[ "$(id -u)" = 0 ] || root="sudo"
+echo "installing:$missing" >&2
+# A broker for the tests is started by the tests: the system's own stays as it is.
+export DEBIAN_FRONTEND=noninteractive
+$root apt-get update -q
+# shellcheck disable=SC2086
+$root apt-get install -qy --no-install-recommends $missing
