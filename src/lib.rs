@@ -10,5 +10,6 @@ pub mod link;
 pub mod mapper;
 pub mod packet;
 pub mod policy;
+pub mod security;
 pub mod serializer;
 pub mod transport;

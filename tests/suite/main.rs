@@ -6,3 +6,4 @@
 mod dispatch;
 mod formats;
 mod harness;
+mod s01_envelope;

@@ -1,2 +1,3 @@
 //! What tests share.
+pub mod pki;
 pub mod system;

@@ -1,0 +1,354 @@
+//! The header of a secure message: what the sender signs about it, in DER, exact to the byte.
+//!
+//! It stands in the signed attributes, in the clear: a receiver refuses by it before any private key is used. What it says is
+//! believed only after the signature has been checked.
+
+use der::{Result, Tag, TagNumber};
+
+use super::fields::{Fields, constructed, field, primitive, put, put_number};
+use crate::clock::Timestamp;
+use crate::packet::{Identity, Kind, MessageId};
+use crate::serializer::{Audience, Class};
+
+/// The version of the format.
+pub(super) const VERSION: u64 = 2;
+/// The longest name of a codec, in bytes.
+pub(super) const MAX_CODEC: usize = 32;
+
+const IDENTITIES: Tag = constructed(TagNumber::N0);
+const GROUP: Tag = primitive(TagNumber::N1);
+const MAPPERS: &str = "mappers";
+const AGENTS: &str = "agents";
+
+/// What a message's sender says about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Header {
+    /// What kind of packet the body is.
+    pub kind: Kind,
+    /// Who signed.
+    pub from: Identity,
+    /// The sender's process: its start, in microseconds since the Unix epoch.
+    pub instance: u64,
+    /// Counts the messages of this process.
+    pub sequence: u64,
+    /// Whom it is for.
+    pub to: Audience,
+    /// Names the message.
+    pub id: MessageId,
+    /// When it was made, by the sender's clock.
+    pub issued_at: Timestamp,
+    /// When it ends to be valid.
+    pub expires_at: Timestamp,
+    /// Live or stored.
+    pub class: Class,
+    /// The message it answers.
+    pub in_reply_to: Option<MessageId>,
+    /// In which codec the body is.
+    pub codec: String,
+    /// The digest of the recipients' key ids ([`recipients_digest`]).
+    pub recipients: [u8; 32],
+    /// The digest of the salt and the body ([`commitment`]).
+    pub commitment: [u8; 32],
+}
+
+/// Why a header is refused.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum HeaderFault {
+    /// It is not DER of this form.
+    Malformed(&'static str),
+    /// It is of another version, or of a kind that is not known here.
+    Unsupported(&'static str),
+}
+
+impl From<der::Error> for HeaderFault {
+    fn from(_: der::Error) -> Self {
+        HeaderFault::Malformed("the header is not of its form")
+    }
+}
+
+/// SHA-256 over the key ids of the recipients in ascending order, each behind one byte with its length.
+pub(super) fn recipients_digest<'a>(key_ids: impl IntoIterator<Item = &'a [u8]>) -> [u8; 32] {
+    let mut key_ids: Vec<&[u8]> = key_ids.into_iter().collect();
+    key_ids.sort_unstable();
+    let mut sha = openssl::sha::Sha256::new();
+    for id in key_ids {
+        sha.update(&[u8::try_from(id.len()).unwrap_or(u8::MAX)]);
+        sha.update(id);
+    }
+    sha.finish()
+}
+
+/// What binds the signer to one body: SHA-256("nanite/2 commitment" || salt || body).
+pub(super) fn commitment(salt: &[u8; 32], body: &[u8]) -> [u8; 32] {
+    let mut sha = openssl::sha::Sha256::new();
+    sha.update(b"nanite/2 commitment");
+    sha.update(salt);
+    sha.update(body);
+    sha.finish()
+}
+
+impl Header {
+    /// The header as DER.
+    pub(super) fn to_der(&self) -> Result<Vec<u8>> {
+        let mut out = Vec::with_capacity(320);
+        put_number(&mut out, Tag::Integer, VERSION)?;
+        put_number(&mut out, Tag::Enumerated, self.kind as u64)?;
+        put(&mut out, Tag::Utf8String, &[self.from.as_str().as_bytes()])?;
+        put_number(&mut out, Tag::Integer, self.instance)?;
+        put_number(&mut out, Tag::Integer, self.sequence)?;
+        let identities: &[Identity] = match &self.to {
+            Audience::One(identity) => std::slice::from_ref(identity),
+            Audience::Many(identities) => identities,
+            Audience::Mappers | Audience::Agents => &[],
+        };
+        match &self.to {
+            Audience::One(_) | Audience::Many(_) => {
+                let mut list = Vec::new();
+                for identity in identities {
+                    put(&mut list, Tag::Utf8String, &[identity.as_str().as_bytes()])?;
+                }
+                put(&mut out, IDENTITIES, &[&list])?;
+            }
+            Audience::Mappers => put(&mut out, GROUP, &[MAPPERS.as_bytes()])?,
+            Audience::Agents => put(&mut out, GROUP, &[AGENTS.as_bytes()])?,
+        }
+        put(&mut out, Tag::OctetString, &[self.id.as_bytes()])?;
+        put_number(&mut out, Tag::Integer, self.issued_at.as_micros())?;
+        put_number(&mut out, Tag::Integer, self.expires_at.as_micros())?;
+        put_number(&mut out, Tag::Enumerated, class_number(self.class))?;
+        match &self.in_reply_to {
+            None => put(&mut out, Tag::Null, &[])?,
+            Some(id) => put(&mut out, Tag::OctetString, &[id.as_bytes()])?,
+        }
+        put(&mut out, Tag::Utf8String, &[self.codec.as_bytes()])?;
+        put(&mut out, Tag::OctetString, &[&self.recipients])?;
+        put(&mut out, Tag::OctetString, &[&self.commitment])?;
+        field(Tag::Sequence, &[&out])
+    }
+
+    /// Reads a header; there is one encoding of each, and nothing may follow.
+    pub(super) fn from_der(bytes: &[u8]) -> std::result::Result<Self, HeaderFault> {
+        let mut outer = Fields::new(bytes)?;
+        let mut fields = outer.inside(Tag::Sequence)?;
+        outer.end()?;
+        if fields.number(Tag::Integer)? != VERSION {
+            return Err(HeaderFault::Unsupported("another version"));
+        }
+        let kind = fields.number(Tag::Enumerated)?;
+        let from = identity(fields.value(Tag::Utf8String)?)?;
+        let instance = fields.number(Tag::Integer)?;
+        let sequence = fields.number(Tag::Integer)?;
+        let to = audience(&mut fields)?;
+        let id = MessageId::from_bytes(*fields.octets()?);
+        let issued_at = Timestamp::from_micros(fields.number(Tag::Integer)?);
+        let expires_at = Timestamp::from_micros(fields.number(Tag::Integer)?);
+        let class = match fields.number(Tag::Enumerated)? {
+            0 => Class::Live,
+            1 => Class::Stored,
+            _ => return Err(HeaderFault::Malformed("no such class")),
+        };
+        let in_reply_to = if fields.next_is(Tag::Null) {
+            let none = fields.value(Tag::Null)?;
+            if !none.is_empty() {
+                return Err(HeaderFault::Malformed("a null that is not empty"));
+            }
+            None
+        } else {
+            Some(MessageId::from_bytes(*fields.octets()?))
+        };
+        let codec = codec(fields.value(Tag::Utf8String)?)?;
+        let recipients = *fields.octets()?;
+        let commitment = *fields.octets()?;
+        fields.end()?;
+        let kind =
+            u8::try_from(kind).ok().and_then(Kind::from_number).ok_or(HeaderFault::Unsupported("an unknown kind"))?;
+        let header = Header {
+            kind,
+            from,
+            instance,
+            sequence,
+            to,
+            id,
+            issued_at,
+            expires_at,
+            class,
+            in_reply_to,
+            codec,
+            recipients,
+            commitment,
+        };
+        header.consistent()?;
+        Ok(header)
+    }
+
+    /// What the fields may not say together.
+    fn consistent(&self) -> std::result::Result<(), HeaderFault> {
+        if self.class == Class::Stored && !may_be_stored(self.kind, &self.to) {
+            return Err(HeaderFault::Malformed("only requests and pushes to the mappers can be stored"));
+        }
+        if self.to == Audience::Agents && self.kind != Kind::Advertise {
+            return Err(HeaderFault::Malformed("only an advertise is for all agents"));
+        }
+        Ok(())
+    }
+
+    /// Whether it is for this node.
+    pub(super) fn is_for(&self, me: &Identity) -> bool {
+        match &self.to {
+            Audience::One(identity) => identity == me,
+            Audience::Many(identities) => identities.contains(me),
+            Audience::Mappers => me.role() == crate::packet::Role::Mapper,
+            Audience::Agents => me.role() == crate::packet::Role::Agent,
+        }
+    }
+}
+
+/// Which messages may be kept for days: work for the mappers.
+pub(super) fn may_be_stored(kind: Kind, to: &Audience) -> bool {
+    matches!(kind, Kind::Request | Kind::Push) && *to == Audience::Mappers
+}
+
+fn class_number(class: Class) -> u64 {
+    match class {
+        Class::Live => 0,
+        Class::Stored => 1,
+    }
+}
+
+fn text(bytes: &[u8]) -> std::result::Result<&str, HeaderFault> {
+    std::str::from_utf8(bytes).map_err(|_| HeaderFault::Malformed("a text is not UTF-8"))
+}
+
+fn identity(bytes: &[u8]) -> std::result::Result<Identity, HeaderFault> {
+    text(bytes)?.parse().map_err(|_| HeaderFault::Malformed("no identity where one should stand"))
+}
+
+fn audience(fields: &mut Fields<'_>) -> std::result::Result<Audience, HeaderFault> {
+    if fields.next_is(GROUP) {
+        return match text(fields.value(GROUP)?)? {
+            MAPPERS => Ok(Audience::Mappers),
+            AGENTS => Ok(Audience::Agents),
+            _ => Err(HeaderFault::Malformed("no such group")),
+        };
+    }
+    let mut list = fields.inside(IDENTITIES)?;
+    let mut identities: Vec<Identity> = Vec::with_capacity(1);
+    while !list.is_empty() {
+        let next = identity(list.value(Tag::Utf8String)?)?;
+        if identities.len() == Audience::MAX {
+            return Err(HeaderFault::Malformed("for more than 64 nodes"));
+        }
+        if identities.contains(&next) {
+            return Err(HeaderFault::Malformed("for one node twice"));
+        }
+        identities.push(next);
+    }
+    match identities.len() {
+        0 => Err(HeaderFault::Malformed("for nobody")),
+        1 => identities.pop().map(Audience::One).ok_or(HeaderFault::Malformed("for nobody")),
+        _ => Ok(Audience::Many(identities)),
+    }
+}
+
+/// Whether a text can name a codec.
+pub(super) fn is_codec_name(name: &str) -> bool {
+    (1..=MAX_CODEC).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'-'))
+}
+
+fn codec(bytes: &[u8]) -> std::result::Result<String, HeaderFault> {
+    let name = text(bytes)?;
+    if !is_codec_name(name) {
+        return Err(HeaderFault::Malformed("no name of a codec"));
+    }
+    Ok(name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header() -> Header {
+        Header {
+            kind: Kind::Request,
+            from: Identity::mapper("m1").unwrap(),
+            instance: 1_795_492_800_000_000,
+            sequence: 7,
+            to: Audience::One(Identity::agent("fred").unwrap()),
+            id: MessageId::from_bytes([0xa5; 16]),
+            issued_at: Timestamp::from_secs(1_795_492_801),
+            expires_at: Timestamp::from_secs(1_795_492_861),
+            class: Class::Live,
+            in_reply_to: None,
+            codec: "json".into(),
+            recipients: [1; 32],
+            commitment: [2; 32],
+        }
+    }
+
+    #[test]
+    fn headers_read_back() {
+        let bob = Identity::agent("bob").unwrap();
+        let mut answer = header();
+        answer.in_reply_to = Some(MessageId::from_bytes([9; 16]));
+        let mut many = header();
+        many.to = Audience::Many(vec![Identity::agent("fred").unwrap(), bob]);
+        let mut stored = header();
+        (stored.to, stored.class) = (Audience::Mappers, Class::Stored);
+        let mut advertise = header();
+        (advertise.to, advertise.kind) = (Audience::Agents, Kind::Advertise);
+        for header in [header(), answer, many, stored, advertise] {
+            assert_eq!(Header::from_der(&header.to_der().unwrap()).unwrap(), header);
+        }
+    }
+
+    #[test]
+    fn headers_that_contradict_themselves_are_refused() {
+        let mut stored_for_one = header();
+        stored_for_one.class = Class::Stored;
+        let mut result_for_agents = header();
+        (result_for_agents.to, result_for_agents.kind) = (Audience::Agents, Kind::Outcome);
+        let mut nobody = header();
+        nobody.to = Audience::Many(Vec::new());
+        let mut twice = header();
+        twice.to = Audience::Many(vec![Identity::agent("a").unwrap(); 2]);
+        let mut crowd = header();
+        crowd.to = Audience::Many((0..65).map(|n| Identity::agent(&format!("a{n}")).unwrap()).collect());
+        let mut codec = header();
+        codec.codec = "JSON".into();
+        for header in [stored_for_one, result_for_agents, nobody, twice, crowd, codec] {
+            let read = Header::from_der(&header.to_der().unwrap());
+            assert!(matches!(read, Err(HeaderFault::Malformed(_))), "{read:?}");
+        }
+    }
+
+    #[test]
+    fn every_shorter_or_longer_header_is_refused() {
+        let der = header().to_der().unwrap();
+        for end in 0..der.len() {
+            assert!(matches!(Header::from_der(&der[..end]), Err(HeaderFault::Malformed(_))), "{end}");
+        }
+        assert!(Header::from_der(&[&der[..], &[0]].concat()).is_err());
+    }
+
+    #[test]
+    fn other_versions_and_kinds_are_not_supported() {
+        let mut der = header().to_der().unwrap();
+        let at = der.windows(3).position(|w| w == [2, 1, 2]).unwrap() + 2;
+        der[at] = 3;
+        assert_eq!(Header::from_der(&der), Err(HeaderFault::Unsupported("another version")));
+        let mut der = header().to_der().unwrap();
+        let at = der.windows(3).position(|w| w == [10, 1, Kind::Request as u8]).unwrap() + 2;
+        der[at] = 99;
+        assert_eq!(Header::from_der(&der), Err(HeaderFault::Unsupported("an unknown kind")));
+    }
+
+    #[test]
+    fn the_digest_of_the_recipients_does_not_depend_on_their_order() {
+        let digest = recipients_digest([&b"b"[..], b"a"]);
+        assert_eq!(digest, recipients_digest([&b"a"[..], b"b"]));
+        assert_eq!(digest, openssl::sha::sha256(b"\x01a\x01b"));
+        assert_ne!(digest, recipients_digest([&b"ab"[..]]));
+    }
+}

@@ -1,0 +1,145 @@
+//! Whom this node knows and believes: the certificate store and the trust, asked together, and what of their answers is kept.
+
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use lru::LruCache;
+
+use crate::certs::{
+    Certificate, CertificateError, CertificateStore, KeyId, Recipient, RecipientQuery, SignerQuery, StoreError, Trust,
+    TrustError,
+};
+use crate::clock::Timestamp;
+use crate::packet::{Identity, Role};
+use crate::serializer::SealError;
+
+/// How many certificates that came with messages are kept parsed: parsing one takes longer than checking a signature.
+const PARSED: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1_023);
+
+/// The store and the trust.
+pub(super) struct Known {
+    store: Arc<dyn CertificateStore>,
+    trust: Arc<Trust>,
+    /// The certificates between the own one and its CA: peers are often issued by the same.
+    own_chain: Vec<Vec<u8>>,
+    parsed: Mutex<LruCache<[u8; 32], Arc<Certificate>>>,
+    /// The certificates that came along with a leaf, by its fingerprint: later messages of its owner come without them.
+    chains: Mutex<LruCache<[u8; 32], Chain>>,
+    any_chains: AtomicBool,
+}
+
+/// The DER of the certificates between a leaf and its CA.
+type Chain = Arc<Vec<Vec<u8>>>;
+
+/// The certificates of a message, of which nothing is verified.
+#[derive(Debug)]
+pub(super) struct Presented {
+    pub leaf: Arc<Certificate>,
+    pub others: Vec<Vec<u8>>,
+}
+
+impl Known {
+    pub fn new(store: Arc<dyn CertificateStore>, trust: Arc<Trust>, own_chain: Vec<Vec<u8>>) -> Self {
+        Self {
+            store,
+            trust,
+            own_chain,
+            parsed: Mutex::new(LruCache::new(PARSED)),
+            chains: Mutex::new(LruCache::new(PARSED)),
+            any_chains: AtomicBool::new(false),
+        }
+    }
+
+    /// The certificate of the signer among those that came along, which is the one with this key id.
+    pub fn present(&self, certificates: &[&[u8]], key_id: &KeyId) -> Result<Option<Presented>, CertificateError> {
+        let mut first_error = None;
+        for (index, der) in certificates.iter().enumerate() {
+            let fingerprint = openssl::sha::sha256(der);
+            let kept = self.parsed.lock().unwrap_or_else(PoisonError::into_inner).get(&fingerprint).cloned();
+            let leaf = match kept.map_or_else(|| Certificate::from_der(der).map(Arc::new), Ok) {
+                Ok(leaf) if leaf.key_id() == key_id && leaf.der() == *der => leaf,
+                Ok(_) => continue,
+                Err(error) => {
+                    first_error.get_or_insert(error);
+                    continue;
+                }
+            };
+            let others = certificates.iter().enumerate().filter(|(other, _)| *other != index);
+            return Ok(Some(Presented { leaf, others: others.map(|(_, der)| der.to_vec()).collect() }));
+        }
+        first_error.map_or(Ok(None), Err)
+    }
+
+    /// The certificate of a signer, known but not yet trusted.
+    pub fn signer(
+        &self,
+        identity: &Identity,
+        key_id: &KeyId,
+        presented: Option<&Presented>,
+        now: Timestamp,
+    ) -> Result<Option<Arc<Certificate>>, StoreError> {
+        let mut query = SignerQuery::new(identity, key_id, now);
+        query.presented = presented.map(|presented| &presented.leaf);
+        self.store.signer(&query)
+    }
+
+    /// Whether a certificate may be believed now.
+    pub fn trusts(&self, certificate: &Certificate, others: &[Vec<u8>], now: Timestamp) -> Result<(), TrustError> {
+        let remembered = if others.is_empty() { self.chain_of(certificate) } else { None };
+        let others = remembered.as_ref().map_or(others, |chain| chain.as_slice());
+        if others.is_empty() || self.own_chain.is_empty() {
+            let chain = if others.is_empty() { &self.own_chain } else { others };
+            return self.trust.verify(certificate, chain, now);
+        }
+        self.trust.verify(certificate, &[others, &self.own_chain].concat(), now)
+    }
+
+    fn chain_of(&self, certificate: &Certificate) -> Option<Chain> {
+        if !self.any_chains.load(Ordering::Relaxed) {
+            return None;
+        }
+        self.chains.lock().unwrap_or_else(PoisonError::into_inner).get(certificate.fingerprint()).cloned()
+    }
+
+    /// Keeps the certificates of a message whose chain and signature have been verified, and tells the store.
+    pub fn learn(&self, presented: Presented, now: Timestamp) {
+        let fingerprint = *presented.leaf.fingerprint();
+        self.parsed.lock().unwrap_or_else(PoisonError::into_inner).put(fingerprint, presented.leaf.clone());
+        if !presented.others.is_empty() {
+            let chain = Arc::new(presented.others);
+            self.chains.lock().unwrap_or_else(PoisonError::into_inner).put(fingerprint, chain);
+            self.any_chains.store(true, Ordering::Relaxed);
+        }
+        self.store.learned(&presented.leaf, now);
+    }
+
+    /// The certificates to encrypt to that may be believed now; at least one.
+    pub fn recipients(&self, recipient: Recipient<'_>, now: Timestamp) -> Result<Vec<Arc<Certificate>>, SealError> {
+        let found = self.store.recipients(&RecipientQuery::new(recipient, now));
+        let mut certificates = found.map_err(|error| SealError::Store(Box::new(error)))?;
+        let mut why = None;
+        certificates.retain(|certificate| {
+            let right_one = match recipient {
+                Recipient::One(identity) => certificate.identity() == identity,
+                Recipient::Mappers => certificate.identity().role() == Role::Mapper,
+            };
+            right_one
+                && match self.trusts(certificate, &[], now) {
+                    Ok(()) => true,
+                    Err(error) => {
+                        why.get_or_insert(error);
+                        false
+                    }
+                }
+        });
+        if certificates.is_empty() {
+            let whom = match recipient {
+                Recipient::One(identity) => identity.to_string(),
+                Recipient::Mappers => "any mapper".to_owned(),
+            };
+            return Err(SealError::NoRecipient(why.map_or(whom.clone(), |why| format!("{whom}: {why}"))));
+        }
+        Ok(certificates)
+    }
+}

@@ -1,0 +1,328 @@
+//! Opening: twelve steps, in this order, and the first failure ends it. Each step is one method.
+
+use std::sync::Arc;
+
+use super::cms::{self, Content, Message};
+use super::crypto::{self, Failed, Secret};
+use super::envelope::{Header, HeaderFault, commitment, recipients_digest};
+use super::known::Presented;
+use super::secure::{Inner, PREFIX, may_carry_certificates};
+use crate::certs::{Certificate, Credentials, KeyId, PrivateKey};
+use crate::clock::Timestamp;
+use crate::packet::{Kind, Packet};
+use crate::serializer::{Channel, Class, Inbound, OpenContext, OpenError, OpenErrorKind, Proof, Verified};
+
+/// Reads a message's shape and header (steps 1 to 3), without a channel.
+pub(super) fn parse(bytes: &[u8], limit: usize) -> Result<(Message<'_>, Header), OpenError> {
+    if bytes.len() > limit {
+        return Err(too_large(bytes.len(), limit));
+    }
+    let malformed = |why: &'static str| OpenError::new(OpenErrorKind::Malformed, why);
+    let unsupported = |why: &'static str| OpenError::new(OpenErrorKind::Unsupported, why);
+    let message = cms::read(bytes).map_err(|_| malformed("it is not of the shape of a secure message"))?;
+    let header = match (Header::from_der(message.header), message.unsupported) {
+        (Ok(header), _) => header,
+        (Err(_), Some(why)) if message.header.is_empty() => return Err(unsupported(why)),
+        (Err(HeaderFault::Malformed(why)), _) => return Err(malformed(why)),
+        (Err(HeaderFault::Unsupported(why)), other) => return Err(unsupported(other.unwrap_or(why))),
+    };
+    let about = |error: OpenError| error.claimed_by(&header.from);
+    if bytes.len() > header.kind.max_bytes() {
+        return Err(about(too_large(bytes.len(), header.kind.max_bytes())));
+    }
+    if !message.certificates.is_empty() && !may_carry_certificates(header.kind) {
+        return Err(about(malformed("certificates in a kind of message that carries none")));
+    }
+    if let Some(why) = message.unsupported {
+        return Err(about(unsupported(why)));
+    }
+    Ok((message, header))
+}
+
+fn too_large(length: usize, limit: usize) -> OpenError {
+    OpenError::new(OpenErrorKind::TooLarge, format!("{length} bytes, at most {limit} are accepted"))
+}
+
+impl Inner {
+    /// Opens a message.
+    pub fn open(&self, bytes: &[u8], context: &OpenContext) -> Result<Inbound, OpenError> {
+        let (message, header) = parse(bytes, context.channel.max_bytes())?;
+        self.open_parsed(&message, &header, context).map_err(|error| error.claimed_by(&header.from))
+    }
+
+    fn open_parsed(&self, message: &Message<'_>, header: &Header, context: &OpenContext) -> Result<Inbound, OpenError> {
+        self.check_protection(message, header)?;
+        self.check_destination(header, context.channel)?;
+        self.check_freshness(header, context.now)?;
+        let key_id = KeyId::new(message.key_id)
+            .ok_or_else(|| OpenError::new(OpenErrorKind::Malformed, "the key id has no length"))?;
+        let presented = self.known.present(&message.certificates, &key_id);
+        let presented = presented.map_err(|error| OpenError::new(OpenErrorKind::BadCertificate, error.to_string()));
+        let signer =
+            self.find_signer(header, &key_id, presented.as_ref().ok().and_then(Option::as_ref), context.now)?;
+        let presented = presented?;
+        self.check_certificate(&signer, header, presented.as_ref(), context.now)?;
+        check_signature(message, &signer)?;
+        if let Some(presented) = presented.filter(|presented| presented.leaf.fingerprint() == signer.fingerprint()) {
+            self.known.learn(presented, context.now);
+        }
+        self.check_replay(header, context.now)?;
+        self.check_authority(header, context.channel)?;
+        let plaintext = self.decrypt(message, header).map_err(|Failed| {
+            OpenError::new(OpenErrorKind::CannotOpen, "it cannot be decrypted, or holds something else than was signed")
+        })?;
+        let Some((salt, body)) = split_plaintext(&plaintext) else {
+            return Err(OpenError::new(OpenErrorKind::CannotOpen, "it is too short"));
+        };
+        let packet = self.decode(header, body)?;
+        let proof = (header.kind == Kind::Register).then(|| {
+            Arc::new(Proof {
+                salt: *salt,
+                body: body.to_vec(),
+                signer_info: message.signer_info.to_vec(),
+                certificates: leaf_first(&message.certificates, &signer),
+            })
+        });
+        let verified = Verified {
+            signer: signer.identity().clone(),
+            certificate: *signer.fingerprint(),
+            instance: header.instance,
+            sequence: header.sequence,
+            id: header.id,
+            issued_at: header.issued_at,
+            expires_at: header.expires_at,
+            class: header.class,
+            in_reply_to: header.in_reply_to,
+            proof,
+        };
+        Ok(Inbound::verified(packet, verified))
+    }
+
+    /// The end of step 3: an advertise is in the clear, everything else is encrypted, unless this node was built to take less.
+    fn check_protection(&self, message: &Message<'_>, header: &Header) -> Result<(), OpenError> {
+        let why = match (&message.content, header.kind) {
+            (Some(Content::Plain(_)), Kind::Advertise) => return Ok(()),
+            (Some(Content::Encrypted(_)), Kind::Advertise) => "an advertise that is encrypted",
+            (Some(Content::Encrypted(_)), _) => return Ok(()),
+            (Some(Content::Plain(_)), _) if self.accept_signed_only => return Ok(()),
+            (Some(Content::Plain(_)), _) => "it is not encrypted",
+            (None, _) => "another kind of content",
+        };
+        Err(OpenError::new(OpenErrorKind::Unsupported, why))
+    }
+
+    /// Step 4.
+    fn check_destination(&self, header: &Header, channel: Channel) -> Result<(), OpenError> {
+        let refuse = |why: &'static str| Err(OpenError::new(OpenErrorKind::WrongDestination, why));
+        if !header.is_for(&self.identity) {
+            return refuse("it is for others");
+        }
+        if channel.reader() != self.identity.role() || !channel.accepts(header.kind) {
+            return refuse("this is not the queue for it");
+        }
+        if channel == Channel::Offline && header.class != Class::Stored {
+            return refuse("only stored messages wait in this queue");
+        }
+        Ok(())
+    }
+
+    /// Step 5.
+    fn check_freshness(&self, header: &Header, now: Timestamp) -> Result<(), OpenError> {
+        let refuse = |why: &'static str| Err(OpenError::new(OpenErrorKind::NotFresh, why));
+        if header.issued_at > now.saturating_add(super::SKEW) {
+            return refuse("it was issued in the future");
+        }
+        if header.expires_at < now {
+            return refuse("it is expired");
+        }
+        if header.expires_at < header.issued_at {
+            return refuse("it expires before it was issued");
+        }
+        if header.expires_at.since(header.issued_at) > self.lifetime(header.class) {
+            return refuse("it is valid for longer than its class may be");
+        }
+        if header.class == Class::Live
+            && header.issued_at < self.started_at
+            && !header.in_reply_to.is_some_and(|id| self.asked.knows(id))
+        {
+            return refuse("it was issued before this process started");
+        }
+        Ok(())
+    }
+
+    /// Step 6.
+    fn find_signer(
+        &self,
+        header: &Header,
+        key_id: &KeyId,
+        presented: Option<&Presented>,
+        now: Timestamp,
+    ) -> Result<Arc<Certificate>, OpenError> {
+        match self.known.signer(&header.from, key_id, presented, now) {
+            Ok(Some(certificate)) => Ok(certificate),
+            Ok(None) => Err(OpenError::new(
+                OpenErrorKind::UnknownSigner,
+                format!("no certificate of {} with the key id {key_id}", header.from),
+            )),
+            Err(error) => {
+                Err(OpenError::new(OpenErrorKind::UnknownSigner, format!("the certificate store failed: {error}")))
+            }
+        }
+    }
+
+    /// Step 7. That there is exactly one identity URI is a condition of being read as a certificate here.
+    fn check_certificate(
+        &self,
+        signer: &Certificate,
+        header: &Header,
+        presented: Option<&Presented>,
+        now: Timestamp,
+    ) -> Result<(), OpenError> {
+        let refuse = |why: String| Err(OpenError::new(OpenErrorKind::BadCertificate, why));
+        if *signer.identity() != header.from {
+            return refuse(format!("it is of {}", signer.identity()));
+        }
+        let others = presented.map_or(&[][..], |presented| &presented.others);
+        self.known.trusts(signer, others, now).or_else(|error| refuse(error.to_string()))
+    }
+
+    /// Step 9.
+    fn check_replay(&self, header: &Header, now: Timestamp) -> Result<(), OpenError> {
+        let admitted = match header.kind {
+            Kind::Register | Kind::Unregister | Kind::Ping => {
+                self.replay.advance(&header.from, header.instance, header.sequence, self.lifetime(header.class), now)
+            }
+            _ => self.replay.admit(&header.from, header.id, header.expires_at, now),
+        };
+        admitted.map_err(|why| OpenError::new(OpenErrorKind::Replayed, why))
+    }
+
+    /// Step 10.
+    fn check_authority(&self, header: &Header, channel: Channel) -> Result<(), OpenError> {
+        let refuse = |why: &'static str| Err(OpenError::new(OpenErrorKind::NotAuthorized, why));
+        if !channel.permits(header.from.role(), header.kind) {
+            return refuse("its sender's role may not send this");
+        }
+        if self.gate.as_ref().is_some_and(|may| !may(&header.from, header.kind, channel)) {
+            return refuse("this node's rules do not let its sender send this");
+        }
+        Ok(())
+    }
+
+    /// Step 11: everything in it is one failure.
+    fn decrypt(&self, message: &Message<'_>, header: &Header) -> Result<Vec<u8>, Failed> {
+        let (plaintext, recipients) = match message.content.as_ref().ok_or(Failed)? {
+            Content::Plain(plaintext) => (plaintext.to_vec(), recipients_digest([])),
+            Content::Encrypted(enveloped) => {
+                let opened = self.content_key(enveloped)?;
+                let plaintext =
+                    self.crypto.decrypt(&opened.key, enveloped.nonce, enveloped.ciphertext, enveloped.tag)?;
+                if let Some((point, index, shared)) = opened.agreed {
+                    self.agreements.remember(point, index, shared);
+                }
+                (plaintext, recipients_digest(enveloped.recipients.iter().map(cms::Recipient::key_id)))
+            }
+        };
+        let (prefix, body) = plaintext.split_first_chunk::<PREFIX>().ok_or(Failed)?;
+        let (salt, header_digest) = prefix.split_first_chunk::<32>().ok_or(Failed)?;
+        let same = recipients == header.recipients
+            && *header_digest == openssl::sha::sha256(message.header)
+            && commitment(salt, body) == header.commitment;
+        if same { Ok(plaintext) } else { Err(Failed) }
+    }
+
+    /// The content encryption key, by whichever of the own keys a recipient is named.
+    fn content_key<'a>(&self, enveloped: &cms::Enveloped<'a>) -> Result<OpenedKey<'a>, Failed> {
+        for (index, credentials) in self.credentials().enumerate() {
+            let own = credentials.certificate().key_id().as_bytes();
+            if let Some(recipient) = enveloped.recipients.iter().find(|recipient| recipient.key_id() == own) {
+                return self.content_key_by(recipient, credentials.key(), index);
+            }
+        }
+        Err(Failed)
+    }
+
+    fn content_key_by<'a>(
+        &self,
+        recipient: &cms::Recipient<'a>,
+        own: &PrivateKey,
+        index: usize,
+    ) -> Result<OpenedKey<'a>, Failed> {
+        match (recipient, own.suite()) {
+            (cms::Recipient::Agreement(agreement), crate::certs::Suite::P256) => {
+                let known = self.agreements.recall(agreement.point, index);
+                let new = known.is_none();
+                let shared = match known {
+                    Some(shared) => shared,
+                    None => self.agreements.agree(&self.crypto, agreement.point, own)?,
+                };
+                let kek = crypto::key_encryption_key(&shared, agreement.ukm)?;
+                let key = self.crypto.unwrap(&kek, agreement.wrapped)?;
+                Ok(OpenedKey { key, agreed: new.then_some((agreement.point, index, shared)) })
+            }
+            (cms::Recipient::Transport(transport), crate::certs::Suite::Rsa) => {
+                Ok(OpenedKey { key: crypto::receive(own.pkey(), transport.encrypted)?, agreed: None })
+            }
+            _ => Err(Failed),
+        }
+    }
+
+    fn credentials(&self) -> impl Iterator<Item = &Credentials> {
+        std::iter::once(&self.own).chain(&self.older)
+    }
+
+    /// Step 12.
+    fn decode(&self, header: &Header, body: &[u8]) -> Result<Packet, OpenError> {
+        let refuse = |why: String| Err(OpenError::new(OpenErrorKind::BadBody, why));
+        let Some(codec) = self.codecs.iter().find(|codec| codec.name() == header.codec) else {
+            return refuse(format!("the codec {} is not accepted", header.codec));
+        };
+        let packet = codec.decode(body).or_else(|error| refuse(error.to_string()))?;
+        if packet.kind() != header.kind {
+            return refuse("it is of another kind than its header says".to_owned());
+        }
+        if packet.claimed_sender().is_some_and(|sender| *sender != header.from) {
+            return refuse("it says that another has sent it".to_owned());
+        }
+        if let Packet::Register(register) = &packet
+            && !register.within_limits()
+        {
+            return refuse("more services or tags than one agent may have".to_owned());
+        }
+        Ok(packet)
+    }
+}
+
+/// A content encryption key, and the secret that led to it, if it is to be remembered.
+struct OpenedKey<'a> {
+    key: Secret,
+    agreed: Option<(&'a [u8; cms::POINT], usize, Arc<Secret>)>,
+}
+
+/// Step 8: the signature is the signer's, by the suite of its certificate, over these attributes and this content.
+fn check_signature(message: &Message<'_>, signer: &Certificate) -> Result<(), OpenError> {
+    let refuse = |why: &'static str| OpenError::new(OpenErrorKind::BadSignature, why);
+    if message.suite != Some(signer.suite()) {
+        return Err(refuse("it is of another suite than the signer's certificate"));
+    }
+    if message.digest != openssl::sha::sha256(message.content_octets) {
+        return Err(refuse("it is over another content"));
+    }
+    let attributes = cms::signed_attributes(message.attributes).map_err(|_| refuse("it cannot be checked"))?;
+    let digest = openssl::sha::sha256(&attributes);
+    crypto::verify(signer.public_key(), signer.suite(), &digest, message.signature)
+        .map_err(|Failed| refuse("it is not the signer's"))
+}
+
+/// The salt and the body of what was decrypted.
+fn split_plaintext(plaintext: &[u8]) -> Option<(&[u8; 32], &[u8])> {
+    let (prefix, body) = plaintext.split_first_chunk::<PREFIX>()?;
+    Some((prefix.first_chunk()?, body))
+}
+
+/// The certificates with the signer's in front.
+fn leaf_first(certificates: &[&[u8]], signer: &Certificate) -> Vec<Vec<u8>> {
+    let (mut leaf, others): (Vec<_>, Vec<_>) = certificates.iter().partition(|der| ***der == *signer.der());
+    leaf.extend(others);
+    leaf.into_iter().map(|der: &[u8]| der.to_vec()).collect()
+}

@@ -1,0 +1,254 @@
+//! What has been seen: messages by their id until they are expired, heartbeats by their place in their sender's order.
+//!
+//! The memory is bounded, and what still protects is never forgotten to make room: a full memory refuses.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::clock::Timestamp;
+use crate::packet::{Identity, MessageId};
+
+/// How much a receiver remembers. Only senders with a valid certificate get into the memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ReplayLimits {
+    /// How many messages of one sender, until they expire. An id takes about 70 bytes.
+    pub per_sender: usize,
+    /// How many messages of all senders.
+    pub total: usize,
+    /// The place in the order of how many senders of heartbeats.
+    pub senders: usize,
+}
+
+impl Default for ReplayLimits {
+    fn default() -> Self {
+        Self { per_sender: 500_000, total: 2_000_000, senders: 1_000_000 }
+    }
+}
+
+/// Why a message is taken for a replay.
+pub(super) type Refusal = &'static str;
+
+/// The replay memory.
+pub(super) struct ReplayMemory {
+    limits: ReplayLimits,
+    skew: Duration,
+    ids: Mutex<Ids>,
+    orders: Mutex<Orders>,
+}
+
+#[derive(Default)]
+struct Ids {
+    seen: HashMap<Identity, HashSet<MessageId>>,
+    total: usize,
+    /// What can be forgotten when, in seconds.
+    by_second: BTreeMap<u64, Vec<(Identity, MessageId)>>,
+    /// Up to this second things have been forgotten. It only grows, so that a clock that was ahead and comes back opens nothing.
+    forgotten: u64,
+}
+
+#[derive(Default)]
+struct Orders {
+    latest: HashMap<Identity, Latest>,
+    swept_at: Option<u64>,
+}
+
+struct Latest {
+    instance: u64,
+    sequence: u64,
+    /// From then on every earlier message of this sender is expired.
+    until: Timestamp,
+}
+
+impl ReplayMemory {
+    /// Empty; `skew` is how long past its expiry a message is remembered.
+    pub fn new(limits: ReplayLimits, skew: Duration) -> Self {
+        Self { limits, skew, ids: Mutex::default(), orders: Mutex::default() }
+    }
+
+    /// Takes note of a message; refuses one that was seen before.
+    pub fn admit(&self, from: &Identity, id: MessageId, expires_at: Timestamp, now: Timestamp) -> Result<(), Refusal> {
+        let second = expires_at.saturating_add(self.skew).as_secs().saturating_add(1);
+        let mut ids = locked(&self.ids);
+        ids.forget(now.as_secs());
+        if second <= ids.forgotten {
+            return Err("it is older than what is remembered");
+        }
+        let of_sender = ids.seen.get(from);
+        if of_sender.is_some_and(|seen| seen.contains(&id)) {
+            return Err("it was seen before");
+        }
+        if of_sender.map_or(0, HashSet::len) >= self.limits.per_sender {
+            return Err("the memory for this sender is full");
+        }
+        if ids.total >= self.limits.total {
+            return Err("the memory is full");
+        }
+        ids.total += 1;
+        match ids.seen.get_mut(from) {
+            Some(seen) => {
+                seen.insert(id);
+            }
+            None => {
+                ids.seen.insert(from.clone(), HashSet::from([id]));
+            }
+        }
+        ids.by_second.entry(second).or_default().push((from.clone(), id));
+        Ok(())
+    }
+
+    /// Takes note of a sender's place in its order; refuses what is not behind everything seen of it. `lifetime` is the longest a
+    /// message of this kind may be valid.
+    pub fn advance(
+        &self,
+        from: &Identity,
+        instance: u64,
+        sequence: u64,
+        lifetime: Duration,
+        now: Timestamp,
+    ) -> Result<(), Refusal> {
+        // A message with a lower place was issued before this one, so at most `skew` in the future.
+        let until = now.saturating_add(lifetime).saturating_add(self.skew).saturating_add(self.skew);
+        let mut orders = locked(&self.orders);
+        if let Some(latest) = orders.latest.get_mut(from) {
+            if (instance, sequence) <= (latest.instance, latest.sequence) {
+                return Err("it is not newer than what was seen of this sender");
+            }
+            (latest.instance, latest.sequence) = (instance, sequence);
+            latest.until = latest.until.max(until);
+            return Ok(());
+        }
+        if orders.latest.len() >= self.limits.senders {
+            orders.sweep(now);
+        }
+        if orders.latest.len() >= self.limits.senders {
+            return Err("the memory for senders is full");
+        }
+        orders.latest.insert(from.clone(), Latest { instance, sequence, until });
+        Ok(())
+    }
+
+    /// How many messages are remembered.
+    pub fn len(&self) -> usize {
+        locked(&self.ids).total
+    }
+}
+
+impl Ids {
+    /// Forgets what was to be kept until before this second.
+    fn forget(&mut self, now: u64) {
+        while let Some(bucket) = self.by_second.first_entry() {
+            if *bucket.key() >= now {
+                return;
+            }
+            self.forgotten = self.forgotten.max(*bucket.key());
+            for (from, id) in bucket.remove() {
+                self.total = self.total.saturating_sub(1);
+                if let Some(seen) = self.seen.get_mut(&from) {
+                    seen.remove(&id);
+                    if seen.is_empty() {
+                        self.seen.remove(&from);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Orders {
+    /// Forgets senders whose every earlier message is expired; at most once a second, since it looks at all.
+    fn sweep(&mut self, now: Timestamp) {
+        if self.swept_at == Some(now.as_secs()) {
+            return;
+        }
+        self.swept_at = Some(now.as_secs());
+        self.latest.retain(|_, latest| latest.until >= now);
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SKEW: Duration = Duration::from_secs(30);
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn at(second: u64) -> Timestamp {
+        Timestamp::from_secs(1_000_000 + second)
+    }
+
+    fn memory(per_sender: usize, total: usize, senders: usize) -> ReplayMemory {
+        ReplayMemory::new(ReplayLimits { per_sender, total, senders }, SKEW)
+    }
+
+    fn id(n: u8) -> MessageId {
+        MessageId::from_bytes([n; 16])
+    }
+
+    fn agent(name: &str) -> Identity {
+        Identity::agent(name).unwrap()
+    }
+
+    #[test]
+    fn an_id_counts_once_per_sender_until_it_is_expired() {
+        let memory = memory(10, 10, 10);
+        let (fred, bob) = (agent("fred"), agent("bob"));
+        memory.admit(&fred, id(1), at(60), at(0)).unwrap();
+        assert_eq!(memory.admit(&fred, id(1), at(60), at(59)), Err("it was seen before"));
+        memory.admit(&bob, id(1), at(60), at(59)).unwrap();
+        assert_eq!(memory.len(), 2);
+        memory.admit(&fred, id(2), at(300), at(200)).unwrap();
+        assert_eq!(memory.len(), 1, "what is expired is forgotten");
+    }
+
+    #[test]
+    fn a_full_memory_refuses_and_forgets_nothing() {
+        let memory = memory(2, 3, 10);
+        let (fred, bob) = (agent("fred"), agent("bob"));
+        memory.admit(&fred, id(1), at(60), at(0)).unwrap();
+        memory.admit(&fred, id(2), at(60), at(0)).unwrap();
+        assert_eq!(memory.admit(&fred, id(3), at(60), at(0)), Err("the memory for this sender is full"));
+        memory.admit(&bob, id(1), at(60), at(0)).unwrap();
+        assert_eq!(memory.admit(&agent("eve"), id(9), at(60), at(0)), Err("the memory is full"));
+        assert_eq!(memory.admit(&fred, id(1), at(60), at(1)), Err("it was seen before"));
+        memory.admit(&fred, id(3), at(200), at(150)).unwrap();
+    }
+
+    #[test]
+    fn a_clock_that_comes_back_opens_nothing() {
+        let memory = memory(10, 10, 10);
+        let fred = agent("fred");
+        memory.admit(&fred, id(1), at(60), at(0)).unwrap();
+        memory.admit(&fred, id(2), at(3_660), at(3_600)).unwrap();
+        assert_eq!(memory.admit(&fred, id(1), at(60), at(1)), Err("it is older than what is remembered"));
+        memory.admit(&fred, id(3), at(62), at(2)).unwrap();
+    }
+
+    #[test]
+    fn heartbeats_only_grow() {
+        let memory = memory(10, 10, 1);
+        let fred = agent("fred");
+        memory.advance(&fred, 5, 1, MINUTE, at(0)).unwrap();
+        for (instance, sequence) in [(5, 1), (5, 0), (4, 9)] {
+            assert!(memory.advance(&fred, instance, sequence, MINUTE, at(1)).is_err());
+        }
+        memory.advance(&fred, 5, 2, MINUTE, at(1)).unwrap();
+        memory.advance(&fred, 6, 1, MINUTE, at(2)).unwrap();
+        assert!(memory.advance(&fred, 5, 3, MINUTE, at(3)).is_err(), "an older process of the same name");
+        assert_eq!(memory.len(), 0);
+    }
+
+    #[test]
+    fn a_sender_makes_room_only_when_its_messages_are_expired() {
+        let memory = memory(10, 10, 1);
+        memory.advance(&agent("fred"), 5, 1, MINUTE, at(0)).unwrap();
+        let bob = agent("bob");
+        assert_eq!(memory.advance(&bob, 1, 1, MINUTE, at(120)), Err("the memory for senders is full"));
+        memory.advance(&bob, 1, 1, MINUTE, at(121)).unwrap();
+    }
+}

@@ -1,0 +1,381 @@
+//! The secure serializer: what it is made of, and sealing.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use zeroize::Zeroizing;
+
+use super::agreement::Agreements;
+use super::builder::Builder;
+use super::cms;
+use super::counters::Counters;
+use super::crypto::{self, Crypto, Failed, Secret};
+use super::envelope::{Header, commitment, may_be_stored, recipients_digest};
+use super::known::Known;
+use super::replay::ReplayMemory;
+use crate::certs::{Certificate, CertificateStore, Credentials, Recipient, Suite, Trust};
+use crate::clock::Timestamp;
+use crate::packet::{Identity, Kind, MessageId, Packet};
+use crate::serializer::{
+    Audience, Channel, Class, Codec, Inbound, OpenContext, OpenError, SealError, SealRequest, Sealed, Serializer,
+};
+
+/// What stands before the body in what is encrypted: the salt, then the digest of the header.
+pub(super) const PREFIX: usize = 64;
+/// How many ids of own messages are kept for answers by slower clocks.
+const ASKED: usize = 16_384;
+
+/// Whether a signer may send this kind on this channel.
+pub(super) type Gate = Arc<dyn Fn(&Identity, Kind, Channel) -> bool + Send + Sync>;
+
+/// Packets in the secure envelope: signed by this node, encrypted for their recipients, and opened in the order that the
+/// [module](super) documents.
+///
+/// It can be shared between threads; what it remembers (replays, key agreements) is its own, so use one per process and identity.
+///
+/// ```no_run
+/// use std::sync::Arc;
+/// use nanite::certs::{CertificateStore, Credentials, Trust};
+/// use nanite::security::SecureSerializer;
+/// # fn credentials() -> Credentials { unimplemented!() }
+/// # fn store() -> Arc<dyn CertificateStore> { unimplemented!() }
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let trust = Trust::from_dir("certs".as_ref())?;
+/// let serializer = SecureSerializer::builder(credentials(), store(), trust).build()?;
+/// # Ok(())
+/// # }
+/// ```
+pub struct SecureSerializer(Inner);
+
+/// What a serializer is made of; steps of sealing and opening are written as methods of it.
+pub(super) struct Inner {
+    pub identity: Identity,
+    pub own: Credentials,
+    pub older: Vec<Credentials>,
+    pub known: Known,
+    /// The first one writes; all read.
+    pub codecs: Vec<Arc<dyn Codec>>,
+    pub live: Duration,
+    pub stored: Duration,
+    pub replay: ReplayMemory,
+    pub asked: Asked,
+    pub started_at: Timestamp,
+    pub sequence: AtomicU64,
+    pub gate: Option<Gate>,
+    pub accept_signed_only: bool,
+    pub seal_signed_only: bool,
+    pub agreements: Agreements,
+    pub crypto: Crypto,
+    pub counters: Counters,
+}
+
+impl SecureSerializer {
+    /// A serializer that signs with these credentials, finds the certificates of others in `store`, and believes those that
+    /// `trust` believes.
+    pub fn builder(
+        credentials: Credentials,
+        store: Arc<dyn CertificateStore>,
+        trust: impl Into<Arc<Trust>>,
+    ) -> Builder {
+        Builder::new(credentials, store, trust.into())
+    }
+
+    pub(super) fn from_inner(inner: Inner) -> Self {
+        Self(inner)
+    }
+
+    /// How many messages were sealed, opened and refused.
+    pub fn counters(&self) -> &Counters {
+        &self.0.counters
+    }
+
+    /// How many messages are in the replay memory.
+    pub fn remembered(&self) -> usize {
+        self.0.replay.len()
+    }
+}
+
+impl Serializer for SecureSerializer {
+    fn content_type(&self) -> &str {
+        super::CONTENT_TYPE
+    }
+
+    fn identity(&self) -> Option<&Identity> {
+        Some(&self.0.identity)
+    }
+
+    fn instance(&self) -> Option<u64> {
+        Some(self.0.started_at.as_micros())
+    }
+
+    fn seal(&self, packet: &Packet, how: &SealRequest<'_>) -> Result<Sealed, SealError> {
+        let sealed = self.0.seal(packet, how)?;
+        self.0.counters.count_sealed();
+        Ok(sealed)
+    }
+
+    fn open(&self, bytes: &[u8], context: &OpenContext) -> Result<Inbound, OpenError> {
+        let opened = self.0.open(bytes, context);
+        match &opened {
+            Ok(_) => self.0.counters.count_opened(),
+            Err(error) => self.0.counters.count_refused(error.kind),
+        }
+        opened
+    }
+
+    fn is_secure(&self) -> bool {
+        true
+    }
+}
+
+impl fmt::Debug for SecureSerializer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SecureSerializer").field("identity", &self.0.identity).finish_non_exhaustive()
+    }
+}
+
+/// What is drawn at random for one message.
+struct Drawn {
+    id: MessageId,
+    nonce: [u8; cms::NONCE],
+    ukm: [u8; 32],
+    salt: [u8; 32],
+    key: Secret,
+}
+
+impl Drawn {
+    fn draw() -> Result<Self, SealError> {
+        let mut public = [0; 16 + cms::NONCE + 32];
+        openssl::rand::rand_bytes(&mut public).map_err(|_| crate::packet::NoRandomness)?;
+        let mut secret = Zeroizing::new([0; 64]);
+        openssl::rand::rand_priv_bytes(&mut secret[..]).map_err(|_| crate::packet::NoRandomness)?;
+        let (id, rest) = split(&public);
+        let (nonce, ukm) = split(rest);
+        let (salt, key) = split(&secret[..]);
+        Ok(Self { id: MessageId::from_bytes(id), nonce, ukm: split(ukm).0, salt, key: Zeroizing::new(split(key).0) })
+    }
+}
+
+/// The first `N` bytes and the rest.
+fn split<const N: usize>(bytes: &[u8]) -> ([u8; N], &[u8]) {
+    bytes.split_first_chunk().map_or(([0; N], &[]), |(first, rest)| (*first, rest))
+}
+
+impl From<Failed> for SealError {
+    fn from(_: Failed) -> Self {
+        SealError::Crypto("an operation failed".to_owned())
+    }
+}
+
+impl Inner {
+    /// The longest that messages of this class may be valid.
+    pub fn lifetime(&self, class: Class) -> Duration {
+        match class {
+            Class::Live => self.live,
+            Class::Stored => self.stored,
+        }
+    }
+
+    fn seal(&self, packet: &Packet, how: &SealRequest<'_>) -> Result<Sealed, SealError> {
+        let kind = packet.kind();
+        let to = self.audience(packet, how)?;
+        let certificate = self.own.certificate();
+        if !certificate.is_valid_at(how.now) {
+            let (from, to) = (certificate.not_before(), certificate.not_after());
+            return Err(SealError::OwnCertificate(format!("it is valid from {from} to {to}")));
+        }
+        // An advertise goes to nodes that are not known yet, and holds no secret.
+        let encrypted = kind != Kind::Advertise && !self.seal_signed_only;
+        let recipients = if encrypted { self.recipients(&to, how.now)? } else { Vec::new() };
+
+        let codec = self.codecs.first().ok_or(SealError::NotAllowed("encoded without a codec"))?;
+        let body = codec.encode(packet)?;
+        let limit = kind.max_bytes();
+        if body.len() > limit {
+            return Err(SealError::TooLarge(body.len(), limit));
+        }
+
+        let drawn = Drawn::draw()?;
+        let expires_at = how.now.saturating_add(how.lifetime.min(self.lifetime(how.class)));
+        let header = Header {
+            kind,
+            from: self.identity.clone(),
+            instance: self.started_at.as_micros(),
+            sequence: self.sequence.fetch_add(1, Ordering::Relaxed).saturating_add(1),
+            to,
+            id: drawn.id,
+            issued_at: how.now,
+            expires_at,
+            class: how.class,
+            in_reply_to: how.in_reply_to,
+            codec: codec.name().to_owned(),
+            recipients: recipients_digest(recipients.iter().map(|one| one.key_id().as_bytes())),
+            commitment: commitment(&drawn.salt, &body),
+        };
+        let bytes = self.envelope(&header, &drawn, &body, encrypted.then_some(&recipients[..]))?;
+        if bytes.len() > limit {
+            return Err(SealError::TooLarge(bytes.len(), limit));
+        }
+        self.asked.note(drawn.id, how.now);
+        Ok(Sealed { id: drawn.id, bytes, expires_at })
+    }
+
+    /// Whom the packet is for, if it may be.
+    fn audience(&self, packet: &Packet, how: &SealRequest<'_>) -> Result<Audience, SealError> {
+        let kind = packet.kind();
+        if packet.claimed_sender().is_some_and(|sender| *sender != self.identity) {
+            return Err(SealError::NotAllowed("sent in the name of another"));
+        }
+        if how.class == Class::Stored && !may_be_stored(kind, how.audience) {
+            return Err(SealError::NotAllowed("stored: only requests and pushes to the mappers can"));
+        }
+        match how.audience {
+            Audience::Agents if kind != Kind::Advertise => Err(SealError::NotAllowed("for all agents")),
+            Audience::Many(identities) => {
+                let mut different: Vec<Identity> = Vec::with_capacity(identities.len());
+                for identity in identities {
+                    if different.len() > Audience::MAX {
+                        return Err(SealError::TooManyRecipients(identities.len()));
+                    }
+                    if !different.contains(identity) {
+                        different.push(identity.clone());
+                    }
+                }
+                match different.len() {
+                    0 => Err(SealError::NoRecipient("nobody".to_owned())),
+                    1 => different.pop().map(Audience::One).ok_or(SealError::NoRecipient("nobody".to_owned())),
+                    2..=Audience::MAX => Ok(Audience::Many(different)),
+                    count => Err(SealError::TooManyRecipients(count)),
+                }
+            }
+            audience => Ok(audience.clone()),
+        }
+    }
+
+    /// The certificates to encrypt to: each key once.
+    fn recipients(&self, to: &Audience, now: Timestamp) -> Result<Vec<Arc<Certificate>>, SealError> {
+        let mut found = match to {
+            Audience::One(identity) => self.known.recipients(Recipient::One(identity), now)?,
+            Audience::Many(identities) => {
+                let mut all = Vec::with_capacity(identities.len());
+                for identity in identities {
+                    all.extend(self.known.recipients(Recipient::One(identity), now)?);
+                }
+                all
+            }
+            Audience::Mappers => self.known.recipients(Recipient::Mappers, now)?,
+            Audience::Agents => return Err(SealError::NotAllowed("encrypted for all agents")),
+        };
+        if found.len() > 1 {
+            found.sort_unstable_by(|a, b| a.key_id().cmp(b.key_id()));
+            found.dedup_by(|a, b| a.key_id() == b.key_id());
+        }
+        if found.len() > cms::MAX_RECIPIENTS {
+            return Err(SealError::TooManyRecipients(found.len()));
+        }
+        Ok(found)
+    }
+
+    /// Encrypts (for these recipients, if any), signs, and puts it together.
+    fn envelope(
+        &self,
+        header: &Header,
+        drawn: &Drawn,
+        body: &[u8],
+        recipients: Option<&[Arc<Certificate>]>,
+    ) -> Result<Vec<u8>, SealError> {
+        let malformed = |_| SealError::Crypto("the message cannot be encoded".to_owned());
+        let header_der = header.to_der().map_err(malformed)?;
+        let header_digest = openssl::sha::sha256(&header_der);
+        let parts: [&[u8]; 3] = [&drawn.salt, &header_digest, body];
+        let content = match recipients {
+            None => parts.concat(),
+            Some(recipients) => {
+                let infos = self.recipient_infos(recipients, drawn, header.issued_at)?;
+                cms::enveloped::<Failed>(infos, &drawn.nonce, PREFIX + body.len(), |out| {
+                    self.crypto.encrypt(&drawn.key, &drawn.nonce, &parts, out)
+                })?
+            }
+        };
+        let encrypted = recipients.is_some();
+        let attributes = cms::signed_attributes_for(encrypted, &openssl::sha::sha256(&content), &header_der);
+        let attributes = attributes.map_err(malformed)?;
+        let signed = openssl::sha::sha256(&cms::signed_attributes(&attributes).map_err(malformed)?);
+        let certificate = self.own.certificate();
+        let signature = crypto::sign(self.own.key().pkey(), certificate.suite(), &signed)?;
+        let mut certificates: Vec<&[u8]> = Vec::new();
+        if may_carry_certificates(header.kind) {
+            certificates.push(certificate.der());
+            certificates.extend(self.own.intermediates().iter().map(Vec::as_slice).take(cms::MAX_CERTIFICATES - 1));
+        }
+        let key_id = certificate.key_id().as_bytes();
+        cms::signed_data(encrypted, &content, &certificates, key_id, &attributes, certificate.suite(), &signature)
+            .map_err(malformed)
+    }
+
+    fn recipient_infos(
+        &self,
+        recipients: &[Arc<Certificate>],
+        drawn: &Drawn,
+        now: Timestamp,
+    ) -> Result<Vec<Vec<u8>>, Failed> {
+        let mut infos = Vec::with_capacity(recipients.len());
+        let mut ephemeral = None;
+        for recipient in recipients {
+            let key_id = recipient.key_id().as_bytes();
+            infos.push(match recipient.suite() {
+                Suite::P256 => {
+                    if ephemeral.is_none() {
+                        ephemeral = Some(self.agreements.ephemeral(&self.crypto, now)?);
+                    }
+                    let ephemeral = ephemeral.as_ref().ok_or(Failed)?;
+                    let shared = ephemeral.shared(&self.crypto, recipient)?;
+                    let kek = crypto::key_encryption_key(&shared, Some(&drawn.ukm))?;
+                    cms::agreement(key_id, ephemeral.point(), &drawn.ukm, &self.crypto.wrap(&kek, &drawn.key)?)?
+                }
+                Suite::Rsa => cms::transport(key_id, &crypto::transport(recipient.public_key(), &drawn.key)?)?,
+            });
+        }
+        Ok(infos)
+    }
+}
+
+/// In which messages certificates may come along: those from which peers learn them.
+pub(super) fn may_carry_certificates(kind: Kind) -> bool {
+    matches!(kind, Kind::Advertise | Kind::Register)
+}
+
+/// The ids of own messages since the start, as long as an answer to one could seem to be older than this process: a sender's clock
+/// may be behind, and its answer still answers what this process asked.
+pub(super) struct Asked {
+    until: Timestamp,
+    over: AtomicBool,
+    ids: Mutex<HashSet<MessageId>>,
+}
+
+impl Asked {
+    pub fn new(until: Timestamp) -> Self {
+        Self { until, over: AtomicBool::new(false), ids: Mutex::default() }
+    }
+
+    fn note(&self, id: MessageId, now: Timestamp) {
+        if self.over.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        if now > self.until {
+            self.over.store(true, Ordering::Relaxed);
+            *ids = HashSet::new();
+        } else if ids.len() < ASKED {
+            ids.insert(id);
+        }
+    }
+
+    /// Whether this process asked for it.
+    pub fn knows(&self, id: MessageId) -> bool {
+        !self.over.load(Ordering::Relaxed) && self.ids.lock().unwrap_or_else(PoisonError::into_inner).contains(&id)
+    }
+}

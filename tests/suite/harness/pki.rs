@@ -1,0 +1,113 @@
+//! Certificates for tests: a CA, nodes with their credentials, and a store that holds what a test puts in.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use nanite::certs::{
+    Certificate, CertificateAuthority, CertificateStore, Credentials, KeyType, Recipient, RecipientQuery, SignerQuery,
+    StoreError,
+};
+use nanite::clock::Timestamp;
+use nanite::packet::{Identity, Role};
+use nanite::security::{Builder, SecureSerializer};
+
+/// The moment at which tests with a scripted clock begin.
+pub const T0: Timestamp = Timestamp::from_secs(1_795_500_000);
+
+/// This many seconds after [`T0`].
+pub fn at(seconds: u64) -> Timestamp {
+    T0.saturating_add(Duration::from_secs(seconds))
+}
+
+/// A store of the test's own: it returns what was put in, trusted or not.
+#[derive(Debug, Default)]
+pub struct Peers {
+    certificates: Mutex<Vec<Arc<Certificate>>>,
+    pub learned: Mutex<Vec<Arc<Certificate>>>,
+}
+
+impl Peers {
+    pub fn put(&self, certificate: &Arc<Certificate>) {
+        self.certificates.lock().unwrap().push(certificate.clone());
+    }
+}
+
+impl CertificateStore for Peers {
+    fn signer(&self, query: &SignerQuery<'_>) -> Result<Option<Arc<Certificate>>, StoreError> {
+        let known = self.certificates.lock().unwrap();
+        Ok(known.iter().find(|one| one.identity() == query.identity && one.key_id() == query.key_id).cloned())
+    }
+
+    fn recipients(&self, query: &RecipientQuery<'_>) -> Result<Vec<Arc<Certificate>>, StoreError> {
+        let known = self.certificates.lock().unwrap();
+        let meant = known.iter().filter(|one| match query.recipient {
+            Recipient::One(identity) => one.identity() == identity,
+            Recipient::Mappers => one.identity().role() == Role::Mapper,
+        });
+        Ok(meant.cloned().collect())
+    }
+
+    fn learned(&self, certificate: &Arc<Certificate>, _now: Timestamp) {
+        self.learned.lock().unwrap().push(certificate.clone());
+    }
+}
+
+/// A CA, and a store with everybody it has issued for.
+pub struct Pki {
+    pub ca: CertificateAuthority,
+    pub peers: Arc<Peers>,
+    issued: Mutex<HashMap<Identity, Credentials>>,
+    key_type: KeyType,
+}
+
+impl Pki {
+    /// A CA that begins at [`T0`], whose nodes have keys of this type.
+    pub fn new(key_type: KeyType) -> Self {
+        let ca =
+            CertificateAuthority::create("example.org", KeyType::P256, CertificateAuthority::VALID_FOR, T0).unwrap();
+        Self { ca, peers: Arc::default(), issued: Mutex::default(), key_type }
+    }
+
+    /// The credentials of a node, which all others know.
+    pub fn credentials(&self, identity: &Identity) -> Credentials {
+        let mut issued = self.issued.lock().unwrap();
+        let make = || {
+            let credentials = self.stranger(identity);
+            self.peers.put(credentials.certificate());
+            credentials
+        };
+        issued.entry(identity.clone()).or_insert_with(make).clone()
+    }
+
+    /// The credentials of a node that nobody knows.
+    pub fn stranger(&self, identity: &Identity) -> Credentials {
+        self.ca.issue(identity, self.key_type, CertificateAuthority::LEAF_VALID_FOR, T0).unwrap()
+    }
+
+    /// The beginnings of a serializer for a node that started at [`T0`].
+    pub fn builder(&self, identity: &Identity) -> Builder {
+        self.builder_for(self.credentials(identity))
+    }
+
+    /// The same, with credentials of the test's own.
+    pub fn builder_for(&self, credentials: Credentials) -> Builder {
+        let trust = self.ca.trust().unwrap();
+        SecureSerializer::builder(credentials, self.peers.clone(), trust).started_at(T0)
+    }
+
+    /// A serializer for a node that started at [`T0`].
+    pub fn serializer(&self, identity: &Identity) -> SecureSerializer {
+        self.builder(identity).build().unwrap()
+    }
+}
+
+/// The agent of this name.
+pub fn agent(name: &str) -> Identity {
+    Identity::agent(name).unwrap()
+}
+
+/// The mapper of this name.
+pub fn mapper(name: &str) -> Identity {
+    Identity::mapper(name).unwrap()
+}

@@ -1,0 +1,89 @@
+//! s01: what is sealed is opened, in both suites, for one, several and groups.
+
+use nanite::certs::KeyType;
+use nanite::packet::{Advertise, Packet, Payload, Ping, Register, Request, Status};
+use nanite::serializer::{Audience, Channel, Class, OpenContext, SealRequest, Serializer};
+
+use crate::harness::pki::{Pki, agent, at, mapper};
+
+fn request(payload: &str) -> Packet {
+    Packet::Request(Request::new("/simple/echo".parse().unwrap(), Payload::from(payload)))
+}
+
+#[test]
+fn s01_requests_are_opened_by_whom_they_are_for_in_both_suites() {
+    for key_type in [KeyType::P256, KeyType::Rsa2048] {
+        let pki = Pki::new(key_type);
+        let (m1, fred, bob) = (mapper("m1"), agent("fred"), agent("bob"));
+        let (from, to_fred, to_bob) = (pki.serializer(&m1), pki.serializer(&fred), pki.serializer(&bob));
+        let both = Audience::Many(vec![fred.clone(), bob.clone()]);
+        for (audience, readers) in [(Audience::One(fred), vec![&to_fred]), (both, vec![&to_fred, &to_bob])] {
+            let packet = request("hello");
+            let sealed = from.seal(&packet, &SealRequest::new(&audience, at(1))).unwrap();
+            assert!(!sealed.bytes.windows(5).any(|w| w == b"hello" || w == b"/simp"));
+            for reader in readers {
+                let inbound = reader.open(&sealed.bytes, &OpenContext::new(Channel::AgentInbox, at(2))).unwrap();
+                assert_eq!(inbound.packet, packet);
+                let signer = inbound.signer().unwrap();
+                assert_eq!(signer.signer(), &m1);
+                assert_eq!(signer.id(), sealed.id);
+                assert_eq!(Some(signer.instance()), from.instance());
+                assert_eq!(signer.expires_at(), at(61));
+                assert!(signer.proof().is_none());
+                assert_eq!(reader.counters().refused_in_all(), 0);
+            }
+        }
+    }
+}
+
+#[test]
+fn s01_presence_goes_to_every_mapper_and_registrations_leave_a_proof() {
+    let pki = Pki::new(KeyType::P256);
+    let fred = agent("fred");
+    let mappers = [pki.serializer(&mapper("m1")), pki.serializer(&mapper("m2"))];
+    let from = pki.serializer(&fred);
+    let register = Packet::Register(Register {
+        identity: fred.clone(),
+        services: vec!["/simple/echo".parse().unwrap()],
+        status: Status::new(0.5),
+        tags: Vec::new(),
+    });
+    let ping = Packet::Ping(Ping { identity: fred.clone(), status: Status::new(0.5) });
+    for (packet, has_proof) in [(register, true), (ping, false)] {
+        let sealed = from.seal(&packet, &SealRequest::new(&Audience::Mappers, at(1))).unwrap();
+        for reader in &mappers {
+            let inbound = reader.open(&sealed.bytes, &OpenContext::new(Channel::Presence, at(1))).unwrap();
+            assert_eq!(inbound.packet, packet);
+            assert_eq!(inbound.sender(), Some(&fred));
+            assert_eq!(inbound.signer().unwrap().proof().is_some(), has_proof);
+        }
+    }
+    assert_eq!(pki.peers.learned.lock().unwrap().len(), 2, "each mapper tells its store of the certificate");
+}
+
+#[test]
+fn s01_an_advertise_is_signed_for_agents_that_are_not_known_yet() {
+    let pki = Pki::new(KeyType::P256);
+    let from = pki.serializer(&mapper("m1"));
+    let packet = Packet::Advertise(Advertise { target: None });
+    let reader = pki.builder_for(pki.stranger(&agent("new"))).build().unwrap();
+    for audience in [Audience::Agents, Audience::One(agent("new"))] {
+        let sealed = from.seal(&packet, &SealRequest::new(&audience, at(1))).unwrap();
+        let inbound = reader.open(&sealed.bytes, &OpenContext::new(Channel::AgentControl, at(1))).unwrap();
+        assert_eq!((inbound.sender(), &inbound.packet), (Some(&mapper("m1")), &packet));
+    }
+}
+
+#[test]
+fn s01_stored_requests_wait_for_days() {
+    let pki = Pki::new(KeyType::P256);
+    let from = pki.serializer(&agent("fred"));
+    let day = 24 * 3600;
+    let reader = pki.builder(&mapper("m1")).started_at(at(day)).build().unwrap();
+    let mut how = SealRequest::new(&Audience::Mappers, at(1));
+    (how.class, how.lifetime) = (Class::Stored, std::time::Duration::from_secs(2 * day));
+    let sealed = from.seal(&request("later"), &how).unwrap();
+    assert_eq!(sealed.expires_at, at(1 + 2 * day));
+    let inbound = reader.open(&sealed.bytes, &OpenContext::new(Channel::Offline, at(day + 5))).unwrap();
+    assert_eq!(inbound.packet, request("later"));
+}
