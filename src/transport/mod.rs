@@ -3,6 +3,8 @@
 //! A [`Transport`] publishes to a queue or to a fan-out exchange and consumes from queues, with acknowledgements. `memory` keeps
 //! everything in one process; `amqp` speaks to RabbitMQ.
 
+#[cfg(feature = "amqp")]
+mod amqp;
 mod error;
 mod memory;
 pub mod topology;
@@ -15,6 +17,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::{Stream, StreamExt};
 
+#[cfg(feature = "amqp")]
+pub use amqp::{AmqpOptions, AmqpTransport};
 pub use error::TransportError;
 pub use memory::{Limits, MemoryBroker, MemoryTransport, Passed, Tap, Waiting};
 
