@@ -60,7 +60,9 @@ impl<T, O> Flights<T, O> {
     /// Adds a future and polls it for the first time, at once. Tags are not used twice.
     pub(super) fn launch(&mut self, tag: u64, value: T, future: impl Future<Output = O> + Send + 'static) {
         let waker = Waker::from(Arc::new(Tag { tag, woken: Arc::clone(&self.woken) }));
-        let mut flight = Flight { value, future: Box::pin(future), waker, output: None };
+        // Tokio's budget would make a future that is ready say that it is not.
+        let future = Box::pin(tokio::task::unconstrained(future));
+        let mut flight = Flight { value, future, waker, output: None };
         if let Poll::Ready(output) = flight.future.as_mut().poll(&mut Context::from_waker(&flight.waker)) {
             flight.output = Some(output);
             flight.waker.wake_by_ref();
