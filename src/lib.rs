@@ -5,6 +5,8 @@
 
 pub mod agent;
 pub mod certs;
+#[cfg(feature = "cli")]
+pub mod cli;
 pub mod clock;
 pub mod link;
 pub mod mapper;

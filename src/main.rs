@@ -1,3 +1,5 @@
 //! The `nanite` program.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    nanite::cli::run(std::env::args_os())
+}

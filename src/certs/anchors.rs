@@ -17,6 +17,7 @@ use openssl::x509::{X509, X509Crl, X509PurposeId, X509Ref, X509StoreContext, X50
 use super::certificate::{moment, validity};
 use super::{AuthorityError, TrustError};
 use crate::clock::Timestamp;
+use crate::packet::is_domain;
 
 /// How many certificates there may be between a leaf and its anchor.
 const MAX_DEPTH: i32 = 8;
@@ -178,6 +179,40 @@ pub(super) fn is_ca(x509: &X509Ref) -> bool {
 /// The subject of a certificate, for people: `CN=...`.
 pub(super) fn subject(x509: &X509Ref) -> String {
     super::name::text(x509.subject_name())
+}
+
+/// A CA certificate, as people look at it.
+#[derive(Clone, Debug)]
+pub(crate) struct Authority {
+    /// Its subject.
+    pub(crate) subject: String,
+    /// The domain that it names by its URI.
+    pub(crate) domain: Option<String>,
+    /// Valid from this moment.
+    pub(crate) not_before: Timestamp,
+    /// Valid until this moment.
+    pub(crate) not_after: Timestamp,
+    /// The certificate.
+    pub(crate) x509: X509,
+}
+
+impl Authority {
+    /// Takes a certificate that says that it is a CA's.
+    pub(crate) fn new(x509: X509) -> Result<Self, AuthorityError> {
+        if !is_ca(&x509) {
+            return Err(AuthorityError::NotACa(subject(&x509)));
+        }
+        let (not_before, not_after) = validity(&x509).map_err(|_| AuthorityError::Malformed)?;
+        Ok(Self { subject: subject(&x509), domain: domain_of(&x509), not_before, not_after, x509 })
+    }
+}
+
+/// The domain that a CA certificate names: that of its only URI, `spiffe://DOMAIN`.
+pub(super) fn domain_of(ca: &X509Ref) -> Option<String> {
+    let names = ca.subject_alt_names()?;
+    let uris: Vec<&str> = names.iter().filter_map(|name| name.uri()).collect();
+    let [uri] = uris[..] else { return None };
+    uri.strip_prefix("spiffe://").filter(|domain| is_domain(domain)).map(str::to_owned)
 }
 
 fn failed(_: ErrorStack) -> TrustError {

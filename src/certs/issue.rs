@@ -13,7 +13,7 @@ use rcgen::{
 };
 use time::OffsetDateTime;
 
-use super::anchors::is_ca;
+use super::anchors::{domain_of, is_ca};
 use super::certificate::validity;
 use super::signing::{OpensslSigner, PublicPart, issuer_name};
 use super::{
@@ -161,13 +161,26 @@ impl CertificateAuthority {
         Ok(Self { certificate, key, domain, not_before, not_after })
     }
 
-    /// Takes the first certificate of a PEM text as the CA's, and its key. As [`CertificateAuthority::new`].
+    /// Takes the certificate that belongs to this key from a PEM text: there may be others of CAs that came before.
     ///
     /// # Errors
     /// As [`CertificateAuthority::new`], and when there is no certificate.
     pub fn from_pem(text: &[u8], key: PrivateKey, domain: Option<&str>) -> Result<Self, IssueError> {
-        let certificates = pem::certificates(text).map_err(|_| IssueError::Malformed)?;
-        Self::new(certificates.into_iter().next().ok_or(IssueError::Malformed)?, key, domain)
+        let mut certificates = pem::certificates(text).map_err(|_| IssueError::Malformed)?;
+        let is_own = |x509: &X509| x509.public_key().is_ok_and(|public| public.public_eq(key.pkey()));
+        let own = certificates.iter().position(is_own).unwrap_or(0);
+        Self::new(certificates.swap_remove(own), key, domain)
+    }
+
+    /// Whether it can issue at `now`.
+    ///
+    /// # Errors
+    /// [`IssueError::AuthorityNotValid`] when its certificate has expired or is not valid yet.
+    pub fn check_valid(&self, now: Timestamp) -> Result<(), IssueError> {
+        if now < self.not_before || now >= self.not_after {
+            return Err(IssueError::AuthorityNotValid(self.not_before, self.not_after));
+        }
+        Ok(())
     }
 
     /// Issues a certificate with a new key of this type: what an agent or mapper needs to sign and open messages.
@@ -209,9 +222,7 @@ impl CertificateAuthority {
         now: Timestamp,
     ) -> Result<Arc<Certificate>, IssueError> {
         let not_after = expiry(now, valid_for)?;
-        if now < self.not_before || now >= self.not_after {
-            return Err(IssueError::AuthorityNotValid(self.not_before, self.not_after));
-        }
+        self.check_valid(now)?;
         if not_after > self.not_after {
             return Err(IssueError::OutlivesAuthority(self.not_after));
         }
@@ -269,14 +280,6 @@ impl fmt::Debug for CertificateAuthority {
             .field("not_after", &self.not_after)
             .finish_non_exhaustive()
     }
-}
-
-/// The domain that a CA certificate names: that of its only URI, `spiffe://DOMAIN`.
-pub(super) fn domain_of(ca: &X509Ref) -> Option<String> {
-    let names = ca.subject_alt_names()?;
-    let uris: Vec<&str> = names.iter().filter_map(|name| name.uri()).collect();
-    let [uri] = uris[..] else { return None };
-    uri.strip_prefix("spiffe://").filter(|domain| is_domain(domain)).map(str::to_owned)
 }
 
 /// What every certificate has in common.

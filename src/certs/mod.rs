@@ -2,18 +2,25 @@
 
 mod anchors;
 mod certificate;
+pub(crate) mod files;
 mod issue;
 mod key;
 mod name;
+mod node;
 mod pem;
 mod request;
 mod signing;
 mod store;
 mod trust;
 
+pub(crate) use anchors::Authority;
 pub use certificate::{Certificate, CertificateError, KeyId, Suite};
 pub use issue::{CertificateAuthority, IssueError};
 pub use key::{Credentials, KeyError, KeyType, PrivateKey};
+pub(crate) use name::text as name_text;
+pub use node::{CertificateDirectory, DirectoryError};
+pub(crate) use node::{CertificateFile, Content};
+pub(crate) use pem::read_certificates;
 pub use request::CertificateRequest;
 pub use store::{CertificateStore, Recipient, RecipientQuery, SignerQuery, StoreError};
 pub use trust::{AuthorityError, Trust, TrustError};

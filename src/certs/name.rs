@@ -6,7 +6,7 @@ use openssl::x509::X509NameRef;
 const MAX: usize = 200;
 
 /// A distinguished name as `CN=..., O=...`: what cannot be printed is escaped, what is too long is cut.
-pub(super) fn text(name: &X509NameRef) -> String {
+pub(crate) fn text(name: &X509NameRef) -> String {
     let mut text = String::new();
     for entry in name.entries() {
         let key = entry.object().nid().short_name().unwrap_or("?");

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use openssl::x509::{X509, X509Crl};
 
-use super::CertificateError;
+use super::{CertificateError, StoreError};
 
 /// The longest PEM text of certificates that is read, in bytes.
 pub(super) const MAX_CERTIFICATES: usize = 1024 * 1024;
@@ -36,6 +36,13 @@ pub(super) fn certificates(pem: &[u8]) -> Result<Vec<X509>, CertificateError> {
         Ok(all) if !all.is_empty() => Ok(all),
         _ => Err(CertificateError::Malformed),
     }
+}
+
+/// Every certificate of a PEM file.
+pub(crate) fn read_certificates(path: &Path) -> Result<Vec<X509>, StoreError> {
+    let unreadable = |source| StoreError::Unreadable { path: path.to_owned(), source };
+    let text = read(path, MAX_CERTIFICATES).map_err(unreadable)?;
+    certificates(&text).map_err(|why| StoreError::Invalid { place: path.display().to_string(), why: why.to_string() })
 }
 
 /// Every revocation list of a PEM text; `None` when there is none or one cannot be read.
