@@ -12,6 +12,4 @@ pub mod link;
 pub mod mapper;
 pub mod packet;
 pub mod policy;
-pub mod security;
-pub mod serializer;
-pub mod transport;
+pub mod request;

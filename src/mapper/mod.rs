@@ -1,7 +1,6 @@
 //! Mappers: they know the agents and give them work.
 
-mod job;
-mod request;
+mod dispatch;
 mod run;
 mod selector;
 mod state;
@@ -14,8 +13,7 @@ use serde::Serialize;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
-pub use job::Event;
-pub use request::{Answers, Events, RequestBuilder, RequestError};
+pub use dispatch::ByMapper;
 pub use selector::{All, Candidate, LeastLoaded, Random, RoundRobin, Selector};
 pub use state::{AgentQuery, AgentRecord, ClusterState, Heartbeat, LocalState, StateError};
 
@@ -23,9 +21,9 @@ use crate::clock::{Clock, SystemClock};
 use crate::link::{IdentityMismatch, Link};
 use crate::packet::{Identity, Role};
 use crate::policy::{AllowVerified, Policy};
+use crate::request::{Jobs, RequestBuilder, RequestError};
 use crate::serializer::{Channel, OpenErrorKind, Serializer};
 use crate::transport::{Transport, TransportError, topology};
-use job::Jobs;
 use selector::Selectors;
 
 /// How many answers, and how many heartbeats, are unacknowledged at a time.
@@ -79,7 +77,7 @@ struct Shared {
     link: Link,
     state: Arc<dyn ClusterState>,
     policy: Arc<dyn Policy>,
-    jobs: Jobs,
+    jobs: Arc<Jobs>,
     selectors: Selectors,
     agent_timeout: Duration,
     request_timeout: Duration,
@@ -168,7 +166,7 @@ impl MapperBuilder {
             link: Link::new(self.identity, self.serializer, self.transport, self.clock)?,
             state: self.state,
             policy: self.policy,
-            jobs: Jobs::default(),
+            jobs: Arc::default(),
             selectors: Selectors::default(),
             agent_timeout: self.agent_timeout,
             request_timeout: self.request_timeout,
@@ -212,8 +210,9 @@ impl Mapper {
     }
 
     /// A request for `service`. It is sent when it is awaited, and gives the answers of all its targets.
-    pub fn request(&self, service: &str, payload: impl Serialize) -> RequestBuilder {
-        RequestBuilder::new(self.clone(), service, payload)
+    pub fn request(&self, service: &str, payload: impl Serialize) -> RequestBuilder<ByMapper> {
+        let by = ByMapper { mapper: self.clone(), selector: None };
+        RequestBuilder::new(by, service, payload).timeout(self.shared.request_timeout)
     }
 
     /// A push to `service`, to the least loaded agent: work without an answer. For more options, make a

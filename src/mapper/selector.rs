@@ -1,6 +1,5 @@
 //! Which of the agents that fit gets the work.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -110,36 +109,6 @@ impl Selectors {
             SelectorName::Rr => &self.round_robin,
             SelectorName::All => &All,
         }
-    }
-}
-
-/// What this mapper has in flight, per agent.
-#[derive(Debug, Default)]
-pub(super) struct InFlight(Mutex<HashMap<Identity, usize>>);
-
-impl InFlight {
-    pub fn add(&self, identity: &Identity) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(identity.clone()).or_default() += 1;
-    }
-
-    pub fn remove(&self, identity: &Identity) {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(identity) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
-                counts.remove(identity);
-            }
-        }
-    }
-
-    /// The records, with what is in flight to each.
-    pub fn candidates(&self, records: Vec<Arc<AgentRecord>>) -> Vec<Candidate> {
-        let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let with = |record: Arc<AgentRecord>| Candidate {
-            in_flight: counts.get(&record.identity).copied().unwrap_or(0),
-            record,
-        };
-        records.into_iter().map(with).collect()
     }
 }
 

@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use nanite::agent::{BuildError, Context, ExposeError, Reply, actor};
-use nanite::mapper::{AgentEvent, Event, RequestError};
+use nanite::mapper::AgentEvent;
 use nanite::packet::{Failure, FailureCode, Identity, Payload, SelectorName, Status};
+use nanite::request::{Event, RequestError};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, mpsc};
 
@@ -301,6 +302,7 @@ async fn n08_intermediate_results_come_in_order(system: System) {
                 seen.push(format!("{key}={value}"));
             }
             Event::Outcome { result, .. } => seen.push(format!("{}", result.unwrap())),
+            Event::Failed(failure) => panic!("{failure}"),
         }
     }
     assert_eq!(seen, ["even=0", "odd=1", "even=2", "odd=3", "even=4", r#"defaultkey="done""#, "5"]);
@@ -368,6 +370,6 @@ async fn d02_every_target_ends(system: System) {
     // The agent dies while it works: the request ends as lost, long before its deadline.
     let lost = request().timeout(Duration::from_secs(600)).events().await.unwrap();
     drop(_a);
-    let answers = lost.answers().await;
+    let answers = lost.answers().await.unwrap();
     assert_eq!(answers.outcomes[&agent_id("a")].clone().unwrap_err().code, FailureCode::Lost);
 }

@@ -5,39 +5,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-use super::selector::InFlight;
-use crate::packet::{Failure, FailureCode, Identity, Intermediate, MessageId, Outcome, Payload, Token};
+use super::{Answers, Event};
+use crate::packet::{Failure, FailureCode, Identity, Intermediate, MessageId, Outcome, Payload, Role, Token};
 use crate::serializer::Verified;
 
 /// How many intermediate results of one request wait for the caller; more are dropped, which the caller sees as a gap.
 const PARTS: usize = 1024;
 
-/// What happens to a request.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Event {
-    /// A part of an answer.
-    Intermediate {
-        /// Who said it.
-        from: Identity,
-        /// What it is about.
-        key: String,
-        /// The value.
-        value: Payload,
-        /// How many parts of this agent are missing before this one.
-        missed: u64,
-    },
-    /// The answer of one agent, or why there is none. Exactly one comes for every target.
-    Outcome {
-        /// Who answered.
-        from: Identity,
-        /// The answer.
-        result: Result<Payload, Failure>,
-    },
-}
-
 /// A request under way.
 #[derive(Debug)]
-pub(super) struct Job {
+pub(crate) struct Job {
     pub token: Token,
     state: Mutex<State>,
     pub changed: Notify,
@@ -45,7 +22,10 @@ pub(super) struct Job {
 
 #[derive(Debug, Default)]
 struct State {
+    /// The agents that have to answer.
     waiting: BTreeMap<Identity, Target>,
+    /// The message to the mappers that one of them has to answer, for all the agents that it asks.
+    handed_over: Option<MessageId>,
     events: VecDeque<Event>,
     parts: usize,
 }
@@ -61,9 +41,10 @@ struct Target {
 
 /// All requests under way.
 #[derive(Debug, Default)]
-pub(super) struct Jobs {
+pub(crate) struct Jobs {
     by_token: Mutex<HashMap<Token, Arc<Job>>>,
-    pub in_flight: InFlight,
+    /// How many requests each agent works on now.
+    in_flight: Mutex<HashMap<Identity, usize>>,
 }
 
 impl Jobs {
@@ -77,27 +58,35 @@ impl Jobs {
     /// Ends a request: what still comes for it is dropped.
     pub fn end(&self, job: &Job) {
         lock(&self.by_token).remove(&job.token);
-        for identity in std::mem::take(&mut job.lock().waiting).into_keys() {
-            self.in_flight.remove(&identity);
-        }
+        let waiting = std::mem::take(&mut job.lock().waiting);
+        waiting.keys().for_each(|identity| self.one_less(identity));
+    }
+
+    /// Has the request wait for one of the mappers, which asks agents in its place.
+    pub fn hand_over(&self, job: &Job, message: MessageId) {
+        job.lock().handed_over = Some(message);
     }
 
     /// Has the request wait for an agent's answer.
     pub fn expect(&self, job: &Job, identity: &Identity, instance: u64, message: MessageId) {
         job.lock().waiting.insert(identity.clone(), Target { instance, message, next_part: 0 });
-        self.in_flight.add(identity);
+        *lock(&self.in_flight).entry(identity.clone()).or_default() += 1;
     }
 
     /// Does not wait for this agent any more, without an outcome.
     pub fn forget(&self, job: &Job, identity: &Identity) {
         if job.lock().waiting.remove(identity).is_some() {
-            self.in_flight.remove(identity);
+            self.one_less(identity);
         }
     }
 
     /// Takes an answer in. False when nobody waits for it.
     pub fn outcome(&self, outcome: Outcome, from: &Identity, signer: Option<&Verified>) -> bool {
         let Some(job) = self.find(outcome.token) else { return false };
+        if job.take_over(from, signer) {
+            job.finish(outcome.into_result());
+            return true;
+        }
         if !job.lock().waiting.get(from).is_some_and(|target| target.sent_by(signer)) {
             return false;
         }
@@ -109,7 +98,17 @@ impl Jobs {
     pub fn intermediate(&self, part: Intermediate, from: &Identity, signer: Option<&Verified>) -> bool {
         let Some(job) = self.find(part.token) else { return false };
         let mut state = job.lock();
-        let State { waiting, events, parts } = &mut *state;
+        let handed_over = state.handed_over_to(from, signer);
+        let State { waiting, events, parts, .. } = &mut *state;
+        if handed_over {
+            // The mapper has checked the order, and says which agent it is from.
+            let Some(origin) = part.origin.filter(|_| *parts < PARTS) else { return false };
+            *parts += 1;
+            events.push_back(Event::Intermediate { from: origin, key: part.key, value: part.value, missed: 0 });
+            drop(state);
+            job.changed.notify_one();
+            return true;
+        }
         let Some(target) = waiting.get_mut(from).filter(|target| target.sent_by(signer)) else { return false };
         let number = part.sequence.unwrap_or(target.next_part);
         if number < target.next_part || *parts >= PARTS {
@@ -130,7 +129,7 @@ impl Jobs {
         if state.waiting.remove(identity).is_some() {
             state.events.push_back(Event::Outcome { from: identity.clone(), result });
             drop(state);
-            self.in_flight.remove(identity);
+            self.one_less(identity);
             job.changed.notify_one();
         }
     }
@@ -156,6 +155,22 @@ impl Jobs {
         }
     }
 
+    /// How many requests each of these agents works on now.
+    pub fn in_flight<'a>(&self, agents: impl Iterator<Item = &'a Identity>) -> Vec<usize> {
+        let counts = lock(&self.in_flight);
+        agents.map(|identity| counts.get(identity).copied().unwrap_or(0)).collect()
+    }
+
+    fn one_less(&self, identity: &Identity) {
+        let mut counts = lock(&self.in_flight);
+        if let Some(count) = counts.get_mut(identity) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                counts.remove(identity);
+            }
+        }
+    }
+
     fn find(&self, token: Token) -> Option<Arc<Job>> {
         lock(&self.by_token).get(&token).cloned()
     }
@@ -172,13 +187,60 @@ impl Job {
         Some(event)
     }
 
-    /// Who still has to answer.
+    /// Whether somebody still has to answer.
+    pub fn is_waiting(&self) -> bool {
+        let state = self.lock();
+        !state.waiting.is_empty() || state.handed_over.is_some()
+    }
+
+    /// The agents that still have to answer.
     pub fn waiting(&self) -> Vec<Identity> {
         self.lock().waiting.keys().cloned().collect()
     }
 
+    /// Does not wait for a mapper any more; whether it did.
+    pub fn abandon(&self) -> bool {
+        self.lock().handed_over.take().is_some()
+    }
+
+    /// Takes the place of the mapper's answer, if this is it.
+    fn take_over(&self, from: &Identity, signer: Option<&Verified>) -> bool {
+        let mut state = self.lock();
+        let answered = state.handed_over_to(from, signer);
+        if answered {
+            state.handed_over = None;
+        }
+        answered
+    }
+
+    /// Gives the request the answers that a mapper collected, or its failure as a whole.
+    pub fn finish(&self, result: Result<Payload, Failure>) {
+        let answers = result.and_then(|written| {
+            let unreadable = |_| Failure::new(FailureCode::BadAnswer, "the mapper's answer cannot be read");
+            written.parse::<Answers>().map_err(unreadable)
+        });
+        let mut state = self.lock();
+        match answers {
+            Ok(answers) => {
+                let outcomes = answers.outcomes.into_iter().map(|(from, result)| Event::Outcome { from, result });
+                state.events.extend(outcomes);
+            }
+            Err(failure) => state.events.push_back(Event::Failed(failure)),
+        }
+        drop(state);
+        self.changed.notify_one();
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
+    }
+}
+
+impl State {
+    /// Whether a message comes from a mapper and answers what was handed over.
+    fn handed_over_to(&self, from: &Identity, signer: Option<&Verified>) -> bool {
+        let Some(message) = self.handed_over else { return false };
+        from.role() == Role::Mapper && signer.is_none_or(|signer| signer.in_reply_to() == Some(message))
     }
 }
 

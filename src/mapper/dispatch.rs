@@ -1,0 +1,207 @@
+//! Giving a request to agents: choosing, sealing once for all, sending, and choosing others where the chosen ones are gone.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::future::join_all;
+use tokio::time::Instant;
+
+use super::selector::{Candidate, Selector};
+use super::state::AgentQuery;
+use super::{Mapper, Shared};
+use crate::link::{Letter, Ready, SendError};
+use crate::packet::{Failure, FailureCode, Identity, Packet, Request, Tag, Token};
+use crate::request::{Ask, Dispatch, Events, RequestBuilder, RequestError};
+use crate::serializer::{Audience, SealError};
+use crate::transport::{Destination, TransportError, topology};
+
+/// How many times another agent is chosen, when the chosen one turns out to be gone.
+const CHOICES: usize = 8;
+/// The longest lifetime of a message that asks for work; the work itself may take longer.
+const LIFETIME: Duration = Duration::from_secs(60);
+
+/// A mapper that is asked for work, with the selector that was given to it.
+#[derive(Clone, Debug)]
+pub struct ByMapper {
+    pub(super) mapper: Mapper,
+    pub(super) selector: Option<Arc<dyn Selector>>,
+}
+
+impl RequestBuilder<ByMapper> {
+    /// Chooses by a rule of your own.
+    pub fn selector_by(mut self, selector: Arc<dyn Selector>) -> Self {
+        self.dispatch.selector = Some(selector);
+        self
+    }
+}
+
+#[async_trait]
+impl Dispatch for ByMapper {
+    async fn request(self, ask: Ask) -> Result<Events, RequestError> {
+        let shared = &self.mapper.shared;
+        let events = Events::begin(&shared.jobs, Token::random()?, ask.timeout);
+        let sending = Sending { shared, selector: self.selector.as_deref(), events: Some(&events), ask: &ask };
+        sending.send().await?;
+        Ok(events)
+    }
+
+    async fn push(self, ask: Ask) -> Result<Vec<Identity>, RequestError> {
+        let shared = &self.mapper.shared;
+        Sending { shared, selector: self.selector.as_deref(), events: None, ask: &ask }.send().await
+    }
+}
+
+/// One request on its way to agents.
+struct Sending<'a> {
+    shared: &'a Shared,
+    selector: Option<&'a dyn Selector>,
+    /// Where the answers go; none for a push.
+    events: Option<&'a Events>,
+    ask: &'a Ask,
+}
+
+impl Sending<'_> {
+    /// Sends to the chosen agents; returns who got it. Agents whose queue is gone are forgotten, and others chosen.
+    async fn send(&self) -> Result<Vec<Identity>, RequestError> {
+        let packet = self.packet()?;
+        let mut gone = BTreeSet::new();
+        for _ in 0..CHOICES {
+            let chosen = self.choose(&gone).await?;
+            let mut sent = Vec::new();
+            for group in chosen.chunks(Audience::MAX) {
+                for (identity, result) in self.send_to(group, &packet).await? {
+                    match result {
+                        Ok(()) => sent.push(identity),
+                        Err(SendError::Transport(TransportError::Unroutable(_))) => {
+                            tracing::info!(agent = %identity, "its queue is gone: another agent is chosen");
+                            let _ = self.shared.state.remove(&identity).await;
+                            gone.insert(identity);
+                        }
+                        // One of several: the others have it already.
+                        Err(error) if chosen.len() > 1 => {
+                            tracing::warn!(agent = %identity, error = &error as &dyn std::error::Error, "not sent");
+                            if let Some(events) = self.events {
+                                let failure = Failure::new(FailureCode::Lost, format!("not sent: {error}"));
+                                events.jobs().refuse(events.job(), &identity, failure);
+                                sent.push(identity);
+                            }
+                        }
+                        Err(error) => return Err(error.into()),
+                    }
+                }
+            }
+            if !sent.is_empty() {
+                return Ok(sent);
+            }
+        }
+        Err(no_target(&self.ask.request))
+    }
+
+    /// What the agents get.
+    fn packet(&self) -> Result<Packet, RequestError> {
+        let link = &self.shared.link;
+        let mut request = self.ask.request.clone();
+        request.service = request.service.resolved();
+        request.from = Some(link.identity().clone());
+        let Some(events) = self.events else {
+            request.token = Some(Token::random()?);
+            return Ok(Packet::Push(request));
+        };
+        request.token = Some(events.job().token);
+        request.deadline = Some(link.now().saturating_add(self.ask.timeout));
+        if !link.is_secure() {
+            request.reply_to = Some(topology::mapper_inbox_name(link.identity().as_str(), link.instance()));
+        }
+        Ok(Packet::Request(request))
+    }
+
+    /// Who gets it; waits for somebody to come as long as patience lasts.
+    async fn choose(&self, gone: &BTreeSet<Identity>) -> Result<Vec<Candidate>, RequestError> {
+        let request = &self.ask.request;
+        let mut query = AgentQuery::new(request.service.resolved(), request.tags.clone());
+        query.target = request.target.clone();
+        let until = Instant::now() + self.ask.patience;
+        loop {
+            let changed = self.shared.changed.notified();
+            let mut found = self.shared.state.find(&query).await.map_err(|error| RequestError::State(error.into()))?;
+            let silent_since = self.shared.silent_since();
+            found.retain(|record| record.last_seen >= silent_since && !gone.contains(&record.identity));
+            if !found.is_empty() {
+                let in_flight = self.shared.jobs.in_flight(found.iter().map(|record| &record.identity));
+                let with = |(record, in_flight)| Candidate { record, in_flight };
+                let candidates: Vec<Candidate> = found.into_iter().zip(in_flight).map(with).collect();
+                let selector = self.selector.unwrap_or_else(|| self.shared.selectors.named(request.selector));
+                let wanted: BTreeSet<usize> = selector.select(&query.service, &candidates).into_iter().collect();
+                let chosen: Vec<Candidate> =
+                    candidates.into_iter().enumerate().filter(|(at, _)| wanted.contains(at)).map(|(_, c)| c).collect();
+                return if chosen.is_empty() { Err(no_target(request)) } else { Ok(chosen) };
+            }
+            if tokio::time::timeout_at(until, changed).await.is_err() {
+                return Err(no_target(request));
+            }
+        }
+    }
+
+    /// Seals once for a group of agents, and gives it to each.
+    async fn send_to(
+        &self,
+        group: &[Candidate],
+        packet: &Packet,
+    ) -> Result<Vec<(Identity, Result<(), SendError>)>, SendError> {
+        let all: Vec<Identity> = group.iter().map(|candidate| candidate.record.identity.clone()).collect();
+        let audience = match &all[..] {
+            [one] => Audience::One(one.clone()),
+            _ => Audience::Many(all),
+        };
+        match self.seal(packet, audience).await {
+            Ok(ready) => Ok(join_all(group.iter().map(|candidate| self.publish(candidate, &ready))).await),
+            // One without a certificate must not keep the others from their work.
+            Err(SendError::Seal(SealError::NoRecipient(_))) if group.len() > 1 => {
+                let each = group.iter().map(|candidate| async move {
+                    let identity = candidate.record.identity.clone();
+                    match self.seal(packet, Audience::One(identity.clone())).await {
+                        Ok(ready) => self.publish(candidate, &ready).await,
+                        Err(error) => (identity, Err(error)),
+                    }
+                });
+                Ok(join_all(each).await)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn seal(&self, packet: &Packet, audience: Audience) -> Result<Ready, SendError> {
+        let mut letter = Letter::new(packet.clone(), audience);
+        letter.lifetime = if self.events.is_some() { self.ask.timeout.min(LIFETIME) } else { LIFETIME };
+        letter.persistent = self.ask.request.persistent.unwrap_or(false);
+        self.shared.link.seal(letter).await
+    }
+
+    async fn publish(&self, candidate: &Candidate, ready: &Ready) -> (Identity, Result<(), SendError>) {
+        let record = &candidate.record;
+        // Before it is sent: the answer may be faster than the broker's confirmation.
+        if let Some(events) = self.events {
+            events.jobs().expect(events.job(), &record.identity, record.instance, ready.id());
+        }
+        let queue = topology::agent_inbox_name(record.identity.as_str());
+        let result = self.shared.link.publish(ready, Destination::Queue(queue)).await;
+        if let (Err(_), Some(events)) = (&result, self.events) {
+            events.jobs().forget(events.job(), &record.identity);
+        }
+        (record.identity.clone(), result.map_err(SendError::from))
+    }
+}
+
+fn no_target(request: &Request) -> RequestError {
+    let mut what = request.service.to_string();
+    if let Some(target) = &request.target {
+        what = format!("{what} at {target}");
+    }
+    if !request.tags.is_empty() {
+        let tags: Vec<&str> = request.tags.iter().map(Tag::as_str).collect();
+        what = format!("{what} with tags {}", tags.join(", "));
+    }
+    RequestError::NoTarget(what)
+}
