@@ -13,3 +13,6 @@ pub mod mapper;
 pub mod packet;
 pub mod policy;
 pub mod request;
+pub mod security;
+pub mod serializer;
+pub mod transport;
