@@ -59,14 +59,21 @@ pub struct Pki {
     pub peers: Arc<Peers>,
     issued: Mutex<HashMap<Identity, Credentials>>,
     key_type: KeyType,
+    /// When everything here begins.
+    start: Timestamp,
 }
 
 impl Pki {
     /// A CA that begins at [`T0`], whose nodes have keys of this type.
     pub fn new(key_type: KeyType) -> Self {
-        let ca =
-            CertificateAuthority::create("example.org", KeyType::P256, CertificateAuthority::VALID_FOR, T0).unwrap();
-        Self { ca, peers: Arc::default(), issued: Mutex::default(), key_type }
+        Self::starting(key_type, T0)
+    }
+
+    /// A CA that begins at this moment, for tests by the system's clock.
+    pub fn starting(key_type: KeyType, start: Timestamp) -> Self {
+        let valid_for = CertificateAuthority::VALID_FOR;
+        let ca = CertificateAuthority::create("example.org", KeyType::P256, valid_for, start).unwrap();
+        Self { ca, peers: Arc::default(), issued: Mutex::default(), key_type, start }
     }
 
     /// The credentials of a node, which all others know.
@@ -82,7 +89,7 @@ impl Pki {
 
     /// The credentials of a node that nobody knows.
     pub fn stranger(&self, identity: &Identity) -> Credentials {
-        self.ca.issue(identity, self.key_type, CertificateAuthority::LEAF_VALID_FOR, T0).unwrap()
+        self.ca.issue(identity, self.key_type, CertificateAuthority::LEAF_VALID_FOR, self.start).unwrap()
     }
 
     /// The beginnings of a serializer for a node that started at [`T0`].

@@ -4,21 +4,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nanite::agent::{Agent, AgentBuilder, AgentHandle};
+use nanite::certs::KeyType;
+use nanite::clock::{Clock, SystemClock};
+use nanite::link::{Letter, Link};
 use nanite::mapper::{Mapper, MapperBuilder};
-use nanite::packet::{Identity, Payload};
-use nanite::serializer::{Plain, Serializer};
-use nanite::transport::{MemoryBroker, MemoryTransport};
+use nanite::packet::{Identity, Payload, Register, Status};
+use nanite::security::SecureSerializer;
+use nanite::serializer::{Audience, Plain, Serializer};
+use nanite::transport::{Destination, Exchange, MemoryBroker, MemoryTransport, topology};
+
+use super::pki::Pki;
 
 /// A broker in memory, and nodes that speak plain JSON or securely.
-#[derive(Debug)]
 pub struct System {
     pub broker: MemoryBroker,
     format: Format,
 }
 
-#[derive(Debug)]
 enum Format {
     Plain,
+    Secure(Box<Pki>),
 }
 
 impl System {
@@ -26,9 +31,20 @@ impl System {
         Self { broker: MemoryBroker::new(), format: Format::Plain }
     }
 
-    pub fn serializer(&self, _identity: &Identity) -> Arc<dyn Serializer> {
+    pub fn secure() -> Self {
+        let pki = Pki::starting(KeyType::P256, SystemClock.now());
+        Self { broker: MemoryBroker::new(), format: Format::Secure(Box::new(pki)) }
+    }
+
+    /// A serializer for a process of this node that starts now.
+    pub fn serializer(&self, identity: &Identity) -> Arc<dyn Serializer> {
         match &self.format {
             Format::Plain => Arc::new(Plain::json()),
+            Format::Secure(pki) => {
+                let credentials = pki.credentials(identity);
+                let builder = SecureSerializer::builder(credentials, pki.peers.clone(), pki.ca.trust().unwrap());
+                Arc::new(builder.build().unwrap())
+            }
         }
     }
 
@@ -85,25 +101,19 @@ pub fn json(text: &str) -> Payload {
     serde_json::from_str(text).unwrap()
 }
 
-/// An agent that has no queue and does nothing: it only registered.
-#[derive(Debug)]
-pub struct Ghost;
-
 impl System {
-    pub async fn ghost(&self, name: &str, services: &[&str]) -> Ghost {
+    /// An agent that only registered: it has no queue and does nothing.
+    pub async fn ghost(&self, name: &str, services: &[&str]) {
         let identity = Identity::agent(name).unwrap();
-        let serializer = self.serializer(&identity);
-        let clock = Arc::new(nanite::clock::SystemClock);
-        let link = nanite::link::Link::new(identity.clone(), serializer, self.connect(), clock).unwrap();
-        let register = nanite::packet::Register {
+        let clock = Arc::new(SystemClock);
+        let link = Link::new(identity.clone(), self.serializer(&identity), self.connect(), clock).unwrap();
+        let register = Register {
             identity,
             services: services.iter().map(|service| service.parse().unwrap()).collect(),
-            status: nanite::packet::Status::new(-1.0),
+            status: Status::new(-1.0),
             tags: Vec::new(),
         };
-        let letter = nanite::link::Letter::new(register, nanite::serializer::Audience::Mappers);
-        let registration = nanite::transport::Exchange(nanite::transport::topology::REGISTRATION.into());
-        link.send(letter, nanite::transport::Destination::Exchange(registration)).await.unwrap();
-        Ghost
+        let registration = Destination::Exchange(Exchange(topology::REGISTRATION.into()));
+        link.send(Letter::new(register, Audience::Mappers), registration).await.unwrap();
     }
 }
