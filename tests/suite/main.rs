@@ -7,3 +7,4 @@ mod dispatch;
 mod formats;
 mod harness;
 mod s01_envelope;
+mod transport;

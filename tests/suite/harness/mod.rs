@@ -1,3 +1,25 @@
 //! What tests share.
+
+#![allow(dead_code, reason = "each helper is for whichever test needs it")]
+
+pub mod broker;
+mod http;
 pub mod pki;
+pub mod program;
+pub mod proxy;
 pub mod system;
+
+use std::time::Duration;
+
+/// How long a test waits for something that must happen: far longer than it ever takes.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Looks every few milliseconds until it is so; panics with `what` when it never is.
+pub async fn wait_until(what: &str, mut so: impl AsyncFnMut() -> bool) {
+    let waiting = async {
+        while !so().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    assert!(tokio::time::timeout(PATIENCE, waiting).await.is_ok(), "not so within {PATIENCE:?}: {what}");
+}

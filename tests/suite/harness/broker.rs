@@ -1,0 +1,397 @@
+//! RabbitMQ nodes for tests: one that all tests share, and private ones that a test may stop, kill and start again.
+//!
+//! A node has its own ports, data, cookie and port mapper, all in a directory under Cargo's for tests. `broker.sh` keeps it and ends it:
+//! a private one when its test ends in whatever way, the shared one when no test has used it for some seconds.
+//!
+//! The calls here block, for seconds when a node starts; in a test on one thread nothing else runs meanwhile.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use nanite::transport::{AmqpOptions, AmqpTransport};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+use super::http;
+
+/// How long a node may take until it is ready.
+const READY_WITHIN: Duration = Duration::from_secs(120);
+
+/// A virtual host of its own on a node.
+#[derive(Debug)]
+pub struct Broker {
+    node: Node,
+    vhost: String,
+    private: Option<Private>,
+}
+
+/// Where a node listens.
+#[derive(Clone, Debug)]
+struct Node {
+    dir: PathBuf,
+    amqp: u16,
+    management: u16,
+    distribution: u16,
+    port_mapper: u16,
+}
+
+/// A node that belongs to one test.
+#[derive(Debug)]
+struct Private {
+    _dir: tempfile::TempDir,
+    running: Option<(Child, ChildStdin)>,
+}
+
+impl Broker {
+    /// The shared node, which is started when it is not there.
+    pub fn shared() -> Self {
+        static SHARED: OnceLock<(Node, File)> = OnceLock::new();
+        let (node, _lease) = SHARED.get_or_init(shared_node);
+        Self::on(node.clone(), None)
+    }
+
+    /// A node of one's own.
+    pub fn private() -> Self {
+        let dir = tempfile::Builder::new().prefix("broker-").tempdir_in(target()).unwrap();
+        let (node, child) = start_new(dir.path(), |node| launch_private(node));
+        Self::on(node, Some(Private { _dir: dir, running: Some(child) }))
+    }
+
+    fn on(node: Node, private: Option<Private>) -> Self {
+        let vhost = format!("test-{}", random());
+        let broker = Self { node, vhost, private };
+        broker.api_ok("PUT", &format!("/api/vhosts/{}", broker.vhost), Value::Null);
+        broker.permit("guest", ".*", ".*", ".*");
+        broker
+    }
+
+    /// Where this virtual host is, for a user.
+    pub fn url_for(&self, user: &str, password: &str) -> String {
+        format!("amqp://{user}:{password}@127.0.0.1:{}/{}", self.node.amqp, self.vhost)
+    }
+
+    /// Where this virtual host is.
+    pub fn url(&self) -> String {
+        self.url_for("guest", "guest")
+    }
+
+    pub fn port(&self) -> u16 {
+        self.node.amqp
+    }
+
+    pub fn vhost(&self) -> &str {
+        &self.vhost
+    }
+
+    pub fn options(&self) -> AmqpOptions {
+        AmqpOptions::new(&self.url()).unwrap()
+    }
+
+    pub async fn connect(&self) -> AmqpTransport {
+        AmqpTransport::connect(self.options()).await.unwrap()
+    }
+
+    /// A call of the management API: the status, and the answer, null where it is none.
+    pub fn api(&self, method: &str, path: &str, body: &Value) -> (u16, Value) {
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let (status, answer) = http::request(self.node.management, method, path, &body).unwrap();
+        (status, serde_json::from_str(&answer).unwrap_or(Value::Null))
+    }
+
+    fn api_ok(&self, method: &str, path: &str, body: Value) -> Value {
+        let (status, answer) = self.api(method, path, &body);
+        assert!((200..300).contains(&status), "{method} {path}: {status} {answer}");
+        answer
+    }
+
+    /// A new user with a password, who may not do anything yet; its name.
+    pub fn add_user(&self, password: &str) -> String {
+        let user = format!("user-{}", random());
+        self.api_ok("PUT", &format!("/api/users/{user}"), json!({"password": password, "tags": ""}));
+        user
+    }
+
+    /// What a user may do here: patterns of names of queues and exchanges.
+    pub fn permit(&self, user: &str, configure: &str, write: &str, read: &str) {
+        let permissions = json!({"configure": configure, "write": write, "read": read});
+        self.api_ok("PUT", &format!("/api/permissions/{}/{user}", self.vhost), permissions);
+    }
+
+    /// Sets properties of all queues here that a user of the broker cannot set, such as `max-length`.
+    pub fn set_policy(&self, definition: Value) {
+        let policy = json!({"pattern": ".*", "definition": definition, "apply-to": "queues"});
+        self.api_ok("PUT", &format!("/api/policies/{}/test", self.vhost), policy);
+    }
+
+    pub fn delete_queue(&self, queue: &str) {
+        self.api_ok("DELETE", &format!("/api/queues/{}/{queue}", self.vhost), Value::Null);
+    }
+
+    /// What is in a queue, by name of its properties; null when there is no such queue.
+    pub fn queue(&self, queue: &str) -> Value {
+        self.api("GET", &format!("/api/queues/{}/{queue}", self.vhost), &Value::Null).1
+    }
+
+    /// The names of the connections to this virtual host.
+    pub fn connections(&self) -> Vec<String> {
+        let connections = self.api_ok("GET", &format!("/api/vhosts/{}/connections", self.vhost), Value::Null);
+        connections.as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap().to_owned()).collect()
+    }
+
+    /// Closes all connections to this virtual host, as an operator would; how many there were.
+    pub fn close_connections(&self) -> usize {
+        let connections = self.connections();
+        for name in &connections {
+            // One that has gone meanwhile is fine.
+            self.api(
+                "DELETE",
+                &format!("/api/connections/{}", name.replace(' ', "%20").replace('>', "%3E")),
+                &Value::Null,
+            );
+        }
+        connections.len()
+    }
+
+    /// Runs `rabbitmqctl` on the node. Takes seconds.
+    pub fn ctl(&self, arguments: &[&str]) -> String {
+        let mut command = Command::new(programs().join("rabbitmqctl"));
+        let output = environment(&mut command, &self.node).args(arguments).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(
+            output.status.success(),
+            "rabbitmqctl {arguments:?}: {text}{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        text
+    }
+
+    /// Stops a private node in order.
+    pub fn stop(&mut self) {
+        self.end("stop");
+    }
+
+    /// Kills a private node at once, as by `kill -9`.
+    pub fn kill(&mut self) {
+        self.end("kill");
+    }
+
+    fn end(&mut self, how: &str) {
+        let private = self.private.as_mut().expect("only a private node can be ended");
+        let (mut child, mut input) = private.running.take().expect("the node runs");
+        writeln!(input, "{how}").unwrap();
+        child.wait().unwrap();
+    }
+
+    /// Starts a private node again, with its data and on its ports.
+    pub fn start(&mut self) {
+        let private = self.private.as_mut().expect("only a private node can be started");
+        assert!(private.running.is_none(), "the node runs already");
+        let mut child = launch_private(&self.node);
+        wait_ready(&self.node, &mut child.0).unwrap_or_else(|why| panic!("{why}"));
+        private.running = Some(child);
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        match &mut self.private {
+            // The end of its input ends the node and removes its data.
+            Some(private) => {
+                if let Some((mut child, input)) = private.running.take() {
+                    drop(input);
+                    let _ = child.wait();
+                }
+            }
+            None => {
+                let _ = http::request(self.node.management, "DELETE", &format!("/api/vhosts/{}", self.vhost), "");
+            }
+        }
+    }
+}
+
+/// The shared node, with the lease that keeps it for as long as this process lives.
+fn shared_node() -> (Node, File) {
+    let base = target().join("shared-broker");
+    fs::create_dir_all(&base).unwrap();
+    let open =
+        |name: &str| File::options().create(true).truncate(false).read(true).write(true).open(base.join(name)).unwrap();
+    let mut lease = open("lease");
+    lease.lock_shared().unwrap();
+    // This moves the time of its last use.
+    writeln!(lease, "{}", std::process::id()).unwrap();
+    let starting = open("starting");
+    starting.lock().unwrap();
+    let ready = base.join("lease.ready");
+    if let Some(node) = fs::read_to_string(&ready).ok().and_then(|text| Node::read(&text)).filter(Node::answers) {
+        return (node, lease);
+    }
+    let dir = base.join(format!("node-{}", random()));
+    fs::create_dir(&dir).unwrap();
+    let (node, _supervisor) = start_new(&dir, |node| {
+        let mut command = supervisor(node, "shared");
+        // It outlives this process, and must not hold on to its output.
+        (command.arg(base.join("lease")).stdin(Stdio::null()).spawn().unwrap(), ())
+    });
+    fs::write(&ready, node.write()).unwrap();
+    (node, lease)
+}
+
+fn launch_private(node: &Node) -> (Child, ChildStdin) {
+    let mut child = supervisor(node, "private").stdin(Stdio::piped()).spawn().unwrap();
+    let input = child.stdin.take().unwrap();
+    (child, input)
+}
+
+/// Makes a node in a directory and starts it. Free ports may be taken by others before the node has them; then others are tried.
+fn start_new<T>(dir: &Path, launch: impl Fn(&Node) -> (Child, T)) -> (Node, (Child, T)) {
+    let mut why = String::new();
+    for _ in 0..3 {
+        let node = Node::make(dir);
+        let mut child = launch(&node);
+        match wait_ready(&node, &mut child.0) {
+            Ok(()) => return (node, child),
+            Err(error) => why = error,
+        }
+    }
+    panic!("{why}");
+}
+
+fn wait_ready(node: &Node, child: &mut Child) -> Result<(), String> {
+    let deadline = Instant::now() + READY_WITHIN;
+    while !node.answers() {
+        if let Some(status) = child.try_wait().unwrap() {
+            return Err(format!("RabbitMQ ended while it was starting ({status}):\n{}", node.logs()));
+        }
+        if Instant::now() > deadline {
+            // The supervisor ends the node before itself.
+            let supervisor = Pid::from_raw(child.id().try_into().unwrap());
+            let _ = kill(supervisor, Signal::SIGTERM);
+            return Err(format!("RabbitMQ was not ready within {READY_WITHIN:?}:\n{}", node.logs()));
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Ok(())
+}
+
+fn supervisor(node: &Node, mode: &str) -> Command {
+    let mut command = Command::new("setsid");
+    let log = || File::options().create(true).append(true).open(node.dir.join("supervisor.log")).unwrap();
+    environment(&mut command, node).stdout(log()).stderr(log());
+    command.arg("bash").arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/suite/harness/broker.sh"));
+    command.arg(mode).arg(&node.dir);
+    command
+}
+
+/// The environment of everything that has to do with a node, and nothing else in it.
+fn environment<'a>(command: &'a mut Command, node: &Node) -> &'a mut Command {
+    let dir = |name: &str| node.dir.join(name).display().to_string();
+    let path = std::env::var("PATH").unwrap_or_default();
+    command.env_clear().envs([
+        ("PATH", format!("{path}:/usr/sbin:/sbin")),
+        ("LC_ALL", "C.UTF-8".into()),
+        ("HOME", node.dir.display().to_string()),
+        ("SERVER", programs().join("rabbitmq-server").display().to_string()),
+        ("ERL_EPMD_ADDRESS", "127.0.0.1".into()),
+        ("ERL_EPMD_PORT", node.port_mapper.to_string()),
+        ("RABBITMQ_NODENAME", "nanite@localhost".into()),
+        ("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1".into()),
+        ("RABBITMQ_NODE_PORT", node.amqp.to_string()),
+        ("RABBITMQ_DIST_PORT", node.distribution.to_string()),
+        ("RABBITMQ_MNESIA_BASE", dir("data")),
+        ("RABBITMQ_LOG_BASE", dir("log")),
+        ("RABBITMQ_PID_FILE", dir("pid")),
+        ("RABBITMQ_ENABLED_PLUGINS_FILE", dir("plugins")),
+        ("RABBITMQ_CONFIG_FILE", dir("rabbitmq.conf")),
+        ("RABBITMQ_CONF_ENV_FILE", "/dev/null".into()),
+        ("RABBITMQ_GENERATED_CONFIG_DIR", dir("generated")),
+        ("RABBITMQ_FEATURE_FLAGS_FILE", dir("feature-flags")),
+        ("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none".into()),
+    ])
+}
+
+impl Node {
+    /// Writes what a node needs before its first start.
+    fn make(dir: &Path) -> Self {
+        let listeners: Vec<TcpListener> = (0..4).map(|_| TcpListener::bind(("127.0.0.1", 0)).unwrap()).collect();
+        let port = |n: usize| listeners[n].local_addr().unwrap().port();
+        let node = Self {
+            dir: dir.to_owned(),
+            amqp: port(0),
+            management: port(1),
+            distribution: port(2),
+            port_mapper: port(3),
+        };
+        let settings = format!(
+            "management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {}\n\
+             disk_free_limit.absolute = 1MB\nvm_memory_high_watermark.absolute = 1GB\n",
+            node.management
+        );
+        fs::write(dir.join("rabbitmq.conf"), settings).unwrap();
+        fs::write(dir.join("plugins"), "[rabbitmq_management].\n").unwrap();
+        let cookie = dir.join(".erlang.cookie");
+        if !cookie.exists() {
+            let mut file = File::options().create_new(true).write(true).mode(0o600).open(&cookie).unwrap();
+            file.write_all(random().as_bytes()).unwrap();
+            fs::set_permissions(&cookie, fs::Permissions::from_mode(0o400)).unwrap();
+        }
+        node
+    }
+
+    /// Whether it takes connections and answers.
+    fn answers(&self) -> bool {
+        TcpStream::connect(("127.0.0.1", self.amqp)).is_ok()
+            && http::request(self.management, "GET", "/api/overview", "").is_ok_and(|(status, _)| status == 200)
+    }
+
+    fn write(&self) -> String {
+        let ports = [self.amqp, self.management, self.distribution, self.port_mapper];
+        json!({"dir": self.dir, "ports": ports}).to_string()
+    }
+
+    fn read(text: &str) -> Option<Self> {
+        let value: Value = serde_json::from_str(text).ok()?;
+        let port = |n: usize| u16::try_from(value["ports"][n].as_u64()?).ok();
+        Some(Self {
+            dir: value["dir"].as_str()?.into(),
+            amqp: port(0)?,
+            management: port(1)?,
+            distribution: port(2)?,
+            port_mapper: port(3)?,
+        })
+    }
+
+    fn logs(&self) -> String {
+        let read = |name: &str| fs::read_to_string(self.dir.join(name)).unwrap_or_default();
+        format!("{}{}", read("supervisor.log"), read("console.log"))
+    }
+}
+
+/// Where RabbitMQ's programs are.
+fn programs() -> PathBuf {
+    let dir = std::env::var_os("NANITE_TEST_RABBITMQ").map_or_else(|| "/usr/lib/rabbitmq/bin".into(), PathBuf::from);
+    let server = dir.join("rabbitmq-server");
+    assert!(
+        server.exists(),
+        "these tests need RabbitMQ, and there is no {}: `make test` installs it; NANITE_TEST_RABBITMQ can name another folder",
+        server.display()
+    );
+    dir
+}
+
+fn target() -> &'static Path {
+    Path::new(env!("CARGO_TARGET_TMPDIR"))
+}
+
+/// A name that nobody else has.
+fn random() -> String {
+    let mut bytes = [0; 8];
+    openssl::rand::rand_bytes(&mut bytes).unwrap();
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

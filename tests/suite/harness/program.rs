@@ -1,0 +1,146 @@
+//! The `nanite` program as its users run it: a process with arguments, output and an exit code.
+
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// How long a program may take for what a test waits for.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The program with these arguments and none of the caller's `NANITE_` settings.
+pub fn nanite<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nanite"));
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("NANITE_")) {
+        command.env_remove(name);
+    }
+    command.env("NO_COLOR", "1").stdin(Stdio::null()).args(arguments);
+    command
+}
+
+/// How a program ended, and what it said.
+#[derive(Debug)]
+pub struct Ended {
+    pub status: ExitStatus,
+    pub out: String,
+    pub err: String,
+}
+
+impl Ended {
+    /// The exit code; a panic when a signal ended it.
+    pub fn code(&self) -> i32 {
+        self.status.code().unwrap_or_else(|| panic!("ended by a signal: {self:?}"))
+    }
+}
+
+/// A program that runs, and is killed when this is dropped.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    out: Output,
+    err: Output,
+}
+
+#[derive(Debug)]
+struct Output {
+    text: Arc<Mutex<String>>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Output {
+    fn of(source: impl Read + Send + 'static) -> Self {
+        let text = Arc::new(Mutex::new(String::new()));
+        let all = Arc::clone(&text);
+        let reader = std::thread::spawn(move || {
+            for line in BufReader::new(source).split(b'\n').map_while(Result::ok) {
+                let mut all = all.lock().unwrap();
+                all.push_str(&String::from_utf8_lossy(&line));
+                all.push('\n');
+            }
+        });
+        Self { text, reader: Some(reader) }
+    }
+
+    fn text(&self) -> String {
+        self.text.lock().unwrap().clone()
+    }
+
+    fn to_end(&mut self) -> String {
+        if let Some(reader) = self.reader.take() {
+            reader.join().unwrap();
+        }
+        self.text()
+    }
+}
+
+impl Running {
+    pub fn start(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let out = Output::of(child.stdout.take().unwrap());
+        let err = Output::of(child.stderr.take().unwrap());
+        Self { child, out, err }
+    }
+
+    /// Its standard input, where the command asked for a pipe.
+    pub fn input(&mut self) -> ChildStdin {
+        self.child.stdin.take().unwrap()
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it has written so far to standard output and standard error.
+    pub fn said(&self) -> (String, String) {
+        (self.out.text(), self.err.text())
+    }
+
+    /// Waits until it has written this, to either output.
+    pub fn wait_for(&mut self, text: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let ended = self.child.try_wait().unwrap();
+            let (out, err) = self.said();
+            if out.contains(text) || err.contains(text) {
+                return;
+            }
+            assert!(ended.is_none(), "ended ({ended:?}) without saying {text:?}:\n{out}\n{err}");
+            assert!(Instant::now() < deadline, "did not say {text:?} within {PATIENCE:?}:\n{out}\n{err}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
+    }
+
+    /// Waits until it ends.
+    pub fn wait(mut self) -> Ended {
+        let deadline = Instant::now() + PATIENCE;
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(Instant::now() < deadline, "did not end within {PATIENCE:?}: {:?}", self.said());
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        Ended { status, out: self.out.to_end(), err: self.err.to_end() }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Runs a command to its end.
+pub fn run(command: &mut Command) -> Ended {
+    Running::start(command).wait()
+}
