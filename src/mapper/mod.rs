@@ -18,12 +18,12 @@ pub use selector::{All, Candidate, LeastLoaded, Random, RoundRobin, Selector};
 pub use state::{AgentQuery, AgentRecord, ClusterState, Heartbeat, LocalState, StateError};
 
 use crate::clock::{Clock, SystemClock};
-use crate::link::{IdentityMismatch, Link};
+use crate::link::{IdentityMismatch, Link, SendError};
 use crate::packet::{Identity, Role};
 use crate::policy::{AllowVerified, Policy};
 use crate::request::{Jobs, RequestBuilder, RequestError};
 use crate::serializer::{Channel, OpenErrorKind, Serializer};
-use crate::transport::{Transport, TransportError, topology};
+use crate::transport::{QueueKind, Transport, TransportError, topology};
 use selector::Selectors;
 
 /// How many answers, and how many heartbeats, are unacknowledged at a time.
@@ -53,6 +53,7 @@ pub struct MapperBuilder {
     agent_timeout: Duration,
     request_timeout: Duration,
     hooks: Vec<Hook>,
+    short_lived: bool,
 }
 
 struct Hook(Box<dyn Fn(&AgentEvent) + Send + Sync>);
@@ -147,6 +148,14 @@ impl MapperBuilder {
         self
     }
 
+    /// For a program that asks for something and ends: nothing of the mapper stays at the broker when its connection is gone.
+    /// The price: answers that come while the connection is away are lost.
+    #[must_use]
+    pub fn short_lived(mut self) -> Self {
+        self.short_lived = true;
+        self
+    }
+
     /// The clock; the system's by default.
     #[must_use]
     pub fn clock(mut self, clock: impl Clock + 'static) -> Self {
@@ -176,7 +185,10 @@ impl MapperBuilder {
         let (link, name) = (&shared.link, shared.link.identity().as_str());
         let presence = topology::mapper_presence(name, link.instance());
         let presence = link.subscribe(&presence, Channel::Presence, PREFETCH).await?;
-        let inbox = topology::mapper_inbox(name, link.instance());
+        let mut inbox = topology::mapper_inbox(name, link.instance());
+        if self.short_lived {
+            inbox.kind = QueueKind::Exclusive;
+        }
         let inbox = link.subscribe(&inbox, Channel::MapperInbox, PREFETCH).await?;
         let tasks = [
             tokio::spawn(run::presence(shared.clone(), presence)).abort_handle(),
@@ -206,6 +218,7 @@ impl Mapper {
             agent_timeout: Duration::from_secs(60),
             request_timeout: Duration::from_secs(30),
             hooks: Vec::new(),
+            short_lived: false,
         }
     }
 
@@ -242,6 +255,16 @@ impl Mapper {
     /// [`StateError`] when it cannot be done.
     pub async fn forget(&self, agent: &Identity) -> Result<bool, StateError> {
         self.shared.state.remove(agent).await
+    }
+
+    /// Asks an agent that is known to this mapper to register again. It answers with a registration made now, which the
+    /// [hooks](MapperBuilder::on_agent) see: a round trip of two messages that shows that the agent's process lives.
+    ///
+    /// # Errors
+    /// [`SendError`] when it could not be asked: [`TransportError::Unroutable`] when its process is gone.
+    pub async fn ask(&self, agent: &AgentRecord) -> Result<(), SendError> {
+        let instance = self.shared.link.is_secure().then_some(agent.instance);
+        self.shared.advertise(Some((agent.identity.clone(), instance))).await
     }
 
     /// Waits until an agent registers. Cancel safe.

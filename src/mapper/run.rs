@@ -11,7 +11,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::state::{AgentRecord, Heartbeat};
 use super::{AgentEvent, Shared};
 use crate::clock::Timestamp;
-use crate::link::{Letter, Subscription};
+use crate::link::{Letter, SendError, Subscription};
 use crate::packet::{Advertise, Identity, Packet, Ping, Register, Unregister};
 use crate::policy::{Caller, Decision};
 use crate::serializer::{Audience, Inbound, Verified};
@@ -86,8 +86,15 @@ impl Shared {
         self.link.now().saturating_sub(self.agent_timeout)
     }
 
-    /// Asks one agent to register, or all.
+    /// Asks one agent to register, or all; that it cannot be done is logged.
     pub(super) async fn ask(&self, whom: Option<(Identity, Option<u64>)>) {
+        if let Err(error) = self.advertise(whom).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "agents could not be asked to register");
+        }
+    }
+
+    /// Asks one agent to register, or all.
+    pub(super) async fn advertise(&self, whom: Option<(Identity, Option<u64>)>) -> Result<(), SendError> {
         let (audience, destination, target) = match whom {
             // To the process that was heard, beside its work.
             Some((agent, Some(instance))) => {
@@ -99,9 +106,8 @@ impl Shared {
             }
             None => (Audience::Agents, Destination::Exchange(Exchange(topology::ADVERTISE.into())), None),
         };
-        if let Err(error) = self.link.send(Letter::new(Advertise { target }, audience), destination).await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "agents could not be asked to register");
-        }
+        self.link.send(Letter::new(Advertise { target }, audience), destination).await?;
+        Ok(())
     }
 
     async fn register(&self, register: &Register, sender: &Identity, signer: Option<&Verified>) {

@@ -73,6 +73,15 @@ impl Default for RoundRobin {
     }
 }
 
+impl RoundRobin {
+    /// Goes on after this agent, which had the last turn for the service: for a turn that was kept somewhere else.
+    #[must_use]
+    pub fn after(self, service: &Service, last: Identity) -> Self {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).put(service.resolved(), last);
+        self
+    }
+}
+
 impl Selector for RoundRobin {
     fn select(&self, service: &Service, candidates: &[Candidate]) -> Vec<usize> {
         let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -167,6 +176,8 @@ mod tests {
         let without_a = &all[1..];
         assert_eq!(rr.select(&service(), without_a), [0], "after a comes b");
         assert_eq!(rr.select(&"/other/one".parse().unwrap(), &all), [0], "every service has turns of its own");
+        let kept = RoundRobin::default().after(&service(), all[1].record.identity.clone());
+        assert_eq!(kept.select(&service(), &all), [2], "a turn kept elsewhere goes on");
     }
 
     #[test]
