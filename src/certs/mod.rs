@@ -2,7 +2,9 @@
 
 mod anchors;
 mod certificate;
+mod directory;
 pub(crate) mod files;
+mod fixed;
 mod issue;
 mod key;
 mod name;
@@ -15,6 +17,8 @@ mod trust;
 
 pub(crate) use anchors::Authority;
 pub use certificate::{Certificate, CertificateError, KeyId, Suite};
+pub use directory::DirectoryCertificateStore;
+pub use fixed::StaticCertificateStore;
 pub use issue::{CertificateAuthority, IssueError};
 pub use key::{Credentials, KeyError, KeyType, PrivateKey};
 pub(crate) use name::text as name_text;

@@ -11,6 +11,9 @@ use super::{AuthorityError, Certificate, CertificateError, Credentials, KeyError
 use crate::clock::Timestamp;
 use crate::packet::Identity;
 
+/// The name of the file with the CA certificates.
+pub(super) const CA_FILE: &str = "ca.pem";
+
 /// A directory with the files that `nanite certs` makes: `ca.pem` and `ca-key.pem`, and for each node
 /// `agent-NAME.pem` and `agent-NAME-key.pem`, or `mapper-NAME.pem` and `mapper-NAME-key.pem`.
 ///
@@ -139,7 +142,7 @@ impl CertificateDirectory {
 
     /// Where the CA certificate is: `ca.pem`.
     pub fn ca_path(&self) -> PathBuf {
-        self.path.join("ca.pem")
+        self.path.join(CA_FILE)
     }
 
     /// Where the CA's key is, on the machine that issues certificates: `ca-key.pem`.
@@ -229,9 +232,8 @@ impl CertificateDirectory {
         file.nodes.into_iter().next().ok_or(DirectoryError::Invalid { path, source: CertificateError::Malformed })
     }
 
-    /// Reads every certificate file, in the order of their names: the CA's first. A file that cannot be used is an entry with
-    /// its error.
-    pub(crate) fn entries(&self) -> Result<Vec<Entry>, DirectoryError> {
+    /// The names of the certificate files that are there: the CA's first, then those of agents and mappers in order.
+    pub(crate) fn file_names(&self) -> Result<Vec<String>, DirectoryError> {
         self.exists()?;
         let unreadable = |source| DirectoryError::Unreadable { path: self.path.clone(), source };
         let mut names = Vec::new();
@@ -239,24 +241,28 @@ impl CertificateDirectory {
             // Names that are not UTF-8 are nobody's.
             names.extend(entry.map_err(unreadable)?.file_name().into_string());
         }
-        names.sort_unstable();
-        let mut entries = Vec::new();
-        let path = self.ca_path();
-        if std::fs::symlink_metadata(&path).is_ok() {
-            entries.push(Entry { content: read_authorities(&path).map(Content::Authorities), path });
+        names.retain(|name| name == CA_FILE || is_node_file(name));
+        names.sort_unstable_by(|a, b| (a != CA_FILE, a).cmp(&(b != CA_FILE, b)));
+        Ok(names)
+    }
+
+    /// Reads one of these files.
+    pub(crate) fn read_file(&self, name: &str) -> Result<Content, DirectoryError> {
+        let path = self.path.join(name);
+        if name == CA_FILE {
+            return read_authorities(&path).map(Content::Authorities);
         }
-        for name in names.iter().filter(|name| is_node_file(name)) {
-            let path = self.path.join(name);
-            let content = match identity_of(name) {
-                Some(identity) => read(&path).and_then(|file| {
-                    file.check_identity(&identity, &path)?;
-                    Ok(Content::Node(identity, file))
-                }),
-                None => Err(DirectoryError::FileName { path: path.clone() }),
-            };
-            entries.push(Entry { path, content });
-        }
-        Ok(entries)
+        let identity = identity_of(name).ok_or_else(|| DirectoryError::FileName { path: path.clone() })?;
+        let file = read(&path)?;
+        file.check_identity(&identity, &path)?;
+        Ok(Content::Node(identity, file))
+    }
+
+    /// Reads every certificate file, in the order of [`file_names`](Self::file_names). A file that cannot be used is an entry
+    /// with its error.
+    pub(crate) fn entries(&self) -> Result<Vec<Entry>, DirectoryError> {
+        let entry = |name: String| Entry { path: self.path.join(&name), content: self.read_file(&name) };
+        Ok(self.file_names()?.into_iter().map(entry).collect())
     }
 
     fn exists(&self) -> Result<(), DirectoryError> {

@@ -216,11 +216,12 @@ impl Trust {
         Self::with(self.state().anchors.clone(), Some(domain.to_owned()))
     }
 
-    /// From now on believes what `other` believes: for CA certificates or revocation lists that have changed. Verdicts of before
-    /// are forgotten.
-    pub fn replace(&self, other: &Trust) {
-        let new = Self::with(other.state().anchors.clone(), other.state().domain.clone()).state();
-        *self.state.write().unwrap_or_else(PoisonError::into_inner) = new;
+    /// From now on believes the CAs that `other` believes, with its revocation lists, for the same domain as before. Verdicts
+    /// of before are forgotten.
+    pub fn replace_authorities(&self, other: &Trust) {
+        let anchors = other.state().anchors.clone();
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        *state = Self::with(anchors, state.domain.clone()).state();
     }
 
     /// The CA certificates; none when certificates are pinned.
@@ -350,7 +351,7 @@ mod tests {
         let (first, second) = (leaf(&old, now), leaf(&new, now));
         assert_eq!(both.verify(&first, &[], now), Ok(()));
         assert_eq!(both.verify(&second, &[], now), Ok(()));
-        both.replace(&new.trust().unwrap());
+        both.replace_authorities(&new.trust().unwrap());
         assert_eq!(both.verify(&first, &[], now), Err(TrustError::UnknownIssuer), "a kept verdict has survived");
         assert_eq!(both.verify(&second, &[], now), Ok(()));
     }
