@@ -1,6 +1,7 @@
 //! Certificates and keys: reading, keeping, checking and issuing them.
 
 mod anchors;
+mod cached;
 mod certificate;
 mod directory;
 pub(crate) mod files;
@@ -16,6 +17,7 @@ mod store;
 mod trust;
 
 pub(crate) use anchors::Authority;
+pub use cached::CachedCertificateStore;
 pub use certificate::{Certificate, CertificateError, KeyId, Suite};
 pub use directory::DirectoryCertificateStore;
 pub use fixed::StaticCertificateStore;
