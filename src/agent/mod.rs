@@ -3,6 +3,7 @@
 mod actor;
 mod context;
 mod dispatch;
+mod exec;
 mod presence;
 mod run;
 mod status;
@@ -13,6 +14,7 @@ use std::time::Duration;
 pub use actor::{Actor, BlockingHandler, ExposeError, Handler, Handlers, Reply, actor};
 pub use context::Context;
 pub use dispatch::RunningJob;
+pub use exec::{ProgramActors, ProgramError, ProgramLimits, SkipReason, Skipped};
 pub use run::{Agent, AgentError, AgentHandle};
 pub use status::{LoadAverage, StatusSource};
 
