@@ -67,7 +67,8 @@ struct Bench {
 
 impl Bench {
     fn new(name: &'static str, key_type: KeyType) -> Self {
-        let ca = CertificateAuthority::create("example.org", KeyType::P256, CertificateAuthority::VALID_FOR, NOW).unwrap();
+        let ca =
+            CertificateAuthority::create("example.org", KeyType::P256, CertificateAuthority::VALID_FOR, NOW).unwrap();
         let issue = |identity: Identity| {
             let key = PrivateKey::generate(key_type).unwrap();
             let pem = key.to_pem().unwrap();
@@ -325,7 +326,8 @@ fn openssl_cms(c: &mut Criterion, bench: &Bench) {
         let body = vec![9u8; size + 100];
         let sealed = seal(&body);
         assert_eq!(open(&sealed), body);
-        c.benchmark_group(format!("{}-{size}-seal", bench.name)).bench_function("openssl-cms", |b| b.iter(|| seal(&body)));
+        c.benchmark_group(format!("{}-{size}-seal", bench.name))
+            .bench_function("openssl-cms", |b| b.iter(|| seal(&body)));
         c.benchmark_group(format!("{}-{size}-open", bench.name))
             .bench_function("openssl-cms", |b| b.iter(|| open(&sealed)));
     }
@@ -333,10 +335,8 @@ fn openssl_cms(c: &mut Criterion, bench: &Bench) {
 
 /// The median that criterion has just measured, in microseconds.
 fn median(group: &str, what: &str) -> Option<f64> {
-    let home = std::env::var_os("CRITERION_HOME").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/criterion"),
-        std::path::PathBuf::from,
-    );
+    let home = std::env::var_os("CRITERION_HOME")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/criterion"), std::path::PathBuf::from);
     let text = std::fs::read_to_string(home.join(group).join(what).join("new/estimates.json")).ok()?;
     let estimates: serde_json::Value = serde_json::from_str(&text).ok()?;
     Some(estimates["median"]["point_estimate"].as_f64()? / 1000.0)
@@ -361,9 +361,8 @@ fn print_ratios() {
                     what => median(&format!("{name}-{size}-{what}"), which),
                 };
                 let number = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.1}"));
-                let ratio = |a: Option<f64>, b: Option<f64>| {
-                    a.zip(b).map_or("-".to_owned(), |(a, b)| format!("{:.2}", a / b))
-                };
+                let ratio =
+                    |a: Option<f64>, b: Option<f64>| a.zip(b).map_or("-".to_owned(), |(a, b)| format!("{:.2}", a / b));
                 let (ours, slow, cms) = (get("ours"), get("ours-no-reuse"), get("openssl-cms"));
                 row([
                     &format!("{name} {what} {size}"),

@@ -7,4 +7,5 @@ mod dispatch;
 mod formats;
 mod harness;
 mod s01_envelope;
+mod s02_stores;
 mod transport;
