@@ -33,7 +33,8 @@ pub const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 /// * A publish that returns `Ok` is confirmed: it is in every queue it had to go to. To [`Destination::Queue`] it is mandatory:
 ///   no such queue is [`TransportError::Unroutable`]. To [`Destination::Exchange`] nobody listening is fine.
 /// * A delivery that is not acknowledged comes again, to this consumer or another, marked as redelivered.
-/// * Messages from one publisher to one queue arrive in order, redeliveries aside.
+/// * Messages from one transport to one queue arrive in the order in which the futures of their publishes were first polled,
+///   redeliveries aside; also when many are under way at once.
 /// * A delivery can be settled as long as its consumer lives and the connection it came over does; later it comes again, and
 ///   settling it is [`TransportError::Disconnected`].
 /// * An exclusive queue is closed to other connections, except that they may publish to it.
@@ -103,6 +104,28 @@ pub enum Destination {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Exchange(pub String);
 
+/// Whether a queue or an exchange can have this name: 1 to 255 bytes, and not `amq.`, which is the broker's own.
+fn check_name(name: &str) -> Result<(), TransportError> {
+    if name.is_empty() || name.len() > 255 || name.starts_with("amq.") {
+        return Err(TransportError::Name(name.to_owned()));
+    }
+    Ok(())
+}
+
+fn check_message(message: &Outgoing) -> Result<(), TransportError> {
+    if message.body.len() > MAX_BODY {
+        return Err(TransportError::TooLarge { length: message.body.len(), limit: MAX_BODY });
+    }
+    match &message.destination {
+        Destination::Queue(name) | Destination::Exchange(Exchange(name)) => check_name(name),
+    }
+}
+
+fn check_queue(queue: &Queue) -> Result<(), TransportError> {
+    queue.bindings.iter().try_for_each(|exchange| check_name(&exchange.0))?;
+    check_name(&queue.name)
+}
+
 /// A queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Queue {
@@ -121,7 +144,8 @@ pub enum QueueKind {
     Durable {
         /// How long it may be unused.
         expires: Option<Duration>,
-        /// Replicated by the broker's cluster (a quorum queue).
+        /// Replicated by the broker's cluster (a quorum queue). In such a queue a message that was given back can come again
+        /// behind those that waited.
         quorum: bool,
     },
     /// Belongs to one connection and goes with it.

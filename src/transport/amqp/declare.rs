@@ -11,15 +11,13 @@ use lapin::{Channel, ExchangeKind};
 
 use super::connection::Generation;
 use super::error::{classify, soft, within};
-use crate::transport::{CALL_TIMEOUT, Queue, QueueKind, TransportError};
+use crate::transport::{CALL_TIMEOUT, Queue, QueueKind, TransportError, check_name};
 
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A name as AMQP has it: 1 to 255 bytes, not one of the broker's own.
+/// A name as AMQP carries it.
 pub(super) fn name(name: &str) -> Result<ShortString, TransportError> {
-    if name.is_empty() || name.starts_with("amq.") {
-        return Err(TransportError::Name(name.to_owned()));
-    }
+    check_name(name)?;
     ShortString::try_new(name).map_err(|_| TransportError::Name(name.to_owned()))
 }
 

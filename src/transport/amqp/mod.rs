@@ -21,7 +21,10 @@ use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{CALL_TIMEOUT, Consumer, Destination, MAX_BODY, Outgoing, Queue, Transport, TransportError};
+use super::{
+    CALL_TIMEOUT, Consumer, Destination, Outgoing, Queue, Transport, TransportError, check_message, check_name,
+    check_queue,
+};
 use connection::{Generation, Link};
 use declare::Declared;
 pub use options::AmqpOptions;
@@ -96,7 +99,8 @@ impl AmqpTransport {
             }
             let (reply, verdict) = oneshot::channel();
             let job = Job { message: message.clone(), names: names.clone(), reply, suspect: false };
-            self.jobs.send(job).await.map_err(|_| TransportError::Closed)?;
+            // Outside of Tokio's budget, so that the first poll takes a place in the queue: that keeps the order.
+            tokio::task::unconstrained(self.jobs.send(job)).await.map_err(|_| TransportError::Closed)?;
             match (verdict.await.map_err(|_| TransportError::Closed)?, &message.destination) {
                 // The exchange has gone: a broker without its data, or somebody deleted it.
                 (Err(TransportError::Unroutable(_)), Destination::Exchange(exchange)) => {
@@ -112,9 +116,7 @@ impl AmqpTransport {
 #[async_trait]
 impl Transport for AmqpTransport {
     async fn publish(&self, message: Outgoing, timeout: Duration) -> Result<(), TransportError> {
-        if message.body.len() > MAX_BODY {
-            return Err(TransportError::TooLarge { length: message.body.len(), limit: MAX_BODY });
-        }
+        check_message(&message)?;
         let names = Names::of(&message)?;
         let deadline = Instant::now().checked_add(timeout);
         let published = self.publish_confirmed(&message, names);
@@ -125,11 +127,13 @@ impl Transport for AmqpTransport {
     }
 
     async fn consume(&self, queue: &Queue, prefetch: u16) -> Result<Consumer, TransportError> {
+        check_queue(queue)?;
         let generation = self.up_in_time().await?;
         consumer::start(&generation, self.links.clone(), queue, prefetch).await
     }
 
     async fn declare(&self, queue: &Queue) -> Result<(), TransportError> {
+        check_queue(queue)?;
         let generation = self.up_in_time().await?;
         let channel = declare::queue(&generation, queue).await?;
         self.declared.remember(queue, generation.number);
@@ -138,6 +142,7 @@ impl Transport for AmqpTransport {
     }
 
     async fn depth(&self, queue: &str) -> Result<Option<u64>, TransportError> {
+        check_name(queue)?;
         let generation = self.up_in_time().await?;
         declare::depth(&generation, queue).await
     }

@@ -31,8 +31,9 @@ use crate::transport::{CALL_TIMEOUT, Destination, Outgoing, TransportError};
 const WINDOW: usize = 1024;
 /// How many bytes may be in flight, unless it is one message.
 const WINDOW_BYTES: usize = 64 * 1024 * 1024;
-/// How many may wait to be taken by the publisher, beside those that it holds while it cannot publish.
-pub(super) const QUEUED: usize = 64;
+/// How many may wait to be taken by the publisher, and how many it holds while it cannot publish. A publish beyond them waits
+/// for a place.
+pub(super) const QUEUED: usize = 16 * 1024;
 /// How often the publisher forgets messages whose callers have gone, while it cannot publish.
 const FORGET_EVERY: Duration = Duration::from_secs(1);
 
@@ -119,7 +120,7 @@ pub(super) async fn run(jobs: mpsc::Receiver<Job>, links: watch::Receiver<Link>)
                 }
             }
         }
-        let has_room = publisher.waiting.len() < WINDOW;
+        let has_room = publisher.waiting.len() < QUEUED;
         tokio::select! {
             biased;
             changed = publisher.links.changed() => {

@@ -19,7 +19,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::{
-    Acker, CALL_TIMEOUT, Consumer, Delivery, MAX_BODY, Outgoing, Queue, Settle, Settlement, Transport, TransportError,
+    Acker, CALL_TIMEOUT, Consumer, Delivery, Outgoing, Queue, Settle, Settlement, Transport, TransportError,
+    check_message, check_name, check_queue,
 };
 use state::{Receipt, State};
 pub use tap::{Passed, Tap};
@@ -166,8 +167,6 @@ impl MemoryTransport {
         timeout: Duration,
         act: impl Fn(&mut State) -> Result<T, TransportError>,
     ) -> Result<T, TransportError> {
-        // Nothing below waits while the connection is up: let others run now and then.
-        tokio::task::consume_budget().await;
         let mut changes = self.broker.changes.subscribe();
         let attempt = async {
             loop {
@@ -181,7 +180,10 @@ impl MemoryTransport {
                 changes.changed().await.map_err(|_| TransportError::Closed)?;
             }
         };
-        tokio::time::timeout(timeout, attempt).await.unwrap_or(Err(TransportError::TimedOut(timeout)))
+        let done = tokio::time::timeout(timeout, attempt).await.unwrap_or(Err(TransportError::TimedOut(timeout)));
+        // Nothing of it waits while the connection is up: let others run now and then.
+        tokio::task::consume_budget().await;
+        done
     }
 
     fn end(&self) {
@@ -193,23 +195,24 @@ impl MemoryTransport {
 #[async_trait]
 impl Transport for MemoryTransport {
     async fn publish(&self, message: Outgoing, timeout: Duration) -> Result<(), TransportError> {
-        if message.body.len() > MAX_BODY {
-            return Err(TransportError::TooLarge { length: message.body.len(), limit: MAX_BODY });
-        }
+        check_message(&message)?;
         self.when_up(timeout, |state| state.publish(&message, Instant::now())).await
     }
 
     async fn consume(&self, queue: &Queue, prefetch: u16) -> Result<Consumer, TransportError> {
+        check_queue(queue)?;
         let add = |state: &mut State| state.add_consumer(self.connection, queue, prefetch, Instant::now());
         let id = self.when_up(CALL_TIMEOUT, add).await?;
         Ok(Consumer::new(Deliveries { broker: Arc::clone(&self.broker), id }))
     }
 
     async fn declare(&self, queue: &Queue) -> Result<(), TransportError> {
+        check_queue(queue)?;
         self.when_up(CALL_TIMEOUT, |state| state.declare_and_keep(self.connection, queue, Instant::now())).await
     }
 
     async fn depth(&self, queue: &str) -> Result<Option<u64>, TransportError> {
+        check_name(queue)?;
         self.when_up(CALL_TIMEOUT, |state| state.depth(self.connection, queue, Instant::now())).await
     }
 

@@ -197,9 +197,6 @@ impl State {
     }
 
     pub(super) fn declare(&mut self, connection: u64, queue: &Queue, now: Instant) -> Result<(), TransportError> {
-        if queue.name.is_empty() || queue.name.len() > 255 || queue.name.starts_with("amq.") {
-            return Err(TransportError::Name(queue.name.clone()));
-        }
         self.sweep(now);
         self.expire(&queue.name, now);
         let conflict = |why: &str| TransportError::QueueConflict { queue: queue.name.clone(), why: why.to_owned() };
