@@ -12,6 +12,7 @@ pub mod link;
 pub mod mapper;
 pub mod packet;
 pub mod policy;
+pub mod proxy;
 pub mod request;
 pub mod security;
 pub mod serializer;

@@ -11,6 +11,7 @@ use super::Reply;
 use crate::clock::Timestamp;
 use crate::packet::{Failure, FailureCode, Identity, Intermediate, Payload, Service, Tag, Token};
 use crate::policy::Caller;
+use crate::proxy::MapperProxy;
 use crate::serializer::Verified;
 
 /// What a handler is told of the request, and its way to send intermediate results. Cloning it is cheap.
@@ -26,6 +27,7 @@ pub(super) struct Inner {
     pub on_behalf_of: Option<Identity>,
     pub deadline: Option<Timestamp>,
     pub now: Timestamp,
+    pub proxy: MapperProxy,
     /// Where intermediate results go; none for a push.
     pub emitter: Option<mpsc::Sender<Emitted>>,
 }
@@ -79,6 +81,11 @@ impl Context {
     /// How much time there was when the handler began.
     pub fn time_allowed(&self) -> Option<Duration> {
         self.0.deadline.map(|deadline| deadline.since(self.0.now))
+    }
+
+    /// Has other agents do something, through a mapper, in this agent's name.
+    pub fn proxy(&self) -> &MapperProxy {
+        &self.0.proxy
     }
 
     /// Whether somebody waits for an answer: false for a push.

@@ -13,20 +13,16 @@ use tokio::sync::mpsc;
 use super::context::{Context, Emitted, Inner};
 use super::{Actor, ExposeError, Reply};
 use crate::clock::Timestamp;
-use crate::link::{Letter, Link, Received, SendError, acknowledge};
-use crate::packet::{
-    Failure, FailureCode, Identity, Intermediate, MessageId, Outcome, Packet, Payload, Request, Service, Token,
-};
+use crate::link::{Link, Received, acknowledge};
+use crate::packet::{Failure, FailureCode, Identity, Packet, Payload, Request, Service, Token};
 use crate::policy::{Decision, Policy};
-use crate::serializer::{SealError, Verified};
-use crate::transport::{Destination, TransportError, topology};
+use crate::proxy::MapperProxy;
+use crate::request::ReplyTo;
 
 /// How many intermediate results of one job wait to be sent; a handler that emits faster waits.
 const EMITTED: usize = 16;
 /// How many requests of a plain format are remembered, to run a redelivered one once. Secure ones are remembered by the serializer.
 const REMEMBERED: usize = 8192;
-/// How long an answer without a deadline is tried to be sent.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(60);
 
 /// The services of all actors of an agent.
 #[derive(Clone, Debug)]
@@ -81,6 +77,7 @@ pub struct RunningJob {
 #[derive(Debug)]
 pub(super) struct Dispatcher {
     link: Link,
+    proxy: MapperProxy,
     services: Services,
     policy: Arc<dyn Policy>,
     running: Mutex<BTreeMap<u64, RunningJob>>,
@@ -88,19 +85,11 @@ pub(super) struct Dispatcher {
     taken: Mutex<LruCache<(Identity, Token), ()>>,
 }
 
-/// Where the outcome of a request goes.
-struct ReplyTo {
-    token: Token,
-    to: Identity,
-    queue: String,
-    request_id: Option<MessageId>,
-}
-
 impl Dispatcher {
-    pub fn new(link: Link, services: Services, policy: Arc<dyn Policy>) -> Self {
+    pub fn new(link: Link, proxy: MapperProxy, services: Services, policy: Arc<dyn Policy>) -> Self {
         let remembered = NonZeroUsize::new(REMEMBERED).unwrap_or(NonZeroUsize::MIN);
         let taken = Mutex::new(LruCache::new(remembered));
-        Self { link, services, policy, running: Mutex::default(), taken }
+        Self { link, proxy, services, policy, running: Mutex::default(), taken }
     }
 
     /// The jobs that run now.
@@ -114,9 +103,9 @@ impl Dispatcher {
         let (Some(sender), signer) = (inbound.sender().cloned(), inbound.signer().cloned()) else {
             return acknowledge(acker).await;
         };
-        let (request, reply_to) = match inbound.packet {
+        let (request, mut reply_to) = match inbound.packet {
             Packet::Request(request) => {
-                let Some(reply_to) = reply_to(&request, &sender, signer.as_ref()) else {
+                let Some(reply_to) = ReplyTo::of(&request, &sender, signer.as_ref()) else {
                     tracing::warn!(%sender, "a request that does not say where its answer goes: refused");
                     return acknowledge(acker).await;
                 };
@@ -129,7 +118,6 @@ impl Dispatcher {
             return acknowledge(acker).await;
         }
         let (emitter, emitted) = mpsc::channel(EMITTED);
-        let deadline = request.deadline;
         let now = self.link.now();
         let context = Context::new(Inner {
             service: request.service.resolved(),
@@ -138,15 +126,16 @@ impl Dispatcher {
             sender,
             signer,
             on_behalf_of: request.on_behalf_of.clone(),
-            deadline,
+            deadline: request.deadline,
             now,
+            proxy: self.proxy.clone(),
             emitter: reply_to.as_ref().map(|_| emitter),
         });
         let guard = self.note_running(&context, now);
-        let result = self.run(request, context, emitted, reply_to.as_ref()).await;
+        let result = self.run(request, context, emitted, reply_to.as_mut()).await;
         drop(guard);
         if let Some(reply_to) = reply_to {
-            self.answer(&reply_to, result, deadline).await;
+            reply_to.answer(&self.link, result).await;
         }
         acknowledge(acker).await;
     }
@@ -157,7 +146,7 @@ impl Dispatcher {
         request: Request,
         context: Context,
         mut emitted: mpsc::Receiver<Emitted>,
-        reply_to: Option<&ReplyTo>,
+        mut reply_to: Option<&mut ReplyTo>,
     ) -> Reply<Payload> {
         let service = context.service().clone();
         if let Decision::Deny(why) = self.policy.authorize_request(&context.as_caller(), &request) {
@@ -178,18 +167,17 @@ impl Dispatcher {
             }
         };
         let mut call = std::pin::pin!(call);
-        let mut sequence = 0;
         let result = loop {
             tokio::select! {
                 biased;
-                Some(part) = emitted.recv() => self.intermediate(reply_to, part, &mut sequence).await,
+                Some(part) = emitted.recv() => self.hand_on(part, reply_to.as_deref_mut()).await,
                 result = &mut call => break result,
             }
         };
         // A clone of the context may outlive the handler: what it emits from now on is refused.
         emitted.close();
         while let Some(part) = emitted.recv().await {
-            self.intermediate(reply_to, part, &mut sequence).await;
+            self.hand_on(part, reply_to.as_deref_mut()).await;
         }
         if let Err(failure) = &result {
             let told = std::panic::catch_unwind(AssertUnwindSafe(|| actor.on_exception(&service, failure)));
@@ -198,65 +186,10 @@ impl Dispatcher {
         result
     }
 
-    async fn intermediate(&self, reply_to: Option<&ReplyTo>, part: Emitted, sequence: &mut u64) {
-        let Some(reply_to) = reply_to else { return };
-        let packet = Intermediate {
-            token: reply_to.token,
-            to: reply_to.to.clone(),
-            from: self.link.identity().clone(),
-            key: part.key,
-            value: part.value,
-            sequence: Some(*sequence),
-            origin: None,
-        };
-        *sequence += 1;
-        // A part that cannot be sent leaves a gap, which the caller sees by the sequence.
-        if let Err(error) = self.send(packet.into(), reply_to).await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "an intermediate result was not sent");
+    async fn hand_on(&self, part: Emitted, reply_to: Option<&mut ReplyTo>) {
+        if let Some(reply_to) = reply_to {
+            reply_to.intermediate(&self.link, part.key, part.value, None).await;
         }
-    }
-
-    /// Sends the outcome until it is confirmed, or nobody waits for it any more.
-    async fn answer(&self, reply_to: &ReplyTo, result: Reply<Payload>, deadline: Option<Timestamp>) {
-        let until = deadline.unwrap_or_else(|| self.link.now().saturating_add(ANSWER_PATIENCE));
-        let mut outcome = Outcome {
-            token: reply_to.token,
-            to: reply_to.to.clone(),
-            from: self.link.identity().clone(),
-            results: Payload::default(),
-            failure: None,
-        };
-        match result {
-            Ok(value) => outcome.results = value,
-            Err(failure) => outcome.failure = Some(failure),
-        }
-        loop {
-            match self.send(outcome.clone().into(), reply_to).await {
-                Ok(_) => return,
-                Err(SendError::Transport(error)) if error.is_retryable() && self.link.now() < until => {
-                    tracing::debug!(%error, "the answer was not confirmed: sending it again");
-                }
-                Err(SendError::Transport(TransportError::Unroutable(queue))) => {
-                    tracing::debug!(queue, "nobody waits for the answer any more");
-                    return;
-                }
-                Err(SendError::Seal(error @ (SealError::TooLarge(..) | SealError::Codec(_))))
-                    if outcome.failure.is_none() =>
-                {
-                    outcome.results = Payload::default();
-                    outcome.failure = Some(Failure::new(FailureCode::BadAnswer, error.to_string()));
-                }
-                Err(error) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "an answer was not sent");
-                    return;
-                }
-            }
-        }
-    }
-
-    async fn send(&self, packet: Packet, reply_to: &ReplyTo) -> Result<MessageId, SendError> {
-        let letter = Letter::new(packet, reply_to.to.clone()).in_reply_to(reply_to.request_id);
-        self.link.send(letter, Destination::Queue(reply_to.queue.clone())).await
     }
 
     fn already_taken(&self, sender: &Identity, request: &Request) -> bool {
@@ -289,20 +222,4 @@ impl Drop for Running<'_> {
 /// No code panics while it holds one of these locks; should it, what they guard is still whole.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Where the outcome goes: by the signed sender and instance; in a plain format where the request says, if that queue is the
-/// sender's.
-fn reply_to(request: &Request, sender: &Identity, signer: Option<&Verified>) -> Option<ReplyTo> {
-    let token = request.token?;
-    let (queue, request_id) = match signer {
-        Some(signer) => (topology::mapper_inbox_name(sender.as_str(), signer.instance()), Some(signer.id())),
-        None => {
-            let queue = request.reply_to.clone()?;
-            let rest = queue.strip_prefix(sender.as_str())?;
-            let own = rest.is_empty() || rest.strip_prefix('.').is_some_and(|i| i.bytes().all(|b| b.is_ascii_digit()));
-            (own.then_some(queue)?, None)
-        }
-    };
-    Some(ReplyTo { token, to: sender.clone(), queue, request_id })
 }

@@ -22,6 +22,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::link::{IdentityMismatch, Link};
 use crate::packet::{Identity, Register, Tag};
 use crate::policy::{AllowVerified, Policy};
+use crate::proxy::MapperProxy;
 use crate::serializer::Serializer;
 use crate::transport::Transport;
 use dispatch::Services;
@@ -172,8 +173,10 @@ impl AgentBuilder {
         }
         let prefetch =
             self.prefetch.unwrap_or_else(|| u16::try_from(self.concurrency.saturating_mul(2)).unwrap_or(u16::MAX));
+        let link = Link::new(self.identity, self.serializer, self.transport, self.clock)?;
         Ok(Agent {
-            link: Link::new(self.identity, self.serializer, self.transport, self.clock)?,
+            proxy: MapperProxy::of(link.clone()),
+            link,
             services,
             tags: self.tags,
             status: self.status,

@@ -11,8 +11,9 @@ use super::dispatch::{Dispatcher, RunningJob, Services};
 use super::presence::{Order, Presence};
 use super::status::SharedStatus;
 use crate::link::{Link, Subscription};
-use crate::packet::{MessageId, Packet, Tag};
+use crate::packet::{Advertise, MessageId, Packet, Tag};
 use crate::policy::Policy;
+use crate::proxy::MapperProxy;
 use crate::serializer::{Channel, OpenErrorKind};
 use crate::transport::{TransportError, topology};
 
@@ -25,6 +26,7 @@ const FAREWELL: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Agent {
     pub(super) link: Link,
+    pub(super) proxy: MapperProxy,
     pub(super) services: Services,
     pub(super) tags: Vec<Tag>,
     pub(super) status: SharedStatus,
@@ -51,6 +53,7 @@ pub enum AgentError {
 #[derive(Debug)]
 pub struct AgentHandle {
     link: Link,
+    proxy: MapperProxy,
     dispatcher: Arc<Dispatcher>,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<Result<(), AgentError>>,
@@ -66,6 +69,11 @@ impl AgentHandle {
             let _ = stop.send(());
         }
         (&mut self.task).await.unwrap_or(Err(AgentError::Closed))
+    }
+
+    /// Has other agents do something, through a mapper, in this agent's name.
+    pub fn proxy(&self) -> &MapperProxy {
+        &self.proxy
     }
 
     /// The jobs that run now.
@@ -102,11 +110,12 @@ impl Agent {
     pub async fn start(self) -> Result<AgentHandle, AgentError> {
         let running = self.open().await?;
         let (stop, stopped) = oneshot::channel::<()>();
-        let (link, dispatcher) = (running.agent.link.clone(), running.dispatcher.clone());
+        let (link, proxy) = (running.agent.link.clone(), running.agent.proxy.clone());
+        let dispatcher = running.dispatcher.clone();
         let task = tokio::spawn(running.run(async move {
             let _ = stopped.await;
         }));
-        Ok(AgentHandle { link, dispatcher, stop: Some(stop), task })
+        Ok(AgentHandle { link, proxy, dispatcher, stop: Some(stop), task })
     }
 
     async fn open(self) -> Result<Open, AgentError> {
@@ -129,7 +138,8 @@ impl Agent {
                 while changes.changed().await.is_ok() && presence.send(Order::Register(None)).await.is_ok() {}
             });
         }
-        let dispatcher = Arc::new(Dispatcher::new(link.clone(), self.services.clone(), self.policy.clone()));
+        let dispatcher =
+            Arc::new(Dispatcher::new(link.clone(), self.proxy.clone(), self.services.clone(), self.policy.clone()));
         Ok(Open { presence, dispatcher, control, inbox, _watchers: watchers, agent: self })
     }
 }
@@ -168,11 +178,12 @@ impl Open {
                 }
                 said = self.control.next() => {
                     let Some(said) = said else { return Err(AgentError::Closed) };
-                    let id = said.inbound.signer().map(|signer| signer.id());
-                    if let Packet::Advertise(advertise) = said.accept().await.packet
-                        && advertise.target.is_none_or(|target| target == *self.agent.link.identity())
-                    {
-                        self.register(id);
+                    let said = said.accept().await;
+                    let id = said.signer().map(|signer| signer.id());
+                    match &said.packet {
+                        Packet::Advertise(Advertise { target: Some(target) }) if target != self.agent.link.identity() => {}
+                        Packet::Advertise(_) => self.register(id),
+                        _ => drop(self.agent.proxy.answered(said)),
                     }
                 }
                 Some(_) = jobs.join_next() => {}

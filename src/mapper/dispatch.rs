@@ -41,7 +41,7 @@ impl RequestBuilder<ByMapper> {
 impl Dispatch for ByMapper {
     async fn request(self, ask: Ask) -> Result<Events, RequestError> {
         let shared = &self.mapper.shared;
-        let events = Events::begin(&shared.jobs, Token::random()?, ask.timeout);
+        let events = Events::begin(&shared.jobs, Token::random()?, ask.timeout, self.mapper.clone());
         let sending = Sending { shared, selector: self.selector.as_deref(), events: Some(&events), ask: &ask };
         sending.send().await?;
         Ok(events)
@@ -112,7 +112,7 @@ impl Sending<'_> {
         request.token = Some(events.job().token);
         request.deadline = Some(link.now().saturating_add(self.ask.timeout));
         if !link.is_secure() {
-            request.reply_to = Some(topology::mapper_inbox_name(link.identity().as_str(), link.instance()));
+            request.reply_to = Some(topology::process_queue_name(link.identity().as_str(), link.instance()));
         }
         Ok(Packet::Request(request))
     }

@@ -14,7 +14,7 @@ use crate::clock::Timestamp;
 use crate::link::{Letter, SendError, Subscription};
 use crate::packet::{Advertise, Identity, Packet, Ping, Register, Unregister};
 use crate::policy::{Caller, Decision};
-use crate::serializer::{Audience, Inbound, Verified};
+use crate::serializer::{Audience, Verified};
 use crate::transport::{Destination, Exchange, topology};
 
 /// How often one unknown agent is asked to register, at most.
@@ -47,16 +47,8 @@ pub(super) async fn presence(shared: Arc<Shared>, mut messages: Subscription) {
 /// Takes answers in.
 pub(super) async fn answers(shared: Arc<Shared>, mut messages: Subscription) {
     while let Some(received) = messages.next().await {
-        let Inbound { packet, provenance } = received.accept().await;
-        let inbound = Inbound { packet, provenance };
-        let (Some(sender), signer) = (inbound.sender().cloned(), inbound.signer().cloned()) else { continue };
-        let taken = match inbound.packet {
-            Packet::Outcome(outcome) => shared.jobs.outcome(outcome, &sender, signer.as_ref()),
-            Packet::Intermediate(part) => shared.jobs.intermediate(part, &sender, signer.as_ref()),
-            _ => false,
-        };
-        if !taken {
-            tracing::debug!(%sender, "an answer that nobody waits for");
+        if !shared.jobs.answered(received.accept().await) {
+            tracing::debug!("an answer that nobody waits for");
         }
     }
 }
@@ -98,7 +90,7 @@ impl Shared {
         let (audience, destination, target) = match whom {
             // To the process that was heard, beside its work.
             Some((agent, Some(instance))) => {
-                let queue = topology::agent_control_name(agent.as_str(), instance);
+                let queue = topology::process_queue_name(agent.as_str(), instance);
                 (Audience::One(agent.clone()), Destination::Queue(queue), Some(agent))
             }
             Some((agent, None)) => {

@@ -92,6 +92,9 @@ pub struct Request {
     /// Tags that the agent must carry, all of them.
     #[serde(default)]
     pub tags: Vec<Tag>,
+    /// Whether it may wait for an agent in the offline queue; as the mapper is set, when it does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offline: Option<bool>,
     /// When the answer is no longer wanted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline: Option<Timestamp>,
@@ -242,6 +245,7 @@ impl Request {
             selector: SelectorName::default(),
             target: None,
             persistent: None,
+            offline: None,
             tags: Vec::new(),
             deadline: None,
             on_behalf_of: None,

@@ -1,5 +1,6 @@
 //! Putting a request together, and following it.
 
+use std::fmt::Debug;
 use std::future::{Future, IntoFuture};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -139,12 +140,20 @@ pub struct Events {
     job: Arc<Job>,
     jobs: Arc<Jobs>,
     deadline: Instant,
+    /// Whoever listens for the answers lives as long as they are waited for.
+    _listener: Box<dyn Debug + Send + Sync>,
 }
 
 impl Events {
-    /// Begins a request; it ends when this is dropped.
-    pub(crate) fn begin(jobs: &Arc<Jobs>, token: Token, timeout: Duration) -> Self {
-        Self { job: jobs.begin(token), jobs: jobs.clone(), deadline: Instant::now() + timeout }
+    /// Begins a request; it ends when this is dropped. `listener` is kept until then.
+    pub(crate) fn begin(
+        jobs: &Arc<Jobs>,
+        token: Token,
+        timeout: Duration,
+        listener: impl Debug + Send + Sync + 'static,
+    ) -> Self {
+        let _listener = Box::new(listener);
+        Self { job: jobs.begin(token), jobs: jobs.clone(), deadline: Instant::now() + timeout, _listener }
     }
 
     pub(crate) fn job(&self) -> &Job {

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 use super::{Answers, Event};
-use crate::packet::{Failure, FailureCode, Identity, Intermediate, MessageId, Outcome, Payload, Role, Token};
-use crate::serializer::Verified;
+use crate::packet::{Failure, FailureCode, Identity, Intermediate, MessageId, Outcome, Packet, Payload, Role, Token};
+use crate::serializer::{Inbound, Verified};
 
 /// How many intermediate results of one request wait for the caller; more are dropped, which the caller sees as a gap.
 const PARTS: usize = 1024;
@@ -80,8 +80,17 @@ impl Jobs {
         }
     }
 
-    /// Takes an answer in. False when nobody waits for it.
-    pub fn outcome(&self, outcome: Outcome, from: &Identity, signer: Option<&Verified>) -> bool {
+    /// Takes an answer, or a part of one, in. False when it is none, or nobody waits for it.
+    pub fn answered(&self, inbound: Inbound) -> bool {
+        let (Some(from), signer) = (inbound.sender().cloned(), inbound.signer().cloned()) else { return false };
+        match inbound.packet {
+            Packet::Outcome(outcome) => self.outcome(outcome, &from, signer.as_ref()),
+            Packet::Intermediate(part) => self.intermediate(part, &from, signer.as_ref()),
+            _ => false,
+        }
+    }
+
+    fn outcome(&self, outcome: Outcome, from: &Identity, signer: Option<&Verified>) -> bool {
         let Some(job) = self.find(outcome.token) else { return false };
         if job.take_over(from, signer) {
             job.finish(outcome.into_result());
@@ -94,8 +103,7 @@ impl Jobs {
         true
     }
 
-    /// Takes a part of an answer in. False when nobody waits for it.
-    pub fn intermediate(&self, part: Intermediate, from: &Identity, signer: Option<&Verified>) -> bool {
+    fn intermediate(&self, part: Intermediate, from: &Identity, signer: Option<&Verified>) -> bool {
         let Some(job) = self.find(part.token) else { return false };
         let mut state = job.lock();
         let handed_over = state.handed_over_to(from, signer);

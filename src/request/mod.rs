@@ -2,6 +2,7 @@
 
 mod builder;
 mod job;
+mod reply;
 
 use std::collections::BTreeMap;
 
@@ -14,6 +15,7 @@ use crate::transport::TransportError;
 
 pub use builder::{Ask, Dispatch, Events, RequestBuilder};
 pub(crate) use job::Jobs;
+pub(crate) use reply::ReplyTo;
 
 /// What happens to a request.
 #[derive(Clone, Debug, PartialEq)]

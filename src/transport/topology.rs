@@ -28,13 +28,8 @@ pub fn agent_inbox_name(identity: &str) -> String {
     identity.to_owned()
 }
 
-/// The name of the control queue of one agent process: `nanite-NAME.INSTANCE`.
-pub fn agent_control_name(identity: &str, instance: u64) -> String {
-    format!("{identity}.{instance}")
-}
-
-/// The name of the inbox of one mapper process: `mapper-NAME.INSTANCE`.
-pub fn mapper_inbox_name(identity: &str, instance: u64) -> String {
+/// The name of the queue of one process, where its answers come: `nanite-NAME.INSTANCE` or `mapper-NAME.INSTANCE`.
+pub fn process_queue_name(identity: &str, instance: u64) -> String {
     format!("{identity}.{instance}")
 }
 
@@ -46,7 +41,7 @@ pub fn agent_inbox(identity: &str) -> Queue {
 /// The control queue of one agent process: questions of mappers, answers to its own requests.
 pub fn agent_control(identity: &str, instance: u64) -> Queue {
     Queue {
-        name: agent_control_name(identity, instance),
+        name: process_queue_name(identity, instance),
         kind: QueueKind::Exclusive,
         bindings: vec![Exchange(ADVERTISE.into())],
     }
@@ -54,7 +49,7 @@ pub fn agent_control(identity: &str, instance: u64) -> Queue {
 
 /// The inbox of one mapper process: answers.
 pub fn mapper_inbox(identity: &str, instance: u64) -> Queue {
-    durable(mapper_inbox_name(identity, instance), Some(ANSWERS_EXPIRES))
+    durable(process_queue_name(identity, instance), Some(ANSWERS_EXPIRES))
 }
 
 /// The presence queue of one mapper process: registrations and heartbeats.

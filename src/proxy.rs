@@ -1,0 +1,157 @@
+//! Requests through a mapper: for agents, and for programs without a mapper of their own.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::Serialize;
+use tokio::task::AbortHandle;
+
+use crate::clock::SystemClock;
+use crate::link::{IdentityMismatch, Letter, Link, Received, SendError, Subscription};
+use crate::packet::{Identity, Packet, Request, Role, Token};
+use crate::request::{Ask, Dispatch, Events, Jobs, RequestBuilder, RequestError};
+use crate::serializer::{Audience, Channel, Inbound, Serializer};
+use crate::transport::{Destination, Transport, TransportError, topology};
+
+/// The longest lifetime of a message that asks for work; the work itself may take longer.
+const LIFETIME: Duration = Duration::from_secs(60);
+/// How many answers are unacknowledged at a time.
+const PREFETCH: u16 = 256;
+
+/// Has requests dispatched by a mapper: it goes to the queue that all mappers share, and one of them takes it.
+///
+/// An agent has one in its [`Context`](crate::agent::Context::proxy) and its
+/// [`AgentHandle`](crate::agent::AgentHandle::proxy); a program that is no agent starts one of its own. Cloning it is cheap.
+#[derive(Clone, Debug)]
+pub struct MapperProxy {
+    link: Link,
+    jobs: Arc<Jobs>,
+    /// What listens for answers, where this proxy has to do it itself.
+    _listener: Option<Arc<Listener>>,
+}
+
+#[derive(Debug)]
+struct Listener(AbortHandle);
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Why a proxy cannot start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProxyError {
+    /// The serializer signs for somebody else.
+    #[error(transparent)]
+    Identity(#[from] IdentityMismatch),
+    /// Its queue cannot be used.
+    #[error("cannot use the proxy's queue")]
+    Transport(#[from] TransportError),
+}
+
+impl MapperProxy {
+    /// Starts a proxy for a program that speaks as `identity`, an agent's or a mapper's.
+    ///
+    /// # Errors
+    /// [`ProxyError`] says why it cannot start.
+    pub async fn start(
+        identity: Identity,
+        serializer: Arc<dyn Serializer>,
+        transport: Arc<dyn Transport>,
+    ) -> Result<Self, ProxyError> {
+        let link = Link::new(identity, serializer, transport, Arc::new(SystemClock))?;
+        let (name, instance) = (link.identity().as_str(), link.instance());
+        let (queue, channel) = match link.identity().role() {
+            Role::Agent => (topology::agent_control(name, instance), Channel::AgentControl),
+            Role::Mapper => (topology::mapper_inbox(name, instance), Channel::MapperInbox),
+        };
+        let answers = link.subscribe(&queue, channel, PREFETCH).await?;
+        let jobs = Arc::default();
+        let listener = tokio::spawn(listen(answers, Arc::clone(&jobs))).abort_handle();
+        Ok(Self { link, jobs, _listener: Some(Arc::new(Listener(listener))) })
+    }
+
+    /// The proxy of an agent, which hands it the answers that come.
+    pub(crate) fn of(link: Link) -> Self {
+        Self { link, jobs: Arc::default(), _listener: None }
+    }
+
+    /// Takes an answer in. False when it is none, or nobody waits for it.
+    pub(crate) fn answered(&self, inbound: Inbound) -> bool {
+        self.jobs.answered(inbound)
+    }
+
+    /// A request for `service`. It is sent when it is awaited, and gives the answers of all its targets.
+    pub fn request(&self, service: &str, payload: impl Serialize) -> RequestBuilder<MapperProxy> {
+        RequestBuilder::new(self.clone(), service, payload)
+    }
+
+    /// A push to `service`, to the least loaded agent: work without an answer. It is confirmed when a mapper can take it.
+    ///
+    /// # Errors
+    /// [`RequestError`] when it could not be given to the mappers.
+    pub async fn push(&self, service: &str, payload: impl Serialize) -> Result<(), RequestError> {
+        self.request(service, payload).push().await.map(drop)
+    }
+
+    async fn send(&self, ask: &Ask, events: Option<&Events>) -> Result<(), RequestError> {
+        let mut request = Request { from: Some(self.link.identity().clone()), ..ask.request.clone() };
+        request.offline = ask.offline;
+        let mut lifetime = LIFETIME;
+        let packet = match events {
+            Some(events) => {
+                lifetime = lifetime.min(ask.timeout);
+                request.token = Some(events.job().token);
+                request.deadline = Some(self.link.now().saturating_add(ask.timeout));
+                if !self.link.is_secure() {
+                    let queue = topology::process_queue_name(self.link.identity().as_str(), self.link.instance());
+                    request.reply_to = Some(queue);
+                }
+                Packet::Request(request)
+            }
+            None => {
+                request.token = Some(Token::random()?);
+                Packet::Push(request)
+            }
+        };
+        let mut letter = Letter::new(packet, Audience::Mappers);
+        letter.lifetime = lifetime;
+        letter.persistent = ask.request.persistent.unwrap_or(false);
+        let ready = self.link.seal(letter).await?;
+        // Before it is sent: the answer may be faster than the broker's confirmation.
+        if let Some(events) = events {
+            events.jobs().hand_over(events.job(), ready.id());
+        }
+        match self.link.publish(&ready, Destination::Queue(topology::REQUEST.into())).await {
+            Err(TransportError::Unroutable(_)) => Err(RequestError::NoMapper),
+            other => Ok(other.map_err(SendError::from)?),
+        }
+    }
+}
+
+#[async_trait]
+impl Dispatch for MapperProxy {
+    async fn request(self, ask: Ask) -> Result<Events, RequestError> {
+        let events = Events::begin(&self.jobs, Token::random()?, ask.timeout, self.clone());
+        self.send(&ask, Some(&events)).await?;
+        Ok(events)
+    }
+
+    async fn push(self, ask: Ask) -> Result<Vec<Identity>, RequestError> {
+        self.send(&ask, None).await?;
+        Ok(Vec::new())
+    }
+}
+
+/// Takes answers in, for a proxy of its own.
+async fn listen(mut answers: Subscription, jobs: Arc<Jobs>) {
+    while let Some(received) = answers.next().await {
+        let inbound = Received::accept(received).await;
+        if !jobs.answered(inbound) {
+            tracing::debug!("an answer that nobody waits for");
+        }
+    }
+}

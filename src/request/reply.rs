@@ -1,0 +1,123 @@
+//! Answering: where the outcome of a request goes, and how it gets there.
+
+use std::time::Duration;
+
+use crate::clock::Timestamp;
+use crate::link::{Letter, Link, SendError};
+use crate::packet::{
+    Failure, FailureCode, Identity, Intermediate, MessageId, Outcome, Packet, Payload, Request, Token,
+};
+use crate::serializer::{SealError, Verified};
+use crate::transport::{Destination, TransportError, topology};
+
+/// How long an answer without a deadline is tried to be sent.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Where the answers to a request go.
+#[derive(Clone, Debug)]
+pub(crate) struct ReplyTo {
+    token: Token,
+    to: Identity,
+    queue: String,
+    request_id: Option<MessageId>,
+    deadline: Option<Timestamp>,
+    /// The number of the next part.
+    next_part: u64,
+}
+
+impl ReplyTo {
+    /// The answers to this request go to its signed sender and instance; in a plain format where the request says, if that queue
+    /// is the sender's. None when it does not say, or has no token.
+    pub fn of(request: &Request, sender: &Identity, signer: Option<&Verified>) -> Option<Self> {
+        let queue = match signer {
+            Some(signer) => topology::process_queue_name(sender.as_str(), signer.instance()),
+            None => request.reply_to.clone().filter(|queue| belongs_to(queue, sender))?,
+        };
+        Some(Self {
+            token: request.token?,
+            to: sender.clone(),
+            queue,
+            request_id: signer.map(Verified::id),
+            deadline: request.deadline,
+            next_part: 0,
+        })
+    }
+
+    /// Sends a part of the answer. One that cannot be sent leaves a gap, which the caller sees.
+    pub async fn intermediate(&mut self, link: &Link, key: String, value: Payload, origin: Option<Identity>) {
+        let packet = Intermediate {
+            token: self.token,
+            to: self.to.clone(),
+            from: link.identity().clone(),
+            key,
+            value,
+            sequence: Some(self.next_part),
+            origin,
+        };
+        self.next_part += 1;
+        if let Err(error) = self.send(link, packet.into()).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "an intermediate result was not sent");
+        }
+    }
+
+    /// Sends the answer until it is confirmed, or nobody waits for it any more.
+    pub async fn answer(&self, link: &Link, result: Result<Payload, Failure>) {
+        let until = self.deadline.unwrap_or_else(|| link.now().saturating_add(PATIENCE));
+        let (results, failure) = match result {
+            Ok(results) => (results, None),
+            Err(failure) => (Payload::default(), Some(failure)),
+        };
+        let (token, to, from) = (self.token, self.to.clone(), link.identity().clone());
+        let mut outcome = Outcome { token, to, from, results, failure };
+        loop {
+            match self.send(link, outcome.clone().into()).await {
+                Ok(_) => return,
+                Err(SendError::Transport(error)) if error.is_retryable() && link.now() < until => {
+                    tracing::debug!(%error, "the answer was not confirmed: sending it again");
+                }
+                Err(SendError::Transport(TransportError::Unroutable(queue))) => {
+                    tracing::debug!(queue, "nobody waits for the answer any more");
+                    return;
+                }
+                Err(SendError::Seal(error @ (SealError::TooLarge(..) | SealError::Codec(_))))
+                    if outcome.failure.is_none() =>
+                {
+                    outcome.results = Payload::default();
+                    outcome.failure = Some(Failure::new(FailureCode::BadAnswer, error.to_string()));
+                }
+                Err(error) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "an answer was not sent");
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn send(&self, link: &Link, packet: Packet) -> Result<MessageId, SendError> {
+        let letter = Letter::new(packet, self.to.clone()).in_reply_to(self.request_id);
+        link.send(letter, Destination::Queue(self.queue.clone())).await
+    }
+}
+
+/// Whether a queue is of one of this node's processes.
+fn belongs_to(queue: &str, node: &Identity) -> bool {
+    let instance =
+        |rest: &str| rest.is_empty() || rest.strip_prefix('.').is_some_and(|i| i.bytes().all(|b| b.is_ascii_digit()));
+    queue.strip_prefix(node.as_str()).is_some_and(instance)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plain_request_cannot_send_its_answer_to_somebody_elses_queue() {
+        let sender = Identity::mapper("a").unwrap();
+        for own in ["mapper-a", "mapper-a.17"] {
+            assert!(belongs_to(own, &sender), "{own}");
+        }
+        for foreign in ["mapper-b", "mapper-ab", "mapper-a.x", "request", "mapper-a.1.presence", ""] {
+            assert!(!belongs_to(foreign, &sender), "{foreign}");
+        }
+    }
+}
