@@ -17,8 +17,8 @@ use tokio::sync::Semaphore;
 use crate::clock::{Clock, Timestamp};
 use crate::packet::{Identity, MessageId, Packet};
 use crate::serializer::{
-    Audience, Channel, Class, Inbound, OpenContext, OpenError, OpenErrorKind, SealError, SealRequest, Sealed,
-    Serializer,
+    Audience, Channel, Class, Inbound, OpenContext, OpenError, OpenErrorKind, Provenance, SealError, SealRequest,
+    Sealed, Serializer,
 };
 use crate::transport::{Acker, Consumer, Delivery, Destination, Outgoing, Queue, Transport, TransportError};
 
@@ -263,6 +263,13 @@ impl Link {
             opening: FuturesOrdered::new(),
             ended: false,
         })
+    }
+
+    /// A message from the offline queue has been carried out: should it come again, it is refused.
+    pub fn spent(&self, provenance: &Provenance) {
+        if let Provenance::Verified(verified) = provenance {
+            self.0.serializer.spent(verified, self.now());
+        }
     }
 
     /// Runs CPU-bound work of the serializer: here when it is cheap, else on one of the workers. None when the runtime stops.

@@ -1,19 +1,19 @@
 //! Giving a request to agents: choosing, sealing once for all, sending, and choosing others where the chosen ones are gone.
 
 use std::collections::BTreeSet;
+use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::join_all;
-use tokio::time::Instant;
 
 use super::selector::{Candidate, Selector};
 use super::state::AgentQuery;
 use super::{Mapper, Shared};
 use crate::link::{Letter, Ready, SendError};
 use crate::packet::{Failure, FailureCode, Identity, Packet, Request, Tag, Token};
-use crate::request::{Ask, Dispatch, Events, RequestBuilder, RequestError};
+use crate::request::{Ask, Dispatch, Events, RequestBuilder, RequestError, after};
 use crate::serializer::{Audience, SealError};
 use crate::transport::{Destination, TransportError, topology};
 
@@ -40,16 +40,46 @@ impl RequestBuilder<ByMapper> {
 #[async_trait]
 impl Dispatch for ByMapper {
     async fn request(self, ask: Ask) -> Result<Events, RequestError> {
-        let shared = &self.mapper.shared;
-        let events = Events::begin(&shared.jobs, Token::random()?, ask.timeout, self.mapper.clone());
-        let sending = Sending { shared, selector: self.selector.as_deref(), events: Some(&events), ask: &ask };
-        sending.send().await?;
-        Ok(events)
+        self.mapper.shared.request(&ask, self.selector.as_deref(), self.mapper.clone()).await
     }
 
     async fn push(self, ask: Ask) -> Result<Vec<Identity>, RequestError> {
-        let shared = &self.mapper.shared;
-        Sending { shared, selector: self.selector.as_deref(), events: None, ask: &ask }.send().await
+        self.mapper.shared.push(&ask, self.selector.as_deref()).await
+    }
+}
+
+impl Shared {
+    /// Sends a request; `keep` is kept until the request has ended.
+    pub(super) async fn request(
+        &self,
+        ask: &Ask,
+        selector: Option<&dyn Selector>,
+        keep: impl Debug + Send + Sync + 'static,
+    ) -> Result<Events, RequestError> {
+        let events = Events::begin(&self.jobs, Token::random()?, ask.timeout, keep);
+        self.send_or_store(ask, selector, Some(&events)).await?;
+        Ok(events)
+    }
+
+    /// Sends a push; gives who got it: nobody yet, when it waits in the offline queue.
+    pub(super) async fn push(&self, ask: &Ask, selector: Option<&dyn Selector>) -> Result<Vec<Identity>, RequestError> {
+        self.send_or_store(ask, selector, None).await
+    }
+
+    async fn send_or_store(
+        &self,
+        ask: &Ask,
+        selector: Option<&dyn Selector>,
+        events: Option<&Events>,
+    ) -> Result<Vec<Identity>, RequestError> {
+        let sending = Sending { shared: self, selector, events, ask };
+        match sending.send().await {
+            Err(RequestError::NoTarget(_)) if ask.offline.unwrap_or(self.offline_failsafe) => {
+                self.store(ask, sending.packet()?, events).await?;
+                Ok(Vec::new())
+            }
+            other => other,
+        }
     }
 }
 
@@ -122,7 +152,7 @@ impl Sending<'_> {
         let request = &self.ask.request;
         let mut query = AgentQuery::new(request.service.resolved(), request.tags.clone());
         query.target = request.target.clone();
-        let until = Instant::now() + self.ask.patience;
+        let until = after(self.ask.patience);
         loop {
             let changed = self.shared.changed.notified();
             let mut found = self.shared.state.find(&query).await.map_err(|error| RequestError::State(error.into()))?;
@@ -175,7 +205,7 @@ impl Sending<'_> {
     async fn seal(&self, packet: &Packet, audience: Audience) -> Result<Ready, SendError> {
         let mut letter = Letter::new(packet.clone(), audience);
         letter.lifetime = if self.events.is_some() { self.ask.timeout.min(LIFETIME) } else { LIFETIME };
-        letter.persistent = self.ask.request.persistent.unwrap_or(false);
+        letter.persistent = self.ask.request.persistent.unwrap_or(self.shared.persistent);
         self.shared.link.seal(letter).await
     }
 

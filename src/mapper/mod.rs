@@ -1,6 +1,8 @@
 //! Mappers: they know the agents and give them work.
 
 mod dispatch;
+mod offline;
+mod others;
 mod run;
 mod selector;
 mod state;
@@ -54,6 +56,9 @@ pub struct MapperBuilder {
     request_timeout: Duration,
     hooks: Vec<Hook>,
     short_lived: bool,
+    offline_failsafe: bool,
+    offline_redelivery: Duration,
+    persistent: bool,
 }
 
 struct Hook(Box<dyn Fn(&AgentEvent) + Send + Sync>);
@@ -82,6 +87,9 @@ struct Shared {
     selectors: Selectors,
     agent_timeout: Duration,
     request_timeout: Duration,
+    offline_failsafe: bool,
+    offline_redelivery: Duration,
+    persistent: bool,
     hooks: Vec<Hook>,
     /// Told whenever an agent has registered.
     changed: Notify,
@@ -148,8 +156,31 @@ impl MapperBuilder {
         self
     }
 
+    /// Whether a request or push waits in the offline queue when nobody offers its service, where it does not say itself; it does
+    /// not by default. A push waits up to 7 days, a request up to its timeout.
+    #[must_use]
+    pub fn offline_failsafe(mut self, offline: bool) -> Self {
+        self.offline_failsafe = offline;
+        self
+    }
+
+    /// How often what waits in the offline queue is tried again, beside whenever an agent registers; 10 s by default.
+    #[must_use]
+    pub fn offline_redelivery_frequency(mut self, every: Duration) -> Self {
+        self.offline_redelivery = every;
+        self
+    }
+
+    /// Whether messages outlive a restart of the broker, where they do not say themselves; they do not by default.
+    #[must_use]
+    pub fn persistent(mut self, persistent: bool) -> Self {
+        self.persistent = persistent;
+        self
+    }
+
     /// For a program that asks for something and ends: nothing of the mapper stays at the broker when its connection is gone.
-    /// The price: answers that come while the connection is away are lost.
+    /// The price: answers that come while the connection is away are lost. Requests of other nodes, and the offline queue, are
+    /// left to other mappers.
     #[must_use]
     pub fn short_lived(mut self) -> Self {
         self.short_lived = true;
@@ -179,6 +210,9 @@ impl MapperBuilder {
             selectors: Selectors::default(),
             agent_timeout: self.agent_timeout,
             request_timeout: self.request_timeout,
+            offline_failsafe: self.offline_failsafe,
+            offline_redelivery: self.offline_redelivery.max(Duration::from_millis(1)),
+            persistent: self.persistent,
             hooks: self.hooks,
             changed: Notify::new(),
         });
@@ -190,12 +224,18 @@ impl MapperBuilder {
             inbox.kind = QueueKind::Exclusive;
         }
         let inbox = link.subscribe(&inbox, Channel::MapperInbox, PREFETCH).await?;
-        let tasks = [
+        let mut tasks = vec![
             tokio::spawn(run::presence(shared.clone(), presence)).abort_handle(),
             tokio::spawn(run::answers(shared.clone(), inbox)).abort_handle(),
             tokio::spawn(run::reaper(shared.clone())).abort_handle(),
         ];
-        let mapper = Mapper { shared, _tasks: Arc::new(Tasks(tasks.into())) };
+        if !self.short_lived {
+            let requests = link.subscribe(&topology::requests(), Channel::Requests, PREFETCH).await?;
+            tasks.push(tokio::spawn(others::requests(shared.clone(), requests)).abort_handle());
+            let stored = link.subscribe(&topology::offline(), Channel::Offline, offline::HELD).await?;
+            tasks.push(tokio::spawn(offline::redeliver(shared.clone(), stored)).abort_handle());
+        }
+        let mapper = Mapper { shared, _tasks: Arc::new(Tasks(tasks)) };
         mapper.shared.ask(None).await;
         Ok(mapper)
     }
@@ -219,6 +259,9 @@ impl Mapper {
             request_timeout: Duration::from_secs(30),
             hooks: Vec::new(),
             short_lived: false,
+            offline_failsafe: false,
+            offline_redelivery: Duration::from_secs(10),
+            persistent: false,
         }
     }
 

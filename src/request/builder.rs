@@ -153,7 +153,7 @@ impl Events {
         listener: impl Debug + Send + Sync + 'static,
     ) -> Self {
         let _listener = Box::new(listener);
-        Self { job: jobs.begin(token), jobs: jobs.clone(), deadline: Instant::now() + timeout, _listener }
+        Self { job: jobs.begin(token), jobs: jobs.clone(), deadline: after(timeout), _listener }
     }
 
     pub(crate) fn job(&self) -> &Job {
@@ -203,6 +203,11 @@ impl Events {
         }
         Ok(answers)
     }
+}
+
+/// The moment `timeout` from now; in about a year at the latest.
+pub(crate) fn after(timeout: Duration) -> Instant {
+    Instant::now() + timeout.min(Duration::from_secs(365 * 24 * 3600))
 }
 
 impl Drop for Events {

@@ -13,6 +13,7 @@ use crate::packet::{Failure, FailureCode, Identity, InvalidService, NoRandomness
 use crate::serializer::SealError;
 use crate::transport::TransportError;
 
+pub(crate) use builder::after;
 pub use builder::{Ask, Dispatch, Events, RequestBuilder};
 pub(crate) use job::Jobs;
 pub(crate) use reply::ReplyTo;

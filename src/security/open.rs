@@ -66,7 +66,7 @@ impl Inner {
         if let Some(presented) = presented.filter(|presented| presented.leaf.fingerprint() == signer.fingerprint()) {
             self.known.learn(presented, context.now);
         }
-        self.check_replay(header, context.now)?;
+        self.check_replay(header, context)?;
         self.check_authority(header, context.channel)?;
         let plaintext = self.decrypt(message, header).map_err(|Failed| {
             OpenError::new(OpenErrorKind::CannotOpen, "it cannot be decrypted, or holds something else than was signed")
@@ -187,11 +187,14 @@ impl Inner {
     }
 
     /// Step 9.
-    fn check_replay(&self, header: &Header, now: Timestamp) -> Result<(), OpenError> {
-        let admitted = match header.kind {
-            Kind::Register | Kind::Unregister | Kind::Ping => {
+    fn check_replay(&self, header: &Header, context: &OpenContext) -> Result<(), OpenError> {
+        let now = context.now;
+        let admitted = match (header.kind, context.channel) {
+            (Kind::Register | Kind::Unregister | Kind::Ping, _) => {
                 self.replay.advance(&header.from, header.instance, header.sequence, self.lifetime(header.class), now)
             }
+            // Noted when it has been carried out: until then it may come again.
+            (_, Channel::Offline) => self.replay.check(&header.from, header.id),
             _ => self.replay.admit(&header.from, header.id, header.expires_at, now),
         };
         admitted.map_err(|why| OpenError::new(OpenErrorKind::Replayed, why))

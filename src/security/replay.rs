@@ -98,6 +98,19 @@ impl ReplayMemory {
         Ok(())
     }
 
+    /// Refuses a message that was seen before, or that could not be taken note of, without taking note of it.
+    pub fn check(&self, from: &Identity, id: MessageId) -> Result<(), Refusal> {
+        let ids = locked(&self.ids);
+        let of_sender = ids.seen.get(from);
+        if of_sender.is_some_and(|seen| seen.contains(&id)) {
+            return Err("it was seen before");
+        }
+        if of_sender.map_or(0, HashSet::len) >= self.limits.per_sender || ids.total >= self.limits.total {
+            return Err("the memory is full");
+        }
+        Ok(())
+    }
+
     /// Takes note of a sender's place in its order; refuses what is not behind everything seen of it. `lifetime` is the longest a
     /// message of this kind may be valid.
     pub fn advance(

@@ -21,6 +21,7 @@ use crate::clock::Timestamp;
 use crate::packet::{Identity, Kind, MessageId, Packet};
 use crate::serializer::{
     Audience, Channel, Class, Codec, Inbound, OpenContext, OpenError, SealError, SealRequest, Sealed, Serializer,
+    Verified,
 };
 
 /// What stands before the body in what is encrypted: the salt, then the digest of the header.
@@ -124,6 +125,12 @@ impl Serializer for SecureSerializer {
             Err(error) => self.0.counters.count_refused(error.kind),
         }
         opened
+    }
+
+    fn spent(&self, message: &Verified, now: Timestamp) {
+        let (id, expires_at) = (message.id(), message.expires_at());
+        // It was checked that there is room when it was opened; what has expired meanwhile is refused without being remembered.
+        let _ = self.0.replay.admit(message.signer(), id, expires_at, now);
     }
 
     fn is_secure(&self) -> bool {

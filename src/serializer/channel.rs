@@ -55,7 +55,9 @@ impl Channel {
             (Channel::MapperInbox, _) => true,
             (Channel::Presence, _) => matches!(sender, Role::Agent),
             // Agents, and programs with a mapper's certificate but no mapper of their own.
-            (Channel::Requests | Channel::Offline, _) => true,
+            (Channel::Requests, _) => true,
+            // Only mappers put anything there.
+            (Channel::Offline, _) => matches!(sender, Role::Mapper),
             (Channel::AgentInbox | Channel::AgentControl, _) => matches!(sender, Role::Mapper),
         };
         right_role && self.accepts(kind)

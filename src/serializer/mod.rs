@@ -57,6 +57,10 @@ pub trait Serializer: fmt::Debug + Send + Sync {
     /// [`OpenError`] when the bytes are refused; its kind says at which step.
     fn open(&self, bytes: &[u8], context: &OpenContext) -> Result<Inbound, OpenError>;
 
+    /// Told when a message that came on [`Channel::Offline`] has been carried out. Such a message is held for long, and the broker
+    /// gives it again when a connection is lost meanwhile: so its being opened is not what makes it a replay, but this.
+    fn spent(&self, _message: &Verified, _now: Timestamp) {}
+
     /// Whether `open` vouches for senders. A node whose serializer does not logs a warning when it starts.
     fn is_secure(&self) -> bool {
         false

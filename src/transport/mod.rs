@@ -147,6 +147,8 @@ pub enum QueueKind {
         /// Replicated by the broker's cluster (a quorum queue). In such a queue a message that was given back can come again
         /// behind those that waited.
         quorum: bool,
+        /// Only one of its consumers gets messages at a time, and another takes over when it goes: so they keep their order.
+        ordered: bool,
     },
     /// Belongs to one connection and goes with it.
     Exclusive,

@@ -66,11 +66,12 @@ pub fn requests() -> Queue {
     durable(REQUEST.into(), None)
 }
 
-/// The queue of requests that wait for an agent.
+/// The queue of requests that wait for an agent. One mapper at a time reads it, so that they keep their order.
 pub fn offline() -> Queue {
-    durable(OFFLINE.into(), None)
+    let kind = QueueKind::Durable { expires: None, quorum: false, ordered: true };
+    Queue { name: OFFLINE.into(), kind, bindings: Vec::new() }
 }
 
 fn durable(name: String, expires: Option<Duration>) -> Queue {
-    Queue { name, kind: QueueKind::Durable { expires, quorum: false }, bindings: Vec::new() }
+    Queue { name, kind: QueueKind::Durable { expires, quorum: false, ordered: false }, bindings: Vec::new() }
 }

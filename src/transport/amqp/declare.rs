@@ -123,6 +123,9 @@ fn arguments(kind: QueueKind) -> FieldTable {
     if let QueueKind::Durable { expires: Some(expires), .. } = kind {
         arguments.insert("x-expires".into(), AMQPValue::LongLongInt(i64::from(milliseconds(expires).max(1))));
     }
+    if let QueueKind::Durable { ordered: true, .. } = kind {
+        arguments.insert("x-single-active-consumer".into(), AMQPValue::Boolean(true));
+    }
     arguments
 }
 
@@ -193,7 +196,7 @@ mod tests {
     fn durations_stay_within_what_the_broker_takes() {
         assert_eq!(milliseconds(Duration::from_secs(3)), 3_000);
         assert_eq!(milliseconds(Duration::from_secs(u64::MAX)), u32::MAX);
-        let kind = QueueKind::Durable { expires: Some(Duration::ZERO), quorum: false };
+        let kind = QueueKind::Durable { expires: Some(Duration::ZERO), quorum: false, ordered: false };
         assert_eq!(arguments(kind).inner().get("x-expires"), Some(&AMQPValue::LongLongInt(1)));
     }
 

@@ -329,8 +329,11 @@ impl State {
         let Some(queue) = self.queues.get_mut(name) else { return };
         let mut refused = 0;
         while refused < queue.consumers.len() && !queue.ready.is_empty() {
-            let Some(id) = queue.consumers.pop_front() else { return };
-            queue.consumers.push_back(id);
+            let Some(id) = queue.consumers.front().copied() else { return };
+            let ordered = matches!(queue.kind, QueueKind::Durable { ordered: true, .. });
+            if !ordered {
+                queue.consumers.rotate_left(1);
+            }
             match self.consumers.get_mut(&id) {
                 Some(consumer) if consumer.unacknowledged.len() < consumer.prefetch => {
                     let Some(message) = queue.ready.pop_front() else { return };
@@ -340,6 +343,7 @@ impl State {
                     consumer.wake();
                     refused = 0;
                 }
+                _ if ordered => return,
                 _ => refused += 1,
             }
         }

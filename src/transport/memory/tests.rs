@@ -6,7 +6,11 @@ use crate::transport::{Destination, Exchange, QueueKind};
 const SOON: Duration = Duration::from_secs(5);
 
 fn durable(name: &str, expires: Option<Duration>) -> Queue {
-    Queue { name: name.into(), kind: QueueKind::Durable { expires, quorum: false }, bindings: Vec::new() }
+    Queue {
+        name: name.into(),
+        kind: QueueKind::Durable { expires, quorum: false, ordered: false },
+        bindings: Vec::new(),
+    }
 }
 
 fn exclusive(name: &str, exchange: &str) -> Queue {

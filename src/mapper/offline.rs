@@ -1,0 +1,153 @@
+//! The offline queue: requests that nobody could take when they were made wait here, sealed to the mappers, until an agent comes.
+//!
+//! What is read and cannot be given to an agent yet is held unacknowledged, in its order; the broker gives it to another mapper
+//! when this one dies. The serializer's replay memory takes note of a message only when it has been carried out
+//! ([`Link::spent`](crate::link::Link::spent)), so that one that comes again after a lost connection is opened again.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::Shared;
+use super::others::{Order, Placed, follow};
+use crate::link::{Letter, Received, SendError, Subscription, acknowledge};
+use crate::packet::{Failure, Identity, Packet, Token};
+use crate::request::{Ask, Events, RequestError};
+use crate::serializer::{Audience, Class, Provenance, SealError};
+use crate::transport::{Acker, Destination, TransportError, topology};
+
+/// How many messages of the offline queue one mapper holds. Those behind them wait at the broker.
+pub(super) const HELD: u16 = 500;
+
+type Key = (Identity, Option<Token>);
+
+/// What is held or under way, with the means to acknowledge it: that of the last delivery, since one that came before a lost
+/// connection is of no use.
+#[derive(Debug, Default)]
+struct Ackers(Mutex<HashMap<Key, Acker>>);
+
+impl Ackers {
+    /// Keeps an acker; whether there was one already.
+    fn keep(&self, key: Key, acker: Acker) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key, acker).is_some()
+    }
+
+    fn take(&self, key: &Key) -> Option<Acker> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(key)
+    }
+}
+
+struct Held {
+    order: Order,
+    provenance: Provenance,
+}
+
+/// Reads the offline queue, and gives what waits to agents: when one registers, and from time to time.
+pub(super) async fn redeliver(shared: Arc<Shared>, mut messages: Subscription) {
+    let ackers = Arc::new(Ackers::default());
+    let mut held: VecDeque<Held> = VecDeque::new();
+    let mut under_way = JoinSet::new();
+    let mut ticks = interval(shared.offline_redelivery);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        // Asked for before the queue is looked at, so that an agent that registers meanwhile is not missed.
+        let came = shared.changed.notified();
+        let new = tokio::select! {
+            received = messages.next() => {
+                let Some(received) = received else { return };
+                take(&ackers, &mut held, received).await
+            }
+            () = came => true,
+            _ = ticks.tick() => true,
+            Some(_) = under_way.join_next() => false,
+        };
+        if new {
+            deliver(&shared, &ackers, &mut held, &mut under_way).await;
+        }
+    }
+}
+
+/// Takes a delivery in; whether it is a new order.
+async fn take(ackers: &Ackers, held: &mut VecDeque<Held>, received: Received) -> bool {
+    let Received { inbound, acker, .. } = received;
+    let provenance = inbound.provenance.clone();
+    let Some(order) = Order::of(inbound) else {
+        acknowledge(acker).await;
+        return false;
+    };
+    if ackers.keep(order.key(), acker) {
+        return false;
+    }
+    held.push_back(Held { order, provenance });
+    true
+}
+
+/// Gives what is held to agents, in its order; what nobody can take stays.
+async fn deliver(shared: &Arc<Shared>, ackers: &Arc<Ackers>, held: &mut VecDeque<Held>, under_way: &mut JoinSet<()>) {
+    for _ in 0..held.len() {
+        let Some(Held { order, provenance }) = held.pop_front() else { return };
+        let key = order.key();
+        let placed = if order.is_expired(shared) { None } else { Some(order.place(shared).await) };
+        match placed {
+            None => {
+                tracing::info!(service = %order.request.service, "nobody came for it before its deadline");
+                finish(shared, ackers, &key, &provenance).await;
+            }
+            Some(Ok(Placed::Pushed)) => finish(shared, ackers, &key, &provenance).await,
+            Some(Ok(Placed::Asked(events, reply_to))) => {
+                let (shared, ackers) = (shared.clone(), ackers.clone());
+                under_way.spawn(async move {
+                    follow(&shared, events, reply_to).await;
+                    finish(&shared, &ackers, &key, &provenance).await;
+                });
+            }
+            Some(Err(error)) if may_pass(&error) => held.push_back(Held { order, provenance }),
+            Some(Err(error)) => {
+                order.fail(shared, error).await;
+                finish(shared, ackers, &key, &provenance).await;
+            }
+        }
+    }
+}
+
+/// The message has been carried out: it is never taken again.
+async fn finish(shared: &Shared, ackers: &Ackers, key: &Key, provenance: &Provenance) {
+    shared.link.spent(provenance);
+    if let Some(acker) = ackers.take(key) {
+        acknowledge(acker).await;
+    }
+}
+
+/// Whether waiting can help.
+fn may_pass(error: &RequestError) -> bool {
+    match error {
+        RequestError::NoTarget(_) | RequestError::State(_) => true,
+        RequestError::Send(SendError::Transport(error)) => error.is_retryable(),
+        RequestError::Send(SendError::Seal(error)) => matches!(error, SealError::NoRecipient(_) | SealError::Store(_)),
+        _ => false,
+    }
+}
+
+impl Shared {
+    /// Puts a request into the offline queue; one that is answered waits there until its deadline.
+    pub(super) async fn store(&self, ask: &Ask, packet: Packet, events: Option<&Events>) -> Result<(), RequestError> {
+        let queue = topology::offline();
+        self.link.transport().declare(&queue).await?;
+        let mut letter = Letter::new(packet, Audience::Mappers);
+        letter.class = Class::Stored;
+        letter.lifetime = if events.is_some() { ask.timeout } else { std::time::Duration::MAX };
+        letter.persistent = true;
+        let ready = self.link.seal(letter).await?;
+        if let Some(events) = events {
+            events.jobs().hand_over(events.job(), ready.id());
+        }
+        match self.link.publish(&ready, Destination::Queue(queue.name)).await {
+            Err(TransportError::Unroutable(queue)) => {
+                Err(RequestError::Refused(Failure::failed(format!("the queue {queue} went away"))))
+            }
+            other => Ok(other.map_err(SendError::from)?),
+        }
+    }
+}
