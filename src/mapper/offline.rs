@@ -4,7 +4,7 @@
 //! when this one dies. The serializer's replay memory takes note of a message only when it has been carried out
 //! ([`Link::spent`](crate::link::Link::spent)), so that one that comes again after a lost connection is opened again.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::task::JoinSet;
@@ -84,11 +84,18 @@ async fn take(ackers: &Ackers, held: &mut VecDeque<Held>, received: Received) ->
     true
 }
 
-/// Gives what is held to agents, in its order; what nobody can take stays.
+/// Gives what is held to agents; what nobody can take stays, in its order.
 async fn deliver(shared: &Arc<Shared>, ackers: &Arc<Ackers>, held: &mut VecDeque<Held>, under_way: &mut JoinSet<()>) {
+    // An agent may register meanwhile: nothing overtakes what its sender asked of the same service before.
+    let mut passed_over = HashSet::new();
     for _ in 0..held.len() {
         let Some(Held { order, provenance }) = held.pop_front() else { return };
         let key = order.key();
+        let line = (key.0.clone(), order.request.service.clone());
+        if passed_over.contains(&line) {
+            held.push_back(Held { order, provenance });
+            continue;
+        }
         let placed = if order.is_expired(shared) { None } else { Some(order.place(shared).await) };
         match placed {
             None => {
@@ -103,7 +110,10 @@ async fn deliver(shared: &Arc<Shared>, ackers: &Arc<Ackers>, held: &mut VecDeque
                     finish(&shared, &ackers, &key, &provenance).await;
                 });
             }
-            Some(Err(error)) if may_pass(&error) => held.push_back(Held { order, provenance }),
+            Some(Err(error)) if may_pass(&error) => {
+                passed_over.insert(line);
+                held.push_back(Held { order, provenance });
+            }
             Some(Err(error)) => {
                 order.fail(shared, error).await;
                 finish(shared, ackers, &key, &provenance).await;

@@ -13,6 +13,7 @@ use nanite::request::{Event, RequestError};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, mpsc};
 
+use crate::harness::on_every_format;
 use crate::harness::system::{System, json, knows, start};
 
 fn agent_id(name: &str) -> Identity {
@@ -25,17 +26,6 @@ fn echo() -> impl nanite::agent::Actor {
 
 fn ok(value: &str) -> Result<Payload, Failure> {
     Ok(json(value))
-}
-
-macro_rules! on_every_format {
-    ($($name:ident),* $(,)?) => {
-        mod plain {
-            $(#[tokio::test] async fn $name() { super::$name(super::System::plain()).await })*
-        }
-        mod secure {
-            $(#[tokio::test] async fn $name() { super::$name(super::System::secure()).await })*
-        }
-    };
 }
 
 on_every_format!(

@@ -7,6 +7,7 @@ mod dispatch;
 mod formats;
 mod harness;
 mod n17_programs;
+mod others;
 mod s01_envelope;
 mod s02_stores;
 mod transport;

@@ -23,3 +23,16 @@ pub async fn wait_until(what: &str, mut so: impl AsyncFnMut() -> bool) {
     };
     assert!(tokio::time::timeout(PATIENCE, waiting).await.is_ok(), "not so within {PATIENCE:?}: {what}");
 }
+
+/// Runs async tests that take a [`system::System`], once with plain JSON and once with the secure envelope.
+macro_rules! on_every_format {
+    ($($name:ident),* $(,)?) => {
+        mod plain {
+            $(#[tokio::test] async fn $name() { super::$name(super::System::plain()).await })*
+        }
+        mod secure {
+            $(#[tokio::test] async fn $name() { super::$name(super::System::secure()).await })*
+        }
+    };
+}
+pub(crate) use on_every_format;

@@ -11,7 +11,7 @@ use nanite::mapper::{Mapper, MapperBuilder};
 use nanite::packet::{Identity, Payload, Register, Status};
 use nanite::security::SecureSerializer;
 use nanite::serializer::{Audience, Plain, Serializer};
-use nanite::transport::{Destination, Exchange, MemoryBroker, MemoryTransport, topology};
+use nanite::transport::{Destination, Exchange, MemoryBroker, MemoryTransport, Waiting, topology};
 
 use super::pki::Pki;
 
@@ -34,6 +34,16 @@ impl System {
     pub fn secure() -> Self {
         let pki = Pki::starting(KeyType::P256, SystemClock.now());
         Self { broker: MemoryBroker::new(), format: Format::Secure(Box::new(pki)) }
+    }
+
+    pub fn is_secure(&self) -> bool {
+        matches!(self.format, Format::Secure(_))
+    }
+
+    /// Waits until this many messages wait in a queue, and gives them.
+    pub async fn waiting(&self, queue: &str, count: usize) -> Vec<Waiting> {
+        super::wait_until("messages wait in the queue", async || self.broker.waiting(queue).len() == count).await;
+        self.broker.waiting(queue)
     }
 
     /// A serializer for a process of this node that starts now.
