@@ -73,10 +73,12 @@ pub(super) async fn redeliver(shared: Arc<Shared>, mut messages: Subscription) {
 async fn take(ackers: &Ackers, held: &mut VecDeque<Held>, received: Received) -> bool {
     let Received { inbound, acker, .. } = received;
     let provenance = inbound.provenance.clone();
-    let Some(order) = Order::of(inbound) else {
+    let Some(mut order) = Order::of(inbound) else {
         acknowledge(acker).await;
         return false;
     };
+    // It waits here already.
+    order.request.offline = Some(false);
     if ackers.keep(order.key(), acker) {
         return false;
     }
