@@ -307,3 +307,149 @@ fn bad_answer(what: impl std::fmt::Display) -> Failure {
 fn lost(error: io::Error) -> Failure {
     Failure::new(FailureCode::Lost, format!("the program was lost: {error}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use tempfile::TempDir;
+    use tokio::runtime::Runtime;
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::agent::context::{Emitted, Inner};
+    use crate::clock::{Clock, SystemClock};
+    use crate::packet::Identity;
+
+    /// A program alone in its directory.
+    struct One {
+        directory: Arc<Directory>,
+        program: Program,
+        _dir: TempDir,
+    }
+
+    impl One {
+        fn new(text: &str) -> Self {
+            let dir = TempDir::new().unwrap();
+            let prefix = dir.path().join("a");
+            fs::create_dir(&prefix).unwrap();
+            fs::write(prefix.join("b"), text).unwrap();
+            for path in [&prefix, &prefix.join("b")] {
+                fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+            }
+            let directory = Directory::open(dir.path(), Vec::new()).unwrap();
+            let program = directory.scan().programs.into_values().next().unwrap();
+            Self { directory: Arc::new(directory), program, _dir: dir }
+        }
+
+        /// Begins a run; what it emits waits in a queue of one.
+        fn begin(
+            &self,
+            limits: ProgramLimits,
+        ) -> (impl Future<Output = Reply<Payload>> + Send + use<>, mpsc::Receiver<Emitted>) {
+            let (emitter, emitted) = mpsc::channel(1);
+            let context = Context::new(Inner {
+                service: "/a/b".parse().unwrap(),
+                token: None,
+                tags: Vec::new(),
+                sender: Identity::mapper("m1").unwrap(),
+                signer: None,
+                on_behalf_of: None,
+                deadline: None,
+                now: SystemClock.now(),
+                emitter: Some(emitter),
+            });
+            (run(self.directory.clone(), self.program.clone(), Payload::default(), context, limits), emitted)
+        }
+    }
+
+    async fn number(emitted: &mut mpsc::Receiver<Emitted>) -> u32 {
+        emitted.recv().await.unwrap().value.parse().unwrap()
+    }
+
+    fn alive(pid: u32) -> bool {
+        fs::exists(format!("/proc/{pid}")).unwrap()
+    }
+
+    /// A program that ends only by SIGKILL, and tells its process id.
+    const STUBBORN: &str = "#!/bin/sh\ntrap '' TERM\necho \"{\\\"value\\\":$$}\" >&3\nwhile :; do sleep 1000; done\n";
+
+    #[tokio::test]
+    async fn n17_a_run_that_is_cancelled_is_ended_and_reaped() {
+        let one = One::new(STUBBORN);
+        let (run, mut emitted) = one.begin(ProgramLimits { grace: Duration::ZERO, ..ProgramLimits::default() });
+        let run = tokio::spawn(run);
+        let pid = number(&mut emitted).await;
+        assert!(alive(pid));
+        run.abort();
+        assert!(run.await.unwrap_err().is_cancelled());
+        while alive(pid) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn n17_a_program_that_is_asked_to_end_can_tidy_up() {
+        let one =
+            One::new("#!/bin/sh\ntrap 'touch tidy; exit' TERM\necho \"{\\\"value\\\":$$}\" >&3\nsleep 1000 & wait\n");
+        let (run, mut emitted) = one.begin(ProgramLimits { grace: Duration::MAX, ..ProgramLimits::default() });
+        let run = tokio::spawn(run);
+        let pid = number(&mut emitted).await;
+        run.abort();
+        while alive(pid) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert!(one.program.directory.join("tidy").exists());
+    }
+
+    #[test]
+    fn n17_a_runtime_that_is_dropped_leaves_no_program_behind() {
+        let one = One::new(STUBBORN);
+        // However long the grace: nobody would be left to end it.
+        let (run, mut emitted) = one.begin(ProgramLimits { grace: Duration::MAX, ..ProgramLimits::default() });
+        let runtime = Runtime::new().unwrap();
+        let pid = runtime.block_on(async {
+            tokio::spawn(run);
+            number(&mut emitted).await
+        });
+        drop(runtime);
+        assert!(!alive(pid));
+    }
+
+    #[tokio::test]
+    async fn n17_a_program_waits_while_its_intermediate_results_do() {
+        // Each line is as long as a pipe is deep.
+        let one = One::new(
+            "#!/bin/sh
+            echo \"{\\\"value\\\":$$}\" >&3
+            while :; do printf '{\"value\":1}%65536s\\n' ' ' >&3; echo >> progress; done\n",
+        );
+        let (run, mut emitted) = one.begin(ProgramLimits { grace: Duration::ZERO, ..ProgramLimits::default() });
+        let run = tokio::spawn(run);
+        let pid = number(&mut emitted).await;
+        let written = || fs::read(one.program.directory.join("progress")).unwrap_or_default().len();
+        // Nobody takes more. Once it has written nothing for many looks, it waits: for the one in the queue, the one to be
+        // emitted next, the one that is being read, and the one in the pipe.
+        let (mut before, mut looks) = (0, 0);
+        while looks < 100 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            looks = if written() == before { looks + 1 } else { 0 };
+            before = written();
+            assert!(before <= 4, "{before} lines were taken though nobody wants them");
+        }
+        assert!(alive(pid));
+        run.abort();
+        while alive(pid) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    #[test]
+    fn the_end_of_standard_error_is_cut_to_fit_and_cannot_steer_a_terminal() {
+        assert_eq!(readable_end("ab\u{1b}[0m\tc\r\n".as_bytes(), 100), "ab\u{fffd}[0m\tc");
+        assert_eq!(readable_end("ääää".as_bytes(), 5), "ää");
+        assert_eq!(readable_end(b"\xa4 x", 100), "\u{fffd} x");
+        assert_eq!(readable_end(b" \n ", 100), "");
+    }
+}
