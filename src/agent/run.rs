@@ -76,6 +76,18 @@ impl AgentHandle {
         &self.proxy
     }
 
+    /// Runs until `shutdown` ends, then stops as [`AgentHandle::stop`] does; returns sooner when the agent stops by itself.
+    ///
+    /// # Errors
+    /// [`AgentError`] when the agent stopped by itself.
+    pub async fn stop_after(mut self, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
+        tokio::select! {
+            ended = &mut self.task => return ended.unwrap_or(Err(AgentError::Closed)),
+            () = shutdown => {}
+        }
+        self.stop().await
+    }
+
     /// The jobs that run now.
     pub fn running(&self) -> Vec<RunningJob> {
         self.dispatcher.running()

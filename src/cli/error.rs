@@ -71,6 +71,11 @@ impl CliError {
         Self { exit: Exit::Failure, message: "nobody reads the output".into(), help: None, quiet: true }
     }
 
+    /// The exit code.
+    pub(super) fn exit(&self) -> Exit {
+        self.exit
+    }
+
     /// The message, for JSON output.
     pub(super) fn message(&self) -> &str {
         &self.message

@@ -1,24 +1,52 @@
 //! The command line: a file for each command. Commands put data on stdout and everything else on stderr.
 
+mod agent;
+mod agents;
+mod answers;
 mod args;
+mod ask;
+mod broker;
 mod certs;
+mod config;
 mod duration;
 mod error;
+mod fleet;
+mod generate;
+mod kept;
 mod logging;
+mod mapper;
+mod node;
 mod output;
+mod ping;
+mod push;
 mod remedy;
+mod request;
+mod runtime;
+mod seal;
+mod signals;
+mod table;
+mod text;
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use error::Exit;
+use config::Config;
+use error::{CliError, Exit};
+use logging::Usual;
 
 /// Security-first messaging: agents, mappers and requests over a broker that nobody has to trust.
+///
+/// Options of a node can also stand in nanite.toml in the working directory, and in NANITE_CERTS, NANITE_TOKEN and NANITE_BROKER;
+/// the environment wins over the file, the command line over both.
 #[derive(Debug, Parser)]
 #[command(name = "nanite", version, propagate_version = true, disable_help_subcommand = true)]
 struct Cli {
+    /// The file with options, in place of nanite.toml in the working directory [also: NANITE_CONFIG].
+    #[arg(long, value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
     #[command(flatten)]
     log: logging::Options,
     #[command(subcommand)]
@@ -30,6 +58,34 @@ enum Command {
     /// Make, look at and check certificates.
     #[command(subcommand)]
     Certs(certs::Command),
+    Agent(agent::Args),
+    Mapper(mapper::Args),
+    Request(request::Args),
+    Push(push::Args),
+    /// Show the agents that are there, with their load, services and tags.
+    Agents(agents::Args),
+    /// Show the services that are offered, and by whom.
+    Services(agents::Args),
+    Ping(ping::Args),
+    Seal(seal::Seal),
+    Open(seal::Open),
+    Completions(generate::Completions),
+    Man(generate::Manual),
+}
+
+/// What every command is given beside its own arguments.
+struct Global {
+    config: Config,
+    quiet: bool,
+}
+
+impl Global {
+    /// Says something on stderr, unless only errors are wanted.
+    fn note(&self, text: &str) {
+        if !self.quiet {
+            output::note(text);
+        }
+    }
 }
 
 /// Runs the program with these arguments, the first of which is its own name.
@@ -42,11 +98,47 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return if error.use_stderr() { Exit::Usage.into() } else { Exit::Success.into() };
         }
     };
-    let outcome = cli.log.init().and_then(|()| match cli.command {
-        Command::Certs(command) => certs::run(command),
-    });
-    match outcome {
+    match command(cli) {
         Ok(exit) => exit.into(),
         Err(error) => error.report(),
+    }
+}
+
+fn command(cli: Cli) -> Result<Exit, CliError> {
+    let config = match &cli.command {
+        // They have no options in the file, and mend what is wrong with it, if need be.
+        Command::Certs(_) | Command::Completions(_) | Command::Man(_) => Config::default(),
+        _ => Config::load(cli.config.as_deref())?,
+    };
+    let usual = match &cli.command {
+        Command::Agent(_) | Command::Mapper(_) => Usual::Events,
+        _ => Usual::Warnings,
+    };
+    cli.log.init(&config, usual)?;
+    let global = Global { config, quiet: cli.log.is_quiet() };
+    match cli.command {
+        Command::Certs(command) => certs::run(command),
+        Command::Agent(args) => agent::run(&global, &args),
+        Command::Mapper(args) => mapper::run(&global, &args),
+        Command::Request(args) => request::run(&global, &args),
+        Command::Push(args) => push::run(&global, &args),
+        Command::Agents(args) => agents::agents(&global, &args),
+        Command::Services(args) => agents::services(&global, &args),
+        Command::Ping(args) => ping::run(&global, &args),
+        Command::Seal(args) => seal::seal(&global, &args),
+        Command::Open(args) => seal::open(&global, &args),
+        Command::Completions(args) => generate::completions(&args),
+        Command::Man(args) => generate::manual(&global, &args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn u02_the_description_of_the_arguments_is_sound() {
+        Cli::command().debug_assert();
     }
 }

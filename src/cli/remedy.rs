@@ -1,10 +1,16 @@
-//! What to do about failures of certificates and keys.
+//! What to do about failures: of certificates and keys, of the broker, of messages and nodes.
 
 use std::path::Path;
 
 use super::error::{CliError, Exit};
+use crate::agent::{AgentError, BuildError, ProgramError};
 use crate::certs::{AuthorityError, CertificateDirectory, DirectoryError, IssueError, KeyError, TrustError};
+use crate::link::SendError;
+use crate::mapper::MapperError;
 use crate::packet::Identity;
+use crate::request::RequestError;
+use crate::serializer::SealError;
+use crate::transport::TransportError;
 
 /// A failure of what a directory of certificates holds.
 pub(super) fn directory(error: &DirectoryError, directory: &CertificateDirectory) -> CliError {
@@ -93,6 +99,121 @@ pub(super) fn trust(error: &TrustError) -> &'static str {
         E::Revoked | E::AuthorityRevoked => "issue a new one, with a new key",
         E::NoCrl | E::StaleCrl => "get a current revocation list from the CA",
         _ => "issue a new one with `nanite certs issue ... --force`",
+    }
+}
+
+/// A failure of the broker, or on the way to it; `broker` is its URL without a password, where it is known.
+pub(super) fn transport(error: &TransportError, broker: Option<&str>) -> CliError {
+    use TransportError as E;
+    let failure = |exit| {
+        let failure = CliError::of(exit, error);
+        match broker {
+            Some(broker) => failure.context(broker),
+            None => failure,
+        }
+    };
+    match error {
+        E::Address(_) => failure(Exit::Usage).help("give a URL such as `--broker amqp://USER@HOST:5672/VHOST`"),
+        E::Unreachable(_) => failure(Exit::Unreachable)
+            .help("is RabbitMQ running there? Name another with `--broker URL`, NANITE_BROKER or nanite.toml"),
+        E::Credentials => failure(Exit::Unreachable).help(
+            "put the user in the URL, and the password in NANITE_BROKER_PASSWORD, a file named by \
+             `--broker-password-file`, or nanite.toml",
+        ),
+        E::VirtualHost(_) => failure(Exit::Unreachable).help(
+            "the last part of the URL names the virtual host; the broker's administrator makes one with `rabbitmqctl \
+             add_vhost VHOST` and lets a user in with `rabbitmqctl set_permissions -p VHOST USER '.*' '.*' '.*'`",
+        ),
+        E::Forbidden(_) => failure(Exit::Unreachable).help(
+            "the broker's administrator permits it with `rabbitmqctl set_permissions -p VHOST USER CONFIGURE WRITE READ`",
+        ),
+        E::QueueConflict { queue, .. } => failure(Exit::Failure)
+            .help(format!("another program uses the queue {queue}: stop it, or delete the queue at the broker")),
+        E::TooLarge { .. } => failure(Exit::Usage).help("send less: put large data elsewhere, and its place in the payload"),
+        E::Unroutable(_) => failure(Exit::NotOffered).help("it has just gone; see who is there with `nanite agents`"),
+        E::Nacked | E::TimedOut(_) | E::Disconnected | E::Closed | E::Broker(_) => {
+            failure(Exit::Unreachable).help("look at the state and the log of the broker, then try again")
+        }
+        E::Name(_) => failure(Exit::Failure),
+    }
+}
+
+/// A message could not be sealed.
+pub(super) fn seal(error: &SealError) -> CliError {
+    use SealError as E;
+    match error {
+        E::NoRecipient(whom) => CliError::of(Exit::Security, error).help(format!(
+            "put the certificate of {whom} into the directory of certificates; its key stays with {whom}"
+        )),
+        E::OwnCertificate(_) => CliError::of(Exit::Security, error)
+            .help("see what is wrong with `nanite certs verify`, and issue a new one"),
+        E::Store(_) => CliError::of(Exit::Security, error).help("see what is wrong with `nanite certs verify`"),
+        E::TooLarge(..) => {
+            CliError::of(Exit::Usage, error).help("send less: put large data elsewhere, and its place in the payload")
+        }
+        _ => CliError::of(Exit::Failure, error),
+    }
+}
+
+/// A message could not be sent.
+pub(super) fn send(error: &SendError, broker: &str) -> CliError {
+    match error {
+        SendError::Seal(error) => seal(error),
+        SendError::Transport(error) => transport(error, Some(broker)),
+        _ => CliError::of(Exit::Failure, error),
+    }
+}
+
+/// A request was not given to anybody.
+pub(super) fn request(error: &RequestError, broker: &str) -> CliError {
+    match error {
+        RequestError::Send(error) => send(error, broker),
+        RequestError::NoTarget(_) | RequestError::NoMapper => {
+            CliError::of(Exit::NotOffered, error).help("see what is offered with `nanite services`")
+        }
+        RequestError::Denied(_) => CliError::of(Exit::Denied, error),
+        RequestError::Service(_) | RequestError::Payload(_) => CliError::of(Exit::Usage, error),
+        _ => CliError::of(Exit::Failure, error),
+    }
+}
+
+/// A mapper could not start.
+pub(super) fn mapper(error: &MapperError, broker: &str) -> CliError {
+    match error {
+        MapperError::Transport(error) => transport(error, Some(broker)),
+        MapperError::Identity(_) => CliError::of(Exit::Security, error),
+        _ => CliError::of(Exit::Failure, error),
+    }
+}
+
+/// An agent cannot be built of its options.
+pub(super) fn build(error: &BuildError) -> CliError {
+    match error {
+        BuildError::Identity(_) => CliError::of(Exit::Security, error),
+        _ => CliError::of(Exit::Usage, error),
+    }
+}
+
+/// A directory of programs cannot be used.
+pub(super) fn programs(error: &ProgramError) -> CliError {
+    let failure = CliError::of(Exit::Usage, error);
+    match error {
+        ProgramError::Unsafe { path, .. } => failure.help(format!(
+            "whoever can write there decides what runs: let {} belong to you or root, and run `chmod go-w` on it",
+            path.display()
+        )),
+        ProgramError::Prefix(_) | ProgramError::NoSuchPrefix { .. } => {
+            failure.help("`--actors` picks directories of `--actors-dir` by name; without it all are offered")
+        }
+        _ => failure.help("`--actors-dir DIR` names a directory with the programs DIR/PREFIX/NAME"),
+    }
+}
+
+/// An agent has stopped by itself.
+pub(super) fn agent(error: &AgentError, broker: &str) -> CliError {
+    match error {
+        AgentError::Transport(error) => transport(error, Some(broker)),
+        _ => CliError::of(Exit::Unreachable, error).context(broker),
     }
 }
 

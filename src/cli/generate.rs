@@ -1,0 +1,63 @@
+//! `nanite completions` and `nanite man`: made from the same description as the arguments themselves.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Command, CommandFactory};
+use clap_complete::Shell;
+use clap_mangen::Man;
+
+use super::error::{CliError, Exit};
+use super::{Cli, Global, output};
+
+/// Print a script that completes the command line in a shell.
+#[derive(Debug, clap::Args)]
+pub(super) struct Completions {
+    /// For which shell.
+    shell: Shell,
+}
+
+/// Write the manual: a page for each command into a directory, or the first page to stdout.
+#[derive(Debug, clap::Args)]
+pub(super) struct Manual {
+    /// The directory; it is made when there is none.
+    directory: Option<PathBuf>,
+}
+
+pub(super) fn completions(args: &Completions) -> Result<Exit, CliError> {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut Cli::command(), "nanite", &mut script);
+    output::write(&script)?;
+    Ok(Exit::Success)
+}
+
+pub(super) fn manual(global: &Global, args: &Manual) -> Result<Exit, CliError> {
+    let mut root = Cli::command();
+    root.build();
+    let Some(directory) = &args.directory else {
+        output::write(&page(&root)?.1)?;
+        return Ok(Exit::Success);
+    };
+    let failed = |path: &Path, error: std::io::Error| {
+        CliError::of(Exit::Failure, &error).context(format!("cannot write {}", path.display()))
+    };
+    std::fs::create_dir_all(directory).map_err(|error| failed(directory, error))?;
+    let mut pages = 0;
+    let mut commands = vec![&root];
+    while let Some(command) = commands.pop() {
+        let (name, text) = page(command)?;
+        let path = directory.join(name);
+        std::fs::write(&path, text).map_err(|error| failed(&path, error))?;
+        pages += 1;
+        commands.extend(command.get_subcommands().filter(|command| !command.is_hide_set()));
+    }
+    global.note(&format!("{pages} pages in {}", directory.display()));
+    Ok(Exit::Success)
+}
+
+/// The file name of a command's page, and the page.
+fn page(command: &Command) -> Result<(String, Vec<u8>), CliError> {
+    let man = Man::new(command.clone());
+    let mut text = Vec::new();
+    man.render(&mut text).map_err(|error| CliError::of(Exit::Failure, &error))?;
+    Ok((man.get_filename(), text))
+}

@@ -1,0 +1,125 @@
+//! `nanite mapper`: knows the agents, and says who comes and goes.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use super::error::{CliError, Exit};
+use super::text::counted;
+use super::{Global, duration, node, output, remedy, runtime, signals};
+use crate::mapper::{AgentEvent, AgentRecord, Mapper};
+use crate::packet::{Identity, Role, Service, Tag};
+
+/// Run a mapper: it knows the agents, and says who comes and goes.
+///
+/// Programs that embed a mapper, and `nanite request`, do not need it: each is a mapper itself. It runs until SIGINT or SIGTERM.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    node: node::Args,
+    /// After how long a silent agent counts as gone [default: 60s].
+    #[arg(long, value_name = "TIME", value_parser = duration::parse, help_heading = "Mapper")]
+    agent_timeout: Option<Duration>,
+}
+
+pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
+    let node = args.node.node(global, Role::Mapper)?;
+    runtime::run(async {
+        let transport = node.connect().await?;
+        let mut mapper = Mapper::builder(node.identity.clone(), node.serializer.clone(), transport.clone());
+        if let Some(timeout) = args.agent_timeout.or(global.config.file.mapper.agent_timeout) {
+            mapper = mapper.agent_timeout(timeout);
+        }
+        let roll = Roll::default();
+        let mapper = mapper.on_agent(move |event| roll.note(event));
+        signals::run(global, async |stopped| {
+            let running = mapper.start().await.map_err(|error| remedy::mapper(&error, &node.broker()))?;
+            output::note(&format!("{} is ready: {}", node.identity, node.describe()));
+            stopped.wait().await;
+            drop(running);
+            transport.close().await;
+            global.note(&format!("{} has stopped", node.identity));
+            Ok(Exit::Success)
+        })
+        .await
+    })
+}
+
+/// Who is there, to tell who comes from who only says it again.
+#[derive(Debug, Default)]
+struct Roll(Mutex<BTreeMap<Identity, Offer>>);
+
+/// Services and tags.
+type Offer = (Vec<Service>, Vec<Tag>);
+
+impl Roll {
+    fn note(&self, event: &AgentEvent) {
+        if let Some((agent, what)) = self.said(event) {
+            tracing::info!(%agent, "{what}");
+        }
+    }
+
+    fn said(&self, event: &AgentEvent) -> Option<(Identity, String)> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match event {
+            AgentEvent::Registered(record) => {
+                let offer = (record.services.clone(), record.tags.clone());
+                let what = match known.insert(record.identity.clone(), offer.clone()) {
+                    None => "came",
+                    Some(before) if before != offer => "now offers something else",
+                    Some(_) => return None,
+                };
+                Some((record.identity.clone(), format!("{what}: {}", offered(record))))
+            }
+            AgentEvent::Unregistered(agent) => {
+                known.remove(agent);
+                Some((agent.clone(), "left".to_owned()))
+            }
+            AgentEvent::TimedOut(record) => {
+                known.remove(&record.identity);
+                Some((record.identity.clone(), "has been silent for too long: gone".to_owned()))
+            }
+        }
+    }
+}
+
+fn offered(record: &AgentRecord) -> String {
+    let services = counted(record.services.len(), "service");
+    if record.tags.is_empty() {
+        return services;
+    }
+    let tags: Vec<&str> = record.tags.iter().map(Tag::as_str).collect();
+    format!("{services}, tags {}", tags.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::clock::Timestamp;
+    use crate::packet::{Register, Status};
+
+    fn registered(services: &[&str]) -> AgentEvent {
+        let register = Register {
+            identity: Identity::agent("fred").unwrap(),
+            services: services.iter().map(|service| service.parse().unwrap()).collect(),
+            status: Status::default(),
+            tags: vec!["big".parse().unwrap()],
+        };
+        AgentEvent::Registered(Arc::new(AgentRecord::new(register, 0, Timestamp::from_secs(0), None)))
+    }
+
+    #[test]
+    fn n04_only_what_is_new_is_said() {
+        let roll = Roll::default();
+        let said = |event: &AgentEvent| roll.said(event).map(|(_, what)| what);
+        assert_eq!(said(&registered(&["/a/b"])).as_deref(), Some("came: 1 service, tags big"));
+        assert_eq!(said(&registered(&["/a/b"])), None);
+        let more = said(&registered(&["/a/b", "/a/c"]));
+        assert_eq!(more.as_deref(), Some("now offers something else: 2 services, tags big"));
+        let left = AgentEvent::Unregistered(Identity::agent("fred").unwrap());
+        assert_eq!(said(&left).as_deref(), Some("left"));
+        assert!(said(&registered(&["/a/b"])).unwrap().starts_with("came"));
+    }
+}

@@ -1,0 +1,86 @@
+//! `nanite request`: asks agents, and shows what they answer.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use super::answers::{self, Tally};
+use super::error::{CliError, Exit};
+use super::fleet::Fleet;
+use super::{Global, ask, duration, output, remedy, runtime};
+use crate::packet::{Payload, Role};
+use crate::request::Answers;
+
+/// Ask agents to do something, and show what they answer.
+///
+/// The command is a mapper for a short time: it needs the certificate of one. Answers go to stdout, everything else to stderr. Exit
+/// codes: 0 all answered, 3 nobody offers it, 4 timed out or partly answered, 5 denied, 6 certificates or keys, 7 broker
+/// unreachable.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    ask: ask::Args,
+    /// How long the answers may take.
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration::parse)]
+    timeout: Duration,
+    /// One JSON object on stdout: {"results": {ID: VALUE}, "failures": {ID: {"code": .., "message": ..}}}.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
+    let node = args.ask.node.node(global, Role::Mapper)?;
+    let payload = args.ask.payload(global)?;
+    runtime::run(async {
+        let mut fleet = Fleet::start(&node).await?;
+        let asked = ask(args, &mut fleet, payload).await;
+        fleet.close().await;
+        match asked {
+            Ok((answers, took)) => show(global, args, &answers, took),
+            Err(error) => {
+                if args.json && error.exit() == Exit::NotOffered {
+                    output::json(&Answers::default())?;
+                }
+                Err(error)
+            }
+        }
+    })
+}
+
+async fn ask(args: &Args, fleet: &mut Fleet, payload: Payload) -> Result<(Answers, Duration), CliError> {
+    let request = args.ask.address(fleet, payload, args.timeout).await?.timeout(args.timeout);
+    let started = Instant::now();
+    let answers = request.await.map_err(|error| remedy::request(&error, fleet.broker()))?;
+    if let Some(agent) = answers.outcomes.keys().next() {
+        args.ask.took_turn(agent);
+    }
+    Ok((answers, started.elapsed()))
+}
+
+fn show(global: &Global, args: &Args, answers: &Answers, took: Duration) -> Result<Exit, CliError> {
+    if args.json {
+        output::json(answers)?;
+    } else {
+        for value in answers::values(answers, std::io::stdout().is_terminal()) {
+            output::line(&value)?;
+        }
+    }
+    let paint = output::stderr_paint();
+    for failure in answers::failures(answers) {
+        output::note(&paint.red(&failure));
+    }
+    let tally = Tally::of(answers);
+    let took = if took < Duration::from_secs(1) {
+        format!("{:.1} ms", took.as_secs_f64() * 1e3)
+    } else {
+        format!("{:.2} s", took.as_secs_f64())
+    };
+    match answers.outcomes.keys().next() {
+        Some(only) if answers.outcomes.len() == 1 => global.note(&format!("{tally} ({only}, {took})")),
+        _ => global.note(&format!("{tally} ({took})")),
+    }
+    if tally.missing > 0 {
+        let help = "give them more time with `--timeout`, or see who is there with `nanite agents`";
+        global.note(&format!("{} {help}", paint.cyan("help:")));
+    }
+    Ok(answers::exit(answers))
+}
