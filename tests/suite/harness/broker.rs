@@ -60,7 +60,7 @@ impl Broker {
     /// A node of one's own.
     pub fn private() -> Self {
         let dir = tempfile::Builder::new().prefix("broker-").tempdir_in(target()).unwrap();
-        let (node, child) = start_new(dir.path(), |node| launch_private(node));
+        let (node, child) = start_new(dir.path(), launch_private);
         Self::on(node, Some(Private { _dir: dir, running: Some(child) }))
     }
 

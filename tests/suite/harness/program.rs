@@ -70,7 +70,7 @@ impl Output {
         self.text.lock().unwrap().clone()
     }
 
-    fn to_end(&mut self) -> String {
+    fn join(&mut self) -> String {
         if let Some(reader) = self.reader.take() {
             reader.join().unwrap();
         }
@@ -129,7 +129,7 @@ impl Running {
             assert!(Instant::now() < deadline, "did not end within {PATIENCE:?}: {:?}", self.said());
             std::thread::sleep(Duration::from_millis(5));
         };
-        Ended { status, out: self.out.to_end(), err: self.err.to_end() }
+        Ended { status, out: self.out.join(), err: self.err.join() }
     }
 }
 
