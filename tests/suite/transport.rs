@@ -31,7 +31,7 @@ impl World {
 }
 
 pub fn durable(name: &str) -> Queue {
-    let kind = QueueKind::Durable { expires: Some(Duration::from_secs(600)), quorum: false };
+    let kind = QueueKind::Durable { expires: Some(Duration::from_secs(600)), quorum: false, ordered: false };
     Queue { name: name.into(), kind, bindings: Vec::new() }
 }
 
@@ -310,7 +310,7 @@ for_both! {
         let transport = world.connect().await;
         transport.declare(&durable("q")).await.unwrap();
         transport.publish(to_queue("q", "kept"), PATIENCE).await.unwrap();
-        let other = Queue { kind: QueueKind::Durable { expires: None, quorum: false }, ..durable("q") };
+        let other = Queue { kind: QueueKind::Durable { expires: None, quorum: false, ordered: false }, ..durable("q") };
         for wrong in [exclusive("q"), other] {
             let error = transport.declare(&wrong).await.unwrap_err();
             assert!(matches!(&error, TransportError::QueueConflict { queue, .. } if queue == "q"), "{error:?}");
@@ -332,7 +332,7 @@ for_both! {
 
     async fn a_queue_of_the_replicated_kind_keeps_the_same_promises(world) {
         let transport = world.connect().await;
-        let quorum = Queue { kind: QueueKind::Durable { expires: None, quorum: true }, ..durable("q") };
+        let quorum = Queue { kind: QueueKind::Durable { expires: None, quorum: true, ordered: false }, ..durable("q") };
         transport.declare(&quorum).await.unwrap();
         for body in ["1", "2"] {
             transport.publish(to_queue("q", body), PATIENCE).await.unwrap();
@@ -351,7 +351,7 @@ for_both! {
 
     async fn an_unused_queue_expires(world) {
         let transport = world.connect().await;
-        let kind = QueueKind::Durable { expires: Some(Duration::from_millis(200)), quorum: false };
+        let kind = QueueKind::Durable { expires: Some(Duration::from_millis(200)), quorum: false, ordered: false };
         transport.declare(&Queue { kind, ..durable("q") }).await.unwrap();
         wait_until("the queue is gone", async || {
             transport.publish(to_queue("q", "x"), PATIENCE).await == Err(TransportError::Unroutable("q".into()))
