@@ -77,10 +77,11 @@ impl Options {
             Usual::Warnings => 1,
             Usual::Events => 2,
         };
-        // Other libraries say what needs attention only: how they work is of no use to a user of this program.
+        // Other libraries say what needs attention only: how they work is of no use to a user of this program. What happens to the
+        // connection is said by ours, once and in one voice.
         let of_ours = |at: usize| match LEVELS.get(at).unwrap_or(&"trace") {
-            &"error" => "error".to_owned(),
-            level => format!("warn,nanite={level}"),
+            &"error" => "error,lapin=off".to_owned(),
+            level => format!("warn,lapin=off,nanite={level}"),
         };
         if self.quiet {
             return of_ours(0);
@@ -108,12 +109,12 @@ mod tests {
 
     #[test]
     fn n16_the_later_layer_says_what_is_logged() {
-        assert_eq!(filter((0, false, None), None, None), "warn,nanite=warn");
+        assert_eq!(filter((0, false, None), None, None), "warn,lapin=off,nanite=warn");
         assert_eq!(filter((0, false, None), None, Some("file")), "file");
         assert_eq!(filter((0, false, None), Some("environment"), Some("file")), "environment");
         assert_eq!(filter((0, false, Some("given")), Some("environment"), Some("file")), "given");
-        assert_eq!(filter((2, false, Some("given")), None, None), "warn,nanite=debug");
-        assert_eq!(filter((9, false, None), None, None), "warn,nanite=trace");
-        assert_eq!(filter((0, true, Some("given")), None, None), "error");
+        assert_eq!(filter((2, false, Some("given")), None, None), "warn,lapin=off,nanite=debug");
+        assert_eq!(filter((9, false, None), None, None), "warn,lapin=off,nanite=trace");
+        assert_eq!(filter((0, true, Some("given")), None, None), "error,lapin=off");
     }
 }

@@ -55,7 +55,7 @@ type Offer = (Vec<Service>, Vec<Tag>);
 impl Roll {
     fn note(&self, event: &AgentEvent) {
         if let Some((agent, what)) = self.said(event) {
-            tracing::info!(%agent, "{what}");
+            tracing::info!("{agent} {what}");
         }
     }
 

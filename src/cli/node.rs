@@ -139,12 +139,12 @@ impl Who {
         let now = SystemClock.now();
         let directory = self.directory(config, role)?;
         let failed = |error| remedy::directory(&error, &directory);
+        let trust = directory.trust().map_err(failed)?;
         let identity = match self.token(config, role) {
             Some(name) => identity(role, &name)?,
             None => only_identity(&directory, role)?,
         };
         let credentials = directory.credentials(&identity, None, now).map_err(failed)?;
-        let trust = directory.trust().map_err(failed)?;
         let certificate = credentials.certificate().clone();
         trust.verify(&certificate, credentials.intermediates(), now).map_err(|error| {
             CliError::of(Exit::Security, &error)

@@ -66,7 +66,10 @@ async fn keep_consuming(
         let end = hand_over(&mut subscription, &queue, &sender).await;
         declare::close(&subscription.channel).await;
         let End::Lost(why) = end else { return };
-        tracing::warn!(queue = queue.name, why, "consumption ended; starting it again");
+        // With a connection that is lost or being closed everything ends: its supervisor says so, once.
+        if matches!(&*links.borrow(), Link::Up(generation) if generation.is_up()) {
+            tracing::warn!(queue = queue.name, why, "consumption ended; starting it again");
+        }
         let again = subscribe_again(&mut links, &queue, prefetch, &mut backoff);
         subscription = tokio::select! {
             () = sender.closed() => return,
