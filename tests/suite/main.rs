@@ -10,4 +10,5 @@ mod n17_programs;
 mod others;
 mod s01_envelope;
 mod s02_stores;
+mod s04_trust;
 mod transport;

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each helper is for whichever test needs it")]
 
 pub mod broker;
+pub mod forge;
 mod http;
 pub mod pki;
 pub mod program;

@@ -1,0 +1,276 @@
+//! s04: which certificates are believed, and why the others are not.
+
+use nanite::certs::{AuthorityError, Certificate, CertificateError, Trust, TrustError};
+use nanite::clock::Timestamp;
+use nanite::packet::InvalidIdentity;
+use openssl::hash::MessageDigest;
+use openssl::nid::Nid;
+use openssl::x509::X509;
+
+use crate::harness::forge::{Forge, Forged, curve, p256, rsa};
+use crate::harness::pki::{T0, at};
+
+const DAY: u64 = 86_400;
+
+fn trust(ca: &Forged) -> Trust {
+    Trust::authorities([ca.x509.clone()]).unwrap()
+}
+
+fn read(forged: &Forged) -> Certificate {
+    Certificate::from_der(&forged.der()).unwrap()
+}
+
+/// What is said of a leaf at T0 that this CA has signed.
+fn verdict(ca: &Forged, leaf: Forge) -> Result<(), TrustError> {
+    trust(ca).verify(&read(&leaf.signed_by(ca)), &[], T0)
+}
+
+fn before(days: u64) -> Timestamp {
+    Timestamp::from_secs(T0.as_secs() - days * DAY)
+}
+
+#[test]
+fn s04_a_good_certificate_is_believed_whatever_extended_usage_it_states() {
+    let ca = Forge::ca("root").self_signed();
+    assert_eq!(verdict(&ca, Forge::leaf()), Ok(()));
+    let usage = "critical,digitalSignature,keyEncipherment,keyAgreement";
+    assert_eq!(verdict(&ca, Forge::leaf().set(Nid::KEY_USAGE, usage)), Ok(()));
+    let with_usage = Forge::leaf().set(Nid::EXT_KEY_USAGE, "serverAuth,clientAuth");
+    assert_eq!(verdict(&ca, with_usage), Ok(()), "as SPIFFE's identities have it");
+    let rsa_usage = "critical,digitalSignature,keyEncipherment";
+    assert_eq!(verdict(&ca, Forge::leaf().key(rsa(2048)).set(Nid::KEY_USAGE, rsa_usage)), Ok(()));
+}
+
+#[test]
+fn s04_what_is_no_nodes_certificate_is_not_even_read() {
+    use CertificateError as E;
+    let ca = Forge::ca("root").self_signed();
+    let fred = "URI:spiffe://example.org/agent/fred";
+    let san = |value: &str| Forge::leaf().set(Nid::SUBJECT_ALT_NAME, value);
+    let cases = [
+        ("no URI", san("DNS:fred.example.org"), E::IdentityCount(0)),
+        ("no names at all", san(""), E::IdentityCount(0)),
+        ("two URIs", san(&format!("{fred},URI:spiffe://example.org/agent/bob")), E::IdentityCount(2)),
+        ("the same URI twice", san(&format!("{fred},{fred}")), E::IdentityCount(2)),
+        ("another scheme", san("URI:https://example.org/agent/fred"), E::Identity(InvalidIdentity::Uri)),
+        ("another role", san("URI:spiffe://example.org/root/fred"), E::Identity(InvalidIdentity::Role)),
+        ("a path too many", san("URI:spiffe://example.org/agent/fred/x"), E::Identity(InvalidIdentity::Uri)),
+        ("a CA", Forge::leaf().set(Nid::BASIC_CONSTRAINTS, "critical,CA:TRUE"), E::IsCa),
+        ("no key id", Forge::leaf().set(Nid::SUBJECT_KEY_IDENTIFIER, ""), E::NoKeyId),
+        ("another curve", Forge::leaf().key(curve(Nid::SECP384R1)), E::KeyType),
+        ("a short RSA key", Forge::leaf().key(rsa(1024)), E::KeyType),
+    ];
+    for (what, forge, expected) in cases {
+        let error = Certificate::from_der(&forge.signed_by(&ca).der()).unwrap_err();
+        assert_eq!(error, expected, "{what}");
+    }
+    let good = Forge::leaf().signed_by(&ca).der();
+    for cut in [0, 1, good.len() / 2, good.len() - 1] {
+        assert_eq!(Certificate::from_der(&good[..cut]).unwrap_err(), E::Malformed, "{cut} bytes");
+    }
+}
+
+#[test]
+fn s04_the_key_usage_has_to_fit() {
+    let ca = Forge::ca("root").self_signed();
+    let usage = |key: openssl::pkey::PKey<openssl::pkey::Private>, usage: &str| {
+        verdict(&ca, Forge::leaf().key(key).set(Nid::KEY_USAGE, usage))
+    };
+    let refused = |why| Err(TrustError::KeyUsage(why));
+    assert_eq!(usage(p256(), ""), refused("it is not stated"));
+    assert_eq!(usage(p256(), "critical,keyAgreement"), refused("digitalSignature is missing"));
+    assert_eq!(usage(p256(), "critical,digitalSignature"), refused("keyAgreement is missing"));
+    assert_eq!(usage(p256(), "critical,digitalSignature,keyEncipherment"), refused("keyAgreement is missing"));
+    assert_eq!(usage(rsa(2048), "critical,digitalSignature,keyAgreement"), refused("keyEncipherment is missing"));
+    let signs = "critical,digitalSignature,keyAgreement,keyCertSign";
+    assert_eq!(usage(p256(), signs), refused("it may sign certificates or revocation lists"));
+    // Pinning skips the chain, and nothing else.
+    let pinned = |forge: Forge| Trust::pinned().verify(&read(&forge.self_signed()), &[], T0);
+    assert_eq!(pinned(Forge::leaf().set(Nid::KEY_USAGE, "")), refused("it is not stated"));
+    assert_eq!(pinned(Forge::leaf().valid(before(2), before(1))), Err(TrustError::Expired(before(1))));
+    assert_eq!(pinned(Forge::leaf()), Ok(()));
+}
+
+#[test]
+fn s04_dates_of_leaf_and_ca_count() {
+    let ca = Forge::ca("root").self_signed();
+    assert_eq!(verdict(&ca, Forge::leaf().valid(before(2), before(1))), Err(TrustError::Expired(before(1))));
+    assert_eq!(verdict(&ca, Forge::leaf().valid(at(DAY), at(2 * DAY))), Err(TrustError::NotYetValid(at(DAY))));
+    let old = Forge::ca("root").valid(before(9), before(1)).self_signed();
+    assert_eq!(verdict(&old, Forge::leaf()), Err(TrustError::AuthorityExpired));
+    let early = Forge::ca("root").valid(at(1), at(DAY)).self_signed();
+    assert_eq!(verdict(&early, Forge::leaf()), Err(TrustError::AuthorityNotYetValid));
+}
+
+#[test]
+fn s04_only_what_a_known_ca_has_signed_is_believed() {
+    let (ca, other) = (Forge::ca("root").self_signed(), Forge::ca("root").self_signed());
+    let leaf = read(&Forge::leaf().signed_by(&other));
+    assert_eq!(trust(&ca).verify(&leaf, &[other.der()], T0), Err(TrustError::UnknownIssuer));
+    // By a name alone, without a key id to tell the issuer by, no chain is built.
+    let nameless = Forge::leaf().set(Nid::AUTHORITY_KEY_IDENTIFIER, "").signed_by(&other);
+    let refused = trust(&ca).verify(&read(&nameless), &[], T0);
+    assert!(matches!(&refused, Err(TrustError::Chain(_))), "{refused:?}");
+    let own = read(&Forge::leaf().self_signed());
+    assert_eq!(trust(&ca).verify(&own, &[own.der().to_vec()], T0), Err(TrustError::UnknownIssuer));
+}
+
+#[test]
+fn s04_a_chain_over_an_intermediate_is_built_from_what_comes_along_or_stands_in_the_file() {
+    let root = Forge::ca("root").self_signed();
+    let between = Forge::ca("between").signed_by(&root);
+    let leaf = read(&Forge::leaf().signed_by(&between));
+    assert_eq!(trust(&root).verify(&leaf, &[], T0), Err(TrustError::UnknownIssuer));
+    assert_eq!(trust(&root).verify(&leaf, &[between.der()], T0), Ok(()));
+    let both = Trust::authorities([between.x509.clone(), root.x509.clone()]).unwrap();
+    assert_eq!(both.verify(&leaf, &[], T0), Ok(()));
+    // A chain has to end in a root: one that is only between is no anchor.
+    assert_eq!(trust(&between).verify(&leaf, &[], T0), Err(TrustError::UnknownIssuer));
+    let unreadable = trust(&root).verify(&leaf, &[vec![1, 2, 3]], T0);
+    assert!(matches!(unreadable, Err(TrustError::Chain(why)) if why.contains("cannot be read")));
+    let many = trust(&root).verify(&leaf, &vec![between.der(); 9], T0);
+    assert!(matches!(many, Err(TrustError::Chain(why)) if why.contains("more than 8")));
+}
+
+#[test]
+fn s04_the_rules_for_cas_are_openssls_strict_ones() {
+    let root = Forge::ca("root").self_signed();
+    let chain = |between: Forge| {
+        let between = between.signed_by(&root);
+        let leaf = read(&Forge::leaf().signed_by(&between));
+        trust(&root).verify(&leaf, &[between.der()], T0)
+    };
+    let ca = || Forge::ca("between");
+    let faults = [
+        ("not a CA", ca().set(Nid::BASIC_CONSTRAINTS, "critical,CA:FALSE")),
+        ("no basic constraints", ca().set(Nid::BASIC_CONSTRAINTS, "")),
+        ("basic constraints not critical", ca().set(Nid::BASIC_CONSTRAINTS, "CA:TRUE")),
+        ("may not sign", ca().set(Nid::KEY_USAGE, "critical,cRLSign")),
+        ("names of others only", ca().set(Nid::NAME_CONSTRAINTS, "critical,permitted;URI:example.com")),
+        ("the name excluded", ca().set(Nid::NAME_CONSTRAINTS, "critical,excluded;URI:example.org")),
+        ("signed with SHA-1", ca().digest(MessageDigest::sha1())),
+        ("a weak key", ca().key(rsa(1024))),
+    ];
+    for (what, between) in faults {
+        let refused = chain(between);
+        assert!(matches!(&refused, Err(TrustError::Chain(_))), "{what}: {refused:?}");
+    }
+    assert_eq!(chain(ca().set(Nid::NAME_CONSTRAINTS, "critical,permitted;URI:example.org")), Ok(()));
+    assert_eq!(chain(ca().valid(before(2), before(1))), Err(TrustError::AuthorityExpired));
+    assert_eq!(chain(ca().valid(at(1), at(9))), Err(TrustError::AuthorityNotYetValid));
+
+    for (nid, value) in [
+        (Nid::NETSCAPE_COMMENT, "critical,what nobody understands"),
+        (Nid::POLICY_CONSTRAINTS, "critical,requireExplicitPolicy:0"),
+    ] {
+        let refused = verdict(&root, Forge::leaf().set(nid, value));
+        assert!(matches!(&refused, Err(TrustError::Chain(_))), "{value}: {refused:?}");
+    }
+}
+
+#[test]
+fn s04_path_lengths_are_respected() {
+    let root = Forge::ca("root").set(Nid::BASIC_CONSTRAINTS, "critical,CA:TRUE,pathlen:0").self_signed();
+    assert_eq!(verdict(&root, Forge::leaf()), Ok(()));
+    let between = Forge::ca("between").signed_by(&root);
+    let leaf = read(&Forge::leaf().signed_by(&between));
+    let refused = trust(&root).verify(&leaf, &[between.der()], T0);
+    assert!(matches!(&refused, Err(TrustError::Chain(why)) if why.contains("path length")), "{refused:?}");
+
+    // And without a limit of the CA's own, eight between.
+    let root = Forge::ca("root").self_signed();
+    let mut above = Forge::ca("ca0").signed_by(&root);
+    let mut ders = vec![above.der()];
+    for n in 1..9 {
+        above = Forge::ca(&format!("ca{n}")).signed_by(&above);
+        ders.push(above.der());
+    }
+    let all = Trust::authorities([root.x509].into_iter().chain(ders.iter().map(|der| X509::from_der(der).unwrap())));
+    let refused = all.unwrap().verify(&read(&Forge::leaf().signed_by(&above)), &[], T0);
+    assert!(matches!(&refused, Err(TrustError::Chain(why)) if why.contains("too long")), "{refused:?}");
+}
+
+#[test]
+fn s04_a_revoked_certificate_is_refused_and_so_is_everybody_when_a_list_is_out_of_date() {
+    let root = Forge::ca("root").self_signed();
+    let (good, bad) = (Forge::leaf().signed_by(&root), Forge::leaf().signed_by(&root));
+    let (from, to) = (before(1), at(10 * DAY));
+    let with = |crls: &[openssl::x509::X509Crl]| trust(&root).with_crls(crls).unwrap();
+    let lists = with(&[root.crl(&[&bad.x509], from, to)]);
+    for _ in 0..2 {
+        assert_eq!(lists.verify(&read(&good), &[], T0), Ok(()));
+        assert_eq!(lists.verify(&read(&bad), &[], T0), Err(TrustError::Revoked));
+    }
+    // A minute of verdicts does not outlive the list.
+    let last = Timestamp::from_secs(to.as_secs() - 1);
+    assert_eq!(lists.verify(&read(&good), &[], last), Ok(()));
+    assert_eq!(lists.verify(&read(&good), &[], to), Err(TrustError::StaleCrl));
+    let early = with(&[root.crl(&[], at(DAY), to)]);
+    assert_eq!(early.verify(&read(&good), &[], T0), Err(TrustError::StaleCrl));
+
+    // In PEM, two lists after each other: both count.
+    let other = Forge::ca("other").self_signed();
+    let two = [other.crl(&[], from, to), root.crl(&[&bad.x509], from, to)].map(|crl| crl.to_pem().unwrap()).concat();
+    let two = trust(&root).with_crls_pem(&two).unwrap();
+    assert_eq!(two.verify(&read(&good), &[], T0), Ok(()));
+    assert_eq!(two.verify(&read(&bad), &[], T0), Err(TrustError::Revoked));
+}
+
+#[test]
+fn s04_a_list_counts_only_when_its_issuer_has_signed_it() {
+    let root = Forge::ca("root").self_signed();
+    let leaf = read(&Forge::leaf().signed_by(&root));
+    let (from, to) = (before(1), at(DAY));
+    let other = Forge::ca("other").self_signed();
+    let foreign = trust(&root).with_crls(&[other.crl(&[], from, to)]).unwrap();
+    assert_eq!(foreign.verify(&leaf, &[], T0), Err(TrustError::NoCrl));
+    // The same name, but another key: a list that revokes nothing would hide one that does.
+    let impostor = Forge::ca("root").self_signed();
+    let forged = trust(&root).with_crls(&[impostor.crl(&[], from, to)]).unwrap();
+    assert!(forged.verify(&leaf, &[], T0).is_err());
+    let mute = Forge::ca("root").set(Nid::KEY_USAGE, "critical,keyCertSign").self_signed();
+    let unsigned = trust(&mute).with_crls(&[mute.crl(&[], from, to)]).unwrap();
+    let refused = unsigned.verify(&read(&Forge::leaf().signed_by(&mute)), &[], T0);
+    assert!(matches!(&refused, Err(TrustError::Chain(_))), "{refused:?}");
+    let pinned = Trust::pinned().with_crls(&[root.crl(&[], from, to)]);
+    assert!(matches!(pinned, Err(AuthorityError::Pinned)));
+}
+
+#[test]
+fn s04_a_revoked_intermediate_takes_its_leaves_with_it() {
+    let root = Forge::ca("root").self_signed();
+    let between = Forge::ca("between").signed_by(&root);
+    let leaf = read(&Forge::leaf().signed_by(&between));
+    let (from, to) = (before(1), at(DAY));
+    let with = |revoked: &[&X509], both: bool| {
+        let mut crls = vec![root.crl(revoked, from, to)];
+        if both {
+            crls.push(between.crl(&[], from, to));
+        }
+        trust(&root).with_crls(&crls).unwrap().verify(&leaf, &[between.der()], T0)
+    };
+    assert_eq!(with(&[], true), Ok(()));
+    assert_eq!(with(&[&between.x509], true), Err(TrustError::AuthorityRevoked));
+    assert_eq!(with(&[], false), Err(TrustError::NoCrl), "every link needs its list");
+}
+
+#[test]
+fn s04_many_threads_check_at_once() {
+    let root = Forge::ca("root").self_signed();
+    let (good, bad) = (Forge::leaf().signed_by(&root), Forge::leaf().signed_by(&root));
+    let trust = trust(&root).with_crls(&[root.crl(&[&bad.x509], before(1), at(DAY))]).unwrap();
+    let (good, bad) = (read(&good), read(&bad));
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let (trust, good, bad) = (&trust, &good, &bad);
+            scope.spawn(move || {
+                for second in 0..50 {
+                    // Every second has a store of its own, with the lists read again.
+                    let now = at(second * 61 + thread);
+                    assert_eq!(trust.verify(good, &[], now), Ok(()));
+                    assert_eq!(trust.verify(bad, &[], now), Err(TrustError::Revoked));
+                }
+            });
+        }
+    });
+}
