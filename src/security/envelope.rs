@@ -5,6 +5,7 @@
 
 use der::{Result, Tag, TagNumber};
 
+use super::crypto::sha256;
 use super::fields::{Fields, constructed, field, primitive, put, put_number};
 use crate::clock::Timestamp;
 use crate::packet::{Identity, Kind, MessageId};
@@ -81,11 +82,7 @@ pub(super) fn recipients_digest<'a>(key_ids: impl IntoIterator<Item = &'a [u8]>)
 
 /// What binds the signer to one body: SHA-256("nanite/2 commitment" || salt || body).
 pub(super) fn commitment(salt: &[u8; 32], body: &[u8]) -> [u8; 32] {
-    let mut sha = openssl::sha::Sha256::new();
-    sha.update(b"nanite/2 commitment");
-    sha.update(salt);
-    sha.update(body);
-    sha.finish()
+    sha256(&[b"nanite/2 commitment", salt, body])
 }
 
 impl Header {
@@ -348,7 +345,7 @@ mod tests {
     fn the_digest_of_the_recipients_does_not_depend_on_their_order() {
         let digest = recipients_digest([&b"b"[..], b"a"]);
         assert_eq!(digest, recipients_digest([&b"a"[..], b"b"]));
-        assert_eq!(digest, openssl::sha::sha256(b"\x01a\x01b"));
+        assert_eq!(digest, sha256(&[b"\x01a\x01b"]));
         assert_ne!(digest, recipients_digest([&b"ab"[..]]));
     }
 }

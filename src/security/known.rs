@@ -55,7 +55,7 @@ impl Known {
     pub fn present(&self, certificates: &[&[u8]], key_id: &KeyId) -> Result<Option<Presented>, CertificateError> {
         let mut first_error = None;
         for (index, der) in certificates.iter().enumerate() {
-            let fingerprint = openssl::sha::sha256(der);
+            let fingerprint = super::crypto::sha256(&[der]);
             let kept = self.parsed.lock().unwrap_or_else(PoisonError::into_inner).get(&fingerprint).cloned();
             let leaf = match kept.map_or_else(|| Certificate::from_der(der).map(Arc::new), Ok) {
                 Ok(leaf) if leaf.key_id() == key_id && leaf.der() == *der => leaf,

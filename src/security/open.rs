@@ -229,7 +229,7 @@ impl Inner {
         let (prefix, body) = plaintext.split_first_chunk::<PREFIX>().ok_or(Failed)?;
         let (salt, header_digest) = prefix.split_first_chunk::<32>().ok_or(Failed)?;
         let same = recipients == header.recipients
-            && *header_digest == openssl::sha::sha256(message.header)
+            && *header_digest == crypto::sha256(&[message.header])
             && commitment(salt, body) == header.commitment;
         if same { Ok(plaintext) } else { Err(Failed) }
     }
@@ -308,11 +308,11 @@ fn check_signature(message: &Message<'_>, signer: &Certificate) -> Result<(), Op
     if message.suite != Some(signer.suite()) {
         return Err(refuse("it is of another suite than the signer's certificate"));
     }
-    if message.digest != openssl::sha::sha256(message.content_octets) {
+    if message.digest != crypto::sha256(&[message.content_octets]) {
         return Err(refuse("it is over another content"));
     }
-    let attributes = cms::signed_attributes(message.attributes).map_err(|_| refuse("it cannot be checked"))?;
-    let digest = openssl::sha::sha256(&attributes);
+    let header = cms::attributes_header(message.attributes).map_err(|_| refuse("it cannot be checked"))?;
+    let digest = crypto::sha256(&[&header, message.attributes]);
     crypto::verify(signer.public_key(), signer.suite(), &digest, message.signature)
         .map_err(|Failed| refuse("it is not the signer's"))
 }

@@ -296,7 +296,7 @@ impl Inner {
     ) -> Result<Vec<u8>, SealError> {
         let malformed = |_| SealError::Crypto("the message cannot be encoded".to_owned());
         let header_der = header.to_der().map_err(malformed)?;
-        let header_digest = openssl::sha::sha256(&header_der);
+        let header_digest = crypto::sha256(&[&header_der]);
         let parts: [&[u8]; 3] = [&drawn.salt, &header_digest, body];
         let content = match recipients {
             None => parts.concat(),
@@ -308,9 +308,9 @@ impl Inner {
             }
         };
         let encrypted = recipients.is_some();
-        let attributes = cms::signed_attributes_for(encrypted, &openssl::sha::sha256(&content), &header_der);
+        let attributes = cms::signed_attributes_for(encrypted, &crypto::sha256(&[&content]), &header_der);
         let attributes = attributes.map_err(malformed)?;
-        let signed = openssl::sha::sha256(&cms::signed_attributes(&attributes).map_err(malformed)?);
+        let signed = crypto::sha256(&[&cms::attributes_header(&attributes).map_err(malformed)?, &attributes]);
         let certificate = self.own.certificate();
         let signature = crypto::sign(self.own.key().pkey(), certificate.suite(), &signed)?;
         let mut certificates: Vec<&[u8]> = Vec::new();

@@ -8,7 +8,7 @@ mod write;
 
 use crate::certs::Suite;
 
-pub(super) use read::{Content, Enveloped, Message, Recipient, read, signed_attributes};
+pub(super) use read::{Content, Enveloped, Message, Recipient, attributes_header, read};
 pub(super) use write::{agreement, enveloped, shared_info, signed_attributes_for, signed_data, transport};
 
 /// The most recipients of one message.

@@ -5,7 +5,7 @@ use der::{Result, Tag, TagNumber};
 
 use super::{MAX_CERTIFICATES, MAX_RECIPIENTS, MAX_UKM, NONCE, POINT, TAG, WRAPPED, algorithm, oid};
 use crate::certs::Suite;
-use crate::security::fields::{Fields, constructed, field, primitive};
+use crate::security::fields::{Fields, constructed, primitive, put_header};
 
 const EXPLICIT_0: Tag = constructed(TagNumber::N0);
 const EXPLICIT_1: Tag = constructed(TagNumber::N1);
@@ -225,9 +225,12 @@ impl Message<'_> {
     }
 }
 
-/// The signed attributes as they are signed: under the tag of a SET (RFC 5652, section 5.4).
-pub(crate) fn signed_attributes(content: &[u8]) -> Result<Vec<u8>> {
-    field(Tag::Set, &[content])
+/// What stands before the content of the signed attributes where they are signed: the tag of a SET, which is not the one they have
+/// in the message (RFC 5652, section 5.4), and the length.
+pub(crate) fn attributes_header(content: &[u8]) -> Result<Vec<u8>> {
+    let mut out = Vec::with_capacity(6);
+    put_header(&mut out, Tag::Set, content.len())?;
+    Ok(out)
 }
 
 /// Key ids are bounded, so that nothing long is remembered for them.
