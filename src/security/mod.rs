@@ -36,6 +36,7 @@ mod counters;
 mod crypto;
 mod envelope;
 mod fields;
+mod inspect;
 mod known;
 mod open;
 mod replay;
@@ -46,6 +47,7 @@ use std::time::Duration;
 pub use builder::{BuildError, Builder, Dangerous};
 pub use counters::Counters;
 pub use envelope::Header;
+pub use inspect::{Inspection, inspect};
 pub use replay::ReplayLimits;
 pub use secure::SecureSerializer;
 
