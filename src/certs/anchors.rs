@@ -15,7 +15,7 @@ use openssl::x509::verify::{X509VerifyFlags, X509VerifyParam};
 use openssl::x509::{X509, X509Crl, X509PurposeId, X509Ref, X509StoreContext, X509VerifyResult};
 
 use super::certificate::{moment, validity};
-use super::{AuthorityError, TrustError};
+use super::{AuthorityError, Certificate, TrustError};
 use crate::clock::Timestamp;
 use crate::packet::is_domain;
 
@@ -63,10 +63,11 @@ impl Anchors {
         &self.certificates
     }
 
-    /// Checks the chain from `leaf` to one of these at `now`; gives the moment up to which that holds.
+    /// Checks the chain from `leaf` to one of these at `now`; gives the moment up to which that holds. An anchor that names a
+    /// domain vouches for identities of that domain only (SPIFFE X509-SVID, section 3.2).
     pub(super) fn verify(
         &self,
-        leaf: &X509Ref,
+        leaf: &Certificate,
         intermediates: &[Vec<u8>],
         now: Timestamp,
     ) -> Result<Timestamp, TrustError> {
@@ -80,15 +81,20 @@ impl Anchors {
         }
         let store = self.store_at(now)?;
         let mut context = X509StoreContext::new().map_err(failed)?;
-        let outcome = context.init(&store, leaf, &untrusted, |context| {
+        let outcome = context.init(&store, leaf.x509(), &untrusted, |context| {
             let good = context.verify_cert()?;
-            let until = context.chain().into_iter().flatten().filter_map(|x509| Some(validity(x509).ok()?.1)).min();
-            Ok((good.then_some(until), context.error(), context.error_depth()))
+            let chain = || context.chain().into_iter().flatten();
+            let until = chain().filter_map(|x509| Some(validity(x509).ok()?.1)).min();
+            let domain = chain().last().and_then(domain_of);
+            Ok((good.then_some((until, domain)), context.error(), context.error_depth()))
         });
         // A refusal leaves its reasons on this thread's error queue, where the next failure would pick them up.
         drop(ErrorStack::get());
         match outcome.map_err(failed)? {
-            (Some(Some(until)), ..) => Ok(self.crls.as_ref().map_or(until, |crls| until.min(crls.until))),
+            (Some((_, Some(wanted))), ..) if wanted != leaf.domain() => {
+                Err(TrustError::Domain { found: leaf.domain().to_owned(), wanted })
+            }
+            (Some((Some(until), _)), ..) => Ok(self.crls.as_ref().map_or(until, |crls| until.min(crls.until))),
             (_, error, depth) => Err(refusal(error, depth)),
         }
     }

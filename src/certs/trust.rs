@@ -20,7 +20,8 @@ const VERDICTS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4095);
 /// Decides whether a certificate may be believed.
 ///
 /// By default that takes a chain to one of the given CA certificates, checked by OpenSSL with its strict rules; the system's own
-/// CAs count for nothing. More than one CA can be given, as when one takes over from another. Where revocation lists are given,
+/// CAs count for nothing. A CA whose certificate names a trust domain, as `nanite certs init` makes them, is believed for identities
+/// of that domain only. More than one CA can be given, as when one takes over from another. Where revocation lists are given,
 /// every certificate of a chain but the anchor's own must be covered by one that is current: a list that is out of date refuses
 /// everybody.
 ///
@@ -257,7 +258,7 @@ impl Trust {
             return Err(TrustError::Domain { found: certificate.domain().to_owned(), wanted: wanted.clone() });
         }
         let until = match &state.anchors {
-            Some(anchors) => anchors.verify(certificate.x509(), intermediates, now)?,
+            Some(anchors) => anchors.verify(certificate, intermediates, now)?,
             None => certificate.not_after(),
         };
         state.remember(certificate, Verdict { from: now, until: until.min(now.saturating_add(KEEP)) });

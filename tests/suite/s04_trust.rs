@@ -116,6 +116,20 @@ fn s04_only_what_a_known_ca_has_signed_is_believed() {
 }
 
 #[test]
+fn s04_a_ca_that_names_its_domain_vouches_for_no_other() {
+    let named = |domain| Forge::ca("root").set(Nid::SUBJECT_ALT_NAME, &format!("URI:spiffe://{domain}")).self_signed();
+    assert_eq!(verdict(&named("example.org"), Forge::leaf()), Ok(()));
+    let refused = TrustError::Domain { found: "example.org".into(), wanted: "example.com".into() };
+    for _ in 0..2 {
+        assert_eq!(verdict(&named("example.com"), Forge::leaf()), Err(refused.clone()));
+    }
+    let unnamed = Forge::ca("root").self_signed();
+    let leaf = read(&Forge::leaf().signed_by(&unnamed));
+    assert_eq!(trust(&unnamed).verify(&leaf, &[], T0), Ok(()));
+    assert_eq!(trust(&unnamed).for_domain("example.com").verify(&leaf, &[], T0), Err(refused));
+}
+
+#[test]
 fn s04_a_chain_over_an_intermediate_is_built_from_what_comes_along_or_stands_in_the_file() {
     let root = Forge::ca("root").self_signed();
     let between = Forge::ca("between").signed_by(&root);
