@@ -40,6 +40,8 @@ pub(super) enum Format {
 /// How much a command logs when nobody says anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Usual {
+    /// What went wrong: for commands that show everything else themselves.
+    Errors,
     /// What needs somebody to look: for commands that do one thing and end.
     Warnings,
     /// What happens: for programs that run for long.
@@ -74,6 +76,7 @@ impl Options {
 
     fn filter(&self, config: &Config, default: Usual) -> String {
         let at = match default {
+            Usual::Errors => 0,
             Usual::Warnings => 1,
             Usual::Events => 2,
         };

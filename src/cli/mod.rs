@@ -8,6 +8,7 @@ mod ask;
 mod broker;
 mod certs;
 mod config;
+mod demo;
 mod duration;
 mod error;
 mod fleet;
@@ -69,6 +70,8 @@ enum Command {
     Ping(ping::Args),
     Seal(seal::Seal),
     Open(seal::Open),
+    /// See a whole system work in this process: no broker is needed, and nothing is left behind.
+    Demo(demo::Args),
     Completions(generate::Completions),
     Man(generate::Manual),
 }
@@ -107,11 +110,13 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn command(cli: Cli) -> Result<Exit, CliError> {
     let config = match &cli.command {
         // They have no options in the file, and mend what is wrong with it, if need be.
-        Command::Certs(_) | Command::Completions(_) | Command::Man(_) => Config::default(),
+        Command::Certs(_) | Command::Demo(_) | Command::Completions(_) | Command::Man(_) => Config::default(),
         _ => Config::load(cli.config.as_deref())?,
     };
     let usual = match &cli.command {
         Command::Agent(_) | Command::Mapper(_) => Usual::Events,
+        // It has messages refused on purpose, and says so itself.
+        Command::Demo(_) => Usual::Errors,
         _ => Usual::Warnings,
     };
     cli.log.init(&config, usual)?;
@@ -127,6 +132,7 @@ fn command(cli: Cli) -> Result<Exit, CliError> {
         Command::Ping(args) => ping::run(&global, &args),
         Command::Seal(args) => seal::seal(&global, &args),
         Command::Open(args) => seal::open(&global, &args),
+        Command::Demo(args) => args.run(),
         Command::Completions(args) => generate::completions(&args),
         Command::Man(args) => generate::manual(&global, &args),
     }

@@ -72,4 +72,8 @@ impl Paint {
     pub(super) fn bold(self, text: &str) -> String {
         self.with("1", text)
     }
+
+    pub(super) fn dim(self, text: &str) -> String {
+        self.with("2", text)
+    }
 }

@@ -12,3 +12,4 @@ mod s01_envelope;
 mod s02_stores;
 mod s04_trust;
 mod transport;
+mod u01_demo;
