@@ -13,7 +13,7 @@ mod world;
 use std::time::Instant;
 
 use super::error::{CliError, Exit};
-use super::output;
+use super::{output, runtime};
 use facts::Facts;
 use show::Show;
 use world::{Pki, World};
@@ -21,7 +21,7 @@ use world::{Pki, World};
 /// The arguments of the command.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Print one JSON object with everything that was seen
+    /// Print one JSON object with everything that was seen.
     #[arg(long)]
     json: bool,
 }
@@ -33,8 +33,7 @@ fn stopped<E: std::error::Error + 'static>(what: &'static str) -> impl FnOnce(E)
 
 impl Args {
     pub(super) fn run(self) -> Result<Exit, CliError> {
-        let runtime = tokio::runtime::Runtime::new().map_err(stopped("cannot start threads"))?;
-        let facts = runtime.block_on(play(&Show::new(!self.json)))?;
+        let facts = runtime::run(play(&Show::new(!self.json)))?;
         if self.json {
             output::json(&facts)?;
         }
