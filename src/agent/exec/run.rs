@@ -312,6 +312,7 @@ fn lost(error: io::Error) -> Failure {
 mod tests {
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
+    use std::sync::Arc;
 
     use tempfile::TempDir;
     use tokio::runtime::Runtime;
@@ -320,7 +321,11 @@ mod tests {
     use super::*;
     use crate::agent::context::{Emitted, Inner};
     use crate::clock::{Clock, SystemClock};
+    use crate::link::Link;
     use crate::packet::Identity;
+    use crate::proxy::MapperProxy;
+    use crate::serializer::Plain;
+    use crate::transport::MemoryBroker;
 
     /// A program alone in its directory.
     struct One {
@@ -349,6 +354,9 @@ mod tests {
             limits: ProgramLimits,
         ) -> (impl Future<Output = Reply<Payload>> + Send + use<>, mpsc::Receiver<Emitted>) {
             let (emitter, emitted) = mpsc::channel(1);
+            let (agent, broker) = (Identity::agent("a").unwrap(), MemoryBroker::new());
+            let link =
+                Link::new(agent, Arc::new(Plain::json()), Arc::new(broker.connect()), Arc::new(SystemClock)).unwrap();
             let context = Context::new(Inner {
                 service: "/a/b".parse().unwrap(),
                 token: None,
@@ -359,6 +367,7 @@ mod tests {
                 deadline: None,
                 now: SystemClock.now(),
                 emitter: Some(emitter),
+                proxy: MapperProxy::of(link),
             });
             (run(self.directory.clone(), self.program.clone(), Payload::default(), context, limits), emitted)
         }
