@@ -8,6 +8,7 @@ pub mod certs;
 #[cfg(feature = "cli")]
 pub mod cli;
 pub mod clock;
+pub mod files;
 pub mod link;
 pub mod mapper;
 pub mod packet;

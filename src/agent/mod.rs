@@ -19,6 +19,7 @@ pub use run::{Agent, AgentError, AgentHandle};
 pub use status::{LoadAverage, StatusSource};
 
 use crate::clock::{Clock, SystemClock};
+use crate::files::FileRoot;
 use crate::link::{IdentityMismatch, Link};
 use crate::packet::{Identity, Register, Tag};
 use crate::policy::{AllowVerified, Policy};
@@ -43,6 +44,7 @@ pub struct AgentBuilder {
     concurrency: usize,
     prefetch: Option<u16>,
     drain: Duration,
+    files: Option<FileRoot>,
 }
 
 /// Why an agent cannot be built.
@@ -79,6 +81,7 @@ impl Agent {
             concurrency: 16,
             prefetch: None,
             drain: Duration::from_secs(30),
+            files: None,
         }
     }
 }
@@ -140,6 +143,13 @@ impl AgentBuilder {
         self
     }
 
+    /// Takes files that mappers broadcast; none by default.
+    #[must_use]
+    pub fn files(mut self, root: FileRoot) -> Self {
+        self.files = Some(root);
+        self
+    }
+
     /// The clock; the system's by default.
     #[must_use]
     pub fn clock(mut self, clock: impl Clock + 'static) -> Self {
@@ -154,6 +164,9 @@ impl AgentBuilder {
     pub fn build(self) -> Result<Agent, BuildError> {
         if self.identity.role() != crate::packet::Role::Agent {
             return Err(BuildError::Role(self.identity));
+        }
+        if self.files.as_ref().is_some_and(|files| files.domains().len() > Register::MAX_TAGS) {
+            return Err(BuildError::Option("an agent takes files of at most 64 domains"));
         }
         if self.tags.len() > Register::MAX_TAGS {
             return Err(BuildError::Option("an agent carries at most 64 tags"));
@@ -185,6 +198,7 @@ impl AgentBuilder {
             concurrency: self.concurrency,
             prefetch,
             drain: self.drain,
+            files: self.files,
         })
     }
 }

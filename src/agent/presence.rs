@@ -30,6 +30,7 @@ pub(super) struct Presence {
     pub link: Link,
     pub services: Services,
     pub tags: Vec<Tag>,
+    pub files: Vec<Tag>,
     pub status: SharedStatus,
     pub ping_time: Duration,
 }
@@ -68,6 +69,7 @@ impl Presence {
             services: self.services.names(),
             status: self.status.read().await,
             tags: self.tags.clone(),
+            files: self.files.clone(),
         };
         self.say(register.into(), topology::REGISTRATION, asked).await;
     }

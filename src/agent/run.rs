@@ -10,6 +10,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use super::dispatch::{Dispatcher, RunningJob, Services};
 use super::presence::{Order, Presence};
 use super::status::SharedStatus;
+use crate::files::{FileBox, FileRoot};
 use crate::link::{Link, Subscription};
 use crate::packet::{Advertise, MessageId, Packet, Tag};
 use crate::policy::Policy;
@@ -35,6 +36,7 @@ pub struct Agent {
     pub(super) concurrency: usize,
     pub(super) prefetch: u16,
     pub(super) drain: Duration,
+    pub(super) files: Option<FileRoot>,
 }
 
 /// Why an agent stopped working.
@@ -139,10 +141,12 @@ impl Agent {
             link: link.clone(),
             services: self.services.clone(),
             tags: self.tags.clone(),
+            files: self.files.as_ref().map(|files| files.domains().to_vec()).unwrap_or_default(),
             status: self.status.clone(),
             ping_time: self.ping_time,
         };
         let presence = presence.start();
+        let files = self.files.clone().map(|root| FileBox::start(link.clone(), root));
         let mut watchers = JoinSet::new();
         for mut changes in self.services.actors().iter().filter_map(|actor| actor.changes()) {
             let presence = presence.clone();
@@ -152,7 +156,7 @@ impl Agent {
         }
         let dispatcher =
             Arc::new(Dispatcher::new(link.clone(), self.proxy.clone(), self.services.clone(), self.policy.clone()));
-        Ok(Open { presence, dispatcher, control, inbox, _watchers: watchers, agent: self })
+        Ok(Open { files, presence, dispatcher, control, inbox, _watchers: watchers, agent: self })
     }
 }
 
@@ -161,6 +165,7 @@ struct Open {
     agent: Agent,
     dispatcher: Arc<Dispatcher>,
     presence: mpsc::Sender<Order>,
+    files: Option<FileBox>,
     control: Subscription,
     inbox: Subscription,
     /// They register again when an actor's services change; they end with this.
@@ -190,6 +195,12 @@ impl Open {
                 }
                 said = self.control.next() => {
                     let Some(said) = said else { return Err(AgentError::Closed) };
+                    if let (Packet::FileStart(_) | Packet::FileChunk(_) | Packet::FileEnd(_), Some(files)) =
+                        (&said.inbound.packet, &self.files)
+                    {
+                        files.put(said).await;
+                        continue;
+                    }
                     let said = said.accept().await;
                     let id = said.signer().map(|signer| signer.id());
                     match &said.packet {

@@ -20,10 +20,11 @@ pub use selector::{All, Candidate, LeastLoaded, Random, RoundRobin, Selector};
 pub use state::{AgentQuery, AgentRecord, ClusterState, Heartbeat, LocalState, StateError};
 
 use crate::clock::{Clock, SystemClock};
+use crate::files::{Broadcast, BroadcastError, Progress, Receiver, Transfer};
 use crate::link::{IdentityMismatch, Link, SendError};
-use crate::packet::{Identity, Role};
+use crate::packet::{Identity, Role, Token};
 use crate::policy::{AllowVerified, Policy};
-use crate::request::{Jobs, RequestBuilder, RequestError};
+use crate::request::{Answers, Events, Jobs, RequestBuilder, RequestError};
 use crate::serializer::{Channel, OpenErrorKind, Serializer};
 use crate::transport::{QueueKind, Transport, TransportError, topology};
 use selector::Selectors;
@@ -278,6 +279,27 @@ impl Mapper {
     /// [`RequestError`] when it could not be given to anybody.
     pub async fn push(&self, service: &str, payload: impl Serialize) -> Result<Vec<Identity>, RequestError> {
         self.request(service, payload).push().await
+    }
+
+    /// Sends a file to every agent that takes files of its domain, as fast as the slowest of them confirms, in constant memory.
+    /// `progress` is called after every chunk. The answers say for each agent whether it has the whole file.
+    ///
+    /// # Errors
+    /// [`BroadcastError`] when it could be sent to nobody.
+    pub async fn broadcast(
+        &self,
+        broadcast: Broadcast,
+        progress: impl FnMut(Progress) + Send,
+    ) -> Result<Answers, BroadcastError> {
+        let agents = self.agents().await.map_err(|error| BroadcastError::State(error.into()))?;
+        let takers = agents.iter().filter(|record| record.files.binary_search(&broadcast.domain).is_ok());
+        let receivers: Vec<Receiver> =
+            takers.map(|record| Receiver { identity: record.identity.clone(), instance: record.instance }).collect();
+        if receivers.is_empty() {
+            return Err(BroadcastError::NobodySubscribed(broadcast.domain));
+        }
+        let events = Events::begin(&self.shared.jobs, Token::random()?, Duration::MAX, self.clone());
+        Transfer::new(&self.shared.link, events, receivers).run(broadcast, progress).await
     }
 
     /// The agents that live, in the order of their identities.

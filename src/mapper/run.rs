@@ -129,6 +129,7 @@ impl Shared {
             services: Vec::new(),
             status: Default::default(),
             tags: Vec::new(),
+            files: Vec::new(),
         };
         if !self.may_register(&register, sender, signer) {
             return;

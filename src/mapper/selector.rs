@@ -142,6 +142,7 @@ mod tests {
                 services: vec![],
                 status: Status::new(*load),
                 tags: vec![],
+                files: vec![],
             };
             let record = Arc::new(AgentRecord::new(register, 0, Timestamp::from_secs(0), None));
             Candidate { record, in_flight: *in_flight }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::Value;
 
-use super::Token;
+use super::{Identity, Token};
 
 /// The start of a file transfer: what comes, and how it can be checked.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -14,6 +14,12 @@ pub struct FileStart {
     pub dest: String,
     /// What names the transfer.
     pub token: Token,
+    /// Who sends it, in plain formats only: a secure message says it by its signer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<Identity>,
+    /// Where receivers answer, in plain formats only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reply_to: Option<String>,
     /// What the file is about; agents subscribe to domains.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub domain: Option<String>,

@@ -155,7 +155,8 @@ impl Packet {
             Packet::Push(p) => p.from.as_ref(),
             Packet::Outcome(p) => Some(&p.from),
             Packet::Intermediate(p) => Some(&p.from),
-            Packet::Advertise(_) | Packet::FileStart(_) | Packet::FileChunk(_) | Packet::FileEnd(_) => None,
+            Packet::FileStart(p) => p.from.as_ref(),
+            Packet::Advertise(_) | Packet::FileChunk(_) | Packet::FileEnd(_) => None,
         }
     }
 }

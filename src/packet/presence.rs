@@ -97,17 +97,20 @@ pub struct Register {
     /// The tags it carries; at most [`Register::MAX_TAGS`].
     #[serde(default)]
     pub tags: Vec<Tag>,
+    /// The domains of files it takes; at most [`Register::MAX_TAGS`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<Tag>,
 }
 
 impl Register {
     /// How many services one agent may offer.
     pub const MAX_SERVICES: usize = 1024;
-    /// How many tags one agent may carry.
+    /// How many tags one agent may carry, and how many domains of files it may take.
     pub const MAX_TAGS: usize = 64;
 
     /// Whether the counts are within their limits.
     pub fn within_limits(&self) -> bool {
-        self.services.len() <= Self::MAX_SERVICES && self.tags.len() <= Self::MAX_TAGS
+        self.services.len() <= Self::MAX_SERVICES && self.tags.len().max(self.files.len()) <= Self::MAX_TAGS
     }
 }
 

@@ -29,18 +29,19 @@ impl ReplyTo {
     /// The answers to this request go to its signed sender and instance; in a plain format where the request says, if that queue
     /// is the sender's. None when it does not say, or has no token.
     pub fn of(request: &Request, sender: &Identity, signer: Option<&Verified>) -> Option<Self> {
+        let mut reply_to = Self::to(request.token?, sender, signer, request.reply_to.as_deref())?;
+        reply_to.deadline = request.deadline;
+        Some(reply_to)
+    }
+
+    /// The same, by the parts of a message.
+    pub fn to(token: Token, sender: &Identity, signer: Option<&Verified>, plain_queue: Option<&str>) -> Option<Self> {
         let queue = match signer {
             Some(signer) => topology::process_queue_name(sender.as_str(), signer.instance()),
-            None => request.reply_to.clone().filter(|queue| belongs_to(queue, sender))?,
+            None => plain_queue.filter(|queue| belongs_to(queue, sender))?.to_owned(),
         };
-        Some(Self {
-            token: request.token?,
-            to: sender.clone(),
-            queue,
-            request_id: signer.map(Verified::id),
-            deadline: request.deadline,
-            next_part: 0,
-        })
+        let request_id = signer.map(Verified::id);
+        Some(Self { token, to: sender.clone(), queue, request_id, deadline: None, next_part: 0 })
     }
 
     /// Sends a part of the answer. One that cannot be sent leaves a gap, which the caller sees.

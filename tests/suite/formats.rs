@@ -38,6 +38,7 @@ fn originals() -> Vec<(&'static str, Packet)> {
         services: vec!["/simple/echo".parse().unwrap(), "/simple/time".parse().unwrap()],
         status: Status::new(0.42),
         tags: vec!["eu".parse().unwrap(), "gpu".parse().unwrap()],
+        files: vec![],
     };
     let string_status = Register {
         services: vec!["/simple/echo".parse().unwrap()],

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod dispatch;
+mod files;
 mod formats;
 mod harness;
 mod n17_programs;

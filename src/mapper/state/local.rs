@@ -134,6 +134,7 @@ mod tests {
             services: services.iter().map(|s| s.parse().unwrap()).collect(),
             status: Status::new(1.0),
             tags: tags.iter().map(|t| t.parse().unwrap()).collect(),
+            files: vec![],
         };
         AgentRecord::new(register, 7, Timestamp::from_secs(100), None)
     }

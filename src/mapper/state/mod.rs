@@ -24,6 +24,8 @@ pub struct AgentRecord {
     pub services: Vec<Service>,
     /// The tags it carries, sorted.
     pub tags: Vec<Tag>,
+    /// The domains of files it takes, sorted.
+    pub files: Vec<Tag>,
     /// How loaded it is, by its last heartbeat.
     pub status: Status,
     /// When it was last heard, by this mapper's clock.
@@ -35,12 +37,14 @@ pub struct AgentRecord {
 impl AgentRecord {
     /// The record of an agent that registered now.
     pub fn new(register: Register, instance: u64, now: Timestamp, proof: Option<Arc<Proof>>) -> Self {
-        let Register { identity, mut services, status, mut tags } = register;
+        let Register { identity, mut services, status, mut tags, mut files } = register;
         services.sort();
         services.dedup();
         tags.sort();
         tags.dedup();
-        Self { identity, instance, services, tags, status, last_seen: now, proof }
+        files.sort();
+        files.dedup();
+        Self { identity, instance, services, tags, files, status, last_seen: now, proof }
     }
 
     /// Whether it offers this service.
