@@ -70,13 +70,19 @@ impl Presence {
             status: self.status.read().await,
             tags: self.tags.clone(),
             files: self.files.clone(),
+            instance: self.plain_instance(),
         };
         self.say(register.into(), topology::REGISTRATION, asked).await;
     }
 
     async fn ping(&self) {
-        let ping = Ping { identity: self.link.identity().clone(), status: self.status.read().await };
+        let identity = self.link.identity().clone();
+        let ping = Ping { identity, status: self.status.read().await, instance: self.plain_instance() };
         self.say(ping.into(), topology::HEARTBEAT, None).await;
+    }
+
+    fn plain_instance(&self) -> Option<u64> {
+        (!self.link.is_secure()).then(|| self.link.instance())
     }
 
     async fn unregister(&self) {

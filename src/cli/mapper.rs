@@ -106,6 +106,8 @@ mod tests {
             services: services.iter().map(|service| service.parse().unwrap()).collect(),
             status: Status::default(),
             tags: vec!["big".parse().unwrap()],
+            files: Vec::new(),
+            instance: None,
         };
         AgentEvent::Registered(Arc::new(AgentRecord::new(register, 0, Timestamp::from_secs(0), None)))
     }

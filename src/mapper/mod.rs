@@ -328,7 +328,7 @@ impl Mapper {
     /// # Errors
     /// [`SendError`] when it could not be asked: [`TransportError::Unroutable`] when its process is gone.
     pub async fn ask(&self, agent: &AgentRecord) -> Result<(), SendError> {
-        let instance = self.shared.link.is_secure().then_some(agent.instance);
+        let instance = (agent.instance != 0).then_some(agent.instance);
         self.shared.advertise(Some((agent.identity.clone(), instance))).await
     }
 

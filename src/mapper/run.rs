@@ -36,7 +36,7 @@ pub(super) async fn presence(shared: Arc<Shared>, mut messages: Subscription) {
                 if !shared.ping(ping, signer, now).await
                     && asked.put(sender.clone(), now).is_none_or(|before| now.since(before) >= ASK_AGAIN)
                 {
-                    shared.ask(Some((sender, signer.map(Verified::instance)))).await;
+                    shared.ask(Some((sender, signer.map(Verified::instance).or(ping.instance)))).await;
                 }
             }
             _ => {}
@@ -110,7 +110,7 @@ impl Shared {
         if !self.may_register(register, sender, signer) {
             return;
         }
-        let instance = signer.map_or(0, Verified::instance);
+        let instance = signer.map(Verified::instance).or(register.instance).unwrap_or(0);
         let proof = signer.and_then(|signer| signer.proof().cloned());
         let record = AgentRecord::new(register.clone(), instance, self.link.now(), proof);
         if let Err(error) = self.state.register(record.clone()).await {
@@ -130,6 +130,7 @@ impl Shared {
             status: Default::default(),
             tags: Vec::new(),
             files: Vec::new(),
+            instance: None,
         };
         if !self.may_register(&register, sender, signer) {
             return;
@@ -144,7 +145,7 @@ impl Shared {
 
     /// Notes a heartbeat; false when the agent is not known.
     async fn ping(&self, ping: &Ping, signer: Option<&Verified>, now: Timestamp) -> bool {
-        let instance = signer.map_or(0, Verified::instance);
+        let instance = signer.map(Verified::instance).or(ping.instance).unwrap_or(0);
         let heartbeat = Heartbeat { identity: &ping.identity, instance, status: ping.status, now };
         self.state.ping(heartbeat).await.unwrap_or_else(|error| {
             tracing::warn!(agent = %ping.identity, %error, "a heartbeat was not noted");

@@ -143,6 +143,7 @@ mod tests {
                 status: Status::new(*load),
                 tags: vec![],
                 files: vec![],
+                instance: None,
             };
             let record = Arc::new(AgentRecord::new(register, 0, Timestamp::from_secs(0), None));
             Candidate { record, in_flight: *in_flight }

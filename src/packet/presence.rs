@@ -100,6 +100,9 @@ pub struct Register {
     /// The domains of files it takes; at most [`Register::MAX_TAGS`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<Tag>,
+    /// The instance of its process, in plain formats only: a secure message says it in its signed header.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<u64>,
 }
 
 impl Register {
@@ -128,6 +131,9 @@ pub struct Ping {
     pub identity: Identity,
     /// How loaded it is now.
     pub status: Status,
+    /// The instance of its process, in plain formats only: a secure message says it in its signed header.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<u64>,
 }
 
 /// A mapper asks agents to register.

@@ -39,6 +39,7 @@ fn originals() -> Vec<(&'static str, Packet)> {
         status: Status::new(0.42),
         tags: vec!["eu".parse().unwrap(), "gpu".parse().unwrap()],
         files: vec![],
+        instance: None,
     };
     let string_status = Register {
         services: vec!["/simple/echo".parse().unwrap()],
@@ -79,6 +80,8 @@ fn originals() -> Vec<(&'static str, Packet)> {
         filename: "a.bin".into(),
         dest: "a.bin".into(),
         token: token(),
+        from: None,
+        reply_to: None,
         domain: None,
         file_size: None,
         sha256: None,
@@ -87,7 +90,7 @@ fn originals() -> Vec<(&'static str, Packet)> {
         ("advertise", Advertise { target: Some(fred()) }.into()),
         ("register", register.into()),
         ("register_string_status", string_status.into()),
-        ("ping", Ping { identity: fred(), status: Status::new(1.25) }.into()),
+        ("ping", Ping { identity: fred(), status: Status::new(1.25), instance: None }.into()),
         ("unregister", Unregister { identity: fred() }.into()),
         ("request", request.into()),
         ("request_minimal", Request::new("/simple/echo".parse().unwrap(), "hi".into()).into()),
@@ -178,7 +181,7 @@ fn n23_what_is_no_packet_is_refused_by_every_format() {
 #[test]
 fn n23_the_content_type_and_the_channel_decide_and_nothing_is_guessed() {
     let plain = Plain::new(MsgPack);
-    let packet = Packet::from(Ping { identity: fred(), status: Status::new(1.0) });
+    let packet = Packet::from(Ping { identity: fred(), status: Status::new(1.0), instance: None });
     let now = Timestamp::from_secs(1);
     let sealed = plain.seal(&packet, &SealRequest::new(&Audience::Mappers, now)).unwrap();
     let opened = plain.open(&sealed.bytes, &OpenContext::new(Channel::Presence, now)).unwrap();

@@ -47,8 +47,10 @@ fn s01_presence_goes_to_every_mapper_and_registrations_leave_a_proof() {
         services: vec!["/simple/echo".parse().unwrap()],
         status: Status::new(0.5),
         tags: Vec::new(),
+        files: Vec::new(),
+        instance: None,
     });
-    let ping = Packet::Ping(Ping { identity: fred.clone(), status: Status::new(0.5) });
+    let ping = Packet::Ping(Ping { identity: fred.clone(), status: Status::new(0.5), instance: None });
     for (packet, has_proof) in [(register, true), (ping, false)] {
         let sealed = from.seal(&packet, &SealRequest::new(&Audience::Mappers, at(1))).unwrap();
         for reader in &mappers {

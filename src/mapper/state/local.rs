@@ -135,6 +135,7 @@ mod tests {
             status: Status::new(1.0),
             tags: tags.iter().map(|t| t.parse().unwrap()).collect(),
             files: vec![],
+            instance: None,
         };
         AgentRecord::new(register, 7, Timestamp::from_secs(100), None)
     }

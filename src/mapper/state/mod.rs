@@ -18,7 +18,7 @@ pub use local::LocalState;
 pub struct AgentRecord {
     /// Who it is.
     pub identity: Identity,
-    /// The instance of its process; 0 when its messages are not signed.
+    /// The instance of its process; 0 when it did not say.
     pub instance: u64,
     /// What it offers, sorted.
     pub services: Vec<Service>,
@@ -37,7 +37,7 @@ pub struct AgentRecord {
 impl AgentRecord {
     /// The record of an agent that registered now.
     pub fn new(register: Register, instance: u64, now: Timestamp, proof: Option<Arc<Proof>>) -> Self {
-        let Register { identity, mut services, status, mut tags, mut files } = register;
+        let Register { identity, mut services, status, mut tags, mut files, .. } = register;
         services.sort();
         services.dedup();
         tags.sort();
@@ -126,7 +126,7 @@ pub trait ClusterState: fmt::Debug + Send + Sync {
 pub struct Heartbeat<'a> {
     /// Whose.
     pub identity: &'a Identity,
-    /// Of which instance; 0 when its messages are not signed.
+    /// Of which instance; 0 when it did not say.
     pub instance: u64,
     /// How loaded it is.
     pub status: Status,

@@ -11,7 +11,7 @@ use nanite::mapper::{Mapper, MapperBuilder};
 use nanite::packet::{FailureCode, FileStart, Identity, Packet, Payload, Register, Status, Token};
 use nanite::security::SecureSerializer;
 use nanite::serializer::{Audience, Channel, Plain, Serializer};
-use nanite::transport::{Destination, Exchange, MemoryBroker, MemoryTransport, Waiting, topology};
+use nanite::transport::{Destination, Exchange, MemoryBroker, MemoryTransport, QueueKind, Waiting, topology};
 
 use super::pki::Pki;
 
@@ -123,6 +123,7 @@ impl System {
             status: Status::new(-1.0),
             tags: Vec::new(),
             files: Vec::new(),
+            instance: None,
         };
         let registration = Destination::Exchange(Exchange(topology::REGISTRATION.into()));
         link.send(Letter::new(register, Audience::Mappers), registration).await.unwrap();
@@ -147,7 +148,8 @@ impl System {
         let instance = mapper.agents().await.unwrap()[0].instance;
         drop(mapper);
         let link = Link::new(from.clone(), serializer, transport, clock).unwrap();
-        let inbox = topology::mapper_inbox(from.as_str(), link.instance());
+        let mut inbox = topology::mapper_inbox(from.as_str(), link.instance());
+        inbox.kind = QueueKind::Exclusive;
         let mut answers = link.subscribe(&inbox, Channel::MapperInbox, 10).await.unwrap();
         let start = FileStart {
             filename: "x".into(),
