@@ -97,7 +97,7 @@ impl<'a> Recipient<'a> {
 
 /// The first thing that is not supported.
 #[derive(Default)]
-struct Notes(Option<&'static str>);
+pub(super) struct Notes(Option<&'static str>);
 
 impl Notes {
     fn note(&mut self, what: &'static str) {
@@ -152,7 +152,7 @@ pub(crate) fn read(bytes: &[u8]) -> Result<Message<'_>> {
 
     ensure(signed.number(Tag::Integer)? == 3)?;
     let mut digests = signed.inside(Tag::Set)?;
-    notes.algorithm(&mut digests, &[algorithm::SHA256], "another digest than SHA-256")?;
+    notes.algorithm(&mut digests, &[algorithm::SHA256, algorithm::SHA256_NULL], "another digest than SHA-256")?;
     digests.end()?;
 
     let mut encapsulated = signed.inside(Tag::Sequence)?;
@@ -180,9 +180,9 @@ pub(crate) fn read(bytes: &[u8]) -> Result<Message<'_>> {
     let mut info = outer.inside(Tag::Sequence)?;
     ensure(info.number(Tag::Integer)? == 3)?;
     let key_id = key_id(info.value(IMPLICIT_0)?)?;
-    notes.algorithm(&mut info, &[algorithm::SHA256], "another digest than SHA-256")?;
+    notes.algorithm(&mut info, &[algorithm::SHA256, algorithm::SHA256_NULL], "another digest than SHA-256")?;
     let attributes = info.value(EXPLICIT_0)?;
-    let signature_algorithms = [algorithm::ECDSA_SHA256, algorithm::PSS_SHA256];
+    let signature_algorithms = [algorithm::ECDSA_SHA256, algorithm::PSS_SHA256, algorithm::PSS_SHA256_ABSENT];
     let suite = match notes.algorithm(&mut info, &signature_algorithms, "another signature algorithm")? {
         Some(0) => Some(Suite::P256),
         Some(_) => Some(Suite::Rsa),
@@ -295,7 +295,7 @@ fn three_attributes<'a>(content: &'a [u8], content_type: ObjectIdentifier, notes
 }
 
 /// Reads an AuthEnvelopedData (RFC 5083, section 2.1); none when something in it is not supported.
-fn enveloped<'a>(bytes: &'a [u8], notes: &mut Notes) -> Result<Option<Enveloped<'a>>> {
+pub(super) fn enveloped<'a>(bytes: &'a [u8], notes: &mut Notes) -> Result<Option<Enveloped<'a>>> {
     let mut outer = Fields::new(bytes)?;
     let mut data = outer.inside(Tag::Sequence)?;
     outer.end()?;
@@ -404,7 +404,8 @@ fn agreement<'a>(mut info: Fields<'a>, notes: &mut Notes) -> Result<Option<Agree
 fn transport<'a>(mut info: Fields<'a>, notes: &mut Notes) -> Result<Option<Transport<'a>>> {
     ensure(info.number(Tag::Integer)? == 2)?;
     let key_id = key_id(info.value(IMPLICIT_0)?)?;
-    let known = notes.algorithm(&mut info, &[algorithm::OAEP_SHA256], "another key transport")?;
+    let known =
+        notes.algorithm(&mut info, &[algorithm::OAEP_SHA256, algorithm::OAEP_SHA256_NULL], "another key transport")?;
     let encrypted = info.value(Tag::OctetString)?;
     info.end()?;
     Ok(known.map(|_| Transport { key_id, encrypted }))
