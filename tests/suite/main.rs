@@ -11,6 +11,7 @@ mod n17_programs;
 mod others;
 mod s01_envelope;
 mod s02_stores;
+mod s03_certs_cli;
 mod s04_trust;
 mod transport;
 mod u01_demo;
