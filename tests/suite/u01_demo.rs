@@ -41,7 +41,7 @@ fn u01_the_facts_in_json() {
     let names: Vec<_> = facts["certificates"]["issued"].as_array().unwrap().iter().map(|one| &one["name"]).collect();
     assert_eq!(names, ["the CA", "mapper-tower", "nanite-ada", "nanite-bob"]);
     let tags: Vec<_> = facts["agents"].as_array().unwrap().iter().map(|agent| strings(&agent["tags"])).collect();
-    assert_eq!(tags, [vec!["top-secret-clearance"], vec![]]);
+    assert_eq!(tags, [vec!["top-secret"], vec![]]);
 
     let by: Vec<_> = facts["requests"].as_array().unwrap().iter().map(|asked| asked["by"].as_str().unwrap()).collect();
     assert_eq!(by, ["least_loaded", "random", "rr", "all", "target", "tag"]);

@@ -101,7 +101,7 @@ impl Show {
             let note =
                 format!("{messages} messages of {smallest} to {largest} bytes, {:.1} KiB", *bytes as f64 / 1024.0);
             let mut lines = heading(paint, 5, "What the broker saw", &note);
-            let head = format!("   {:<40}{:>16}{:>18}", "messages with", "signed, sealed", "the same, plain");
+            let head = format!("   {:<38}{:>16}{:>18}", "messages with", "signed, sealed", "the same, plain");
             lines.push(paint.dim(&head));
             for word in &broker.searched {
                 let what = format!("{:<9}{}", word.what, word.word);
@@ -113,7 +113,7 @@ impl Show {
                     true => paint.red(&found),
                     false => found,
                 };
-                lines.push(format!("   {what:<40}{found}{:>18}  {}", word.found_when_plain, mark(paint, ok)));
+                lines.push(format!("   {what:<38}{found}{:>18}  {}", word.found_when_plain, mark(paint, ok)));
             }
             lines.push(paint.dim("   Who talks to whom, when, and how much, is what the broker has to know."));
             lines
@@ -128,7 +128,7 @@ impl Show {
                 let kind = format!("{kind:<16}");
                 let ok = refusal.is_ok();
                 let kind = if ok { paint.cyan(&kind) } else { paint.red(&kind) };
-                format!("   {:<14}{:<44}{kind}  {}", refusal.attack, refusal.how, mark(paint, ok))
+                format!("   {:<14}{:<42}{kind}  {}", refusal.attack, refusal.how, mark(paint, ok))
             };
             heading(paint, 6, "Refused", note).into_iter().chain(refusals.iter().map(row)).collect()
         })
@@ -137,7 +137,7 @@ impl Show {
     pub fn rates_begin(&self) -> Result<(), CliError> {
         self.lines(|paint| {
             let mut lines = heading(paint, 7, "Round trips per second", "half a second each");
-            let columns = super::rates::IN_FLIGHT.map(|n| format!("{:>18}", format!("{n} in flight")));
+            let columns = super::rates::IN_FLIGHT.map(|n| format!("{:>29}", format!("{n} in flight")));
             lines.push(paint.dim(&format!("   {:<14}{}", "", columns.concat())));
             lines
         })
@@ -146,7 +146,7 @@ impl Show {
     pub fn rates(&self, of: &str, rates: &[Rate]) -> Result<(), CliError> {
         self.lines(|paint| {
             let columns: String =
-                rates.iter().map(|rate| format!("{:>18}", thousands(rate.per_second.round() as u64))).collect();
+                rates.iter().map(|rate| format!("{:>29}", thousands(rate.per_second.round() as u64))).collect();
             let ok = rates.iter().all(|rate| rate.failed == 0 && rate.round_trips > 0);
             vec![format!("   {of:<14}{}  {}", paint.bold(&columns), mark(paint, ok))]
         })

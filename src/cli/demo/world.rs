@@ -19,7 +19,7 @@ use crate::transport::{MemoryBroker, Tap};
 /// The trust domain.
 const DOMAIN: &str = "demo.example";
 /// The tag that one of the agents carries.
-pub(super) const TAG: &str = "top-secret-clearance";
+pub(super) const TAG: &str = "top-secret";
 /// What is asked, and what is answered.
 pub(super) const SHOUT: &str = "/message/shout";
 pub(super) const WORDS: &str = "/message/words";
