@@ -24,7 +24,7 @@ use crate::files::{Broadcast, BroadcastError, Progress, Receiver, Transfer};
 use crate::link::{IdentityMismatch, Link, SendError};
 use crate::packet::{Identity, Role, Token};
 use crate::policy::{AllowVerified, Policy};
-use crate::request::{Answers, Events, Jobs, RequestBuilder, RequestError};
+use crate::request::{Answers, Events, Jobs, RequestBuilder, RequestError, Work};
 use crate::serializer::{Channel, OpenErrorKind, Serializer};
 use crate::transport::{QueueKind, Transport, TransportError, topology};
 use selector::Selectors;
@@ -311,6 +311,11 @@ impl Mapper {
         let mut agents = self.shared.state.agents().await?;
         agents.retain(|record| record.last_seen >= silent_since);
         Ok(agents)
+    }
+
+    /// What this mapper has each of these agents do, and how the work ended that it gave them.
+    pub fn work<'a>(&self, agents: impl IntoIterator<Item = &'a Identity>) -> Vec<Work> {
+        self.shared.jobs.work(agents.into_iter())
     }
 
     /// Forgets an agent, until it is heard again: its next heartbeat makes this mapper ask it to register. Says whether it was

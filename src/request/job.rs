@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use lru::LruCache;
 use tokio::sync::Notify;
 
 use super::{Answers, Event};
@@ -11,6 +12,19 @@ use crate::serializer::{Inbound, Verified};
 
 /// How many intermediate results of one request wait for the caller; more are dropped, which the caller sees as a gap.
 const PARTS: usize = 1024;
+/// For how many agents it is counted how their work ended; those that ended some most recently stay.
+const COUNTED: usize = 100_000;
+
+/// What one mapper has had an agent do, since the mapper started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Requests that it works on now.
+    pub in_flight: usize,
+    /// Requests that it answered with a value.
+    pub answered: u64,
+    /// Requests that ended with a failure: its own, or that it was lost or did not answer in time.
+    pub failed: u64,
+}
 
 /// A request under way.
 #[derive(Debug)]
@@ -40,11 +54,20 @@ struct Target {
 }
 
 /// All requests under way.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Jobs {
     by_token: Mutex<HashMap<Token, Arc<Job>>>,
     /// How many requests each agent works on now.
     in_flight: Mutex<HashMap<Identity, usize>>,
+    /// How the work of each agent ended: answered, failed.
+    ended: Mutex<LruCache<Identity, (u64, u64)>>,
+}
+
+impl Default for Jobs {
+    fn default() -> Self {
+        // Grows with the agents that are asked: one with a capacity takes its memory at once.
+        Self { by_token: Mutex::default(), in_flight: Mutex::default(), ended: Mutex::new(LruCache::unbounded()) }
+    }
 }
 
 impl Jobs {
@@ -135,6 +158,7 @@ impl Jobs {
     pub fn settle(&self, job: &Job, identity: &Identity, result: Result<Payload, Failure>) {
         let mut state = job.lock();
         if state.waiting.remove(identity).is_some() {
+            self.count(identity, result.is_ok());
             state.events.push_back(Event::Outcome { from: identity.clone(), result });
             drop(state);
             self.one_less(identity);
@@ -144,6 +168,7 @@ impl Jobs {
 
     /// Gives an outcome for an agent that was never waited for.
     pub fn refuse(&self, job: &Job, identity: &Identity, failure: Failure) {
+        self.count(identity, false);
         job.lock().events.push_back(Event::Outcome { from: identity.clone(), result: Err(failure) });
         job.changed.notify_one();
     }
@@ -167,6 +192,27 @@ impl Jobs {
     pub fn in_flight<'a>(&self, agents: impl Iterator<Item = &'a Identity>) -> Vec<usize> {
         let counts = lock(&self.in_flight);
         agents.map(|identity| counts.get(identity).copied().unwrap_or(0)).collect()
+    }
+
+    /// What each of these agents does, and how its work ended.
+    pub fn work<'a>(&self, agents: impl Iterator<Item = &'a Identity>) -> Vec<Work> {
+        let (counts, ended) = (lock(&self.in_flight), lock(&self.ended));
+        agents
+            .map(|identity| {
+                let in_flight = counts.get(identity).copied().unwrap_or(0);
+                let (answered, failed) = ended.peek(identity).copied().unwrap_or_default();
+                Work { in_flight, answered, failed }
+            })
+            .collect()
+    }
+
+    fn count(&self, identity: &Identity, answered: bool) {
+        let mut ended = lock(&self.ended);
+        let (good, bad) = ended.get_or_insert_mut_ref(identity, Default::default);
+        *if answered { good } else { bad } += 1;
+        if ended.len() > COUNTED {
+            ended.pop_lru();
+        }
     }
 
     fn one_less(&self, identity: &Identity) {

@@ -16,6 +16,7 @@ use crate::transport::TransportError;
 pub(crate) use builder::after;
 pub use builder::{Ask, Dispatch, Events, RequestBuilder};
 pub(crate) use job::Jobs;
+pub use job::Work;
 pub(crate) use reply::ReplyTo;
 
 /// What happens to a request.
