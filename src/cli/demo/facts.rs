@@ -178,7 +178,9 @@ impl Facts {
         }
         for refusal in self.refusals.iter().filter(|refusal| !refusal.is_ok()) {
             let Refusal { attack, refused, expected, handler_ran, .. } = refusal;
-            problems.push(format!("{attack}: {refused:?}, not {expected:?}; a handler ran: {handler_ran}"));
+            let name = |kind: &Option<OpenErrorKind>| kind.map_or("not refused", OpenErrorKind::as_str);
+            let ran = if *handler_ran { ", and a handler ran" } else { "" };
+            problems.push(format!("{attack}: {}, where {} is right{ran}", name(refused), name(expected)));
         }
         for rate in self.rates.iter().flat_map(|rates| &rates.at) {
             if rate.failed > 0 || rate.round_trips == 0 {
