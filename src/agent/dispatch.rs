@@ -169,7 +169,6 @@ impl Dispatcher {
         let mut call = std::pin::pin!(call);
         let result = loop {
             tokio::select! {
-                biased;
                 Some(part) = emitted.recv() => self.hand_on(part, reply_to.as_deref_mut()).await,
                 result = &mut call => break result,
             }

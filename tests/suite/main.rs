@@ -7,6 +7,7 @@ mod dispatch;
 mod files;
 mod formats;
 mod harness;
+mod n15_concurrency;
 mod n17_programs;
 mod others;
 mod s01_envelope;

@@ -68,8 +68,7 @@ struct Rig {
 }
 
 impl Rig {
-    async fn new(actors: ProgramActors) -> Self {
-        let system = System::plain();
+    async fn new(system: System, actors: ProgramActors) -> Self {
         let alive = actor("rig").expose("alive", |(): ()| async { Ok::<_, Failure>("yes") });
         let agent: Agent = system.agent("fred").actor(actors).actor(alive).drain(Duration::ZERO).build().unwrap();
         let agent = agent.start().await.unwrap();
@@ -79,7 +78,7 @@ impl Rig {
     }
 
     async fn with(programs: &Programs) -> Self {
-        Self::new(programs.actors()).await
+        Self::new(System::plain(), programs.actors()).await
     }
 
     /// The result of one program. The agent must be alive afterwards, whatever it is.
@@ -325,7 +324,7 @@ async fn n17_the_longest_run_time_ends_a_program_that_nobody_waits_for() {
     ]);
     let limits =
         ProgramLimits { run_time: Some(Duration::from_secs(2)), grace: Duration::ZERO, ..ProgramLimits::default() };
-    let rig = Rig::new(programs.actors().limits(limits)).await;
+    let rig = Rig::new(System::plain(), programs.actors().limits(limits)).await;
     let mut events = rig.events("/hang/family", (), PATIENCE).await;
     let family = [pid(&mut events).await, pid(&mut events).await, pid(&mut events).await];
     let ended = outcome(&mut events).await;
@@ -501,7 +500,7 @@ async fn n17_only_picked_prefixes_and_what_nobody_else_can_write_is_offered() {
         ("open", SkipReason::OthersMayWrite),
     ];
     assert_eq!(skipped, expected.map(|(name, reason)| (name.to_owned(), reason)));
-    let rig = Rig::new(actors).await;
+    let rig = Rig::new(System::plain(), actors).await;
     rig.offers(&["/a/good", "/a/in"]).await;
     assert_eq!(rig.ask("/a/in", ()).await, Ok("good".into()));
     for service in ["/a/group", "/a/all", "/a/out", "/open/program", "/c/not_picked"] {
@@ -517,7 +516,7 @@ async fn n17_the_examples_run() {
         assert_ne!(fs::metadata(&source).unwrap().permissions().mode() & 0o100, 0, "{name} is executable");
         programs.put(name, &fs::read_to_string(source).unwrap());
     }
-    let rig = Rig::with(&programs).await;
+    let rig = Rig::new(System::secure(), programs.actors()).await;
     rig.offers(&["/count/to", "/disk/usage", "/text/upper"]).await;
     assert_eq!(rig.ask("/text/upper", "straße").await, Ok("STRASSE".into()));
     assert_eq!(rig.ask("/text/upper", 5).await, failure(FailureCode::Failed, "exit code 1: the payload is no text"));
