@@ -9,6 +9,7 @@ mod formats;
 mod harness;
 mod n15_concurrency;
 mod n17_programs;
+mod n24_examples;
 mod others;
 mod s01_envelope;
 mod s02_stores;
