@@ -19,7 +19,10 @@ use crate::packet::{Identity, Role, Service, Status, Tag};
 pub(super) struct Args {
     #[command(flatten)]
     node: node::Args,
-    /// How long to wait for the first agent.
+    /// How many agents to wait for; fewer is exit code 4.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    at_least: usize,
+    /// How long to wait for them.
     #[arg(long, value_name = "TIME", default_value = "2s", value_parser = duration::parse)]
     look: Duration,
     /// As JSON.
@@ -46,7 +49,7 @@ struct Services<'a> {
 
 /// Shows the agents that are there.
 pub(super) fn agents(global: &Global, args: &Args) -> Result<Exit, CliError> {
-    let known = known(global, args)?;
+    let (known, exit) = known(global, args)?;
     if args.json {
         let agents = known
             .iter()
@@ -56,7 +59,7 @@ pub(super) fn agents(global: &Global, args: &Args) -> Result<Exit, CliError> {
             })
             .collect();
         output::json(&Agents { agents })?;
-        return Ok(Exit::Success);
+        return Ok(exit);
     }
     let rows: Vec<_> = known
         .iter()
@@ -67,12 +70,12 @@ pub(super) fn agents(global: &Global, args: &Args) -> Result<Exit, CliError> {
     if !rows.is_empty() {
         table::print(["AGENT", "LOAD", "SERVICES", "TAGS"], &rows)?;
     }
-    Ok(Exit::Success)
+    Ok(exit)
 }
 
 /// Shows the services that are offered.
 pub(super) fn services(global: &Global, args: &Args) -> Result<Exit, CliError> {
-    let known = known(global, args)?;
+    let (known, exit) = known(global, args)?;
     let mut services: BTreeMap<&Service, Vec<&Identity>> = BTreeMap::new();
     for record in &known {
         for service in &record.services {
@@ -81,20 +84,21 @@ pub(super) fn services(global: &Global, args: &Args) -> Result<Exit, CliError> {
     }
     if args.json {
         output::json(&Services { services })?;
-        return Ok(Exit::Success);
+        return Ok(exit);
     }
     let rows: Vec<_> = services.iter().map(|(service, agents)| [service.to_string(), lines(agents)]).collect();
     if !rows.is_empty() {
         table::print(["SERVICE", "AGENTS"], &rows)?;
     }
-    Ok(Exit::Success)
+    Ok(exit)
 }
 
-fn known(global: &Global, args: &Args) -> Result<Vec<Arc<AgentRecord>>, CliError> {
+/// The agents, and what their number comes to.
+fn known(global: &Global, args: &Args) -> Result<(Vec<Arc<AgentRecord>>, Exit), CliError> {
     let node = args.node.node(global, Role::Mapper)?;
     runtime::run(async {
         let mut fleet = Fleet::start(&node).await?;
-        let agents = fleet.settle(args.look, |agents| !agents.is_empty()).await;
+        let agents = fleet.settle(args.look, |agents| agents.len() >= args.at_least.max(1)).await;
         let refused = fleet.refused();
         fleet.close().await;
         let agents = agents?;
@@ -103,7 +107,9 @@ fn known(global: &Global, args: &Args) -> Result<Vec<Arc<AgentRecord>>, CliError
             Some(refused) => global.note(&format!("no agents; {refused}")),
             None => global.note("no agents"),
         }
-        Ok(agents)
+        // Nobody is a good answer to the question who is there, unless somebody has to be.
+        let few = agents.len() < args.at_least && args.at_least > 1;
+        Ok((agents, if few { Exit::Incomplete } else { Exit::Success }))
     })
 }
 

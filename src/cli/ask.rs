@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::error::{CliError, Exit};
 use super::fleet::Fleet;
 use super::kept::Turns;
+use super::text::counted;
 use super::{Global, duration, node};
 use crate::mapper::{AgentRecord, ByMapper, RoundRobin};
 use crate::packet::{Identity, MAX_DEPTH, Payload, Role, SelectorName, Service, Tag};
@@ -33,7 +34,10 @@ pub(super) struct Args {
     /// Only agents with this tag; given several times, with all of them.
     #[arg(long = "tag", value_name = "TAG", help_heading = "Whom")]
     tags: Vec<Tag>,
-    /// How long to look for an agent that offers it; for a target as long as answers may take.
+    /// How many agents have to offer it before one is chosen; to be sure that `--selector all` means all.
+    #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "target", help_heading = "Whom")]
+    at_least: usize,
+    /// How long to look for agents that offer it; for a target as long as answers may take.
     #[arg(long, value_name = "TIME", default_value = "2s", value_parser = duration::parse, help_heading = "Whom")]
     look: Duration,
 }
@@ -74,12 +78,27 @@ impl Args {
                 record => return Err(self.not_there(target, record.as_deref(), fleet)),
             },
             None => {
-                let offered = |agents: &[Arc<AgentRecord>]| {
-                    agents.iter().any(|record| record.offers(&service) && record.carries(&self.tags))
+                let offering = |agents: &[Arc<AgentRecord>]| {
+                    agents.iter().filter(|record| record.offers(&service) && record.carries(&self.tags)).count()
                 };
-                let agents = fleet.settle(self.look.min(limit), offered).await?;
-                if !offered(&agents) {
-                    return Err(self.not_offered(&agents, fleet));
+                let enough = |agents: &[Arc<AgentRecord>]| offering(agents) >= self.at_least.max(1);
+                let agents = fleet.settle(self.look.min(limit), enough).await?;
+                match offering(&agents) {
+                    0 => return Err(self.not_offered(&agents, fleet)),
+                    few if few < self.at_least => {
+                        let what = format!(
+                            "{} {}, not {}",
+                            counted(few, "agent"),
+                            if few == 1 { "offers it" } else { "offer it" },
+                            self.at_least
+                        );
+                        return Err(with_refusals(
+                            CliError::new(Exit::NotOffered, what),
+                            fleet,
+                            "see who is there with `nanite agents`",
+                        ));
+                    }
+                    _ => {}
                 }
             }
         }

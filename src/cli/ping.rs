@@ -33,6 +33,9 @@ pub(super) struct Args {
     /// How often to ask.
     #[arg(long, short, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     count: u32,
+    /// With `all`: how many agents to wait for; fewer is exit code 4.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    at_least: usize,
     /// How long an answer may take.
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration::parse)]
     timeout: Duration,
@@ -87,7 +90,8 @@ pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
         if args.json {
             output::json(&pinged)?;
         }
-        Ok(if pinged.failures.is_empty() { Exit::Success } else { Exit::Incomplete })
+        let complete = pinged.failures.is_empty() && (args.whom != Whom::All || pinged.results.len() >= args.at_least);
+        Ok(if complete { Exit::Success } else { Exit::Incomplete })
     })
 }
 
@@ -98,7 +102,7 @@ async fn ping(
     registered: &mut mpsc::Receiver<(Identity, Instant)>,
 ) -> Result<Pinged, CliError> {
     let agents = match &args.whom {
-        Whom::All => fleet.settle(args.timeout, |agents| !agents.is_empty()).await?,
+        Whom::All => fleet.settle(args.timeout, |agents| agents.len() >= args.at_least.max(1)).await?,
         Whom::One(agent) => fleet.present(agent, args.timeout).await?.into_iter().collect(),
     };
     if agents.is_empty() {

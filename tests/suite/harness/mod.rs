@@ -8,6 +8,7 @@ mod http;
 pub mod pki;
 pub mod program;
 pub mod proxy;
+pub mod site;
 pub mod system;
 
 use std::time::Duration;

@@ -1,0 +1,121 @@
+//! A place where the program is used: a directory with certificates that `nanite certs` made, and a virtual host.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use super::broker::Broker;
+use super::program::{Ended, Running, nanite, run};
+
+/// A directory in which the program runs. Certificates are in `certs` below it; what the program keeps, in `state`.
+#[derive(Debug)]
+pub struct Site {
+    dir: tempfile::TempDir,
+    pub broker: Broker,
+}
+
+impl Site {
+    /// A new one, with certificates for these nodes: `agent fred`, `mapper ctl`.
+    pub fn new(nodes: &[&str]) -> Self {
+        let site = Self { dir: tempfile::tempdir().unwrap(), broker: Broker::shared() };
+        site.ok(&["certs", "init", "--dir", "certs"]);
+        for node in nodes {
+            site.issue(node);
+        }
+        site
+    }
+
+    /// Issues a certificate: `agent fred`, perhaps with options.
+    pub fn issue(&self, node: &str) {
+        let arguments = ["certs", "issue", "--dir", "certs"].into_iter().chain(node.split(' '));
+        self.ok(&arguments.collect::<Vec<_>>());
+    }
+
+    /// The path of something in it.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Writes a file, with its directories.
+    pub fn write(&self, name: &str, content: &str, mode: u32) -> PathBuf {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, content).unwrap();
+        self.mode(name, mode);
+        path
+    }
+
+    pub fn mode(&self, name: &str, mode: u32) {
+        fs::set_permissions(self.path(name), fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    /// Puts a program into `actors`, such as `simple/echo`, by its lines in sh.
+    pub fn program(&self, name: &str, lines: &str) {
+        self.write(&format!("actors/{name}"), &format!("#!/bin/sh\n{lines}\n"), 0o755);
+    }
+
+    /// The program in this directory, told nothing of certificates or broker.
+    pub fn bare<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
+        let mut command = nanite(arguments);
+        command.current_dir(self.dir.path()).env("HOME", self.dir.path()).env("XDG_STATE_HOME", self.path("state"));
+        command
+    }
+
+    /// The program, told of certificates and broker by its environment.
+    pub fn nanite<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
+        let mut command = self.bare(arguments);
+        command.env("NANITE_CERTS", "certs").env("NANITE_BROKER", self.broker.url());
+        command
+    }
+
+    /// Runs it to its end.
+    pub fn run(&self, arguments: &[&str]) -> Ended {
+        run(&mut self.nanite(arguments))
+    }
+
+    /// Runs it; what it wrote to standard output. A panic when it did not succeed.
+    pub fn ok(&self, arguments: &[&str]) -> String {
+        let ended = self.run(arguments);
+        assert_eq!(ended.code(), 0, "{arguments:?}: {ended:?}");
+        ended.out
+    }
+
+    /// Runs it; the JSON that it wrote to standard output.
+    pub fn json(&self, arguments: &[&str]) -> Value {
+        let out = self.ok(arguments);
+        serde_json::from_str(&out).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {out}"))
+    }
+
+    /// Runs it with something on standard input.
+    pub fn fed(&self, arguments: &[&str], input: &[u8]) -> Ended {
+        let path = self.path("stdin");
+        fs::write(&path, input).unwrap();
+        run(self.nanite(arguments).stdin(Stdio::from(fs::File::open(path).unwrap())))
+    }
+
+    /// Starts a node, and waits until it is ready.
+    pub fn start(&self, arguments: &[&str]) -> Running {
+        ready(&mut self.nanite(arguments))
+    }
+
+    /// Starts an agent with the programs in `actors`.
+    pub fn agent(&self, name: &str, options: &[&str]) -> Running {
+        let all = ["agent", "--token", name, "--actors-dir", "actors"].into_iter().chain(options.iter().copied());
+        self.start(&all.collect::<Vec<_>>())
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+}
+
+/// Starts a node, and waits until it is ready.
+pub fn ready(command: &mut Command) -> Running {
+    let mut running = Running::start(command);
+    running.wait_for(" is ready: ");
+    running
+}

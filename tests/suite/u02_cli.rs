@@ -1,0 +1,556 @@
+//! The program as its users run it, in processes of its own against a real broker, with certificates that it made itself.
+
+use std::collections::BTreeSet;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nanite::agent::{Agent, actor};
+use nanite::certs::{CertificateDirectory, DirectoryCertificateStore};
+use nanite::clock::{Clock, SystemClock};
+use nanite::packet::{Failure, Identity, Payload, Register, Request};
+use nanite::policy::{Caller, Decision, Policy};
+use nanite::security::SecureSerializer;
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::harness::PATIENCE;
+use crate::harness::program::{Ended, Running, run};
+use crate::harness::site::{Site, ready};
+
+/// Options with which a slow machine fails no test.
+const PATIENT: [&str; 4] = ["--look", "60s", "--timeout", "60s"];
+
+/// `nanite request` with these arguments, patiently.
+fn request<'a>(arguments: &[&'a str]) -> Vec<&'a str> {
+    ["request"].into_iter().chain(arguments.iter().copied()).chain(PATIENT).collect()
+}
+
+fn keys(value: &Value) -> BTreeSet<&str> {
+    value.as_object().unwrap().keys().map(String::as_str).collect()
+}
+
+fn assert_fails(ended: &Ended, code: i32, parts: &[&str]) {
+    assert_eq!(ended.code(), code, "{ended:?}");
+    for part in parts {
+        assert!(ended.err.contains(part), "no {part:?} in: {}", ended.err);
+    }
+    assert!(!ended.err.contains("panicked"), "{}", ended.err);
+}
+
+/// Waits for something that another process does.
+fn wait_until(what: &str, so: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !so() {
+        assert!(Instant::now() < deadline, "not so within {PATIENCE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Waits until exactly these agents are there.
+fn wait_for_agents(site: &Site, names: &[&str]) {
+    wait_until(&format!("agents are {names:?}"), || {
+        let count = names.len().max(1).to_string();
+        let agents = run(&mut site.nanite(["agents", "--json", "--look", "1s", "--at-least", &count]));
+        let agents: Value = serde_json::from_str(&agents.out).unwrap();
+        keys(&agents["agents"]) == names.iter().copied().collect()
+    });
+}
+
+/// A fleet of two: fred, and bob who is big.
+fn two_agents(site: &Site) -> (Running, Running) {
+    site.program("simple/echo", "cat");
+    site.program("simple/who", "echo $NANITE_CALLER");
+    let agents = (site.agent("fred", &[]), site.agent("bob", &["--tag", "big", "--tag", "fast"]));
+    wait_for_agents(site, &["nanite-fred", "nanite-bob"]);
+    agents
+}
+
+#[test]
+fn u02_from_certificates_to_answers() {
+    let site = Site::new(&["agent fred", "agent bob", "mapper ctl"]);
+    let _agents = two_agents(&site);
+
+    let answer = site.run(&request(&["/simple/echo", r#"{"a":[1,"x"]}"#, "--target", "fred"]));
+    assert_eq!((answer.code(), answer.out.as_str()), (0, "{\"a\":[1,\"x\"]}\n"));
+    assert!(answer.err.contains("1 answered, 0 missing (nanite-fred, "), "{}", answer.err);
+    let answer = site.ok(&request(&["/simple/echo", "just text", "--target", "nanite-bob"]));
+    assert_eq!(answer, "just text\n");
+    assert_eq!(site.ok(&request(&["/simple/who"])), "mapper-ctl\n");
+    assert_eq!(site.ok(&request(&["/simple/echo"])), "null\n", "no payload");
+
+    let all = site.run(&request(&["/simple/echo", "[1]", "--selector", "all", "--at-least", "2"]));
+    assert_eq!((all.code(), all.out.as_str()), (0, "nanite-bob: [1]\nnanite-fred: [1]\n"));
+    assert!(all.err.contains("2 answered, 0 missing"), "{}", all.err);
+    let turn = || site.json(&request(&["/simple/echo", "--selector", "rr", "--at-least", "2", "--json"]));
+    let turns: Vec<String> =
+        (0..4).map(|_| turn()["results"].as_object().unwrap().keys().next().unwrap().clone()).collect();
+    assert_eq!(
+        turns,
+        ["nanite-bob", "nanite-fred", "nanite-bob", "nanite-fred"],
+        "round robin goes on from run to run"
+    );
+    for selector in ["least_loaded", "random"] {
+        let one = site.json(&request(&["/simple/echo", "--selector", selector, "--json"]));
+        assert_eq!(one["results"].as_object().unwrap().len(), 1);
+    }
+    let tagged = request(&["/simple/echo", "--selector", "all", "--tag", "big", "--tag", "fast", "--json"]);
+    assert_eq!(site.json(&tagged), json!({"results": {"nanite-bob": null}, "failures": {}}));
+
+    let piped = site.fed(&request(&["/simple/echo", "-", "--json", "--target", "fred"]), b"{\"from\": \"stdin\"}\n");
+    let answer: Value = serde_json::from_str(&piped.out).unwrap();
+    assert_eq!(answer, json!({"results": {"nanite-fred": {"from": "stdin"}}, "failures": {}}));
+    let told = site.run(&request(&["/simple/echo", "{broken", "--target", "fred"]));
+    assert_eq!((told.code(), told.out.as_str()), (0, "{broken\n"));
+    assert!(told.err.contains("the payload is not JSON"), "{}", told.err);
+    assert_eq!(site.run(&request(&["/simple/echo", "x", "--target", "fred", "-q"])).err, "", "-q: no notes");
+}
+
+#[test]
+fn u02_a_killed_agent_is_not_asked_again() {
+    let site = Site::new(&["agent fred", "agent bob", "mapper ctl"]);
+    let (fred, _bob) = two_agents(&site);
+    fred.signal(Signal::SIGKILL);
+    drop(fred.wait());
+    for selector in ["all", "least_loaded", "rr", "random"] {
+        let answers = site.json(&request(&["/simple/echo", "again", "--selector", selector, "--json"]));
+        assert_eq!(answers, json!({"results": {"nanite-bob": "again"}, "failures": {}}), "{selector}");
+    }
+}
+
+#[test]
+fn u02_a_push_is_given_to_agents_and_done_by_them() {
+    let site = Site::new(&["agent fred", "agent bob", "mapper ctl"]);
+    site.program("file/keep", "cat > \"$1kept.$$\"");
+    let _agents = (site.agent("fred", &[]), site.agent("bob", &[]));
+    wait_for_agents(&site, &["nanite-fred", "nanite-bob"]);
+    let pushed = site.run(&["push", "/file/keep", "work", "--selector", "all", "--at-least", "2", "--look", "60s"]);
+    assert_eq!((pushed.code(), pushed.out.as_str()), (0, ""));
+    assert!(pushed.err.contains("given to nanite-bob, nanite-fred"), "{}", pushed.err);
+    let kept = || {
+        std::fs::read_dir(site.path("actors/file"))
+            .unwrap()
+            .flatten()
+            .filter(|e| e.file_name().to_string_lossy().starts_with("kept"))
+            .count()
+    };
+    wait_until("both have done it", || kept() == 2);
+    let sent = site.json(&["push", "/file/keep", "--target", "bob", "--json"]);
+    assert_eq!(sent, json!({"sent": ["nanite-bob"]}));
+    wait_until("bob has done it", || kept() == 3);
+    let nobody = site.run(&["push", "/file/lose", "--look", "1s", "--json"]);
+    assert_fails(&nobody, 3, &["no agent offers /file/lose", "offered are /file/keep"]);
+    assert_eq!(serde_json::from_str::<Value>(&nobody.out).unwrap(), json!({"sent": []}));
+}
+
+#[test]
+fn u02_agents_services_and_ping_say_who_is_there() {
+    let site = Site::new(&["agent fred", "agent bob", "mapper ctl"]);
+    let _agents = two_agents(&site);
+    let agents = site.json(&["agents", "--json", "--at-least", "2", "--look", "60s"]);
+    assert_eq!(keys(&agents["agents"]), BTreeSet::from(["nanite-bob", "nanite-fred"]));
+    let bob = &agents["agents"]["nanite-bob"];
+    assert_eq!((&bob["services"], &bob["tags"]), (&json!(["/simple/echo", "/simple/who"]), &json!(["big", "fast"])));
+    assert!(bob["status"].is_number());
+    let services = site.json(&["services", "--json", "--at-least", "2", "--look", "60s"]);
+    let both = json!(["nanite-bob", "nanite-fred"]);
+    assert_eq!(services, json!({"services": {"/simple/echo": both, "/simple/who": both}}));
+
+    let plain = site.ok(&["agents", "--at-least", "2", "--look", "60s"]);
+    let lines: Vec<Vec<&str>> = plain.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines[0], ["AGENT", "LOAD", "SERVICES", "TAGS"]);
+    assert_eq!((lines[1][0], lines[1].last().unwrap()), ("nanite-bob", &"fast"));
+    assert!(
+        site.ok(&["services", "--at-least", "2", "--look", "60s"]).contains("/simple/who   nanite-bob, nanite-fred\n")
+    );
+
+    let pinged = site.json(&["ping", "all", "--at-least", "2", "--count", "2", "--json", "--timeout", "60s"]);
+    assert_eq!(keys(&pinged["results"]), BTreeSet::from(["nanite-bob", "nanite-fred"]));
+    assert_eq!(pinged["results"]["nanite-fred"]["ms"].as_array().unwrap().len(), 2);
+    assert_eq!(pinged["failures"], json!({}));
+    let one = site.ok(&["ping", "fred", "--timeout", "60s"]);
+    assert!(one.starts_with("nanite-fred: ") && one.ends_with(" ms\n"), "{one}");
+    let three = site.run(&["ping", "all", "--at-least", "3", "--timeout", "2s"]);
+    assert_fails(&three, 4, &["2 answered, 0 missing"]);
+    assert_eq!(site.run(&["agents", "--at-least", "3", "--look", "1s"]).code(), 4);
+    assert_fails(&site.run(&["ping", "nobody", "--timeout", "1s"]), 3, &["nanite-nobody is not there"]);
+
+    let empty = Site::new(&["mapper ctl"]);
+    let nobody = empty.run(&["agents", "--look", "1s"]);
+    assert_eq!((nobody.code(), nobody.out.as_str(), nobody.err.as_str()), (0, "", "no agents\n"));
+    assert_eq!(empty.json(&["agents", "--json", "--look", "1s"]), json!({"agents": {}}));
+    assert_eq!(empty.json(&["services", "--json", "--look", "1s"]), json!({"services": {}}));
+    assert_fails(&empty.run(&["ping", "all", "--timeout", "1s"]), 3, &["no agent is there"]);
+}
+
+#[test]
+fn u02_an_agent_without_programs_can_be_tried() {
+    let site = Site::new(&["agent fred", "mapper ctl"]);
+    let mut fred = site.start(&["agent"]);
+    fred.wait_for("nanite-fred is ready: 2 services, broker amqp://guest@127.0.0.1:");
+    fred.wait_for("certificate valid until 20");
+    let info = site.json(&request(&["/agent/info", "--json"]));
+    assert_eq!(info["results"]["nanite-fred"]["identity"], "nanite-fred");
+    assert_eq!(info["results"]["nanite-fred"]["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(site.ok(&request(&["/agent/echo", "hello"])), "hello\n");
+}
+
+#[test]
+fn u02_nobody_offers_it_is_exit_code_3() {
+    let site = Site::new(&["agent fred", "mapper ctl"]);
+    site.program("simple/echo", "cat");
+    let fred = site.agent("fred", &["--tag", "small"]);
+    wait_for_agents(&site, &["nanite-fred"]);
+    let brief = |arguments: &[&'static str]| {
+        let all: Vec<&str> =
+            ["request"].iter().chain(arguments).copied().chain(["--look", "1s", "--timeout", "1s"]).collect();
+        site.run(&all)
+    };
+    assert_fails(&brief(&["/simple/none"]), 3, &["error: no agent offers /simple/none\n", "offered are /simple/echo"]);
+    assert_fails(&brief(&["/simple/echo", "--tag", "big"]), 3, &["no agent offers /simple/echo with the tag big"]);
+    assert_fails(&brief(&["/simple/echo", "--target", "bob"]), 3, &["nanite-bob is not there"]);
+    assert_fails(&brief(&["/simple/echo", "--at-least", "2"]), 3, &["1 agent offers it, not 2"]);
+    let json = brief(&["/simple/none", "--json"]);
+    assert_fails(&json, 3, &["no agent offers"]);
+    assert_eq!(serde_json::from_str::<Value>(&json.out).unwrap(), json!({"results": {}, "failures": {}}));
+    drop(fred);
+    wait_for_agents(&site, &[]);
+    assert_fails(&brief(&["/simple/echo"]), 3, &["none is there"]);
+}
+
+#[test]
+fn u02_no_answer_and_half_an_answer_are_exit_code_4_and_failures_are_told() {
+    let site = Site::new(&["agent fred", "agent bob", "mapper ctl"]);
+    site.program("simple/hang", "sleep 1000");
+    site.program("simple/fail", "echo it broke >&2; exit 3");
+    // One of two fails: the one that makes the directory.
+    site.program("simple/once", "mkdir first 2>/dev/null && exit 7; echo fine");
+    let _agents = (site.agent("fred", &[]), site.agent("bob", &[]));
+    wait_for_agents(&site, &["nanite-fred", "nanite-bob"]);
+
+    let late = site.run(&["request", "/simple/hang", "--target", "fred", "--timeout", "2s", "--json"]);
+    assert_fails(&late, 4, &["nanite-fred: timed_out: ", "0 answered, 1 missing", "--timeout"]);
+    let json: Value = serde_json::from_str(&late.out).unwrap();
+    assert_eq!(json["failures"]["nanite-fred"]["code"], "timed_out");
+    assert_eq!(json["results"], json!({}));
+
+    let failed = site.run(&request(&["/simple/fail", "--target", "bob"]));
+    assert_fails(&failed, 1, &["nanite-bob: failed: ", "it broke", "0 answered, 1 failed, 0 missing"]);
+    assert_eq!(failed.out, "");
+
+    let half = site.run(&request(&["/simple/once", "--selector", "all", "--at-least", "2", "--json"]));
+    assert_fails(&half, 4, &["1 answered, 1 failed, 0 missing"]);
+    let half: Value = serde_json::from_str(&half.out).unwrap();
+    assert_eq!((half["results"].as_object().unwrap().len(), half["failures"].as_object().unwrap().len()), (1, 1));
+    assert_eq!(half["results"].as_object().unwrap().values().next().unwrap(), "fine");
+    let failure = half["failures"].as_object().unwrap().values().next().unwrap();
+    assert_eq!(keys(failure), BTreeSet::from(["code", "message"]));
+}
+
+/// Lets nobody do anything.
+#[derive(Debug)]
+struct Closed;
+
+impl Policy for Closed {
+    fn authorize_registration(&self, _: &Caller<'_>, _: &Register) -> Decision {
+        Decision::denied()
+    }
+
+    fn authorize_request(&self, _: &Caller<'_>, _: &Request) -> Decision {
+        Decision::denied()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn u02_denied_is_exit_code_5() {
+    let site = Site::new(&["agent fred", "mapper ctl"]);
+    let now = SystemClock.now();
+    let fred = Identity::agent("fred").unwrap();
+    let directory = CertificateDirectory::new(site.path("certs"));
+    let store = DirectoryCertificateStore::open(directory.path(), now).unwrap();
+    let trust = store.trust().unwrap();
+    let credentials = directory.credentials(&fred, None, now).unwrap();
+    let serializer = SecureSerializer::builder(credentials, Arc::new(store), trust).build().unwrap();
+    let transport = Arc::new(site.broker.connect().await);
+    let echo = actor("simple").expose("echo", async |payload: Payload| Ok::<_, Failure>(payload));
+    let agent = Agent::builder(fred, Arc::new(serializer), transport).actor(echo).policy(Closed).build().unwrap();
+    let _agent = agent.start().await.unwrap();
+    let denied = tokio::task::block_in_place(|| site.run(&request(&["/simple/echo", "--json"])));
+    assert_fails(&denied, 5, &["nanite-fred: denied: Denied", "0 answered, 1 failed, 0 missing"]);
+    let json: Value = serde_json::from_str(&denied.out).unwrap();
+    assert_eq!(json, json!({"results": {}, "failures": {"nanite-fred": {"code": "denied", "message": "Denied"}}}));
+}
+
+#[test]
+fn u02_certificates_and_keys_that_cannot_be_used_are_exit_code_6_with_a_remedy() {
+    let site = Site::new(&["agent fred", "mapper ctl"]);
+    let asked = |command: &str| site.run(&[command, "/simple/echo", "--look", "1s"]);
+    let expect = |parts: &[&str]| assert_fails(&asked("request"), 6, parts);
+
+    let mut nowhere = site.nanite(["request", "/simple/echo", "--certs", "nowhere"]);
+    assert_fails(&run(&mut nowhere), 6, &["there is no directory nowhere", "nanite certs init --dir nowhere"]);
+    let unknown = site.run(&["agent", "--token", "bob"]);
+    assert_fails(&unknown, 6, &["no certificate for nanite-bob", "nanite certs issue agent bob --dir certs"]);
+
+    site.mode("certs/mapper-ctl-key.pem", 0o640);
+    expect(&["mode 0640: others than its owner can use it", "chmod 600 certs/mapper-ctl-key.pem"]);
+    site.mode("certs/mapper-ctl-key.pem", 0o600);
+
+    let keep = |name: &str| std::fs::read(site.path(name)).unwrap();
+    let (certificate, key, ca) = (keep("certs/mapper-ctl.pem"), keep("certs/mapper-ctl-key.pem"), keep("certs/ca.pem"));
+    std::fs::copy(site.path("certs/agent-fred-key.pem"), site.path("certs/mapper-ctl-key.pem")).unwrap();
+    expect(&["is not the key of", "nanite certs issue mapper ctl"]);
+    std::fs::write(site.path("certs/mapper-ctl-key.pem"), &key).unwrap();
+
+    std::fs::write(site.path("certs/mapper-ctl.pem"), "rubbish").unwrap();
+    expect(&["mapper-ctl.pem cannot be used", "nanite certs issue mapper ctl"]);
+    std::fs::write(site.path("certs/mapper-ctl.pem"), &certificate).unwrap();
+
+    site.ok(&["certs", "init", "--dir", "other"]);
+    std::fs::copy(site.path("other/ca.pem"), site.path("certs/ca.pem")).unwrap();
+    expect(&["it was not issued by a known CA", "add its CA to ca.pem"]);
+    std::fs::remove_file(site.path("certs/ca.pem")).unwrap();
+    expect(&["there is no CA certificate", "copy ca.pem"]);
+    std::fs::write(site.path("certs/ca.pem"), &ca).unwrap();
+
+    site.issue("mapper brief --valid-for 1s");
+    let brief = || site.run(&["request", "/simple/echo", "--token", "brief", "--look", "1s"]);
+    wait_until("the certificate has expired", || brief().err.contains("expired at"));
+    assert_fails(&brief(), 6, &["certs/mapper-brief.pem expired at", "nanite certs issue mapper brief"]);
+
+    // A refusal before the broker is asked: nothing has been connected.
+    assert_eq!(site.broker.connections(), Vec::<String>::new());
+}
+
+#[test]
+fn u02_a_node_of_another_ca_is_not_there_and_its_refused_messages_are_told() {
+    let site = Site::new(&["mapper ctl"]);
+    for command in ["init --dir other", "issue agent eve --dir other", "issue mapper ctl --dir other"] {
+        let arguments: Vec<&str> = ["certs"].into_iter().chain(command.split(' ')).collect();
+        site.ok(&arguments);
+    }
+    let mut eve = site.nanite(["agent", "--ping-time", "50ms", "--certs", "other"]);
+    let _eve = ready(&mut eve);
+    let refused = site.run(&["request", "/agent/echo", "--target", "eve", "--timeout", "2s"]);
+    assert_fails(&refused, 3, &["nanite-eve is not there", "refused (UnknownSigner "]);
+    let listed = site.run(&["agents", "--look", "2s"]);
+    assert_eq!(listed.code(), 0);
+    assert!(listed.err.contains("no agents; ") && listed.err.contains("refused (UnknownSigner "), "{}", listed.err);
+}
+
+#[test]
+fn u02_an_unreachable_broker_is_exit_code_7_and_no_password_is_shown() {
+    let site = Site::new(&["agent fred", "mapper ctl"]);
+    // A port on which nobody listens: it was free a moment ago.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let nobody = format!("amqp://user:hidden-1@127.0.0.1:{port}/v");
+    let user = site.broker.add_user("hidden-2");
+    let right = site.broker.url_for(&user, "hidden-2");
+    let wrong = site.broker.url_for(&user, "hidden-3");
+    let (base, _) = right.rsplit_once('/').unwrap();
+    let vhost = format!("{base}/no-such-vhost");
+    for command in [&["request", "/a/b"][..], &["agent"], &["mapper"], &["agents"], &["ping", "all"], &["push", "/a/b"]]
+    {
+        for (url, parts) in [
+            (&nobody, &[&format!("amqp://user@127.0.0.1:{port}/v: "), "unreachable", "is RabbitMQ running there"][..]),
+            (&wrong, &["refused the user name or password", "NANITE_BROKER_PASSWORD"]),
+            (&vhost, &["no-such-vhost", "rabbitmqctl add_vhost"]),
+            (&right, &["rabbitmqctl set_permissions"]),
+        ] {
+            let ended = run(site.nanite(command).env("NANITE_BROKER", url));
+            assert_fails(&ended, 7, parts);
+            assert!(!format!("{ended:?}").contains("hidden"), "{ended:?}");
+        }
+    }
+}
+
+#[test]
+fn u02_arguments_that_are_not_understood_are_exit_code_2() {
+    let site = Site::new(&["mapper ctl"]);
+    for (arguments, part) in [
+        (&["request"][..], "<SERVICE>"),
+        (&["request", "no-service"], "a service is /PREFIX/METHOD"),
+        (&["request", "/a/b", "--selector", "system"], "possible values: least_loaded, random, rr, all"),
+        (&["request", "/a/b", "--timeout", "5"], "is no duration"),
+        (&["request", "/a/b", "--target", "a b"], "a name is"),
+        (&["request", "/a/b", "--tag", ""], "a tag is"),
+        (&["request", "/a/b", "--token", "a/b"], "'a/b' cannot be the name of a mapper"),
+        (&["request", "/a/b", "--broker", "http://x"], "it must begin with amqp://"),
+        (&["request", "/a/b", "--format", "yaml"], "--insecure-plaintext"),
+        (&["agent", "--actors", "a"], "--actors-dir"),
+        (&["agent", "--log", "=,="], "is no log filter"),
+        (&["ping", "all", "--count", "0"], "0 is not in 1..=1000000"),
+        (&["frobnicate"], "unrecognized subcommand"),
+    ] {
+        assert_fails(&site.run(arguments), 2, &[part]);
+    }
+    let bytes = site.fed(&["request", "/a/b", "-"], b"\xff\xfe");
+    assert_fails(&bytes, 2, &["neither JSON nor text", "base64"]);
+    let mut certs = site.bare(["request", "/a/b"]);
+    assert_fails(&run(&mut certs), 2, &["each node needs its own", "--certs DIR", "nanite certs issue mapper NAME"]);
+}
+
+#[test]
+fn u02_a_sealed_message_is_opened_by_its_agent_alone() {
+    let site = Site::new(&["agent fred", "agent bob", "mapper ctl"]);
+    let seal = ["seal", "/simple/echo", r#"{"x":1}"#, "--to", "fred"];
+    let sealed = site.nanite(seal).stderr(Stdio::null()).output().unwrap();
+    assert!(sealed.status.success());
+    let message = sealed.stdout;
+    assert_eq!(message[0], 0x30, "DER");
+
+    let opened = site.fed(&["open", "--token", "fred"], &message);
+    assert_eq!(opened.code(), 0, "{opened:?}");
+    let opened: Value = serde_json::from_str(&opened.out).unwrap();
+    assert_eq!(opened["packet"]["json_class"], "Nanite::Request");
+    let data = &opened["packet"]["data"];
+    assert_eq!(
+        (&data["type"], &data["payload"], &data["from"]),
+        (&json!("/simple/echo"), &json!({"x": 1}), &json!("mapper-ctl"))
+    );
+    assert_eq!(opened["signer"]["identity"], "mapper-ctl");
+    assert_eq!(opened["signer"]["class"], "live");
+
+    let refused = |token: &str, bytes: &[u8], kind: &str| {
+        let ended = site.fed(&["open", "--token", token], bytes);
+        assert_fails(&ended, 6, &[]);
+        assert!(
+            ended.err.starts_with(&format!("refused: {kind}: ")) && ended.err.lines().count() == 1,
+            "{}",
+            ended.err
+        );
+        assert_eq!(ended.out, "");
+    };
+    refused("bob", &message, "WrongDestination");
+    refused("fred", &message[..message.len() - 1], "Malformed");
+    refused("fred", &[&message[..], &[0]].concat(), "Malformed");
+    refused("fred", b"", "Malformed");
+    let mut forged = message.clone();
+    *forged.last_mut().unwrap() ^= 1;
+    refused("fred", &forged, "BadSignature");
+    refused("fred", &vec![0x30; 17 * 1024 * 1024], "TooLarge");
+
+    std::fs::remove_file(site.path("certs/mapper-ctl.pem")).unwrap();
+    refused("fred", &message, "UnknownSigner");
+    site.issue("mapper ctl --force");
+    refused("fred", &message, "UnknownSigner");
+    let nobody = site.run(&["seal", "/simple/echo", "--to", "nobody"]);
+    assert_fails(&nobody, 6, &["no valid certificate for nanite-nobody", "directory of certificates"]);
+    assert_eq!(nobody.out, "");
+}
+
+#[test]
+fn u02_plain_messages_need_a_word_and_are_warned_of() {
+    for format in ["json", "msgpack", "yaml"] {
+        let site = Site::new(&[]);
+        let plain = ["--insecure-plaintext", "--format", format];
+        let with = |arguments: &[&'static str]| {
+            let mut command = site.bare(arguments.iter().copied().chain(plain));
+            command.env("NANITE_BROKER", site.broker.url());
+            command
+        };
+        let mut agent = ready(&mut with(&["agent", "--token", "fred"]));
+        agent.wait_for("WARNING: --insecure-plaintext: messages are neither signed nor encrypted");
+        agent.wait_for("NOT SECURE");
+        let answer = run(&mut with(&["request", "/agent/echo", "hi", "--look", "60s", "--timeout", "60s"]));
+        assert_eq!((answer.code(), answer.out.as_str()), (0, "hi\n"), "{answer:?}");
+        assert!(answer.err.contains("WARNING: --insecure-plaintext"), "{}", answer.err);
+    }
+}
+
+#[test]
+fn u02_a_mapper_says_who_comes_and_goes() {
+    let site = Site::new(&["agent fred", "agent bob", "mapper ctl"]);
+    let mut mapper = site.start(&["mapper", "--agent-timeout", "1s"]);
+    mapper.wait_for("mapper-ctl is ready: broker amqp://guest@127.0.0.1:");
+    let fred = site.start(&["agent", "--token", "fred", "--tag", "big", "--ping-time", "100ms"]);
+    mapper.wait_for("nanite-fred came: 2 services, tags big");
+    fred.signal(Signal::SIGTERM);
+    let fred = fred.wait();
+    assert_eq!(fred.code(), 0, "{fred:?}");
+    assert!(fred.err.contains("nanite-fred has stopped"), "{}", fred.err);
+    mapper.wait_for("nanite-fred left");
+    let bob = site.start(&["agent", "--token", "bob", "--ping-time", "100ms"]);
+    mapper.wait_for("nanite-bob came: 2 services");
+    bob.signal(Signal::SIGKILL);
+    drop(bob.wait());
+    mapper.wait_for("nanite-bob has been silent for too long");
+    mapper.signal(Signal::SIGINT);
+    let mapper = mapper.wait();
+    assert_eq!(mapper.code(), 0, "{mapper:?}");
+    assert!(!mapper.err.contains("ERROR") && !mapper.err.contains("WARN"), "{}", mapper.err);
+}
+
+#[test]
+fn u02_an_agent_finishes_its_work_at_the_first_signal_and_drops_it_at_the_second() {
+    let site = Site::new(&["agent fred", "mapper ctl"]);
+    site.program("job/wait", "echo $$ > pid; cat gate; echo done");
+    site.program("job/hang", "echo $$ > pid; exec sleep 1000");
+    let pid = site.path("actors/job/pid");
+    let alive =
+        || std::fs::read_to_string(&pid).ok().filter(|pid| pid.ends_with('\n')).map(|pid| pid.trim().to_owned());
+    let gate = site.path("actors/job/gate");
+    nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    assert!(std::fs::metadata(&gate).unwrap().file_type().is_fifo());
+
+    let mut fred = site.agent("fred", &[]);
+    wait_for_agents(&site, &["nanite-fred"]);
+    let mut asking = Running::start(&mut site.nanite(request(&["/job/wait"])));
+    wait_until("the job runs", || alive().is_some());
+    fred.signal(Signal::SIGTERM);
+    fred.wait_for("stopping: running jobs are finished");
+    wait_for_agents(&site, &[]);
+    std::fs::write(&gate, "").unwrap();
+    asking.wait_for("done");
+    let asked = asking.wait();
+    assert_eq!((asked.code(), asked.out.as_str()), (0, "done\n"), "{asked:?}");
+    assert_eq!(fred.wait().code(), 0);
+
+    std::fs::remove_file(&pid).unwrap();
+    let mut fred = site.agent("fred", &[]);
+    wait_for_agents(&site, &["nanite-fred"]);
+    let _asking = Running::start(&mut site.nanite(request(&["/job/hang"])));
+    wait_until("the job runs", || alive().is_some());
+    let job = alive().unwrap();
+    fred.signal(Signal::SIGINT);
+    fred.wait_for("a second signal stops at once");
+    fred.signal(Signal::SIGTERM);
+    let ended = fred.wait();
+    assert_fails(&ended, 1, &["stopped at once"]);
+    wait_until("its program is gone", || !Path::new("/proc").join(&job).exists());
+}
+
+#[test]
+fn u02_commands_leave_nothing_at_the_broker() {
+    let site = Site::new(&["agent fred", "mapper ctl"]);
+    let _fred = site.start(&["agent"]);
+    site.ok(&request(&["/agent/echo"]));
+    site.ok(&["agents"]);
+    site.ok(&["ping", "fred", "--timeout", "60s"]);
+    let queues = || site.broker.api("GET", &format!("/api/queues/{}", site.broker.vhost()), &Value::Null).1;
+    wait_until("no queue of a mapper is left", || {
+        !queues().as_array().unwrap().iter().any(|queue| queue["name"].as_str().unwrap().starts_with("mapper-ctl"))
+    });
+}
+
+#[test]
+fn u02_manual_and_completions_describe_every_command() {
+    let site = Site::new(&[]);
+    site.ok(&["man", "man1"]);
+    let page = |name: &str| std::fs::read_to_string(site.path("man1").join(name)).unwrap();
+    assert!(page("nanite.1").contains("nanite\\-request(1)"));
+    assert!(page("nanite-request.1").contains("\\-\\-selector"));
+    assert!(page("nanite-certs-issue.1").contains("\\-\\-valid\\-for"));
+    assert!(site.ok(&["man"]).starts_with(".ie"));
+    for shell in ["bash", "zsh", "fish"] {
+        let script = site.ok(&["completions", shell]);
+        assert!(["insecure-plaintext", "least_loaded", "services"].iter().all(|word| script.contains(word)), "{shell}");
+    }
+    // A reader that goes away early is no reason to panic.
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let unread = site.bare(["completions", "bash"]).stdout(writer).stderr(Stdio::piped()).output().unwrap();
+    assert_eq!((unread.status.code(), String::from_utf8(unread.stderr).unwrap().as_str()), (Some(1), ""));
+}
