@@ -15,7 +15,7 @@ use super::{Actor, ExposeError, Reply};
 use crate::clock::Timestamp;
 use crate::link::{Link, Received, acknowledge};
 use crate::packet::{Failure, FailureCode, Identity, Packet, Payload, Request, Service, Token};
-use crate::policy::{Decision, Policy};
+use crate::policy::Policy;
 use crate::proxy::MapperProxy;
 use crate::request::ReplyTo;
 
@@ -149,9 +149,10 @@ impl Dispatcher {
         mut reply_to: Option<&mut ReplyTo>,
     ) -> Reply<Payload> {
         let service = context.service().clone();
-        if let Decision::Deny(why) = self.policy.authorize_request(&context.as_caller(), &request) {
-            tracing::info!(%service, caller = %context.caller(), "denied");
-            return Err(Failure::new(FailureCode::Denied, why));
+        let decision = self.policy.authorize_request(&context.as_caller(), &request);
+        if !decision.allowed {
+            tracing::info!(%service, caller = %context.caller(), rule = decision.rule, "denied");
+            return Err(Failure::new(FailureCode::Denied, decision.why));
         }
         let Some(actor) = self.services.find(&service) else {
             return Err(Failure::new(FailureCode::NoSuchService, format!("no service {service} here")));

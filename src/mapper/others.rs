@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 use super::Shared;
 use crate::link::{Received, Subscription, acknowledge};
 use crate::packet::{Failure, FailureCode, Identity, Packet, Payload, Request, Role};
-use crate::policy::{Caller, Decision};
+use crate::policy::Caller;
 use crate::request::{Answers, Ask, Event, Events, ReplyTo, RequestError};
 use crate::serializer::{Inbound, Verified};
 
@@ -85,8 +85,9 @@ impl Order {
     /// Gives it to agents, if its sender may have it done.
     pub async fn place(&self, shared: &Arc<Shared>) -> Result<Placed, RequestError> {
         let caller = Caller { on_behalf_of: self.origin(), ..Caller::new(&self.sender, self.signer.as_ref()) };
-        if let Decision::Deny(why) = shared.policy.authorize_request(&caller, &self.request) {
-            return Err(RequestError::Denied(why));
+        let decision = shared.policy.authorize_request(&caller, &self.request);
+        if !decision.allowed {
+            return Err(RequestError::Denied(decision.why));
         }
         let mut request = self.request.clone();
         request.on_behalf_of = Some(caller.origin().clone());

@@ -13,7 +13,7 @@ use super::{AgentEvent, Shared};
 use crate::clock::Timestamp;
 use crate::link::{Letter, SendError, Subscription};
 use crate::packet::{Advertise, Identity, Packet, Ping, Register, Unregister};
-use crate::policy::{Caller, Decision};
+use crate::policy::Caller;
 use crate::serializer::{Audience, Verified};
 use crate::transport::{Destination, Exchange, topology};
 
@@ -154,13 +154,11 @@ impl Shared {
     }
 
     fn may_register(&self, register: &Register, sender: &Identity, signer: Option<&Verified>) -> bool {
-        match self.policy.authorize_registration(&Caller::new(sender, signer), register) {
-            Decision::Allow => true,
-            Decision::Deny(why) => {
-                tracing::warn!(agent = %sender, why, "registration denied");
-                false
-            }
+        let decision = self.policy.authorize_registration(&Caller::new(sender, signer), register);
+        if !decision.allowed {
+            tracing::warn!(agent = %sender, why = decision.why, rule = decision.rule, "registration denied");
         }
+        decision.allowed
     }
 
     fn tell(&self, event: &AgentEvent) {

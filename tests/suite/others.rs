@@ -118,13 +118,13 @@ impl Policy for Rules {
     fn authorize_registration(&self, caller: &Caller<'_>, register: &Register) -> Decision {
         assert_eq!(caller.signer.map(|signer| signer.signer()), self.secure.then_some(caller.identity));
         let root = register.services.iter().any(|service| service.as_str().starts_with("/root/"));
-        if root { Decision::denied() } else { Decision::Allow }
+        if root { Decision::denied() } else { Decision::allow() }
     }
 
     fn authorize_request(&self, caller: &Caller<'_>, request: &Request) -> Decision {
         assert_eq!(caller.signer.map(|signer| signer.signer()), self.secure.then_some(caller.identity));
         let secret = request.service.as_str().starts_with("/secret/");
-        if secret && caller.origin().name() != "boss" { Decision::denied() } else { Decision::Allow }
+        if secret && caller.origin().name() != "boss" { Decision::denied() } else { Decision::allow() }
     }
 }
 
@@ -148,7 +148,7 @@ async fn n11_hooks_decide_and_get_the_verified_signer(system: System) {
     let answers = mapper.request("/secret/read", ()).target(agent_id("guarded")).await.unwrap();
     let failure = answers.outcomes[&agent_id("guarded")].clone().unwrap_err();
     assert_eq!(failure, Failure::new(FailureCode::Denied, "Denied"));
-    assert_eq!(AllowVerified.authorize_request(&Caller::new(&agent_id("x"), None), &anything()), Decision::Allow);
+    assert_eq!(AllowVerified.authorize_request(&Caller::new(&agent_id("x"), None), &anything()), Decision::allow());
 }
 
 fn anything() -> Request {

@@ -1,9 +1,15 @@
 //! Who may do what: the plug-in point that mappers ask about registrations and requests, and agents about requests.
 
+#[cfg(feature = "policy")]
+mod rules;
+
 use std::fmt;
 
 use crate::packet::{Identity, Register, Request};
 use crate::serializer::Verified;
+
+#[cfg(feature = "policy")]
+pub use rules::{Explanation, Pattern, Rules, RulesError};
 
 /// Decides who may register what and request what.
 ///
@@ -44,17 +50,37 @@ impl<'a> Caller<'a> {
 
 /// What a policy decides.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Decision {
-    /// It may.
-    Allow,
-    /// It may not. The text goes to the caller: let it say no more than the caller may know.
-    Deny(String),
+#[non_exhaustive]
+pub struct Decision {
+    /// Whether it may.
+    pub allowed: bool,
+    /// What a refused caller is told: let it say no more than the caller may know.
+    pub why: String,
+    /// The rule that decided, for the audit log.
+    pub rule: Option<String>,
 }
 
 impl Decision {
+    /// It may.
+    pub fn allow() -> Self {
+        Self { allowed: true, why: String::new(), rule: None }
+    }
+
+    /// It may not; the caller is told this.
+    pub fn deny(why: impl Into<String>) -> Self {
+        Self { allowed: false, why: why.into(), rule: None }
+    }
+
     /// The refusal that says no more than 'Denied'.
     pub fn denied() -> Self {
-        Decision::Deny("Denied".into())
+        Self::deny("Denied")
+    }
+
+    /// The same, by this rule.
+    #[must_use]
+    pub fn by(mut self, rule: impl Into<String>) -> Self {
+        self.rule = Some(rule.into());
+        self
     }
 }
 
@@ -64,10 +90,10 @@ pub struct AllowVerified;
 
 impl Policy for AllowVerified {
     fn authorize_registration(&self, _: &Caller<'_>, _: &Register) -> Decision {
-        Decision::Allow
+        Decision::allow()
     }
 
     fn authorize_request(&self, _: &Caller<'_>, _: &Request) -> Decision {
-        Decision::Allow
+        Decision::allow()
     }
 }
