@@ -349,6 +349,19 @@ for_both! {
         assert_eq!(come, [("1".to_owned(), true), ("2".to_owned(), false)]);
     }
 
+    async fn an_ordered_queue_is_consumed_by_one_after_the_other(world) {
+        let transports = [world.connect().await, world.connect().await];
+        let ordered = Queue { kind: QueueKind::Durable { expires: None, quorum: false, ordered: true }, ..durable("q") };
+        let mut first = transports[0].consume(&ordered, 2).await.unwrap();
+        let mut second = transports[1].consume(&ordered, 2).await.unwrap();
+        for n in 0..6 {
+            transports[0].publish(to_queue("q", n.to_string()), PATIENCE).await.unwrap();
+        }
+        assert_eq!(take(&mut first, 3).await, ["0", "1", "2"]);
+        drop(first);
+        assert_eq!(take(&mut second, 3).await, ["3", "4", "5"]);
+    }
+
     async fn an_unused_queue_expires(world) {
         let transport = world.connect().await;
         let kind = QueueKind::Durable { expires: Some(Duration::from_millis(200)), quorum: false, ordered: false };
