@@ -287,6 +287,14 @@ impl Inner {
         if packet.claimed_sender().is_some_and(|sender| *sender != header.from) {
             return refuse("it says that another has sent it".to_owned());
         }
+        let instance = match &packet {
+            Packet::Register(register) => register.instance,
+            Packet::Ping(ping) => ping.instance,
+            _ => None,
+        };
+        if instance.is_some_and(|instance| instance != header.instance) {
+            return refuse("it names another process than its header".to_owned());
+        }
         if let Packet::Register(register) = &packet
             && !register.within_limits()
         {

@@ -14,6 +14,7 @@ mod n17_programs;
 mod n24_examples;
 mod others;
 mod s01_envelope;
+mod s01_oracles;
 mod s02_stores;
 mod s03_certs_cli;
 mod s04_trust;

@@ -79,7 +79,7 @@ fn s01_an_advertise_is_signed_for_agents_that_are_not_known_yet() {
 #[test]
 fn s01_stored_requests_wait_for_days() {
     let pki = Pki::new(KeyType::P256);
-    let from = pki.serializer(&agent("fred"));
+    let from = pki.serializer(&mapper("m2"));
     let day = 24 * 3600;
     let reader = pki.builder(&mapper("m1")).started_at(at(day)).build().unwrap();
     let mut how = SealRequest::new(&Audience::Mappers, at(1));

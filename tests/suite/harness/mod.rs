@@ -5,6 +5,7 @@
 pub mod broker;
 pub mod forge;
 mod http;
+pub mod oracle;
 pub mod pki;
 pub mod program;
 pub mod proxy;

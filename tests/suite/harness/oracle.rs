@@ -1,0 +1,86 @@
+//! The independent reader and writer of the envelope (`tests/oracle/envelope.py`), and the `openssl` program.
+//!
+//! Python's packages live in an environment under Cargo's directory for tests, which is made when it is missing.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use nanite::certs::Credentials;
+use tempfile::TempDir;
+
+const ORACLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/oracle");
+
+/// Runs the oracle with these arguments; gives what it printed, or its complaint.
+pub fn oracle(arguments: &[&str], input: &[u8]) -> Result<Vec<u8>, String> {
+    let script = format!("{ORACLE}/envelope.py");
+    let output = run(Command::new(python()).arg("-B").arg(script).args(arguments), input);
+    match output.status.success() {
+        true => Ok(output.stdout),
+        false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+    }
+}
+
+/// Runs the `openssl` program in a directory; it must succeed.
+pub fn openssl(dir: &Path, arguments: &str) {
+    let output = run(Command::new("openssl").args(arguments.split_whitespace()).current_dir(dir), b"");
+    assert!(output.status.success(), "openssl {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn run(command: &mut Command, input: &[u8]) -> Output {
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let input = input.to_vec();
+    let writer = std::thread::spawn(move || stdin.write_all(&input));
+    let output = child.wait_with_output().unwrap();
+    // A program that ends before it has read everything says why by itself.
+    let _ = writer.join().unwrap();
+    output
+}
+
+/// The interpreter of an environment with what the oracle needs.
+fn python() -> PathBuf {
+    let requirements = format!("{ORACLE}/requirements.txt");
+    let digest = openssl::sha::sha256(&fs::read(&requirements).unwrap());
+    let base = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let environment = base.join(format!("oracle-{:02x}{:02x}{:02x}{:02x}", digest[0], digest[1], digest[2], digest[3]));
+    let (python, ready) = (environment.join("bin/python"), environment.join("ready"));
+    fs::create_dir_all(base).unwrap();
+    // Tests may run in processes of their own: one makes it, the others wait.
+    let lock = File::create(base.join("oracle.lock")).unwrap();
+    lock.lock().unwrap();
+    if !ready.exists() {
+        let succeed = |command: &mut Command| {
+            let output = command.output().unwrap();
+            assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+        };
+        succeed(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&environment));
+        succeed(Command::new(&python).args(["-m", "pip", "install", "--quiet", "-r", &requirements]));
+        File::create(&ready).unwrap();
+    }
+    python
+}
+
+/// Keys and certificates as files.
+pub struct Files(TempDir);
+
+impl Files {
+    pub fn new() -> Self {
+        Self(TempDir::new().unwrap())
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.0.path()
+    }
+
+    pub fn path(&self, name: &str) -> String {
+        self.dir().join(name).to_str().unwrap().to_owned()
+    }
+
+    /// Writes `NAME.pem` and `NAME-key.pem`.
+    pub fn put(&self, name: &str, credentials: &Credentials) {
+        fs::write(self.path(&format!("{name}.pem")), credentials.certificate().to_pem()).unwrap();
+        fs::write(self.path(&format!("{name}-key.pem")), credentials.key().to_pem().unwrap()).unwrap();
+    }
+}
