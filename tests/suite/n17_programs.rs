@@ -25,11 +25,12 @@ struct Programs(TempDir);
 
 impl Programs {
     fn new(programs: &[(&str, &str)]) -> Self {
-        let programs_dir = Self(TempDir::new().unwrap());
+        let directory = Self(TempDir::new().unwrap());
+        mode(directory.0.path(), 0o755);
         for (name, text) in programs {
-            programs_dir.put(name, text);
+            directory.put(name, text);
         }
-        programs_dir
+        directory
     }
 
     fn path(&self, name: &str) -> PathBuf {

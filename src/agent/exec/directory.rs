@@ -342,6 +342,12 @@ mod tests {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     }
 
+    fn temporary() -> TempDir {
+        let dir = TempDir::new().unwrap();
+        mode(dir.path(), 0o755);
+        dir
+    }
+
     fn put(dir: &TempDir, name: &str, text: &str, bits: u32) -> PathBuf {
         let root = dir.path().canonicalize().unwrap();
         let path = root.join(name);
@@ -368,7 +374,7 @@ mod tests {
 
     #[test]
     fn executables_two_levels_down_are_services() {
-        let dir = TempDir::new().unwrap();
+        let dir = temporary();
         let upper = put(&dir, "text/upper", SCRIPT, 0o755);
         put(&dir, "disk/usage.sh", SCRIPT, 0o700);
         put(&dir, "text/.hidden", SCRIPT, 0o755);
@@ -388,7 +394,7 @@ mod tests {
 
     #[test]
     fn names_and_formats_that_cannot_be_offered_are_skipped() {
-        let dir = TempDir::new().unwrap();
+        let dir = temporary();
         let space = put(&dir, "text/to upper", SCRIPT, 0o755);
         let backup = put(&dir, "text/upper~", SCRIPT, 0o755);
         let umlaut = put(&dir, "tëxt/upper", SCRIPT, 0o755);
@@ -406,7 +412,7 @@ mod tests {
 
     #[test]
     fn what_others_may_write_is_refused_wherever_it_stands() {
-        let dir = TempDir::new().unwrap();
+        let dir = temporary();
         let by_group = put(&dir, "text/group", SCRIPT, 0o775);
         let by_all = put(&dir, "text/all", SCRIPT, 0o757);
         let inside = put(&dir, "open/program", SCRIPT, 0o755);
@@ -428,7 +434,7 @@ mod tests {
 
     #[test]
     fn what_belongs_to_another_user_is_refused() {
-        let dir = TempDir::new().unwrap();
+        let dir = temporary();
         let path = put(&dir, "text/upper", SCRIPT, 0o755);
         let mut directory = open(&dir);
         // Only root can give a file away; anybody else looks with another user's eyes.
@@ -444,8 +450,8 @@ mod tests {
 
     #[test]
     fn links_are_followed_inside_the_directory_only() {
-        let dir = TempDir::new().unwrap();
-        let outside = TempDir::new().unwrap();
+        let dir = temporary();
+        let outside = temporary();
         let elsewhere = put(&outside, "text/elsewhere", SCRIPT, 0o755);
         let upper = put(&dir, "text/upper", SCRIPT, 0o755);
         let text = upper.parent().unwrap();
@@ -477,7 +483,7 @@ mod tests {
 
     #[test]
     fn a_directory_that_others_may_replace_is_not_opened() {
-        let dir = TempDir::new().unwrap();
+        let dir = temporary();
         put(&dir, "a/b/text/upper", SCRIPT, 0o755);
         let (root, above) = (dir.path().join("a/b"), dir.path().canonicalize().unwrap().join("a"));
         let open = || Directory::open(&root, Vec::new());
@@ -497,7 +503,7 @@ mod tests {
 
     #[test]
     fn prefixes_are_picked_and_must_exist() {
-        let dir = TempDir::new().unwrap();
+        let dir = temporary();
         for name in ["a/one", "b/two", "c/three"] {
             put(&dir, name, SCRIPT, 0o755);
         }
@@ -512,7 +518,7 @@ mod tests {
 
     #[test]
     fn no_more_programs_are_offered_than_an_agent_may_register() {
-        let dir = TempDir::new().unwrap();
+        let dir = temporary();
         for number in 0..=Register::MAX_SERVICES {
             put(&dir, &format!("many/{number:05}"), SCRIPT, 0o755);
         }

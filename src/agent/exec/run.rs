@@ -340,7 +340,7 @@ mod tests {
             let prefix = dir.path().join("a");
             fs::create_dir(&prefix).unwrap();
             fs::write(prefix.join("b"), text).unwrap();
-            for path in [&prefix, &prefix.join("b")] {
+            for path in [dir.path(), &prefix, &prefix.join("b")] {
                 fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
             }
             let directory = Directory::open(dir.path(), Vec::new()).unwrap();
