@@ -4,6 +4,7 @@
 #![warn(missing_docs)]
 
 pub mod agent;
+pub mod audit;
 pub mod certs;
 #[cfg(feature = "cli")]
 pub mod cli;

@@ -14,8 +14,10 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
 use tokio::sync::Semaphore;
 
+use crate::audit::{Asked, AuditLog, Record};
 use crate::clock::{Clock, Timestamp};
 use crate::packet::{Identity, MessageId, Packet};
+use crate::policy::Decision;
 use crate::serializer::{
     Audience, Channel, Class, Inbound, OpenContext, OpenError, OpenErrorKind, Provenance, SealError, SealRequest,
     Sealed, Serializer,
@@ -43,6 +45,7 @@ struct Inner {
     /// One permit for each thread that seals or opens.
     workers: Semaphore,
     refusals: Refusals,
+    audit: Option<AuditLog>,
 }
 
 /// What is to be sent, to whom, and how.
@@ -154,7 +157,24 @@ impl Link {
             clock,
             workers,
             refusals: Refusals::default(),
+            audit: None,
         })))
+    }
+
+    /// The same link, with an audit log of what it opens and refuses. To be given before the link is cloned.
+    #[must_use]
+    pub fn with_audit(mut self, audit: Option<AuditLog>) -> Self {
+        if let Some(inner) = Arc::get_mut(&mut self.0) {
+            inner.audit = audit;
+        }
+        self
+    }
+
+    /// Records what was decided about a message that this node opened.
+    pub async fn decided(&self, asked: Asked<'_>, decision: &Decision) {
+        if let Some(audit) = &self.0.audit {
+            audit.record(Record::decided(&self.0.identity, self.now(), &asked, decision)).await;
+        }
     }
 
     /// Who this node is.
@@ -290,6 +310,14 @@ impl Link {
         } else {
             Err(OpenError::new(OpenErrorKind::Unsupported, "another content type"))
         };
+        if let Some(audit) = &self.0.audit {
+            let (node, now) = (&self.0.identity, self.now());
+            let record = match &opened {
+                Ok(inbound) => Record::accepted(node, now, inbound, channel),
+                Err(error) => Record::refused(node, now, error, channel),
+            };
+            audit.record(record).await;
+        }
         match opened {
             Ok(inbound) => Some(Received { inbound, redelivered, acker }),
             Err(error) => {

@@ -12,12 +12,14 @@ use tokio::sync::mpsc;
 
 use super::context::{Context, Emitted, Inner};
 use super::{Actor, ExposeError, Reply};
+use crate::audit::Asked;
 use crate::clock::Timestamp;
 use crate::link::{Link, Received, acknowledge};
-use crate::packet::{Failure, FailureCode, Identity, Packet, Payload, Request, Service, Token};
+use crate::packet::{Failure, FailureCode, Identity, Kind, Packet, Payload, Request, Service, Token};
 use crate::policy::Policy;
 use crate::proxy::MapperProxy;
 use crate::request::ReplyTo;
+use crate::serializer::Verified;
 
 /// How many intermediate results of one job wait to be sent; a handler that emits faster waits.
 const EMITTED: usize = 16;
@@ -150,6 +152,14 @@ impl Dispatcher {
     ) -> Reply<Payload> {
         let service = context.service().clone();
         let decision = self.policy.authorize_request(&context.as_caller(), &request);
+        let asked = Asked {
+            kind: if context.wants_answer() { Kind::Request } else { Kind::Push },
+            from: context.sender(),
+            id: context.signer().map(Verified::id),
+            service: Some(&service),
+            on_behalf_of: request.on_behalf_of.as_ref(),
+        };
+        self.link.decided(asked, &decision).await;
         if !decision.allowed {
             tracing::info!(%service, caller = %context.caller(), rule = decision.rule, "denied");
             return Err(Failure::new(FailureCode::Denied, decision.why));

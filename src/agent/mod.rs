@@ -18,6 +18,7 @@ pub use exec::{ProgramActors, ProgramError, ProgramLimits, SkipReason, Skipped};
 pub use run::{Agent, AgentError, AgentHandle};
 pub use status::{LoadAverage, StatusSource};
 
+use crate::audit::AuditLog;
 use crate::clock::{Clock, SystemClock};
 use crate::files::FileRoot;
 use crate::link::{IdentityMismatch, Link};
@@ -45,6 +46,7 @@ pub struct AgentBuilder {
     prefetch: Option<u16>,
     drain: Duration,
     files: Option<FileRoot>,
+    audit: Option<AuditLog>,
 }
 
 /// Why an agent cannot be built.
@@ -82,6 +84,7 @@ impl Agent {
             prefetch: None,
             drain: Duration::from_secs(30),
             files: None,
+            audit: None,
         }
     }
 }
@@ -143,6 +146,13 @@ impl AgentBuilder {
         self
     }
 
+    /// Writes every message that is accepted or refused, and every decision, to this log; none by default.
+    #[must_use]
+    pub fn audit(mut self, log: AuditLog) -> Self {
+        self.audit = Some(log);
+        self
+    }
+
     /// Takes files that mappers broadcast; none by default.
     #[must_use]
     pub fn files(mut self, root: FileRoot) -> Self {
@@ -186,7 +196,7 @@ impl AgentBuilder {
         }
         let prefetch =
             self.prefetch.unwrap_or_else(|| u16::try_from(self.concurrency.saturating_mul(2)).unwrap_or(u16::MAX));
-        let link = Link::new(self.identity, self.serializer, self.transport, self.clock)?;
+        let link = Link::new(self.identity, self.serializer, self.transport, self.clock)?.with_audit(self.audit);
         Ok(Agent {
             proxy: MapperProxy::of(link.clone()),
             link,

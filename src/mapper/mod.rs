@@ -19,6 +19,7 @@ pub use dispatch::ByMapper;
 pub use selector::{All, Candidate, LeastLoaded, Random, RoundRobin, Selector};
 pub use state::{AgentQuery, AgentRecord, ClusterState, Heartbeat, LocalState, StateError};
 
+use crate::audit::AuditLog;
 use crate::clock::{Clock, SystemClock};
 use crate::files::{Broadcast, BroadcastError, Progress, Receiver, Transfer};
 use crate::link::{IdentityMismatch, Link, SendError};
@@ -60,6 +61,7 @@ pub struct MapperBuilder {
     offline_failsafe: bool,
     offline_redelivery: Duration,
     persistent: bool,
+    audit: Option<AuditLog>,
 }
 
 struct Hook(Box<dyn Fn(&AgentEvent) + Send + Sync>);
@@ -179,6 +181,13 @@ impl MapperBuilder {
         self
     }
 
+    /// Writes every message that is accepted or refused, and every decision, to this log; none by default.
+    #[must_use]
+    pub fn audit(mut self, log: AuditLog) -> Self {
+        self.audit = Some(log);
+        self
+    }
+
     /// For a program that asks for something and ends: nothing of the mapper stays at the broker when its connection is gone.
     /// The price: answers that come while the connection is away are lost. Requests of other nodes, and the offline queue, are
     /// left to other mappers.
@@ -204,7 +213,7 @@ impl MapperBuilder {
             return Err(MapperError::Role(self.identity));
         }
         let shared = Arc::new(Shared {
-            link: Link::new(self.identity, self.serializer, self.transport, self.clock)?,
+            link: Link::new(self.identity, self.serializer, self.transport, self.clock)?.with_audit(self.audit),
             state: self.state,
             policy: self.policy,
             jobs: Arc::default(),
@@ -263,6 +272,7 @@ impl Mapper {
             offline_failsafe: false,
             offline_redelivery: Duration::from_secs(10),
             persistent: false,
+            audit: None,
         }
     }
 

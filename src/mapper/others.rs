@@ -6,8 +6,9 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 
 use super::Shared;
+use crate::audit::Asked;
 use crate::link::{Received, Subscription, acknowledge};
-use crate::packet::{Failure, FailureCode, Identity, Packet, Payload, Request, Role};
+use crate::packet::{Failure, FailureCode, Identity, Kind, Packet, Payload, Request, Role};
 use crate::policy::Caller;
 use crate::request::{Answers, Ask, Event, Events, ReplyTo, RequestError};
 use crate::serializer::{Inbound, Verified};
@@ -86,6 +87,14 @@ impl Order {
     pub async fn place(&self, shared: &Arc<Shared>) -> Result<Placed, RequestError> {
         let caller = Caller { on_behalf_of: self.origin(), ..Caller::new(&self.sender, self.signer.as_ref()) };
         let decision = shared.policy.authorize_request(&caller, &self.request);
+        let asked = Asked {
+            kind: if self.reply_to.is_some() { Kind::Request } else { Kind::Push },
+            from: &self.sender,
+            id: self.signer.as_ref().map(Verified::id),
+            service: Some(&self.request.service),
+            on_behalf_of: caller.on_behalf_of,
+        };
+        shared.link.decided(asked, &decision).await;
         if !decision.allowed {
             return Err(RequestError::Denied(decision.why));
         }

@@ -10,9 +10,10 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::state::{AgentRecord, Heartbeat};
 use super::{AgentEvent, Shared};
+use crate::audit::Asked;
 use crate::clock::Timestamp;
 use crate::link::{Letter, SendError, Subscription};
-use crate::packet::{Advertise, Identity, Packet, Ping, Register, Unregister};
+use crate::packet::{Advertise, Identity, Kind, Packet, Ping, Register, Unregister};
 use crate::policy::Caller;
 use crate::serializer::{Audience, Verified};
 use crate::transport::{Destination, Exchange, topology};
@@ -107,7 +108,7 @@ impl Shared {
             tracing::warn!(agent = %sender, "more services or tags than an agent may have: not registered");
             return;
         }
-        if !self.may_register(register, sender, signer) {
+        if !self.may_register(Kind::Register, register, sender, signer).await {
             return;
         }
         let instance = signer.map(Verified::instance).or(register.instance).unwrap_or(0);
@@ -132,7 +133,7 @@ impl Shared {
             files: Vec::new(),
             instance: None,
         };
-        if !self.may_register(&register, sender, signer) {
+        if !self.may_register(Kind::Unregister, &register, sender, signer).await {
             return;
         }
         // Its running jobs go on: their answers still come.
@@ -153,8 +154,16 @@ impl Shared {
         })
     }
 
-    fn may_register(&self, register: &Register, sender: &Identity, signer: Option<&Verified>) -> bool {
+    async fn may_register(
+        &self,
+        kind: Kind,
+        register: &Register,
+        sender: &Identity,
+        signer: Option<&Verified>,
+    ) -> bool {
         let decision = self.policy.authorize_registration(&Caller::new(sender, signer), register);
+        let id = signer.map(Verified::id);
+        self.link.decided(Asked { kind, from: sender, id, service: None, on_behalf_of: None }, &decision).await;
         if !decision.allowed {
             tracing::warn!(agent = %sender, why = decision.why, rule = decision.rule, "registration denied");
         }

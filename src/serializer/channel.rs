@@ -21,6 +21,18 @@ pub enum Channel {
 }
 
 impl Channel {
+    /// The kind of queue as a word, for people.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Channel::AgentInbox => "agent-inbox",
+            Channel::AgentControl => "agent-control",
+            Channel::MapperInbox => "mapper-inbox",
+            Channel::Presence => "presence",
+            Channel::Requests => "requests",
+            Channel::Offline => "offline",
+        }
+    }
+
     /// Whether a packet of this kind may arrive here.
     pub const fn accepts(self, kind: Kind) -> bool {
         match self {

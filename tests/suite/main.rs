@@ -18,6 +18,7 @@ mod s01_oracles;
 mod s02_stores;
 mod s03_certs_cli;
 mod s04_trust;
+mod s09_audit;
 mod transport;
 mod u01_demo;
 mod u02_cli;
