@@ -189,6 +189,7 @@ pub(super) fn subject(x509: &X509Ref) -> String {
 }
 
 /// A CA certificate, as people look at it.
+#[cfg_attr(not(feature = "cli"), expect(dead_code, reason = "the program shows more of it than the store uses"))]
 #[derive(Clone, Debug)]
 pub(crate) struct Authority {
     /// Its subject.

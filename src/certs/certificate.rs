@@ -120,7 +120,8 @@ impl Certificate {
     /// # Errors
     /// [`CertificateError`] says what it lacks.
     pub fn from_pem(pem: &[u8]) -> Result<Self, CertificateError> {
-        Self::from_x509(X509::from_pem(pem).map_err(|_| CertificateError::Malformed)?)
+        let mut all = super::pem::certificates(pem)?;
+        Self::from_x509(all.swap_remove(0))
     }
 
     /// Takes what OpenSSL has parsed.

@@ -4,6 +4,7 @@ mod anchors;
 mod cached;
 mod certificate;
 mod directory;
+#[cfg(any(feature = "cli", test))]
 pub(crate) mod files;
 mod fixed;
 mod issue;
@@ -16,6 +17,7 @@ mod signing;
 mod store;
 mod trust;
 
+#[cfg(feature = "cli")]
 pub(crate) use anchors::Authority;
 pub use cached::CachedCertificateStore;
 pub use certificate::{Certificate, CertificateError, KeyId, Suite};
@@ -23,9 +25,12 @@ pub use directory::DirectoryCertificateStore;
 pub use fixed::StaticCertificateStore;
 pub use issue::{CertificateAuthority, IssueError};
 pub use key::{Credentials, KeyError, KeyType, PrivateKey};
+#[cfg(feature = "cli")]
 pub(crate) use name::text as name_text;
 pub use node::{CertificateDirectory, DirectoryError};
+#[cfg(feature = "cli")]
 pub(crate) use node::{CertificateFile, Content};
+#[cfg(feature = "cli")]
 pub(crate) use pem::read_certificates;
 pub use request::CertificateRequest;
 pub use store::{CertificateStore, Recipient, RecipientQuery, SignerQuery, StoreError};

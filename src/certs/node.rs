@@ -220,18 +220,6 @@ impl CertificateDirectory {
         Ok(own.with_intermediates(file.intermediates))
     }
 
-    /// Reads a node's certificate, without looking for its key or at its dates.
-    ///
-    /// # Errors
-    /// [`DirectoryError`] says which file is missing or wrong.
-    pub fn certificate(&self, identity: &Identity) -> Result<Arc<Certificate>, DirectoryError> {
-        let path = self.certificate_path(identity)?;
-        self.exists()?;
-        let file = read(&path)?;
-        file.check_identity(identity, &path)?;
-        file.nodes.into_iter().next().ok_or(DirectoryError::Invalid { path, source: CertificateError::Malformed })
-    }
-
     /// The names of the certificate files that are there: the CA's first, then those of agents and mappers in order.
     pub(crate) fn file_names(&self) -> Result<Vec<String>, DirectoryError> {
         self.exists()?;
@@ -260,6 +248,7 @@ impl CertificateDirectory {
 
     /// Reads every certificate file, in the order of [`file_names`](Self::file_names). A file that cannot be used is an entry
     /// with its error.
+    #[cfg(feature = "cli")]
     pub(crate) fn entries(&self) -> Result<Vec<Entry>, DirectoryError> {
         let entry = |name: String| Entry { path: self.path.join(&name), content: self.read_file(&name) };
         Ok(self.file_names()?.into_iter().map(entry).collect())
@@ -279,6 +268,7 @@ fn stem(identity: &Identity) -> Result<String, DirectoryError> {
 }
 
 /// A certificate file of a directory.
+#[cfg(feature = "cli")]
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) path: PathBuf,
@@ -286,6 +276,7 @@ pub(crate) struct Entry {
 }
 
 /// What a certificate file holds.
+#[cfg_attr(not(feature = "cli"), expect(dead_code, reason = "the program shows more of it than the store uses"))]
 #[derive(Debug)]
 pub(crate) enum Content {
     Authorities(Vec<Authority>),

@@ -6,7 +6,9 @@ use std::path::Path;
 
 use openssl::x509::{X509, X509Crl};
 
-use super::{CertificateError, StoreError};
+use super::CertificateError;
+#[cfg(feature = "cli")]
+use super::StoreError;
 
 /// The longest PEM text of certificates that is read, in bytes.
 pub(super) const MAX_CERTIFICATES: usize = 1024 * 1024;
@@ -39,6 +41,7 @@ pub(super) fn certificates(pem: &[u8]) -> Result<Vec<X509>, CertificateError> {
 }
 
 /// Every certificate of a PEM file.
+#[cfg(feature = "cli")]
 pub(crate) fn read_certificates(path: &Path) -> Result<Vec<X509>, StoreError> {
     let unreadable = |source| StoreError::Unreadable { path: path.to_owned(), source };
     let text = read(path, MAX_CERTIFICATES).map_err(unreadable)?;
