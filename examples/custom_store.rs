@@ -47,8 +47,7 @@ impl CertificateStore for JsonStore {
     }
 }
 
-/// What `cargo run` calls, and the tests too.
-pub fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> Result<(), Box<dyn Error>> {
     let now = SystemClock.now();
     let ca = CertificateAuthority::create("example.org", KeyType::P256, CertificateAuthority::VALID_FOR, now)?;
     let issue = |identity: &Identity| ca.issue(identity, KeyType::P256, CertificateAuthority::LEAF_VALID_FOR, now);

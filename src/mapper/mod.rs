@@ -8,6 +8,7 @@ mod selector;
 mod state;
 
 use std::fmt;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -347,9 +348,10 @@ impl Mapper {
         self.shared.advertise(Some((agent.identity.clone(), instance))).await
     }
 
-    /// Waits until an agent registers. Cancel safe.
-    pub async fn agent_registered(&self) {
-        self.shared.changed.notified().await;
+    /// Waits until an agent registers, from the moment of this call on: make it before you look at
+    /// [`agents`](Mapper::agents), await it after, and nobody is missed in between. Cancel safe.
+    pub fn agent_registered(&self) -> impl Future<Output = ()> + Send + '_ {
+        self.shared.changed.notified()
     }
 
     /// Who this mapper is.

@@ -1,9 +1,106 @@
-//! n24: the examples that need no broker and no process of their own run.
+//! n24: the examples do what their documents say, as processes of their own, through RabbitMQ.
 
-#[path = "../../examples/custom_store.rs"]
-mod custom_store;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use nix::sys::signal::Signal;
+
+use crate::harness::broker::Broker;
+use crate::harness::program::{Running, nanite, run};
+
+/// An example, built as these tests are.
+fn example(name: &str) -> Command {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    let folder = FOLDER.get_or_init(|| {
+        let built = Path::new(env!("CARGO_BIN_EXE_nanite")).parent().unwrap();
+        let mut build = Command::new(env!("CARGO"));
+        build.args(["build", "--locked", "--quiet", "--all-features", "--examples"]);
+        build.current_dir(env!("CARGO_MANIFEST_DIR")).arg("--target-dir").arg(built.parent().unwrap());
+        if built.ends_with("release") {
+            build.arg("--release");
+        }
+        let output = build.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        built.join("examples")
+    });
+    let mut command = Command::new(folder.join(name));
+    command.env("NO_COLOR", "1").env_remove("NANITE_BROKER");
+    command
+}
+
+/// A directory of certificates for these nodes, made with the program.
+fn certificates(nodes: &[(&str, &str)]) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let certs = |arguments: &[&str]| {
+        let ended = run(nanite(["certs"]).args(arguments).arg("--dir").arg(dir.path()));
+        assert_eq!(ended.code(), 0, "{ended:?}");
+    };
+    certs(&["init", "--domain", "example.org"]);
+    for (role, name) in nodes {
+        certs(&["issue", role, name]);
+    }
+    dir
+}
+
+#[test]
+fn n24_simple_runs_in_memory_and_through_rabbitmq() {
+    let expected = "/simple/echo: nanite-fred says \"hello\"\n/simple/sum: nanite-fred says 42\n\
+                    /simple/sum: nanite-fred fails: bad_payload\n\
+                    /simple/count: nanite-fred counted 1\n/simple/count: nanite-fred counted 2\n\
+                    /simple/count: nanite-fred counted 3\n/simple/count: nanite-fred says \"done\"\n";
+    let in_memory = run(&mut example("simple"));
+    assert_eq!((in_memory.code(), in_memory.out.as_str()), (0, expected), "{}", in_memory.err);
+    let broker = Broker::shared();
+    let through_rabbitmq = run(example("simple").env("NANITE_BROKER", broker.url()));
+    assert_eq!((through_rabbitmq.code(), through_rabbitmq.out.as_str()), (0, expected), "{}", through_rabbitmq.err);
+}
+
+#[test]
+fn n24_secure_agents_and_a_mapper_are_programs_of_their_own() {
+    let broker = Broker::shared();
+    let dir = certificates(&[("agent", "fred"), ("agent", "bob"), ("mapper", "desk")]);
+    // Of the same domain and on the same broker, but of another CA: nobody listens to it.
+    let others = certificates(&[("agent", "eve")]);
+    let start = |dir: &tempfile::TempDir, name| {
+        let mut agent =
+            Running::start(example("secure_agent").arg(dir.path()).arg(name).env("NANITE_BROKER", broker.url()));
+        agent.wait_for("is ready");
+        agent
+    };
+    let (mut eve, fred, bob) = (start(&others, "eve"), start(&dir, "fred"), start(&dir, "bob"));
+    let mapper = run(example("secure_mapper").arg(dir.path()).arg("desk").env("NANITE_BROKER", broker.url()));
+    assert_eq!(mapper.code(), 0, "{mapper:?}");
+    for agent in ["nanite-bob", "nanite-fred"] {
+        let said: Vec<&str> = mapper.out.lines().filter_map(|line| line.strip_prefix(agent)).collect();
+        assert_eq!(said, [" added \"bolts\"", " added \"a hammer\"", " answers {\"cents\":2479}"], "{mapper:?}");
+    }
+    assert!(!mapper.out.contains("eve"), "{mapper:?}");
+    // What the mapper asks of all agents means nothing to it.
+    eve.wait_for("UnknownSigner");
+    for agent in [&fred, &bob, &eve] {
+        agent.signal(Signal::SIGINT);
+    }
+    for (agent, orders) in [(fred, 1), (bob, 1), (eve, 0)] {
+        let ended = agent.wait();
+        assert_eq!(ended.code(), 0, "{ended:?}");
+        assert_eq!(ended.out.matches("an order of 2 lines from mapper-desk").count(), orders, "{ended:?}");
+    }
+}
 
 #[test]
 fn n24_a_custom_certificate_store_serves_a_secure_serializer() {
-    custom_store::main().unwrap();
+    let ended = run(&mut example("custom_store"));
+    assert_eq!(ended.code(), 0, "{ended:?}");
+    assert!(ended.out.ends_with("opened: the same packet, signed by mapper-control\n"), "{ended:?}");
+}
+
+#[test]
+fn n24_an_example_without_its_certificates_says_what_is_missing() {
+    let dir = tempfile::tempdir().unwrap();
+    let ended = run(example("secure_agent").arg(dir.path()).arg("fred"));
+    assert_eq!(ended.code(), 1);
+    assert!(ended.err.contains("nanite-fred"), "{ended:?}");
+    let ended = run(&mut example("secure_mapper"));
+    assert!(ended.err.contains("DIRECTORY NAME"), "{ended:?}");
 }

@@ -146,11 +146,13 @@ impl World {
                 .await
                 .map_err(stopped("cannot start the mapper"))?;
         let both_known = async {
-            while mapper.agents().await.map_err(stopped("cannot look at the agents"))?.len() < 2 {
-                // It may have registered between the look and the wait: look again soon.
-                let _ = tokio::time::timeout(Duration::from_millis(1), mapper.agent_registered()).await;
+            loop {
+                let registered = mapper.agent_registered();
+                if mapper.agents().await.map_err(stopped("cannot look at the agents"))?.len() >= 2 {
+                    return Ok(());
+                }
+                registered.await;
             }
-            Ok(())
         };
         match tokio::time::timeout(PATIENCE, both_known).await {
             Ok(known) => known?,

@@ -1,0 +1,57 @@
+//! A secure mapper: it waits for two agents, gives both the same order, and shows what they answer. Run it with a directory of
+//! certificates and its name; see the README beside it.
+
+mod node;
+
+use std::error::Error;
+use std::time::Duration;
+
+use nanite::mapper::{Mapper, StateError};
+use nanite::packet::{Identity, SelectorName};
+use nanite::request::Event;
+use serde_json::json;
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).with_writer(std::io::stderr).init();
+    let (directory, name) = node::arguments()?;
+    let identity = Identity::mapper(&name)?;
+    let serializer = node::serializer(&directory, &identity)?;
+    let transport = node::connect(&identity).await?;
+    let mapper = Mapper::builder(identity, serializer, transport.clone()).start().await?;
+    tokio::time::timeout(Duration::from_secs(20), known(&mapper, 2)).await??;
+
+    let order = json!([
+        { "item": "bolts", "pieces": 40, "cents": 12 },
+        { "item": "a hammer", "pieces": 1, "cents": 1999 },
+    ]);
+    let mut events = mapper
+        .request("/orders/total", order)
+        .selector(SelectorName::All)
+        .timeout(Duration::from_secs(5))
+        .events()
+        .await?;
+    while let Some(event) = events.next().await {
+        match event {
+            Event::Intermediate { from, key, value, .. } => println!("{from} {key} {value}"),
+            Event::Outcome { from, result: Ok(total) } => println!("{from} answers {total}"),
+            Event::Outcome { from, result: Err(failure) } => println!("{from} fails: {failure}"),
+            Event::Failed(failure) => return Err(failure.to_string().into()),
+        }
+    }
+    transport.close().await;
+    Ok(())
+}
+
+/// Waits until the mapper knows this many agents: it has asked all that run when it started, and hears of those that come.
+async fn known(mapper: &Mapper, wanted: usize) -> Result<(), StateError> {
+    loop {
+        let registered = mapper.agent_registered();
+        let agents = mapper.agents().await?;
+        if agents.len() >= wanted {
+            return Ok(());
+        }
+        println!("{} of {wanted} agents are known", agents.len());
+        registered.await;
+    }
+}
