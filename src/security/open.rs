@@ -75,7 +75,7 @@ impl Inner {
             return Err(OpenError::new(OpenErrorKind::CannotOpen, "it is too short"));
         };
         let packet = self.decode(header, body)?;
-        let proof = (header.kind == Kind::Register).then(|| {
+        let proof = has_proof(header.kind).then(|| {
             Arc::new(Proof {
                 salt: *salt,
                 body: body.to_vec(),
@@ -151,7 +151,7 @@ impl Inner {
     }
 
     /// Step 6.
-    fn find_signer(
+    pub(super) fn find_signer(
         &self,
         header: &Header,
         key_id: &KeyId,
@@ -171,7 +171,7 @@ impl Inner {
     }
 
     /// Step 7. That there is exactly one identity URI is a condition of being read as a certificate here.
-    fn check_certificate(
+    pub(super) fn check_certificate(
         &self,
         signer: &Certificate,
         header: &Header,
@@ -201,7 +201,7 @@ impl Inner {
     }
 
     /// Step 10.
-    fn check_authority(&self, header: &Header, channel: Channel) -> Result<(), OpenError> {
+    pub(super) fn check_authority(&self, header: &Header, channel: Channel) -> Result<(), OpenError> {
         let refuse = |why: &'static str| Err(OpenError::new(OpenErrorKind::NotAuthorized, why));
         if !channel.permits(header.from.role(), header.kind) {
             return refuse("its sender's role may not send this");
@@ -275,7 +275,7 @@ impl Inner {
     }
 
     /// Step 12.
-    fn decode(&self, header: &Header, body: &[u8]) -> Result<Packet, OpenError> {
+    pub(super) fn decode(&self, header: &Header, body: &[u8]) -> Result<Packet, OpenError> {
         let refuse = |why: String| Err(OpenError::new(OpenErrorKind::BadBody, why));
         let Some(codec) = self.codecs.iter().find(|codec| codec.name() == header.codec) else {
             return refuse(format!("the codec {} is not accepted", header.codec));
@@ -319,10 +319,21 @@ fn check_signature(message: &Message<'_>, signer: &Certificate) -> Result<(), Op
     if message.digest != crypto::sha256(&[message.content_octets]) {
         return Err(refuse("it is over another content"));
     }
-    let header = cms::attributes_header(message.attributes).map_err(|_| refuse("it cannot be checked"))?;
-    let digest = crypto::sha256(&[&header, message.attributes]);
-    crypto::verify(signer.public_key(), signer.suite(), &digest, message.signature)
+    check_signature_over(message.attributes, message.signature, signer)
+}
+
+/// Whether the signature is the signer's over these attributes.
+pub(super) fn check_signature_over(attributes: &[u8], signature: &[u8], signer: &Certificate) -> Result<(), OpenError> {
+    let refuse = |why: &'static str| OpenError::new(OpenErrorKind::BadSignature, why);
+    let header = cms::attributes_header(attributes).map_err(|_| refuse("it cannot be checked"))?;
+    let digest = crypto::sha256(&[&header, attributes]);
+    crypto::verify(signer.public_key(), signer.suite(), &digest, signature)
         .map_err(|Failed| refuse("it is not the signer's"))
+}
+
+/// Of which kinds a proof is kept: those by which mappers know agents.
+pub(super) fn has_proof(kind: Kind) -> bool {
+    matches!(kind, Kind::Register | Kind::Ping)
 }
 
 /// The salt and the body of what was decrypted.

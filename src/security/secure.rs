@@ -20,8 +20,8 @@ use crate::certs::{Certificate, CertificateStore, Credentials, Recipient, Suite,
 use crate::clock::Timestamp;
 use crate::packet::{Identity, Kind, MessageId, Packet};
 use crate::serializer::{
-    Audience, Channel, Class, Codec, Inbound, OpenContext, OpenError, SealError, SealRequest, Sealed, Serializer,
-    Verified,
+    Audience, Channel, Class, Codec, Inbound, OpenContext, OpenError, Proof, SealError, SealRequest, Sealed,
+    Serializer, Verified,
 };
 
 /// What stands before the body in what is encrypted: the salt, then the digest of the header.
@@ -131,6 +131,10 @@ impl Serializer for SecureSerializer {
         let (id, expires_at) = (message.id(), message.expires_at());
         // It was checked that there is room when it was opened; what has expired meanwhile is refused without being remembered.
         let _ = self.0.replay.admit(message.signer(), id, expires_at, now);
+    }
+
+    fn verify_proof(&self, proof: &Arc<Proof>, now: Timestamp) -> Result<Inbound, OpenError> {
+        self.0.verify_proof(proof, now)
     }
 
     fn is_secure(&self) -> bool {

@@ -61,6 +61,15 @@ pub trait Serializer: fmt::Debug + Send + Sync {
     /// gives it again when a connection is lost meanwhile: so its being opened is not what makes it a replay, but this.
     fn spent(&self, _message: &Verified, _now: Timestamp) {}
 
+    /// Verifies what another process kept of a registration or heartbeat (see [`Verified::proof`]): who said it, as `open` would,
+    /// but for its age and whether it was seen before. Whoever asks bounds its age. Formats without signatures have no proofs.
+    ///
+    /// # Errors
+    /// [`OpenError`] when it is refused; its kind says at which step.
+    fn verify_proof(&self, _proof: &Arc<Proof>, _now: Timestamp) -> Result<Inbound, OpenError> {
+        Err(OpenError::new(OpenErrorKind::Unsupported, "this format has no proofs"))
+    }
+
     /// Whether `open` vouches for senders. A node whose serializer does not logs a warning when it starts.
     fn is_secure(&self) -> bool {
         false
@@ -265,7 +274,7 @@ impl Verified {
         self.in_reply_to
     }
 
-    /// What proves to a third party who said it; kept for registrations only.
+    /// What proves to a third party who said it; kept for registrations and heartbeats only.
     pub fn proof(&self) -> Option<&Arc<Proof>> {
         self.proof.as_ref()
     }

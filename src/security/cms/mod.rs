@@ -10,7 +10,7 @@ mod write;
 
 use crate::certs::Suite;
 
-pub(super) use read::{Content, Enveloped, Message, Recipient, attributes_header, read};
+pub(super) use read::{Content, Enveloped, Message, Recipient, SignerInfo, attributes_header, read, read_signer_info};
 pub(super) use write::{agreement, enveloped, shared_info, signed_attributes_for, signed_data, transport};
 
 /// The most recipients of one message.

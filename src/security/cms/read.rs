@@ -176,8 +176,60 @@ pub(crate) fn read(bytes: &[u8]) -> Result<Message<'_>> {
     let signer_info = infos.element()?;
     infos.end()?;
 
-    let mut outer = Fields::new(signer_info)?;
+    let signer = signer_info_fields(signer_info, content_type, &mut notes)?;
+    Ok(Message {
+        content,
+        content_octets,
+        certificates,
+        signer_info,
+        key_id: signer.key_id,
+        attributes: signer.attributes,
+        digest: signer.digest,
+        header: signer.header,
+        suite: signer.suite,
+        signature: signer.signature,
+        unsupported: notes.0,
+    })
+}
+
+/// A SignerInfo of the right shape, by itself; nothing in it is verified.
+#[derive(Debug)]
+pub(crate) struct SignerInfo<'a> {
+    /// The key id of the signer.
+    pub key_id: &'a [u8],
+    /// The content of the signed attributes.
+    pub attributes: &'a [u8],
+    /// The digest in the signed attributes.
+    pub digest: &'a [u8],
+    /// The header in the signed attributes.
+    pub header: &'a [u8],
+    /// The suite that the signature says it is of; none when it is not known.
+    pub suite: Option<Suite>,
+    /// The signature.
+    pub signature: &'a [u8],
+    /// What in it is not supported, if anything.
+    pub unsupported: Option<&'static str>,
+}
+
+/// Reads the SignerInfo of a message that is not there any more, which was encrypted or not.
+///
+/// # Errors
+/// When it is not of the shape.
+pub(crate) fn read_signer_info(bytes: &[u8], encrypted: bool) -> Result<SignerInfo<'_>> {
+    let mut notes = Notes::default();
+    let content_type = if encrypted { oid::AUTH_ENVELOPED_DATA } else { oid::DATA };
+    let signer = signer_info_fields(bytes, content_type, &mut notes)?;
+    Ok(SignerInfo { unsupported: notes.0, ..signer })
+}
+
+fn signer_info_fields<'a>(
+    bytes: &'a [u8],
+    content_type: ObjectIdentifier,
+    notes: &mut Notes,
+) -> Result<SignerInfo<'a>> {
+    let mut outer = Fields::new(bytes)?;
     let mut info = outer.inside(Tag::Sequence)?;
+    outer.end()?;
     ensure(info.number(Tag::Integer)? == 3)?;
     let key_id = key_id(info.value(IMPLICIT_0)?)?;
     notes.algorithm(&mut info, &[algorithm::SHA256, algorithm::SHA256_NULL], "another digest than SHA-256")?;
@@ -190,21 +242,8 @@ pub(crate) fn read(bytes: &[u8]) -> Result<Message<'_>> {
     };
     let signature = info.value(Tag::OctetString)?;
     info.end()?;
-
-    let [digest, header] = three_attributes(attributes, content_type, &mut notes)?;
-    Ok(Message {
-        content,
-        content_octets,
-        certificates,
-        signer_info,
-        key_id,
-        attributes,
-        digest,
-        header,
-        suite,
-        signature,
-        unsupported: notes.0,
-    })
+    let [digest, header] = three_attributes(attributes, content_type, notes)?;
+    Ok(SignerInfo { key_id, attributes, digest, header, suite, signature, unsupported: None })
 }
 
 impl Message<'_> {

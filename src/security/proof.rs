@@ -1,0 +1,119 @@
+//! Proofs: what is kept of a registration or heartbeat, so that another process can see who said it.
+//!
+//! A proof is the signature over the header, and the salt and body that the header's commitment names; it needs no private key.
+//! What the encrypted message was is not part of it: a signer's commitment to the body is in what it signed.
+
+use std::sync::Arc;
+
+use super::cms::{self, SignerInfo};
+use super::envelope::{Header, HeaderFault, commitment};
+use super::open::{check_signature_over, has_proof};
+use super::secure::{Inner, may_carry_certificates};
+use crate::certs::KeyId;
+use crate::clock::Timestamp;
+use crate::packet::Kind;
+use crate::serializer::{Audience, Channel, Class, Inbound, OpenError, OpenErrorKind, Proof, Verified};
+
+impl Inner {
+    /// Verifies a proof: the steps of opening, without those that concern its way here.
+    pub fn verify_proof(&self, proof: &Arc<Proof>, now: Timestamp) -> Result<Inbound, OpenError> {
+        let certificates: usize = proof.certificates.iter().map(Vec::len).sum();
+        let length = certificates + proof.body.len() + proof.signer_info.len();
+        let limit = Kind::Register.max_bytes();
+        if length > limit {
+            let why = format!("{length} bytes, at most {limit} are accepted");
+            return Err(OpenError::new(OpenErrorKind::TooLarge, why));
+        }
+        let (signer_info, header) = self.parse_proof(proof)?;
+        let verified = self.verify_parsed(proof, &signer_info, &header, now);
+        verified.map_err(|error| error.claimed_by(&header.from))
+    }
+
+    fn parse_proof<'a>(&self, proof: &'a Proof) -> Result<(SignerInfo<'a>, Header), OpenError> {
+        let malformed = |why: &'static str| OpenError::new(OpenErrorKind::Malformed, why);
+        let unsupported = |why: &'static str| OpenError::new(OpenErrorKind::Unsupported, why);
+        let mut read = cms::read_signer_info(&proof.signer_info, true);
+        if read.is_err() && self.accept_signed_only {
+            read = cms::read_signer_info(&proof.signer_info, false);
+        }
+        let signer_info = read.map_err(|_| malformed("it is not of the shape of a proof"))?;
+        if let Some(why) = signer_info.unsupported {
+            return Err(unsupported(why));
+        }
+        let header = Header::from_der(signer_info.header).map_err(|fault| match fault {
+            HeaderFault::Malformed(why) => malformed(why),
+            HeaderFault::Unsupported(why) => unsupported(why),
+        })?;
+        if !has_proof(header.kind) {
+            return Err(unsupported("a kind of which no proofs are kept"));
+        }
+        let carried = proof.certificates.len();
+        if carried > cms::MAX_CERTIFICATES || (carried > 0 && !may_carry_certificates(header.kind)) {
+            return Err(malformed("more certificates than its kind carries"));
+        }
+        Ok((signer_info, header))
+    }
+
+    fn verify_parsed(
+        &self,
+        proof: &Arc<Proof>,
+        signer_info: &SignerInfo<'_>,
+        header: &Header,
+        now: Timestamp,
+    ) -> Result<Inbound, OpenError> {
+        if header.to != Audience::Mappers || !header.is_for(&self.identity) {
+            return Err(OpenError::new(OpenErrorKind::WrongDestination, "it is not for the mappers"));
+        }
+        self.check_age(header, now)?;
+        let key_id = KeyId::new(signer_info.key_id)
+            .ok_or_else(|| OpenError::new(OpenErrorKind::Malformed, "the key id has no length"))?;
+        let certificates: Vec<&[u8]> = proof.certificates.iter().map(Vec::as_slice).collect();
+        let presented = self
+            .known
+            .present(&certificates, &key_id)
+            .map_err(|error| OpenError::new(OpenErrorKind::BadCertificate, error.to_string()))?;
+        let signer = self.find_signer(header, &key_id, presented.as_ref(), now)?;
+        self.check_certificate(&signer, header, presented.as_ref(), now)?;
+        if signer_info.suite != Some(signer.suite()) {
+            let why = "it is of another suite than the signer's certificate";
+            return Err(OpenError::new(OpenErrorKind::BadSignature, why));
+        }
+        check_signature_over(signer_info.attributes, signer_info.signature, &signer)?;
+        if let Some(presented) = presented.filter(|presented| presented.leaf.fingerprint() == signer.fingerprint()) {
+            self.known.learn(presented, now);
+        }
+        self.check_authority(header, Channel::Presence)?;
+        if commitment(&proof.salt, &proof.body) != header.commitment {
+            return Err(OpenError::new(OpenErrorKind::CannotOpen, "the body is not what was signed"));
+        }
+        let packet = self.decode(header, &proof.body)?;
+        let verified = Verified {
+            signer: signer.identity().clone(),
+            certificate: *signer.fingerprint(),
+            instance: header.instance,
+            sequence: header.sequence,
+            id: header.id,
+            issued_at: header.issued_at,
+            expires_at: header.expires_at,
+            class: header.class,
+            in_reply_to: header.in_reply_to,
+            proof: Some(proof.clone()),
+        };
+        Ok(Inbound::verified(packet, verified))
+    }
+
+    /// What of freshness holds for what is kept: it may be old, but must have been good once. Its expiry is part of what was
+    /// verified, so that whoever asks can bound its age.
+    fn check_age(&self, header: &Header, now: Timestamp) -> Result<(), OpenError> {
+        let refuse = |why: &'static str| Err(OpenError::new(OpenErrorKind::NotFresh, why));
+        if header.issued_at > now.saturating_add(super::SKEW) {
+            return refuse("it was issued in the future");
+        }
+        if header.expires_at < header.issued_at
+            || header.expires_at.since(header.issued_at) > self.lifetime(Class::Live)
+        {
+            return refuse("it was valid for longer than its class may be");
+        }
+        Ok(())
+    }
+}
