@@ -229,7 +229,10 @@ fn shared_node() -> (Node, File) {
     let starting = open("starting");
     starting.lock().unwrap();
     let ready = base.join("lease.ready");
-    if let Some(node) = fs::read_to_string(&ready).ok().and_then(|text| Node::read(&text)).filter(Node::answers) {
+    // A node whose supervisor was killed would never end: the next supervisor ends it.
+    let is_supervised = open("lease.supervised").try_lock().is_err();
+    let known = fs::read_to_string(&ready).ok().and_then(|text| Node::read(&text));
+    if let Some(node) = known.filter(|node| is_supervised && node.answers()) {
         return (node, lease);
     }
     let dir = base.join(format!("node-{}", random()));
@@ -330,7 +333,7 @@ impl Node {
         };
         let settings = format!(
             "management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {}\n\
-             disk_free_limit.absolute = 1MB\nvm_memory_high_watermark.absolute = 1GB\n",
+             disk_free_limit.absolute = 1MB\ncollect_statistics_interval = 500\nvm_memory_high_watermark.absolute = 1GB\n",
             node.management
         );
         fs::write(dir.join("rabbitmq.conf"), settings).unwrap();

@@ -3,7 +3,8 @@
 #
 #   broker.sh private DIR          until standard input ends; before that, a line `stop` ends it in order and `kill` at once,
 #                                  and both leave its data in DIR
-#   broker.sh shared DIR LEASE     until nobody has held a lock on the file LEASE for some seconds; then LEASE.ready goes, too
+#   broker.sh shared DIR LEASE     until nobody has held a lock on the file LEASE for some seconds; then LEASE.ready goes, too;
+#                                meanwhile LEASE.supervised is locked
 #
 # SERVER is the program that starts a node. Each of the two jobs below is a process group of its own, by which it is ended.
 set -u -m
@@ -54,10 +55,12 @@ private)
     exit 1
     ;;
 shared)
-    exec 9<>"$3"
+    # Not before the node runs: it must not hold these locks. The first says that this supervisor lives.
+    exec 8>"$3.supervised" 9<>"$3"
+    flock -xn 8 || exit 1
     used=$(date +%s)
     while kill -0 "$node" 2>/dev/null; do
-        sleep 1
+        sleep 1 8>&- 9>&-
         touched=$(stat -c %Y "$3")
         [ "$touched" -gt "$used" ] && used=$touched
         if ! flock -xn 9; then
