@@ -194,7 +194,7 @@ impl Inner {
                 self.replay.advance(&header.from, header.instance, header.sequence, self.lifetime(header.class), now)
             }
             // Noted when it has been carried out: until then it may come again.
-            (_, Channel::Offline) => self.replay.check(&header.from, header.id),
+            (_, Channel::Offline) => self.replay.check(&header.from, header.id, header.expires_at, now),
             _ => self.replay.admit(&header.from, header.id, header.expires_at, now),
         };
         admitted.map_err(|why| OpenError::new(OpenErrorKind::Replayed, why))

@@ -69,22 +69,9 @@ impl ReplayMemory {
 
     /// Takes note of a message; refuses one that was seen before.
     pub fn admit(&self, from: &Identity, id: MessageId, expires_at: Timestamp, now: Timestamp) -> Result<(), Refusal> {
-        let second = expires_at.saturating_add(self.skew).as_secs().saturating_add(1);
+        let second = self.last_second(expires_at);
         let mut ids = locked(&self.ids);
-        ids.forget(now.as_secs());
-        if second <= ids.forgotten {
-            return Err("it is older than what is remembered");
-        }
-        let of_sender = ids.seen.get(from);
-        if of_sender.is_some_and(|seen| seen.contains(&id)) {
-            return Err("it was seen before");
-        }
-        if of_sender.map_or(0, HashSet::len) >= self.limits.per_sender {
-            return Err("the memory for this sender is full");
-        }
-        if ids.total >= self.limits.total {
-            return Err("the memory is full");
-        }
+        ids.check(&self.limits, from, id, second, now)?;
         ids.total += 1;
         match ids.seen.get_mut(from) {
             Some(seen) => {
@@ -99,16 +86,13 @@ impl ReplayMemory {
     }
 
     /// Refuses a message that was seen before, or that could not be taken note of, without taking note of it.
-    pub fn check(&self, from: &Identity, id: MessageId) -> Result<(), Refusal> {
-        let ids = locked(&self.ids);
-        let of_sender = ids.seen.get(from);
-        if of_sender.is_some_and(|seen| seen.contains(&id)) {
-            return Err("it was seen before");
-        }
-        if of_sender.map_or(0, HashSet::len) >= self.limits.per_sender || ids.total >= self.limits.total {
-            return Err("the memory is full");
-        }
-        Ok(())
+    pub fn check(&self, from: &Identity, id: MessageId, expires_at: Timestamp, now: Timestamp) -> Result<(), Refusal> {
+        locked(&self.ids).check(&self.limits, from, id, self.last_second(expires_at), now)
+    }
+
+    /// The second until which a message is remembered.
+    fn last_second(&self, expires_at: Timestamp) -> u64 {
+        expires_at.saturating_add(self.skew).as_secs().saturating_add(1)
     }
 
     /// Takes note of a sender's place in its order; refuses what is not behind everything seen of it. `lifetime` is the longest a
@@ -149,6 +133,31 @@ impl ReplayMemory {
 }
 
 impl Ids {
+    fn check(
+        &mut self,
+        limits: &ReplayLimits,
+        from: &Identity,
+        id: MessageId,
+        second: u64,
+        now: Timestamp,
+    ) -> Result<(), Refusal> {
+        self.forget(now.as_secs());
+        if second <= self.forgotten {
+            return Err("it is older than what is remembered");
+        }
+        let of_sender = self.seen.get(from);
+        if of_sender.is_some_and(|seen| seen.contains(&id)) {
+            return Err("it was seen before");
+        }
+        if of_sender.map_or(0, HashSet::len) >= limits.per_sender {
+            return Err("the memory for this sender is full");
+        }
+        if self.total >= limits.total {
+            return Err("the memory is full");
+        }
+        Ok(())
+    }
+
     /// Forgets what was to be kept until before this second.
     fn forget(&mut self, now: u64) {
         while let Some(bucket) = self.by_second.first_entry() {
@@ -215,6 +224,9 @@ mod tests {
         assert_eq!(memory.admit(&fred, id(1), at(60), at(59)), Err("it was seen before"));
         memory.admit(&bob, id(1), at(60), at(59)).unwrap();
         assert_eq!(memory.len(), 2);
+        assert_eq!(memory.check(&bob, id(1), at(60), at(59)), Err("it was seen before"));
+        memory.check(&bob, id(2), at(60), at(59)).unwrap();
+        assert_eq!(memory.len(), 2, "a check takes no note");
         memory.admit(&fred, id(2), at(300), at(200)).unwrap();
         assert_eq!(memory.len(), 1, "what is expired is forgotten");
     }
