@@ -12,7 +12,7 @@ use crate::link::{IdentityMismatch, Letter, Link, Received, SendError, Subscript
 use crate::packet::{Identity, Packet, Request, Role, Token};
 use crate::request::{Ask, Dispatch, Events, Jobs, RequestBuilder, RequestError};
 use crate::serializer::{Audience, Channel, Inbound, Serializer};
-use crate::transport::{Destination, Transport, TransportError, topology};
+use crate::transport::{Destination, Queue, QueueKind, Transport, TransportError, topology};
 
 /// The longest lifetime of a message that asks for work; the work itself may take longer.
 const LIFETIME: Duration = Duration::from_secs(60);
@@ -66,7 +66,11 @@ impl MapperProxy {
         let (name, instance) = (link.identity().as_str(), link.instance());
         let (queue, channel) = match link.identity().role() {
             Role::Agent => (topology::agent_control(name, instance), Channel::AgentControl),
-            Role::Mapper => (topology::mapper_inbox(name, instance), Channel::MapperInbox),
+            // As with an agent, nothing of it stays at the broker when its connection is gone.
+            Role::Mapper => {
+                let inbox = Queue { kind: QueueKind::Exclusive, ..topology::mapper_inbox(name, instance) };
+                (inbox, Channel::MapperInbox)
+            }
         };
         let answers = link.subscribe(&queue, channel, PREFETCH).await?;
         let jobs = Arc::default();

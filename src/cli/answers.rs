@@ -81,6 +81,11 @@ pub(super) fn failures(answers: &Answers) -> Vec<String> {
     answers.failures().map(|(from, failure)| printable(&format!("{from}: {failure}"), false).into_owned()).collect()
 }
 
+/// A part of an answer, in one line.
+pub(super) fn part(from: &Identity, key: &str, value: &Payload, terminal: bool) -> String {
+    format!("{from} {}: {}", printable(key, false), in_line(value, terminal))
+}
+
 /// A text as it is, anything else as JSON. On a terminal nothing in it can steer the terminal.
 fn bare(value: &Payload, terminal: bool) -> String {
     let text = match value.as_str() {

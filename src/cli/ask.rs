@@ -1,6 +1,5 @@
 //! What `nanite request` and `nanite push` have in common: what is asked, of whom, and waiting until somebody can be asked.
 
-use std::io::{IsTerminal, Read};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,11 +7,11 @@ use super::error::{CliError, Exit};
 use super::fleet::Fleet;
 use super::kept::Turns;
 use super::text::counted;
-use super::{Global, duration, node};
+use super::{Global, duration, node, payload};
 use crate::mapper::{AgentRecord, ByMapper, RoundRobin};
-use crate::packet::{Identity, MAX_DEPTH, Payload, Role, SelectorName, Service, Tag};
-use crate::request::RequestBuilder;
-use crate::transport::MAX_BODY;
+use crate::packet::{Identity, Payload, Role, SelectorName, Service, Tag};
+use crate::proxy::MapperProxy;
+use crate::request::{Dispatch, RequestBuilder};
 
 /// What is asked, and of whom.
 #[derive(Debug, clap::Args)]
@@ -40,6 +39,15 @@ pub(super) struct Args {
     /// How long to look for agents that offer it; for a target as long as answers may take.
     #[arg(long, value_name = "TIME", default_value = "2s", value_parser = duration::parse, help_heading = "Whom")]
     look: Duration,
+    /// Have one of the running mappers dispatch it, instead of being a mapper.
+    #[arg(long, conflicts_with_all = ["at_least", "look"], help_heading = "Delivery")]
+    pub via_mapper: bool,
+    /// Let it wait in the offline queue, for a running mapper to deliver, when nobody offers it.
+    #[arg(long, conflicts_with = "at_least", help_heading = "Delivery")]
+    offline: bool,
+    /// Have the broker keep it over a restart.
+    #[arg(long, help_heading = "Delivery")]
+    persistent: bool,
 }
 
 /// An agent by its name or by its identity.
@@ -58,61 +66,76 @@ impl Args {
     /// # Errors
     /// [`CliError`] when what stdin holds is no payload.
     pub(super) fn payload(&self, global: &Global) -> Result<Payload, CliError> {
-        payload(self.payload.as_deref(), global)
+        payload::read(self.payload.as_deref(), global)
+    }
+
+    /// The request, for one of the running mappers to dispatch.
+    pub(super) fn through(&self, proxy: &MapperProxy, payload: Payload) -> RequestBuilder<MapperProxy> {
+        self.address(proxy.request(self.service.as_str(), payload))
     }
 
     /// Looks for somebody who offers it; gives the request, ready to be sent.
     ///
     /// # Errors
-    /// [`CliError`] when nobody offers it, or the target is not there.
-    pub(super) async fn address(
+    /// [`CliError`] when nobody offers it, or the target is not there, and it may not wait.
+    pub(super) async fn to_agents(
         &self,
         fleet: &mut Fleet,
         payload: Payload,
         limit: Duration,
     ) -> Result<RequestBuilder<ByMapper>, CliError> {
-        let service = self.service.resolved();
-        match &self.target {
-            Some(target) => match fleet.present(target, limit).await? {
-                Some(record) if record.offers(&service) && record.carries(&self.tags) => {}
-                record => return Err(self.not_there(target, record.as_deref(), fleet)),
-            },
-            None => {
-                let offering = |agents: &[Arc<AgentRecord>]| {
-                    agents.iter().filter(|record| record.offers(&service) && record.carries(&self.tags)).count()
-                };
-                let enough = |agents: &[Arc<AgentRecord>]| offering(agents) >= self.at_least.max(1);
-                let agents = fleet.settle(self.look.min(limit), enough).await?;
-                match offering(&agents) {
-                    0 => return Err(self.not_offered(&agents, fleet)),
-                    few if few < self.at_least => {
-                        let what = format!(
-                            "{} {}, not {}",
-                            counted(few, "agent"),
-                            if few == 1 { "offers it" } else { "offer it" },
-                            self.at_least
-                        );
-                        return Err(with_refusals(
-                            CliError::new(Exit::NotOffered, what),
-                            fleet,
-                            "see who is there with `nanite agents`",
-                        ));
-                    }
-                    _ => {}
-                }
-            }
+        match self.look_around(fleet, limit).await {
+            Err(error) if error.exit() != Exit::NotOffered || !self.offline => return Err(error),
+            _ => {}
         }
-        let mut request = fleet.mapper.request(self.service.as_str(), payload).selector(self.selector);
+        let mut request = self.address(fleet.mapper.request(self.service.as_str(), payload));
+        let service = self.service.resolved();
+        if let Some(last) = self.turns().and_then(|turns| turns.last(&service).cloned()) {
+            request = request.selector_by(Arc::new(RoundRobin::default().after(&service, last)));
+        }
+        Ok(request)
+    }
+
+    /// Waits until somebody offers it.
+    async fn look_around(&self, fleet: &mut Fleet, limit: Duration) -> Result<(), CliError> {
+        let service = self.service.resolved();
+        let fits = |record: &AgentRecord| record.offers(&service) && record.carries(&self.tags);
+        if let Some(target) = &self.target {
+            return match fleet.present(target, limit).await? {
+                Some(record) if fits(&record) => Ok(()),
+                record => Err(self.not_there(target, record.as_deref(), fleet)),
+            };
+        }
+        let offering = |agents: &[Arc<AgentRecord>]| agents.iter().filter(|record| fits(record)).count();
+        let enough = |agents: &[Arc<AgentRecord>]| offering(agents) >= self.at_least.max(1);
+        let agents = fleet.settle(self.look.min(limit), enough).await?;
+        match offering(&agents) {
+            0 => Err(self.not_offered(&agents, fleet)),
+            few if few < self.at_least => {
+                let offer = if few == 1 { "offers it" } else { "offer it" };
+                let what = format!("{} {offer}, not {}", counted(few, "agent"), self.at_least);
+                let failure = CliError::new(Exit::NotOffered, what);
+                Err(with_refusals(failure, fleet, "see who is there with `nanite agents`"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn address<D: Dispatch>(&self, request: RequestBuilder<D>) -> RequestBuilder<D> {
+        let mut request = request.selector(self.selector);
         if let Some(target) = &self.target {
             request = request.target(target.clone());
         }
         for tag in &self.tags {
             request = request.tag(tag.clone());
         }
-        if let Some(last) = self.turns().and_then(|turns| turns.last(&service).cloned()) {
-            request = request.selector_by(Arc::new(RoundRobin::default().after(&service, last)));
+        if self.offline {
+            request = request.offline_failsafe(true);
         }
-        Ok(request)
+        if self.persistent {
+            request = request.persistent(true);
+        }
+        request
     }
 
     /// Notes who had a turn in round robin, for the next run.
@@ -123,7 +146,7 @@ impl Args {
     }
 
     fn turns(&self) -> Option<Turns> {
-        (self.selector == SelectorName::Rr && self.target.is_none()).then(Turns::load)
+        (self.selector == SelectorName::Rr && self.target.is_none() && !self.via_mapper).then(Turns::load)
     }
 
     fn not_there(&self, target: &Identity, record: Option<&AgentRecord>, fleet: &Fleet) -> CliError {
@@ -131,7 +154,7 @@ impl Args {
             return with_refusals(
                 CliError::new(Exit::NotOffered, format!("{target} is not there")),
                 fleet,
-                "see who is with `nanite agents`",
+                "see who is there with `nanite agents`",
             );
         };
         if !record.offers(&self.service.resolved()) {
@@ -193,64 +216,6 @@ fn listed<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> String {
     }
 }
 
-/// The payload of an argument, or of stdin.
-///
-/// # Errors
-/// [`CliError`] when what stdin holds is no payload.
-pub(super) fn payload(argument: Option<&str>, global: &Global) -> Result<Payload, CliError> {
-    let text = match argument {
-        None => return Ok(Payload::default()),
-        Some("-") => {
-            let stdin = std::io::stdin().lock();
-            if stdin.is_terminal() {
-                global.note("reading the payload from the terminal; end it with Ctrl-D");
-            }
-            read_text(stdin)?
-        }
-        Some(text) => text.to_owned(),
-    };
-    if let Some(why) = looks_like_broken_json(&text) {
-        global.note(&format!("the payload is not JSON ({why}): it is sent as text"));
-    }
-    Ok(Payload::from_text(&text))
-}
-
-fn read_text(input: impl Read) -> Result<String, CliError> {
-    let wrong = |what: String| CliError::new(Exit::Usage, format!("the payload on stdin {what}"));
-    let mut bytes = Vec::new();
-    let limit = MAX_BODY as u64;
-    input.take(limit + 1).read_to_end(&mut bytes).map_err(|error| wrong(format!("cannot be read: {error}")))?;
-    if bytes.len() as u64 > limit {
-        return Err(wrong(format!("is longer than {limit} bytes"))
-            .help("put large data elsewhere, and its place in the payload"));
-    }
-    let mut text = String::from_utf8(bytes).map_err(|_| {
-        wrong("is neither JSON nor text".into()).help("encode bytes as text, for example with `base64`")
-    })?;
-    // The line end that `echo` and editors add is not meant.
-    if text.ends_with('\n') {
-        text.pop();
-    }
-    Ok(text)
-}
-
-/// What is wrong with a text that begins as JSON and is none.
-fn looks_like_broken_json(text: &str) -> Option<String> {
-    let error = match serde_json::from_str::<Payload>(text) {
-        Ok(_) => return None,
-        Err(error) => error,
-    };
-    if !text.trim_start().starts_with(['{', '[', '"']) {
-        return None;
-    }
-    Some(match error.classify() {
-        serde_json::error::Category::Data => {
-            format!("line {}: a key stands twice, or more than {MAX_DEPTH} levels", error.line())
-        }
-        _ => error.to_string(),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::fleet::tests::{agent as start_agent, fleet};
@@ -276,18 +241,7 @@ mod tests {
         assert_eq!(agent("mapper-x").unwrap().as_str(), "nanite-mapper-x");
         assert!(agent("a b").unwrap_err().contains("a name is"));
         assert!(agent("nanite-").is_ok(), "an agent may have that name");
-    }
-
-    #[test]
-    fn u02_a_payload_is_json_where_it_parses_and_a_broken_one_is_told() {
-        assert_eq!(looks_like_broken_json(r#"{"a":1}"#), None);
-        assert_eq!(looks_like_broken_json("hello"), None);
-        assert_eq!(looks_like_broken_json("-5x"), None);
-        assert!(looks_like_broken_json(r#"{"a":1"#).unwrap().contains("EOF"));
-        assert!(looks_like_broken_json(r#"{"a":1,"a":2}"#).unwrap().contains("twice"));
-        assert_eq!(read_text(&b"hi\n"[..]).unwrap(), "hi");
-        assert!(read_text(&b"\xff"[..]).unwrap_err().message().contains("neither JSON nor text"));
-        assert_eq!(ask(&["/a/b", "-5"]).payload.as_deref(), Some("-5"));
+        assert_eq!(ask(&["/a/b", "-5"]).payload.as_deref(), Some("-5"), "a negative number is no option");
     }
 
     #[tokio::test(start_paused = true)]
@@ -295,7 +249,7 @@ mod tests {
         let broker = MemoryBroker::new();
         let limit = Duration::from_secs(3);
         let refused = async |fleet: &mut Fleet, line: &[&str]| {
-            let error = ask(line).address(fleet, Payload::default(), limit).await.unwrap_err();
+            let error = ask(line).to_agents(fleet, Payload::default(), limit).await.unwrap_err();
             assert_eq!(error.exit(), Exit::NotOffered);
             (error.message().to_owned(), error.remedy().unwrap_or_default().to_owned())
         };
@@ -329,7 +283,7 @@ mod tests {
             (&["/x/echo", "--selector", "all", "--tag", "t"], &["nanite-a"]),
             (&["/x/echo", "--target", "b"], &["nanite-b"]),
         ] {
-            let request = ask(line).address(&mut fleet, payload.clone(), Duration::from_secs(1)).await.unwrap();
+            let request = ask(line).to_agents(&mut fleet, payload.clone(), Duration::from_secs(1)).await.unwrap();
             let answers = request.await.unwrap();
             let from: Vec<&str> = answers.results().map(|(from, _)| from.as_str()).collect();
             assert_eq!(from, expected);

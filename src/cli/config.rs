@@ -61,6 +61,9 @@ pub(super) struct MapperSection {
     pub token: Option<String>,
     #[serde(deserialize_with = "time")]
     pub agent_timeout: Option<Duration>,
+    pub offline_failsafe: Option<bool>,
+    #[serde(deserialize_with = "time")]
+    pub offline_redelivery_frequency: Option<Duration>,
 }
 
 fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Zeroizing<String>>, D::Error> {
@@ -225,6 +228,8 @@ mod tests {
             [mapper]
             token = "control"
             agent-timeout = "30s"
+            offline-failsafe = true
+            offline-redelivery-frequency = "1m"
         "#;
         let file = parse(text, Path::new("x")).unwrap();
         assert_eq!(file.agent.ping_time, Some(Duration::from_secs(15)));
@@ -232,6 +237,8 @@ mod tests {
         assert_eq!(file.agent.tags, Some(vec!["big".parse().unwrap()]));
         assert_eq!((file.agent.concurrency, file.agent.prefetch), (Some(4), Some(8)));
         assert_eq!(file.mapper.agent_timeout, Some(Duration::from_secs(30)));
+        assert_eq!(file.mapper.offline_failsafe, Some(true));
+        assert_eq!(file.mapper.offline_redelivery_frequency, Some(Duration::from_secs(60)));
         assert_eq!(file.mapper.token.as_deref(), Some("control"));
     }
 

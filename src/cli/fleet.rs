@@ -120,8 +120,13 @@ impl Fleet {
 
     /// Says goodbye to the broker.
     pub(super) async fn close(self) {
-        let _ = timeout(CLOSE, self.transport.close()).await;
+        close(&self.transport).await;
     }
+}
+
+/// Closes a connection in order, so that the broker has no reason to complain; not for long.
+pub(super) async fn close(transport: &Arc<dyn Transport>) {
+    let _ = timeout(CLOSE, transport.close()).await;
 }
 
 #[cfg(test)]

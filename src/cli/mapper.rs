@@ -12,7 +12,9 @@ use crate::packet::{Identity, Role, Service, Tag};
 
 /// Run a mapper: it knows the agents, and says who comes and goes.
 ///
-/// Programs that embed a mapper, and `nanite request`, do not need it: each is a mapper itself. It runs until SIGINT or SIGTERM.
+/// It dispatches what agents, and programs with `--via-mapper`, have asked the mappers for, and delivers what waits in the offline
+/// queue. Programs that embed a mapper, and `nanite request`, do not need it: each is a mapper itself. It runs until SIGINT or
+/// SIGTERM.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
@@ -20,6 +22,12 @@ pub(super) struct Args {
     /// After how long a silent agent counts as gone [default: 60s].
     #[arg(long, value_name = "TIME", value_parser = duration::parse, help_heading = "Mapper")]
     agent_timeout: Option<Duration>,
+    /// Let requests and pushes of others wait in the offline queue when nobody offers their service.
+    #[arg(long, help_heading = "Mapper")]
+    offline_failsafe: bool,
+    /// How often what waits in the offline queue is tried again, beside when an agent comes [default: 10s].
+    #[arg(long, value_name = "TIME", value_parser = duration::parse, help_heading = "Mapper")]
+    offline_redelivery_frequency: Option<Duration>,
 }
 
 pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
@@ -29,6 +37,13 @@ pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
         let mut mapper = Mapper::builder(node.identity.clone(), node.serializer.clone(), transport.clone());
         if let Some(timeout) = args.agent_timeout.or(global.config.file.mapper.agent_timeout) {
             mapper = mapper.agent_timeout(timeout);
+        }
+        let file = &global.config.file.mapper;
+        if args.offline_failsafe || file.offline_failsafe.unwrap_or(false) {
+            mapper = mapper.offline_failsafe(true);
+        }
+        if let Some(every) = args.offline_redelivery_frequency.or(file.offline_redelivery_frequency) {
+            mapper = mapper.offline_redelivery_frequency(every);
         }
         let roll = Roll::default();
         let mapper = mapper.on_agent(move |event| roll.note(event));

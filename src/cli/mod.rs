@@ -18,6 +18,7 @@ mod logging;
 mod mapper;
 mod node;
 mod output;
+mod payload;
 mod ping;
 mod push;
 mod remedy;
@@ -27,6 +28,7 @@ mod seal;
 mod signals;
 mod table;
 mod text;
+mod way;
 
 use std::ffi::OsString;
 use std::path::PathBuf;

@@ -5,21 +5,22 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::error::{CliError, Exit};
-use super::fleet::Fleet;
-use super::{Global, ask, output, remedy, runtime};
-use crate::packet::{Identity, Payload, Role};
+use super::way::Way;
+use super::{Global, ask, output, runtime};
+use crate::packet::{Identity, Role};
 
 /// How long a target is looked for.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Give agents work, without an answer.
 ///
-/// The broker has confirmed the message when the command ends: it is in the queue of each agent that is named on stderr.
+/// The broker has confirmed the message when the command ends: it is in the queue of each agent that is named on stderr, or in that of
+/// the mappers.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
     ask: ask::Args,
-    /// One JSON object on stdout: {"sent": [ID]}.
+    /// One JSON object on stdout: {"sent": [ID]}; empty where a mapper chooses.
     #[arg(long)]
     json: bool,
 }
@@ -33,9 +34,9 @@ pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
     let node = args.ask.node.node(global, Role::Mapper)?;
     let payload = args.ask.payload(global)?;
     runtime::run(async {
-        let mut fleet = Fleet::start(&node).await?;
-        let sent = push(args, &mut fleet, payload).await;
-        fleet.close().await;
+        let mut way = Way::open(&node, &args.ask).await?;
+        let sent = way.push(&args.ask, payload, PATIENCE).await;
+        way.close().await;
         let sent = match sent {
             Err(error) if args.json && error.exit() == Exit::NotOffered => {
                 output::json(&Sent { sent: &[] })?;
@@ -46,17 +47,15 @@ pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
         if args.json {
             output::json(&Sent { sent: &sent })?;
         }
+        if let [agent] = &sent[..] {
+            args.ask.took_turn(agent);
+        }
         let names: Vec<&str> = sent.iter().map(Identity::as_str).collect();
-        global.note(&format!("given to {}", names.join(", ")));
+        match (names.is_empty(), args.ask.via_mapper) {
+            (false, _) => global.note(&format!("given to {}", names.join(", "))),
+            (true, true) => global.note("given to the mappers"),
+            (true, false) => global.note("nobody offers it: it waits in the offline queue, for a mapper that runs"),
+        }
         Ok(Exit::Success)
     })
-}
-
-async fn push(args: &Args, fleet: &mut Fleet, payload: Payload) -> Result<Vec<Identity>, CliError> {
-    let push = args.ask.address(fleet, payload, PATIENCE).await?;
-    let sent = push.push().await.map_err(|error| remedy::request(&error, fleet.broker()))?;
-    if let Some(agent) = sent.first() {
-        args.ask.took_turn(agent);
-    }
-    Ok(sent)
 }

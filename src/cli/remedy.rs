@@ -7,7 +7,7 @@ use crate::agent::{AgentError, BuildError, ProgramError};
 use crate::certs::{AuthorityError, CertificateDirectory, DirectoryError, IssueError, KeyError, TrustError};
 use crate::link::SendError;
 use crate::mapper::MapperError;
-use crate::packet::Identity;
+use crate::packet::{FailureCode, Identity};
 use crate::request::RequestError;
 use crate::serializer::SealError;
 use crate::transport::TransportError;
@@ -168,8 +168,14 @@ pub(super) fn send(error: &SendError, broker: &str) -> CliError {
 pub(super) fn request(error: &RequestError, broker: &str) -> CliError {
     match error {
         RequestError::Send(error) => send(error, broker),
-        RequestError::NoTarget(_) | RequestError::NoMapper => {
+        RequestError::NoTarget(_) => {
             CliError::of(Exit::NotOffered, error).help("see what is offered with `nanite services`")
+        }
+        RequestError::NoMapper => {
+            CliError::of(Exit::NotOffered, error).help("start one with `nanite mapper`, or ask without `--via-mapper`")
+        }
+        RequestError::Refused(failure) if matches!(failure.code, FailureCode::TimedOut | FailureCode::Lost) => {
+            CliError::of(Exit::Incomplete, error).help("give it more time with `--timeout`")
         }
         RequestError::Denied(_) => CliError::of(Exit::Denied, error),
         RequestError::Service(_) | RequestError::Payload(_) => CliError::of(Exit::Usage, error),

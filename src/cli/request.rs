@@ -3,12 +3,15 @@
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
+use serde_json::json;
+
 use super::answers::{self, Tally};
 use super::error::{CliError, Exit};
-use super::fleet::Fleet;
+use super::text::counted;
+use super::way::Way;
 use super::{Global, ask, duration, output, remedy, runtime};
-use crate::packet::{Payload, Role};
-use crate::request::Answers;
+use crate::packet::{Identity, Payload, Role};
+use crate::request::{Answers, Event};
 
 /// Ask agents to do something, and show what they answer.
 ///
@@ -22,6 +25,10 @@ pub(super) struct Args {
     /// How long the answers may take.
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration::parse)]
     timeout: Duration,
+    /// Show intermediate results as they come, as `ID KEY: VALUE`; with --json one object a line, {"from": ID, "key": .., "value": ..},
+    /// before the last line with the answers.
+    #[arg(long)]
+    follow: bool,
     /// One JSON object on stdout: {"results": {ID: VALUE}, "failures": {ID: {"code": .., "message": ..}}}.
     #[arg(long)]
     json: bool,
@@ -31,9 +38,9 @@ pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
     let node = args.ask.node.node(global, Role::Mapper)?;
     let payload = args.ask.payload(global)?;
     runtime::run(async {
-        let mut fleet = Fleet::start(&node).await?;
-        let asked = ask(args, &mut fleet, payload).await;
-        fleet.close().await;
+        let mut way = Way::open(&node, &args.ask).await?;
+        let asked = ask(args, &mut way, payload).await;
+        way.close().await;
         match asked {
             Ok((answers, took)) => show(global, args, &answers, took),
             Err(error) => {
@@ -46,18 +53,46 @@ pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
     })
 }
 
-async fn ask(args: &Args, fleet: &mut Fleet, payload: Payload) -> Result<(Answers, Duration), CliError> {
-    let request = args.ask.address(fleet, payload, args.timeout).await?.timeout(args.timeout);
+async fn ask(args: &Args, way: &mut Way, payload: Payload) -> Result<(Answers, Duration), CliError> {
+    let mut events = way.request(&args.ask, payload, args.timeout).await?;
     let started = Instant::now();
-    let answers = request.await.map_err(|error| remedy::request(&error, fleet.broker()))?;
-    if let Some(agent) = answers.outcomes.keys().next() {
+    let mut answers = Answers::default();
+    while let Some(event) = events.next().await {
+        match event {
+            Event::Outcome { from, result } => drop(answers.outcomes.insert(from, result)),
+            Event::Failed(failure) => return Err(remedy::request(&failure.into(), way.broker())),
+            Event::Intermediate { from, key, value, missed } if args.follow => {
+                if missed > 0 {
+                    output::note(&format!(
+                        "{from}: {} missing here",
+                        counted(usize::try_from(missed).unwrap_or(usize::MAX), "part")
+                    ));
+                }
+                part(args, &from, &key, &value)?;
+            }
+            Event::Intermediate { .. } => {}
+        }
+    }
+    if let [agent] = &answers.outcomes.keys().collect::<Vec<_>>()[..] {
         args.ask.took_turn(agent);
     }
     Ok((answers, started.elapsed()))
 }
 
-fn show(global: &Global, args: &Args, answers: &Answers, took: Duration) -> Result<Exit, CliError> {
+/// Shows a part of an answer.
+fn part(args: &Args, from: &Identity, key: &str, value: &Payload) -> Result<(), CliError> {
     if args.json {
+        let part = json!({"from": from, "key": key, "value": value});
+        return output::line(&part.to_string());
+    }
+    output::line(&answers::part(from, key, value, std::io::stdout().is_terminal()))
+}
+
+fn show(global: &Global, args: &Args, answers: &Answers, took: Duration) -> Result<Exit, CliError> {
+    if args.json && args.follow {
+        let line = serde_json::to_string(answers).map_err(|error| CliError::of(Exit::Failure, &error))?;
+        output::line(&line)?;
+    } else if args.json {
         output::json(answers)?;
     } else {
         for value in answers::values(answers, std::io::stdout().is_terminal()) {

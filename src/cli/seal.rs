@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::ask::{agent, payload};
+use super::ask::agent;
 use super::error::{CliError, Exit};
-use super::{Global, node, output, remedy};
+use super::{Global, node, output, payload, remedy};
 use crate::clock::{Clock, SystemClock};
 use crate::packet::{Identity, MessageId, Packet, Request, Role, Service, Token};
 use crate::serializer::{Audience, Channel, Class, OpenContext, SealError, SealRequest, Serializer, Verified};
@@ -70,7 +70,7 @@ pub(super) fn seal(global: &Global, args: &Seal) -> Result<Exit, CliError> {
             .help("write it to a file: `nanite seal ... > message.der`, or pipe it to `nanite open`"));
     }
     let secure = args.who.secure(&global.config, Role::Mapper, None)?;
-    let mut request = Request::new(args.service.resolved(), payload(args.payload.as_deref(), global)?);
+    let mut request = Request::new(args.service.resolved(), payload::read(args.payload.as_deref(), global)?);
     request.from = Some(secure.identity);
     request.token = Some(Token::random().map_err(|error| remedy::seal(&SealError::Random(error)))?);
     let audience = Audience::One(args.to.clone());

@@ -523,12 +523,78 @@ fn u02_an_agent_finishes_its_work_at_the_first_signal_and_drops_it_at_the_second
 }
 
 #[test]
+fn n08_parts_of_an_answer_are_shown_as_they_come() {
+    let site = Site::new(&["agent fred", "mapper ctl"]);
+    site.program("job/count", "for n in 1 2; do echo '{\"key\":\"k\",\"value\":'$n'}' >&3; done; cat gate; echo done");
+    nix::unistd::mkfifo(&site.path("actors/job/gate"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let _fred = site.agent("fred", &[]);
+    wait_for_agents(&site, &["nanite-fred"]);
+    let mut asking = Running::start(&mut site.nanite(request(&["/job/count", "--follow"])));
+    asking.wait_for("nanite-fred k: 1\nnanite-fred k: 2\n");
+    std::fs::write(site.path("actors/job/gate"), "").unwrap();
+    let asked = asking.wait();
+    assert_eq!((asked.code(), asked.out.as_str()), (0, "nanite-fred k: 1\nnanite-fred k: 2\ndone\n"));
+
+    let mut asking = Running::start(&mut site.nanite(request(&["/job/count", "--follow", "--json"])));
+    asking.wait_for("\"value\":2");
+    std::fs::write(site.path("actors/job/gate"), "").unwrap();
+    let lines: Vec<Value> = asking.wait().out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let part = |value: u8| json!({"from": "nanite-fred", "key": "k", "value": value});
+    assert_eq!(lines, [part(1), part(2), json!({"results": {"nanite-fred": "done"}, "failures": {}})]);
+}
+
+#[test]
+fn n10_a_running_mapper_dispatches_for_others() {
+    let site = Site::new(&["agent fred", "mapper ctl", "mapper prog"]);
+    site.program("simple/who", "echo $NANITE_CALLER");
+    site.program("simple/fail", "exit 1");
+    let ask = |arguments: &[&str]| {
+        let all = ["request", "--via-mapper", "--token", "prog", "--timeout", "60s"]
+            .into_iter()
+            .chain(arguments.iter().copied());
+        site.run(&all.collect::<Vec<_>>())
+    };
+    assert_fails(&ask(&["/simple/who"]), 3, &["no mapper is there", "nanite mapper"]);
+    let mut mapper = site.start(&["mapper", "--token", "ctl"]);
+    let _fred = site.agent("fred", &[]);
+    mapper.wait_for("nanite-fred came");
+    let answer = ask(&["/simple/who"]);
+    assert_eq!((answer.code(), answer.out.as_str()), (0, "mapper-prog\n"), "{answer:?}");
+    assert_fails(&ask(&["/simple/fail"]), 1, &["nanite-fred: failed"]);
+    assert_fails(&ask(&["/simple/none"]), 3, &["no agent offers /simple/none"]);
+    assert_fails(&ask(&["/simple/who", "--target", "bob"]), 3, &["nanite-bob"]);
+}
+
+#[test]
+fn n12_work_waits_for_an_agent_when_it_may() {
+    let site = Site::new(&["agent fred", "mapper ctl", "mapper prog"]);
+    site.program("file/keep", "cat > kept");
+    let offer = |offline: &[&str]| {
+        let all = ["push", "/file/keep", "later", "--token", "prog", "--look", "1s"].iter().chain(offline).copied();
+        site.run(&all.collect::<Vec<_>>())
+    };
+    assert_fails(&offer(&[]), 3, &["no agent offers /file/keep"]);
+    let waits = offer(&["--offline"]);
+    assert_eq!(waits.code(), 0, "{waits:?}");
+    assert!(waits.err.contains("it waits in the offline queue"), "{}", waits.err);
+    let late = site.run(&["request", "/file/keep", "--token", "prog", "--offline", "--look", "1s", "--timeout", "2s"]);
+    assert_fails(&late, 4, &["no answer", "--timeout"]);
+    let _mapper = site.start(&["mapper", "--token", "ctl"]);
+    let _fred = site.agent("fred", &[]);
+    wait_until("fred has done what waited", || {
+        std::fs::read_to_string(site.path("actors/file/kept"))
+            .is_ok_and(|kept| kept == "\"later\"\n" || kept == "\"later\"")
+    });
+}
+
+#[test]
 fn u02_commands_leave_nothing_at_the_broker() {
     let site = Site::new(&["agent fred", "mapper ctl"]);
     let _fred = site.start(&["agent"]);
     site.ok(&request(&["/agent/echo"]));
     site.ok(&["agents"]);
     site.ok(&["ping", "fred", "--timeout", "60s"]);
+    assert_eq!(site.run(&["request", "/agent/echo", "--via-mapper", "--timeout", "1s"]).code(), 3);
     let queues = || site.broker.api("GET", &format!("/api/queues/{}", site.broker.vhost()), &Value::Null).1;
     wait_until("no queue of a mapper is left", || {
         !queues().as_array().unwrap().iter().any(|queue| queue["name"].as_str().unwrap().starts_with("mapper-ctl"))
