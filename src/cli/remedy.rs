@@ -16,9 +16,7 @@ use crate::transport::TransportError;
 pub(super) fn directory(error: &DirectoryError, directory: &CertificateDirectory) -> CliError {
     use DirectoryError as E;
     let dir = directory.path().display();
-    let issue = |identity: &Identity| {
-        format!("issue one with `nanite certs issue {} {} --dir {dir}`", identity.role(), identity.name())
-    };
+    let issue = |identity: &Identity| format!("nanite certs issue {} {} --dir {dir}", identity.role(), identity.name());
     let again = |path: &Path| match path.file_name().and_then(|name| name.to_str()).and_then(file_identity) {
         Some((role, name)) => format!("issue a new one with `nanite certs issue {role} {name} --dir {dir} --force`"),
         None => "put a certificate that `nanite certs issue` made in its place".to_owned(),
@@ -31,11 +29,10 @@ pub(super) fn directory(error: &DirectoryError, directory: &CertificateDirectory
         E::NoAuthority(_) => failure.help(format!(
             "copy ca.pem from where your certificates are issued, or make a new CA with `nanite certs init --dir {dir}`"
         )),
-        E::NoCertificate { identity, .. } => failure.help(issue(identity)),
-        E::NoKey { identity, .. } => failure.help(format!(
-            "copy the key to this machine, or {} --force",
-            issue(identity).replace('`', "").replacen("issue one with", "issue both anew with", 1)
-        )),
+        E::NoCertificate { identity, .. } => failure.help(format!("issue one with `{}`", issue(identity))),
+        E::NoKey { identity, .. } => {
+            failure.help(format!("copy the key to this machine, or issue both anew with `{} --force`", issue(identity)))
+        }
         E::AmbiguousName(_) => failure.help("choose a name that does not end in '-key'"),
         E::Key { path, source, .. } => key(failure, path, source),
         E::Mismatch { certificate, .. } => failure.help(again(certificate)),
