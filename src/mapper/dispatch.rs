@@ -106,7 +106,9 @@ impl Sending<'_> {
                         Ok(()) => sent.push(identity),
                         Err(SendError::Transport(TransportError::Unroutable(_))) => {
                             tracing::info!(agent = %identity, "its queue is gone: another agent is chosen");
-                            let _ = self.shared.state.remove(&identity).await;
+                            let meant = group.iter().find(|candidate| candidate.record.identity == identity);
+                            let instance = meant.map(|candidate| candidate.record.instance);
+                            let _ = self.shared.state.remove(&identity, instance).await;
                             gone.insert(identity);
                         }
                         // One of several: the others have it already.

@@ -18,7 +18,7 @@ use tokio::task::AbortHandle;
 
 pub use dispatch::ByMapper;
 pub use selector::{All, Candidate, LeastLoaded, Random, RoundRobin, Selector};
-pub use state::{AgentQuery, AgentRecord, ClusterState, Heartbeat, LocalState, StateError};
+pub use state::{AgentQuery, AgentRecord, ClusterState, Heartbeat, LocalState, StateContext, StateError};
 
 use crate::audit::AuditLog;
 use crate::clock::{Clock, SystemClock};
@@ -95,7 +95,7 @@ struct Shared {
     offline_redelivery: Duration,
     persistent: bool,
     hooks: Vec<Hook>,
-    /// Told whenever an agent has registered.
+    /// Told whenever an agent has registered, here or elsewhere.
     changed: Notify,
 }
 
@@ -122,6 +122,9 @@ pub enum MapperError {
     /// Its queues cannot be used.
     #[error("cannot use the mapper's queues")]
     Transport(#[from] TransportError),
+    /// The place of what it knows of agents cannot be used.
+    #[error("cannot use the mapper's state")]
+    State(#[from] StateError),
 }
 
 impl MapperBuilder {
@@ -228,6 +231,8 @@ impl MapperBuilder {
             changed: Notify::new(),
         });
         let (link, name) = (&shared.link, shared.link.identity().as_str());
+        let context = StateContext::new(shared.policy.clone(), link.clock().clone(), shared.agent_timeout);
+        shared.state.start(context).await?;
         let presence = topology::mapper_presence(name, link.instance());
         let presence = link.subscribe(&presence, Channel::Presence, PREFETCH).await?;
         let mut inbox = topology::mapper_inbox(name, link.instance());
@@ -239,6 +244,7 @@ impl MapperBuilder {
             tokio::spawn(run::presence(shared.clone(), presence)).abort_handle(),
             tokio::spawn(run::answers(shared.clone(), inbox)).abort_handle(),
             tokio::spawn(run::reaper(shared.clone())).abort_handle(),
+            tokio::spawn(run::elsewhere(shared.clone())).abort_handle(),
         ];
         if !self.short_lived {
             let requests = link.subscribe(&topology::requests(), Channel::Requests, PREFETCH).await?;
@@ -335,7 +341,7 @@ impl Mapper {
     /// # Errors
     /// [`StateError`] when it cannot be done.
     pub async fn forget(&self, agent: &Identity) -> Result<bool, StateError> {
-        self.shared.state.remove(agent).await
+        self.shared.state.remove(agent, None).await
     }
 
     /// Asks an agent that is known to this mapper to register again. It answers with a registration made now, which the

@@ -73,6 +73,14 @@ pub(super) async fn reaper(shared: Arc<Shared>) {
     }
 }
 
+/// Tells whoever waits for an agent that one is known from elsewhere.
+pub(super) async fn elsewhere(shared: Arc<Shared>) {
+    loop {
+        shared.state.learnt().await;
+        shared.changed.notify_waiters();
+    }
+}
+
 impl Shared {
     /// Agents that were last heard before this moment are gone.
     pub(super) fn silent_since(&self) -> Timestamp {
@@ -113,7 +121,8 @@ impl Shared {
         }
         let instance = signer.map(Verified::instance).or(register.instance).unwrap_or(0);
         let proof = signer.and_then(|signer| signer.proof().cloned());
-        let record = AgentRecord::new(register.clone(), instance, self.link.now(), proof);
+        let mut record = AgentRecord::new(register.clone(), instance, self.link.now(), proof);
+        record.sequence = signer.map_or(0, Verified::sequence);
         if let Err(error) = self.state.register(record.clone()).await {
             tracing::warn!(agent = %sender, %error, "not registered");
             return;
@@ -137,7 +146,8 @@ impl Shared {
             return;
         }
         // Its running jobs go on: their answers still come.
-        match self.state.remove(sender).await {
+        let instance = signer.map(Verified::instance);
+        match self.state.remove(sender, instance).await {
             Ok(true) => self.tell(&AgentEvent::Unregistered(sender.clone())),
             Ok(false) => {}
             Err(error) => tracing::warn!(agent = %sender, %error, "not unregistered"),
@@ -147,7 +157,9 @@ impl Shared {
     /// Notes a heartbeat; false when the agent is not known.
     async fn ping(&self, ping: &Ping, signer: Option<&Verified>, now: Timestamp) -> bool {
         let instance = signer.map(Verified::instance).or(ping.instance).unwrap_or(0);
-        let heartbeat = Heartbeat { identity: &ping.identity, instance, status: ping.status, now };
+        let mut heartbeat = Heartbeat::new(&ping.identity, instance, ping.status, now);
+        heartbeat.sequence = signer.map_or(0, Verified::sequence);
+        heartbeat.proof = signer.and_then(Verified::proof);
         self.state.ping(heartbeat).await.unwrap_or_else(|error| {
             tracing::warn!(agent = %ping.identity, %error, "a heartbeat was not noted");
             true

@@ -1,42 +1,17 @@
 //! What one mapper knows of agents, in its own memory.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use async_trait::async_trait;
 
+use super::roster::Roster;
 use super::{AgentQuery, AgentRecord, ClusterState, Heartbeat, StateError};
 use crate::clock::Timestamp;
-use crate::packet::{Identity, Service};
-
-/// How many agents are kept.
-const MAX_AGENTS: usize = 1_000_000;
+use crate::packet::Identity;
 
 /// What one mapper knows of agents, in its own memory; gone when it stops.
 #[derive(Debug, Default)]
-pub struct LocalState(RwLock<Known>);
-
-#[derive(Debug, Default)]
-struct Known {
-    agents: BTreeMap<Identity, Arc<AgentRecord>>,
-    /// Who offers what: the services of `agents`, turned round.
-    offers: HashMap<Service, BTreeSet<Identity>>,
-}
-
-impl Known {
-    fn forget(&mut self, identity: &Identity) -> Option<Arc<AgentRecord>> {
-        let record = self.agents.remove(identity)?;
-        for service in &record.services {
-            if let Some(offering) = self.offers.get_mut(service) {
-                offering.remove(identity);
-                if offering.is_empty() {
-                    self.offers.remove(service);
-                }
-            }
-        }
-        Some(record)
-    }
-}
+pub struct LocalState(RwLock<Roster>);
 
 impl LocalState {
     /// Knows nobody.
@@ -45,11 +20,11 @@ impl LocalState {
     }
 
     // What the lock guards is whole after every statement, so a panic elsewhere leaves nothing half done.
-    fn read(&self) -> RwLockReadGuard<'_, Known> {
+    fn read(&self) -> RwLockReadGuard<'_, Roster> {
         self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self) -> RwLockWriteGuard<'_, Known> {
+    fn write(&self) -> RwLockWriteGuard<'_, Roster> {
         self.0.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -57,64 +32,40 @@ impl LocalState {
 #[async_trait]
 impl ClusterState for LocalState {
     async fn register(&self, agent: AgentRecord) -> Result<(), StateError> {
-        let mut known = self.write();
-        known.forget(&agent.identity);
-        if known.agents.len() >= MAX_AGENTS {
-            return Err(StateError::Full(MAX_AGENTS));
-        }
-        for service in &agent.services {
-            known.offers.entry(service.clone()).or_default().insert(agent.identity.clone());
-        }
-        known.agents.insert(agent.identity.clone(), Arc::new(agent));
-        Ok(())
+        self.write().insert(agent)
     }
 
     async fn ping(&self, ping: Heartbeat<'_>) -> Result<bool, StateError> {
         let mut known = self.write();
-        let Some(record) = known.agents.get_mut(ping.identity).filter(|record| record.instance == ping.instance) else {
+        if known.get(ping.identity).is_none_or(|record| record.instance != ping.instance) {
             return Ok(false);
-        };
-        let record = Arc::make_mut(record);
-        record.status = ping.status;
-        record.last_seen = ping.now;
+        }
+        known.heard(ping.identity, ping.status, ping.now);
         Ok(true)
     }
 
-    async fn remove(&self, identity: &Identity) -> Result<bool, StateError> {
-        Ok(self.write().forget(identity).is_some())
+    async fn remove(&self, identity: &Identity, instance: Option<u64>) -> Result<bool, StateError> {
+        let mut known = self.write();
+        let meant = known.get(identity).is_some_and(|record| record.is_of(instance));
+        Ok(meant && known.forget(identity).is_some())
     }
 
     async fn find(&self, query: &AgentQuery) -> Result<Vec<Arc<AgentRecord>>, StateError> {
-        let known = self.read();
-        let fits = |record: &&Arc<AgentRecord>| record.carries(&query.tags);
-        Ok(match &query.target {
-            Some(target) => {
-                let record = known.agents.get(target).filter(|record| record.offers(&query.service));
-                record.filter(fits).cloned().into_iter().collect()
-            }
-            None => {
-                let offering = known.offers.get(&query.service).into_iter().flatten();
-                offering.filter_map(|identity| known.agents.get(identity)).filter(fits).cloned().collect()
-            }
-        })
+        Ok(self.read().find(query).cloned().collect())
     }
 
     async fn agents(&self) -> Result<Vec<Arc<AgentRecord>>, StateError> {
-        Ok(self.read().agents.values().cloned().collect())
+        Ok(self.read().all().cloned().collect())
     }
 
     async fn reap(&self, silent_since: Timestamp) -> Result<Vec<Arc<AgentRecord>>, StateError> {
-        let silent: Vec<Identity> = {
-            let known = self.read();
-            let silent = known.agents.values().filter(|record| record.last_seen < silent_since);
-            silent.map(|record| record.identity.clone()).collect()
-        };
+        let silent: Vec<Identity> = self.read().silent(silent_since).map(|record| record.identity.clone()).collect();
         if silent.is_empty() {
             return Ok(Vec::new());
         }
         let mut known = self.write();
-        let still = |known: &Known, identity: &Identity| {
-            known.agents.get(identity).is_some_and(|record| record.last_seen < silent_since)
+        let still = |known: &Roster, identity: &Identity| {
+            known.get(identity).is_some_and(|record| record.last_seen < silent_since)
         };
         Ok(silent
             .iter()
@@ -165,7 +116,7 @@ mod tests {
         state.register(register("fred", &["/a/b"], &[])).await.unwrap();
         state.register(register("bob", &["/a/b"], &[])).await.unwrap();
         let bob = Identity::agent("bob").unwrap();
-        let heard = Heartbeat { identity: &bob, instance: 7, status: Status::new(2.0), now: Timestamp::from_secs(130) };
+        let heard = Heartbeat::new(&bob, 7, Status::new(2.0), Timestamp::from_secs(130));
         assert!(state.ping(heard).await.unwrap());
         let gone = state.reap(Timestamp::from_secs(115)).await.unwrap();
         assert_eq!(gone.iter().map(|r| r.identity.name()).collect::<Vec<_>>(), ["fred"]);
@@ -181,7 +132,10 @@ mod tests {
         state.register(register("fred", &["/a/c"], &[])).await.unwrap();
         assert!(names(&state, &query("/a/b", &[])).await.is_empty());
         assert_eq!(names(&state, &query("/a/c", &[])).await, ["fred"]);
-        assert!(state.remove(&Identity::agent("fred").unwrap()).await.unwrap());
+        let fred = Identity::agent("fred").unwrap();
+        assert!(!state.remove(&fred, Some(6)).await.unwrap(), "what an older process says does not concern it");
+        assert!(state.remove(&fred, Some(7)).await.unwrap());
+        assert!(!state.remove(&fred, None).await.unwrap());
         assert!(state.agents().await.unwrap().is_empty());
     }
 }

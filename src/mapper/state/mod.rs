@@ -1,17 +1,22 @@
 //! What mappers know of agents, behind one trait: in this process, or shared.
 
 mod local;
+mod roster;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::clock::Timestamp;
+use crate::clock::{Clock, Timestamp};
 use crate::packet::{Identity, Register, Service, Status, Tag};
+use crate::policy::Policy;
 use crate::serializer::Proof;
 
 pub use local::LocalState;
+#[cfg(feature = "redis")]
+pub(super) use roster::Roster;
 
 /// What is known of one agent.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,6 +25,8 @@ pub struct AgentRecord {
     pub identity: Identity,
     /// The instance of its process; 0 when it did not say.
     pub instance: u64,
+    /// Where its registration stands in the order of what its process says; 0 when its messages are not signed.
+    pub sequence: u64,
     /// What it offers, sorted.
     pub services: Vec<Service>,
     /// The tags it carries, sorted.
@@ -44,7 +51,12 @@ impl AgentRecord {
         tags.dedup();
         files.sort();
         files.dedup();
-        Self { identity, instance, services, tags, files, status, last_seen: now, proof }
+        Self { identity, instance, sequence: 0, services, tags, files, status, last_seen: now, proof }
+    }
+
+    /// Whether it is of this process or an older one of its name; of any, when none is named.
+    pub(super) fn is_of(&self, instance: Option<u64>) -> bool {
+        instance.is_none_or(|instance| self.instance <= instance)
     }
 
     /// Whether it offers this service.
@@ -79,10 +91,23 @@ impl AgentQuery {
 
 /// What mappers know of agents. Implement it to share that among mappers in a place of your own.
 ///
-/// What a shared state returns was written by somebody else: an implementation verifies a record's proof before it returns it. A
-/// shared state that is away answers with what it last knew rather than with an error.
+/// What a shared state returns was written by somebody else: an implementation verifies a record's proof before it returns it, and
+/// asks the mapper's own policy about it. A shared state that is away answers with what it last knew rather than with an error.
 #[async_trait]
 pub trait ClusterState: fmt::Debug + Send + Sync {
+    /// Told once, when the mapper starts, before anything else.
+    ///
+    /// # Errors
+    /// [`StateError`] when it cannot work; the mapper does not start then.
+    async fn start(&self, _context: StateContext) -> Result<(), StateError> {
+        Ok(())
+    }
+
+    /// Waits until an agent was learnt of from elsewhere than by `register`. One call may stand for several agents.
+    async fn learnt(&self) {
+        std::future::pending().await
+    }
+
     /// Takes an agent in, or takes its new registration in place of the old one.
     ///
     /// # Errors
@@ -95,11 +120,11 @@ pub trait ClusterState: fmt::Debug + Send + Sync {
     /// [`StateError`] when it cannot be kept.
     async fn ping(&self, ping: Heartbeat<'_>) -> Result<bool, StateError>;
 
-    /// Forgets an agent; says whether it was known.
+    /// Forgets an agent; says whether it was known. With an instance, a later process of that name stays known.
     ///
     /// # Errors
     /// [`StateError`] when it cannot be done.
-    async fn remove(&self, identity: &Identity) -> Result<bool, StateError>;
+    async fn remove(&self, identity: &Identity, instance: Option<u64>) -> Result<bool, StateError>;
 
     /// The agents that fit, in the order of their identities.
     ///
@@ -130,8 +155,38 @@ pub struct Heartbeat<'a> {
     pub instance: u64,
     /// How loaded it is.
     pub status: Status,
+    /// Where it stands in the order of what its process says; 0 when it is not signed.
+    pub sequence: u64,
     /// When it was heard.
     pub now: Timestamp,
+    /// What proves it to others; none when it was not signed.
+    pub proof: Option<&'a Arc<Proof>>,
+}
+
+impl<'a> Heartbeat<'a> {
+    /// A heartbeat that was heard now, and that nothing proves.
+    pub fn new(identity: &'a Identity, instance: u64, status: Status, now: Timestamp) -> Self {
+        Self { identity, instance, status, sequence: 0, now, proof: None }
+    }
+}
+
+/// What a mapper tells its state when it starts.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct StateContext {
+    /// Who may register what. A mapper asks it itself about what it registers; a state asks it about what others wrote.
+    pub policy: Arc<dyn Policy>,
+    /// The mapper's clock.
+    pub clock: Arc<dyn Clock>,
+    /// After how long a silent agent counts as gone.
+    pub agent_timeout: Duration,
+}
+
+impl StateContext {
+    /// What a mapper with this policy, clock and timeout tells its state.
+    pub fn new(policy: Arc<dyn Policy>, clock: Arc<dyn Clock>, agent_timeout: Duration) -> Self {
+        Self { policy, clock, agent_timeout }
+    }
 }
 
 /// A state could not do what it was asked.
@@ -141,6 +196,12 @@ pub enum StateError {
     /// The place of a shared state is away.
     #[error("the shared state is away: {0}")]
     Unavailable(String),
+    /// It serves another mapper already.
+    #[error("this state serves another mapper")]
+    InUse,
+    /// A later registration of the agent is known.
+    #[error("a later registration is known")]
+    Outdated,
     /// There is no room.
     #[error("more than {0} agents")]
     Full(usize),
