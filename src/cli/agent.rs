@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::error::{CliError, Exit};
 use super::text::counted;
-use super::{Global, duration, node, output, remedy, runtime, signals};
+use super::{Global, duration, guard, node, output, remedy, runtime, signals};
 use crate::agent::{Actor, Agent, Handlers, ProgramActors, actor};
 use crate::packet::{Failure, Identity, Payload, Role, Tag};
 
@@ -24,6 +24,8 @@ pub(super) struct Args {
     node: node::Args,
     #[command(flatten)]
     options: Options,
+    #[command(flatten)]
+    guard: guard::Args,
 }
 
 /// What nanite.toml can say under [agent].
@@ -56,6 +58,7 @@ struct Options {
 
 pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
     let node = args.node.node(global, Role::Agent)?;
+    let guard = args.guard.guard(global)?;
     let file = &global.config.file.agent;
     let options = Options {
         actors_dir: args.options.actors_dir.clone().or_else(|| file.actors_dir.clone()),
@@ -69,6 +72,12 @@ pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
     runtime::run(async {
         let transport = node.connect().await?;
         let mut agent = Agent::builder(node.identity.clone(), node.serializer.clone(), transport.clone());
+        if let Some(rules) = guard.rules {
+            agent = agent.policy(rules);
+        }
+        if let Some(audit) = guard.audit {
+            agent = agent.audit(audit);
+        }
         let services;
         (agent, services) = match &options.actors_dir {
             Some(dir) => {

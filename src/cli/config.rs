@@ -32,6 +32,8 @@ pub(super) struct File {
     #[serde(deserialize_with = "secret")]
     pub broker: Option<Zeroizing<String>>,
     pub broker_password_file: Option<PathBuf>,
+    pub policy: Option<PathBuf>,
+    pub audit: Option<PathBuf>,
     pub log: Option<String>,
     pub log_format: Option<super::logging::Format>,
     pub agent: AgentSection,
@@ -171,7 +173,11 @@ fn read(path: &Path, found: bool) -> Result<File, CliError> {
         .help(format!("run `chmod 600 {shown}`, or keep the password in a file of its own: broker-password-file")));
     }
     let base = path.parent().unwrap_or(Path::new(""));
-    for path in [&mut read.certs, &mut read.broker_password_file, &mut read.agent.actors_dir].into_iter().flatten() {
+    for path in
+        [&mut read.certs, &mut read.broker_password_file, &mut read.policy, &mut read.audit, &mut read.agent.actors_dir]
+            .into_iter()
+            .flatten()
+    {
         *path = base.join(&*path);
     }
     Ok(read)

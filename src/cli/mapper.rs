@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::error::{CliError, Exit};
 use super::text::counted;
-use super::{Global, duration, node, output, remedy, runtime, signals};
+use super::{Global, duration, guard, node, output, remedy, runtime, signals};
 use crate::mapper::{AgentEvent, AgentRecord, Mapper};
 use crate::packet::{Identity, Role, Service, Tag};
 
@@ -28,10 +28,13 @@ pub(super) struct Args {
     /// How often what waits in the offline queue is tried again, beside when an agent comes [default: 10s].
     #[arg(long, value_name = "TIME", value_parser = duration::parse, help_heading = "Mapper")]
     offline_redelivery_frequency: Option<Duration>,
+    #[command(flatten)]
+    guard: guard::Args,
 }
 
 pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
     let node = args.node.node(global, Role::Mapper)?;
+    let guard = args.guard.guard(global)?;
     runtime::run(async {
         let transport = node.connect().await?;
         let mut mapper = Mapper::builder(node.identity.clone(), node.serializer.clone(), transport.clone());
@@ -44,6 +47,12 @@ pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
         }
         if let Some(every) = args.offline_redelivery_frequency.or(file.offline_redelivery_frequency) {
             mapper = mapper.offline_redelivery_frequency(every);
+        }
+        if let Some(rules) = guard.rules {
+            mapper = mapper.policy(rules);
+        }
+        if let Some(audit) = guard.audit {
+            mapper = mapper.audit(audit);
         }
         let roll = Roll::default();
         let mapper = mapper.on_agent(move |event| roll.note(event));

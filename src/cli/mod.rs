@@ -5,6 +5,7 @@ mod agents;
 mod answers;
 mod args;
 mod ask;
+mod audit;
 mod broker;
 mod certs;
 mod config;
@@ -13,6 +14,7 @@ mod duration;
 mod error;
 mod fleet;
 mod generate;
+mod guard;
 mod kept;
 mod logging;
 mod mapper;
@@ -20,6 +22,7 @@ mod node;
 mod output;
 mod payload;
 mod ping;
+mod policy;
 mod push;
 mod remedy;
 mod request;
@@ -74,6 +77,12 @@ enum Command {
     Open(seal::Open),
     /// See a whole system work in this process: no broker is needed, and nothing is left behind.
     Demo(demo::Args),
+    /// Check rules about who may do what, and see what they decide.
+    #[command(subcommand)]
+    Policy(policy::Command),
+    /// Check an audit log.
+    #[command(subcommand)]
+    Audit(audit::Command),
     Completions(generate::Completions),
     Man(generate::Manual),
 }
@@ -112,7 +121,12 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn command(cli: Cli) -> Result<Exit, CliError> {
     let config = match &cli.command {
         // They have no options in the file, and mend what is wrong with it, if need be.
-        Command::Certs(_) | Command::Demo(_) | Command::Completions(_) | Command::Man(_) => Config::default(),
+        Command::Certs(_)
+        | Command::Demo(_)
+        | Command::Policy(_)
+        | Command::Audit(_)
+        | Command::Completions(_)
+        | Command::Man(_) => Config::default(),
         _ => Config::load(cli.config.as_deref())?,
     };
     let usual = match &cli.command {
@@ -135,6 +149,8 @@ fn command(cli: Cli) -> Result<Exit, CliError> {
         Command::Seal(args) => seal::seal(&global, &args),
         Command::Open(args) => seal::open(&global, &args),
         Command::Demo(args) => args.run(),
+        Command::Policy(command) => policy::run(command),
+        Command::Audit(command) => audit::run(command),
         Command::Completions(args) => generate::completions(&args),
         Command::Man(args) => generate::manual(&global, &args),
     }

@@ -19,6 +19,7 @@ mod s01_oracles;
 mod s02_stores;
 mod s03_certs_cli;
 mod s04_trust;
+mod s08_policy;
 mod s09_audit;
 mod transport;
 mod u01_demo;

@@ -1,0 +1,96 @@
+//! `nanite policy`: looks at rules before a node uses them.
+
+use std::path::{Path, PathBuf};
+
+use super::error::{CliError, Exit};
+use super::output;
+use super::text::counted;
+use crate::packet::{Identity, Payload, Request, SelectorName, Service, Tag};
+use crate::policy::{Caller, Policy, Rules, RulesError};
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Command {
+    /// Check a file of rules: whether a node would take it.
+    Check {
+        /// The file.
+        file: PathBuf,
+    },
+    /// Say whether a caller may request a service, and by which rule.
+    ///
+    /// Ends with 0 when it may, with 5 when it is denied.
+    Explain(Explain),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Explain {
+    /// Who asks: nanite-NAME or mapper-NAME.
+    caller: Identity,
+    /// For what.
+    service: Service,
+    /// The file of rules.
+    #[arg(long, value_name = "FILE")]
+    policy: PathBuf,
+    /// The mapper that asks in the caller's name, as an agent sees it.
+    #[arg(long, value_name = "MAPPER")]
+    through: Option<Identity>,
+    /// How the agent is chosen.
+    #[arg(long, value_name = "NAME", default_value = "least_loaded")]
+    selector: SelectorName,
+    /// A tag that is asked for; can be given several times.
+    #[arg(long = "tag", value_name = "TAG")]
+    tags: Vec<Tag>,
+}
+
+pub(super) fn run(command: Command) -> Result<Exit, CliError> {
+    match command {
+        Command::Check { file } => {
+            let rules = load(&file)?;
+            let names = rules.names();
+            output::line(&format!("{}: {}", file.display(), counted(names.len(), "rule")))?;
+            if names.is_empty() {
+                output::note("it has no rules, so it denies everything");
+            }
+            Ok(Exit::Success)
+        }
+        Command::Explain(asked) => explain(&asked),
+    }
+}
+
+fn explain(asked: &Explain) -> Result<Exit, CliError> {
+    let rules = load(&asked.policy)?;
+    let mut request = Request::new(asked.service.clone(), Payload::default());
+    request.selector = asked.selector;
+    request.tags.clone_from(&asked.tags);
+    let mut caller = Caller::new(asked.through.as_ref().unwrap_or(&asked.caller), None);
+    caller.on_behalf_of = asked.through.as_ref().map(|_| &asked.caller);
+    let paint = output::stdout_paint();
+    let decision = rules.authorize_request(&caller, &request);
+    match &decision.rule {
+        Some(rule) => output::line(&format!("{} by the rule {rule}", paint.green("allowed")))?,
+        None => output::line(&format!("{}: no rule allows it", paint.red("denied")))?,
+    }
+    for explanation in rules.explain(&caller, &request) {
+        let fits = match explanation.misses.as_slice() {
+            [] => "fits".to_owned(),
+            misses => format!("does not fit in: {}", misses.join(", ")),
+        };
+        output::line(&format!("  {}  {fits}", explanation.rule))?;
+    }
+    Ok(if decision.allowed { Exit::Success } else { Exit::Denied })
+}
+
+/// Reads a file of rules.
+///
+/// # Errors
+/// [`CliError`] with what is wrong with it.
+pub(super) fn load(file: &Path) -> Result<Rules, CliError> {
+    Rules::from_file(file).map_err(|error| {
+        let invalid = matches!(error, RulesError::Invalid(_));
+        let failure = CliError::of(Exit::Usage, &error);
+        if invalid {
+            failure.context(file.display()).help("docs/guide/policy.md shows what a rule can say")
+        } else {
+            failure.help("without its policy a node does not start: make the file readable, or leave --policy out")
+        }
+    })
+}
