@@ -21,6 +21,7 @@ mod s03_certs_cli;
 mod s04_trust;
 mod s08_policy;
 mod s09_audit;
+mod s10_attacks;
 mod transport;
 mod u01_demo;
 mod u02_cli;

@@ -11,6 +11,7 @@ pub mod program;
 pub mod proxy;
 pub mod site;
 pub mod system;
+pub mod tamper;
 
 use std::time::Duration;
 
