@@ -39,6 +39,15 @@ pub(super) struct Presented {
     pub others: Vec<Vec<u8>>,
 }
 
+/// Why the certificates of a message are of no use.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unusable {
+    #[error("what came along: {0}")]
+    Certificate(CertificateError),
+    #[error("the signer's is not among those that came along")]
+    Missing,
+}
+
 impl Known {
     pub fn new(store: Arc<dyn CertificateStore>, trust: Arc<Trust>, own_chain: Vec<Vec<u8>>) -> Self {
         Self {
@@ -51,8 +60,9 @@ impl Known {
         }
     }
 
-    /// The certificate of the signer among those that came along, which is the one with this key id.
-    pub fn present(&self, certificates: &[&[u8]], key_id: &KeyId) -> Result<Option<Presented>, CertificateError> {
+    /// The certificate of the signer among those that came along, which is the one with this key id. If there are any, it must be
+    /// among them.
+    pub fn present(&self, certificates: &[&[u8]], key_id: &KeyId) -> Result<Option<Presented>, Unusable> {
         let mut first_error = None;
         for (index, der) in certificates.iter().enumerate() {
             let fingerprint = super::crypto::sha256(&[der]);
@@ -68,7 +78,11 @@ impl Known {
             let others = certificates.iter().enumerate().filter(|(other, _)| *other != index);
             return Ok(Some(Presented { leaf, others: others.map(|(_, der)| der.to_vec()).collect() }));
         }
-        first_error.map_or(Ok(None), Err)
+        match first_error {
+            Some(error) => Err(Unusable::Certificate(error)),
+            None if certificates.is_empty() => Ok(None),
+            None => Err(Unusable::Missing),
+        }
     }
 
     /// The certificate of a signer, known but not yet trusted.

@@ -179,11 +179,17 @@ impl Inner {
         now: Timestamp,
     ) -> Result<(), OpenError> {
         let refuse = |why: String| Err(OpenError::new(OpenErrorKind::BadCertificate, why));
-        if *signer.identity() != header.from {
-            return refuse(format!("it is of {}", signer.identity()));
-        }
         let others = presented.map_or(&[][..], |presented| &presented.others);
-        self.known.trusts(signer, others, now).or_else(|error| refuse(error.to_string()))
+        // The one that came along is no part of what is signed: where the store has given another, it must be good as well.
+        let other_leaf = presented.map(|presented| &*presented.leaf);
+        let other_leaf = other_leaf.filter(|leaf| leaf.fingerprint() != signer.fingerprint());
+        for certificate in std::iter::once(signer).chain(other_leaf) {
+            if *certificate.identity() != header.from {
+                return refuse(format!("it is of {}", certificate.identity()));
+            }
+            self.known.trusts(certificate, others, now).or_else(|error| refuse(error.to_string()))?;
+        }
+        Ok(())
     }
 
     /// Step 9.

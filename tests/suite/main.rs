@@ -22,6 +22,7 @@ mod s04_trust;
 mod s08_policy;
 mod s09_audit;
 mod s10_attacks;
+mod s10_properties;
 mod transport;
 mod u01_demo;
 mod u02_cli;
