@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::error::{CliError, Exit};
 use super::text::counted;
-use super::{Global, duration, guard, node, output, remedy, runtime, signals};
+use super::{Global, duration, guard, node, remedy, runtime, signals};
 use crate::agent::{Actor, Agent, Handlers, ProgramActors, actor};
 use crate::packet::{Failure, Identity, Payload, Role, Tag};
 
@@ -112,7 +112,7 @@ pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
         signals::run(global, async |stopped| {
             let running = agent.start().await.map_err(failed)?;
             let services = counted(services, "service");
-            output::note(&format!("{} is ready: {services}, {}", node.identity, node.describe()));
+            global.note(&format!("{} is ready: {services}, {}", node.identity, node.describe()));
             running.stop_after(stopped.wait()).await.map_err(failed)?;
             transport.close().await;
             global.note(&format!("{} has stopped", node.identity));

@@ -159,6 +159,8 @@ mod tests {
         assert_eq!(resolve(None, None, &environment).1.as_deref(), Some("from-env"));
         assert_eq!(resolve(None, Some(&second), &environment).1.as_deref(), Some("from-b"));
         assert_eq!(resolve(Some("amqp://u:in-url@given"), None, &environment).1, None, "the URL's own");
+        let environment = config((None, Some("from-env")), (Some("amqp://u:in-url@file"), None));
+        assert_eq!(resolve(None, None, &environment).1.as_deref(), Some("from-env"));
         let environment = config((Some("amqp://u:in-url@env"), None), (None, Some(&first)));
         assert_eq!(resolve(None, None, &environment).1, None, "the URL's own");
     }

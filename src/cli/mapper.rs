@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::error::{CliError, Exit};
 use super::text::counted;
-use super::{Global, duration, guard, node, output, remedy, runtime, signals};
+use super::{Global, duration, guard, node, remedy, runtime, signals};
 use crate::mapper::{AgentEvent, AgentRecord, Mapper};
 use crate::packet::{Identity, Role, Service, Tag};
 
@@ -58,7 +58,7 @@ pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
         let mapper = mapper.on_agent(move |event| roll.note(event));
         signals::run(global, async |stopped| {
             let running = mapper.start().await.map_err(|error| remedy::mapper(&error, &node.broker()))?;
-            output::note(&format!("{} is ready: {}", node.identity, node.describe()));
+            global.note(&format!("{} is ready: {}", node.identity, node.describe()));
             stopped.wait().await;
             drop(running);
             transport.close().await;

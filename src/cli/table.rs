@@ -8,6 +8,9 @@ use super::error::CliError;
 use super::output;
 use super::text::printable;
 
+/// The narrowest terminal that tables are fitted into, in columns.
+const NARROW: u16 = 40;
+
 /// Prints rows under their heads.
 pub(super) fn print<const N: usize>(heads: [&str; N], rows: &[[String; N]]) -> Result<(), CliError> {
     if std::io::stdout().is_terminal() {
@@ -19,7 +22,11 @@ pub(super) fn print<const N: usize>(heads: [&str; N], rows: &[[String; N]]) -> R
 
 fn for_people<const N: usize>(heads: [&str; N], rows: &[[String; N]]) -> String {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    // Into less than this nothing is fitted: a terminal that does not know its width says 0.
+    if table.width().is_some_and(|width| width >= NARROW) {
+        table.set_content_arrangement(ContentArrangement::Dynamic);
+    }
     table.set_header(heads);
     for row in rows {
         table.add_row(row.each_ref().map(|cell| printable(cell, true).into_owned()));
