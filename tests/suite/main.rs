@@ -8,6 +8,7 @@ mod dispatch;
 mod files;
 mod formats;
 mod harness;
+mod layers;
 mod n14_proofs;
 mod n15_concurrency;
 mod n16_config;
