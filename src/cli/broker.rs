@@ -81,7 +81,7 @@ pub(super) fn password_of(url: &str) -> Option<&str> {
 }
 
 /// The first line of a file that only its owner can read.
-fn read_password(path: &Path) -> Result<Zeroizing<String>, CliError> {
+pub(super) fn read_password(path: &Path) -> Result<Zeroizing<String>, CliError> {
     let shown = path.display();
     let wrong = |why: String| CliError::new(Exit::Usage, format!("the password file {shown} {why}"));
     let unreadable = |error: std::io::Error| wrong(format!("cannot be read: {error}"));

@@ -38,6 +38,8 @@ pub(super) struct File {
     pub log_format: Option<super::logging::Format>,
     pub agent: AgentSection,
     pub mapper: MapperSection,
+    #[cfg_attr(not(feature = "admin"), allow(dead_code, reason = "one file for programs with and without it"))]
+    pub admin: AdminSection,
 }
 
 /// What the file can say for agents alone.
@@ -66,6 +68,16 @@ pub(super) struct MapperSection {
     pub offline_failsafe: Option<bool>,
     #[serde(deserialize_with = "time")]
     pub offline_redelivery_frequency: Option<Duration>,
+}
+
+/// What the file can say for the Control Tower. That requests are sent from it has to be said each time.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+#[cfg_attr(not(feature = "admin"), allow(dead_code, reason = "one file for programs with and without it"))]
+pub(super) struct AdminSection {
+    pub listen: Option<std::net::SocketAddr>,
+    pub public_url: Option<String>,
+    pub password_hash_file: Option<PathBuf>,
 }
 
 fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Zeroizing<String>>, D::Error> {
@@ -173,11 +185,15 @@ fn read(path: &Path, found: bool) -> Result<File, CliError> {
         .help(format!("run `chmod 600 {shown}`, or keep the password in a file of its own: broker-password-file")));
     }
     let base = path.parent().unwrap_or(Path::new(""));
-    for path in
-        [&mut read.certs, &mut read.broker_password_file, &mut read.policy, &mut read.audit, &mut read.agent.actors_dir]
-            .into_iter()
-            .flatten()
-    {
+    let paths = [
+        &mut read.certs,
+        &mut read.broker_password_file,
+        &mut read.policy,
+        &mut read.audit,
+        &mut read.agent.actors_dir,
+        &mut read.admin.password_hash_file,
+    ];
+    for path in paths.into_iter().flatten() {
         *path = base.join(&*path);
     }
     Ok(read)
@@ -236,6 +252,10 @@ mod tests {
             agent-timeout = "30s"
             offline-failsafe = true
             offline-redelivery-frequency = "1m"
+            [admin]
+            listen = "127.0.0.1:4001"
+            public-url = "https://tower.example.org"
+            password-hash-file = "tower.hash"
         "#;
         let file = parse(text, Path::new("x")).unwrap();
         assert_eq!(file.agent.ping_time, Some(Duration::from_secs(15)));
@@ -246,6 +266,9 @@ mod tests {
         assert_eq!(file.mapper.offline_failsafe, Some(true));
         assert_eq!(file.mapper.offline_redelivery_frequency, Some(Duration::from_secs(60)));
         assert_eq!(file.mapper.token.as_deref(), Some("control"));
+        assert_eq!(file.admin.listen, Some(([127, 0, 0, 1], 4001).into()));
+        assert_eq!(file.admin.public_url.as_deref(), Some("https://tower.example.org"));
+        assert_eq!(file.admin.password_hash_file.as_deref(), Some(Path::new("tower.hash")));
     }
 
     #[test]
@@ -256,6 +279,7 @@ mod tests {
         assert!(refused("[agent]\nping-time = \"15\"").contains(":2: '15' is no duration"));
         assert!(refused("[agent]\nping-time = 15").contains(":2: "));
         assert!(refused("[agent]\n\ntags = [\"\"]").contains(":3: a tag is"));
+        assert!(refused("[admin]\nallow-requests = true").contains("unknown field"), "it has to be said each time");
         assert!(refused("insecure-plaintext = true").contains("unknown field"), "it has to be said each time");
         assert!(refused("token = \"a\"\ntoken = \"b\"").starts_with("nanite.toml:2: duplicate key"));
     }

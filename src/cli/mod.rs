@@ -1,5 +1,7 @@
 //! The command line: a file for each command. Commands put data on stdout and everything else on stderr.
 
+#[cfg(feature = "admin")]
+mod admin;
 mod agent;
 mod agents;
 mod answers;
@@ -73,6 +75,8 @@ enum Command {
     /// Show the services that are offered, and by whom.
     Services(agents::Args),
     Ping(ping::Args),
+    #[cfg(feature = "admin")]
+    Admin(admin::Args),
     Seal(seal::Seal),
     Open(seal::Open),
     /// See a whole system work in this process: no broker is needed, and nothing is left behind.
@@ -146,6 +150,8 @@ fn command(cli: Cli) -> Result<Exit, CliError> {
         Command::Agents(args) => agents::agents(&global, &args),
         Command::Services(args) => agents::services(&global, &args),
         Command::Ping(args) => ping::run(&global, &args),
+        #[cfg(feature = "admin")]
+        Command::Admin(args) => admin::run(&global, &args),
         Command::Seal(args) => seal::seal(&global, &args),
         Command::Open(args) => seal::open(&global, &args),
         Command::Demo(args) => args.run(),

@@ -30,6 +30,13 @@ pub(super) fn note(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
+/// Prints a question on stderr, and no line end.
+#[cfg(feature = "admin")]
+pub(super) fn prompt(text: &str) {
+    let mut stderr = std::io::stderr().lock();
+    let _ = write!(stderr, "{text}").and_then(|()| stderr.flush());
+}
+
 /// Colours, or none.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Paint(bool);
