@@ -17,6 +17,7 @@ mod n24_examples;
 mod others;
 mod s01_envelope;
 mod s01_oracles;
+mod s01_vectors;
 mod s02_stores;
 mod s03_certs_cli;
 mod s04_trust;
