@@ -1,0 +1,207 @@
+//! s02: a certificate store of the user's own decides whom a node knows; trust decides whom it believes.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use nanite::certs::{
+    Certificate, CertificateStore, Credentials, KeyType, PrivateKey, Recipient, RecipientQuery, SignerQuery,
+    StoreError, Trust,
+};
+use nanite::clock::Timestamp;
+use nanite::packet::{Advertise, Packet, Payload, Ping, Register, Request, Role, Status};
+use nanite::security::SecureSerializer;
+use nanite::serializer::{Audience, Channel, OpenContext, OpenErrorKind, SealError, SealRequest, Serializer};
+use openssl::nid::Nid;
+
+use crate::harness::forge::{Forge, Forged};
+use crate::harness::pki::{Pki, agent, at, mapper};
+
+/// Knows nobody at first, and keeps the certificates of those whose messages proved good.
+#[derive(Debug, Default)]
+struct Learner {
+    known: Mutex<Vec<Arc<Certificate>>>,
+    asked: AtomicU64,
+    broken: AtomicBool,
+}
+
+impl Learner {
+    fn works(&self) -> Result<(), StoreError> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        match self.broken.load(Ordering::SeqCst) {
+            true => Err(StoreError::Other("the database is away".into())),
+            false => Ok(()),
+        }
+    }
+
+    fn knows(&self) -> usize {
+        self.known.lock().unwrap().len()
+    }
+}
+
+impl CertificateStore for Learner {
+    fn signer(&self, query: &SignerQuery<'_>) -> Result<Option<Arc<Certificate>>, StoreError> {
+        self.works()?;
+        let known = self.known.lock().unwrap();
+        let found = known.iter().find(|one| one.identity() == query.identity && one.key_id() == query.key_id);
+        Ok(found.or(query.presented).cloned())
+    }
+
+    fn recipients(&self, query: &RecipientQuery<'_>) -> Result<Vec<Arc<Certificate>>, StoreError> {
+        self.works()?;
+        let known = self.known.lock().unwrap();
+        let meant = known.iter().filter(|one| match query.recipient {
+            Recipient::One(identity) => one.identity() == identity,
+            Recipient::Mappers => one.identity().role() == Role::Mapper,
+        });
+        Ok(meant.cloned().collect())
+    }
+
+    fn learned(&self, certificate: &Arc<Certificate>, _: Timestamp) {
+        self.known.lock().unwrap().push(certificate.clone());
+    }
+}
+
+fn node(pki: &Pki, credentials: Credentials) -> (Arc<Learner>, SecureSerializer) {
+    with_trust(credentials, pki.ca.trust().unwrap())
+}
+
+fn with_trust(credentials: Credentials, trust: Trust) -> (Arc<Learner>, SecureSerializer) {
+    let store = Arc::new(Learner::default());
+    let builder = SecureSerializer::builder(credentials, store.clone(), trust);
+    (store, builder.started_at(at(0)).build().unwrap())
+}
+
+fn request() -> Packet {
+    Packet::Request(Request::new("/a/b".parse().unwrap(), Payload::from("x")))
+}
+
+fn register() -> Packet {
+    let (identity, services) = (agent("fred"), vec!["/a/b".parse().unwrap()]);
+    Register { identity, services, status: Status::new(0.5), tags: vec![], files: vec![], instance: None }.into()
+}
+
+#[test]
+fn s02_nodes_that_know_only_the_ca_come_to_know_each_other() {
+    let pki = Pki::new(KeyType::P256);
+    let (at_mapper, m1) = node(&pki, pki.stranger(&mapper("m1")));
+    let (at_agent, fred) = node(&pki, pki.stranger(&agent("fred")));
+    let to_mappers = SealRequest::new(&Audience::Mappers, at(1));
+    let error = fred.seal(&register(), &to_mappers).unwrap_err();
+    assert!(matches!(error, SealError::NoRecipient(_)), "nobody to encrypt to yet: {error}");
+
+    let advertise = m1.seal(&Advertise { target: None }.into(), &SealRequest::new(&Audience::Agents, at(1))).unwrap();
+    fred.open(&advertise.bytes, &OpenContext::new(Channel::AgentControl, at(2))).unwrap();
+    assert_eq!((at_agent.knows(), at_mapper.knows()), (1, 0));
+    let register = fred.seal(&register(), &to_mappers).unwrap();
+    m1.open(&register.bytes, &OpenContext::new(Channel::Presence, at(2))).unwrap();
+    assert_eq!(at_mapper.knows(), 1);
+    let request_to_fred = m1.seal(&request(), &SealRequest::new(&Audience::One(agent("fred")), at(3))).unwrap();
+    let inbound = fred.open(&request_to_fred.bytes, &OpenContext::new(Channel::AgentInbox, at(3))).unwrap();
+    assert_eq!(inbound.sender(), Some(&mapper("m1")));
+    assert!(at_mapper.asked.load(Ordering::SeqCst) > 0);
+}
+
+#[test]
+fn s02_a_store_is_told_only_of_certificates_that_proved_good() {
+    let pki = Pki::new(KeyType::P256);
+    let (at_agent, fred) = node(&pki, pki.stranger(&agent("fred")));
+    let context = OpenContext::new(Channel::AgentControl, at(2));
+    let advertise = |pki: &Pki| {
+        let (_, m1) = node(pki, pki.stranger(&mapper("m1")));
+        m1.seal(&Advertise { target: None }.into(), &SealRequest::new(&Audience::Agents, at(1))).unwrap().bytes
+    };
+    let strange = advertise(&Pki::new(KeyType::P256));
+    assert_eq!(fred.open(&strange, &context).unwrap_err().kind, OpenErrorKind::BadCertificate);
+    let mut changed = advertise(&pki);
+    *changed.last_mut().unwrap() ^= 1;
+    assert_eq!(fred.open(&changed, &context).unwrap_err().kind, OpenErrorKind::BadSignature);
+    assert_eq!(at_agent.knows(), 0);
+    fred.open(&advertise(&pki), &context).unwrap();
+    assert_eq!(at_agent.knows(), 1);
+}
+
+#[test]
+fn s02_a_store_that_fails_refuses_and_loses_nothing() {
+    let pki = Pki::new(KeyType::P256);
+    let (at_agent, fred) = node(&pki, pki.stranger(&agent("fred")));
+    let m1 = pki.stranger(&mapper("m1"));
+    at_agent.learned(m1.certificate(), at(0));
+    let (at_mapper, m1) = node(&pki, m1);
+    at_mapper.learned(pki.credentials(&agent("nobody")).certificate(), at(0));
+    let to = Audience::One(agent("nobody"));
+    at_mapper.broken.store(true, Ordering::SeqCst);
+    let error = m1.seal(&request(), &SealRequest::new(&to, at(1))).unwrap_err();
+    assert!(matches!(error, SealError::Store(_)), "{error}");
+
+    let advertise = m1.seal(&Advertise { target: None }.into(), &SealRequest::new(&Audience::Agents, at(1))).unwrap();
+    let context = OpenContext::new(Channel::AgentControl, at(2));
+    at_agent.broken.store(true, Ordering::SeqCst);
+    let error = fred.open(&advertise.bytes, &context).unwrap_err();
+    assert_eq!(error.kind, OpenErrorKind::UnknownSigner);
+    assert!(error.why.contains("the database is away"), "{error}");
+    at_agent.broken.store(false, Ordering::SeqCst);
+    fred.open(&advertise.bytes, &context).unwrap();
+}
+
+fn credentials(forged: &Forged, intermediates: Vec<Vec<u8>>) -> Credentials {
+    let certificate = Arc::new(Certificate::from_der(&forged.der()).unwrap());
+    let key = PrivateKey::new(forged.key.clone()).unwrap();
+    Credentials::new(certificate, key).unwrap().with_intermediates(intermediates)
+}
+
+/// A root, a CA below it, and a leaf of that CA for this node.
+fn below(root: &Forged, ca: &Forged, uri: &str) -> Credentials {
+    assert!(root.x509.subject_name().try_cmp(ca.x509.issuer_name()).unwrap().is_eq());
+    let leaf = Forge::leaf().set(Nid::SUBJECT_ALT_NAME, &format!("URI:spiffe://example.org/{uri}")).signed_by(ca);
+    credentials(&leaf, vec![ca.der()])
+}
+
+#[test]
+fn s02_certificates_in_between_come_with_a_registration_and_are_remembered() {
+    let root = Forge::ca("root").self_signed();
+    let (agents, mappers) = (Forge::ca("agents").signed_by(&root), Forge::ca("mappers").signed_by(&root));
+    let trust = || Trust::authorities([root.x509.clone()]).unwrap();
+    let (at_mapper, m1) = with_trust(below(&root, &mappers, "mapper/m1"), trust());
+    let (_, fred) = with_trust(below(&root, &agents, "agent/fred"), trust());
+    let advertise = m1.seal(&Advertise { target: None }.into(), &SealRequest::new(&Audience::Agents, at(1))).unwrap();
+    fred.open(&advertise.bytes, &OpenContext::new(Channel::AgentControl, at(1))).unwrap();
+
+    let register = fred.seal(&register(), &SealRequest::new(&Audience::Mappers, at(2))).unwrap();
+    let opened = m1.open(&register.bytes, &OpenContext::new(Channel::Presence, at(2))).unwrap();
+    let proof = opened.signer().unwrap().proof().unwrap();
+    assert_eq!(proof.certificates.len(), 2);
+    assert_eq!(proof.certificates[0], at_mapper.known.lock().unwrap()[0].der(), "the sender's in front");
+    // Hours later, when every verdict is made anew, a heartbeat comes without them, and a request goes out.
+    let ping = Packet::Ping(Ping { identity: agent("fred"), status: Status::new(0.5), instance: None });
+    let later = at(7_200);
+    let ping = fred.seal(&ping, &SealRequest::new(&Audience::Mappers, later)).unwrap();
+    m1.open(&ping.bytes, &OpenContext::new(Channel::Presence, later)).unwrap();
+    let work = m1.seal(&request(), &SealRequest::new(&Audience::One(agent("fred")), later)).unwrap();
+    fred.open(&work.bytes, &OpenContext::new(Channel::AgentInbox, later)).unwrap();
+}
+
+#[test]
+fn s10_revoked_signers_and_recipients_are_refused() {
+    let root = Forge::ca("root").self_signed();
+    let leaf = |uri: &str| {
+        Forge::leaf().set(Nid::SUBJECT_ALT_NAME, &format!("URI:spiffe://example.org/{uri}")).signed_by(&root)
+    };
+    let (m1, fred) = (leaf("mapper/m1"), leaf("agent/fred"));
+    let trust = |revoked: &[&openssl::x509::X509]| {
+        let crl = root.crl(revoked, at(0), at(86_400));
+        Trust::authorities([root.x509.clone()]).unwrap().with_crls(&[crl]).unwrap()
+    };
+    let (_, sender) = with_trust(credentials(&m1, vec![]), trust(&[]));
+    let advertise =
+        sender.seal(&Advertise { target: None }.into(), &SealRequest::new(&Audience::Agents, at(1))).unwrap().bytes;
+    let context = OpenContext::new(Channel::AgentControl, at(2));
+    let (store, reader) = with_trust(credentials(&fred, vec![]), trust(&[&m1.x509]));
+    let error = reader.open(&advertise, &context).unwrap_err();
+    assert_eq!((error.kind, &*error.why), (OpenErrorKind::BadCertificate, "it is revoked"));
+    assert_eq!(store.knows(), 0);
+    store.learned(credentials(&m1, vec![]).certificate(), at(0));
+    let error = reader.seal(&register(), &SealRequest::new(&Audience::Mappers, at(2))).unwrap_err();
+    assert!(matches!(&error, SealError::NoRecipient(whom) if whom.contains("revoked")), "{error}");
+    let (_, other) = with_trust(credentials(&fred, vec![]), trust(&[]));
+    other.open(&advertise, &context).unwrap();
+}

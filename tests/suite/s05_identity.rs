@@ -1,0 +1,157 @@
+//! s05: what a packet says of its sender is what its signer's certificate says, in every kind of packet.
+
+use nanite::certs::KeyType;
+use nanite::packet::{
+    FileStart, Identity, Intermediate, Outcome, Packet, Payload, Ping, Register, Request, Status, Token, Unregister,
+};
+use nanite::serializer::{
+    Audience, Channel, Codec, CodecError, Json, OpenContext, OpenErrorKind, SealError, SealRequest, Serializer,
+};
+
+use crate::harness::pki::{Pki, agent, at, mapper};
+
+/// A node's own codec, which writes another packet than it is given: what an attacker's program can do.
+#[derive(Debug)]
+struct Lying(Packet);
+
+impl Codec for Lying {
+    fn name(&self) -> &'static str {
+        "json"
+    }
+
+    fn content_type(&self) -> &'static str {
+        "application/vnd.nanite.json"
+    }
+
+    fn encode(&self, _: &Packet) -> Result<Vec<u8>, CodecError> {
+        Json.encode(&self.0)
+    }
+
+    fn decode(&self, bytes: &[u8]) -> Result<Packet, CodecError> {
+        Json.decode(bytes)
+    }
+}
+
+/// One packet of each kind that names its sender, by this sender for that receiver.
+fn packets(from: &Identity, to: &Identity) -> Vec<Packet> {
+    let token = Token::random().unwrap();
+    let (identity, status) = (from.clone(), Status::new(0.5));
+    let services = vec!["/a/b".parse().unwrap()];
+    let mut request = Request::new("/a/b".parse().unwrap(), Payload::from("x"));
+    request.from = Some(from.clone());
+    vec![
+        Packet::Register(Register {
+            identity: identity.clone(),
+            services,
+            status,
+            tags: vec![],
+            files: vec![],
+            instance: None,
+        }),
+        Packet::Ping(Ping { identity: identity.clone(), status, instance: None }),
+        Packet::Unregister(Unregister { identity }),
+        Packet::Outcome(Outcome {
+            token,
+            to: to.clone(),
+            from: from.clone(),
+            results: Payload::from("y"),
+            failure: None,
+        }),
+        Packet::Intermediate(Intermediate {
+            token,
+            to: to.clone(),
+            from: from.clone(),
+            key: "k".into(),
+            value: Payload::from("z"),
+            sequence: Some(0),
+            origin: None,
+        }),
+        Packet::Request(request.clone()),
+        Packet::Push(request),
+    ]
+}
+
+fn way(packet: &Packet) -> (Audience, Channel) {
+    match packet {
+        Packet::Outcome(_) | Packet::Intermediate(_) => (Audience::One(mapper("m1")), Channel::MapperInbox),
+        Packet::Request(_) | Packet::Push(_) => (Audience::Mappers, Channel::Requests),
+        _ => (Audience::Mappers, Channel::Presence),
+    }
+}
+
+#[test]
+fn s05_nobody_registers_pings_answers_or_asks_for_another() {
+    let pki = Pki::new(KeyType::P256);
+    let (fred, bob, m1) = (agent("fred"), agent("bob"), mapper("m1"));
+    let reader = pki.serializer(&m1);
+    let mine = packets(&fred, &m1);
+    let others = packets(&bob, &m1);
+    for (count, (mine, others)) in (1..).zip(mine.iter().zip(others)) {
+        let (audience, channel) = way(mine);
+        let how = SealRequest::new(&audience, at(1));
+        let context = OpenContext::new(channel, at(2));
+        // Our own program does not even seal it.
+        let honest = pki.serializer(&fred);
+        let refused = honest.seal(&others, &how).unwrap_err();
+        assert!(matches!(refused, SealError::NotAllowed(_)), "{refused}");
+        // An attacker's does.
+        let liar = pki.builder(&fred).started_at(at(count)).codec(Lying(others)).build().unwrap();
+        let error = reader.open(&liar.seal(mine, &how).unwrap().bytes, &context).unwrap_err();
+        assert_eq!((error.kind, error.claimed), (OpenErrorKind::BadBody, Some(fred.clone())), "{mine:?}");
+        assert_eq!(reader.counters().refused(OpenErrorKind::BadBody), count);
+        // In its own name it may.
+        let honest = pki.builder(&fred).started_at(at(count).saturating_add(std::time::Duration::from_millis(1)));
+        let sealed = honest.build().unwrap().seal(mine, &how).unwrap();
+        let inbound = reader.open(&sealed.bytes, &context).unwrap();
+        assert_eq!((inbound.sender(), &inbound.packet), (Some(&fred), mine));
+    }
+}
+
+#[test]
+fn s05_the_body_is_of_the_kind_that_its_header_says() {
+    let pki = Pki::new(KeyType::P256);
+    let reader = pki.serializer(&mapper("m1"));
+    let all = packets(&agent("fred"), &mapper("m1"));
+    for (header, body) in all.iter().zip(all.iter().cycle().skip(1)) {
+        let (audience, channel) = way(header);
+        let liar = pki.builder(&agent("fred")).started_at(at(1)).codec(Lying(body.clone())).build().unwrap();
+        // A sequence that grows, for those kinds whose order counts.
+        let sealed =
+            all.iter().map(|_| liar.seal(header, &SealRequest::new(&audience, at(1))).unwrap()).last().unwrap();
+        let error = reader.open(&sealed.bytes, &OpenContext::new(channel, at(2))).unwrap_err();
+        // A ping of the same process after its registration is newer only by its sequence, which began anew.
+        let expected = [OpenErrorKind::BadBody, OpenErrorKind::Replayed];
+        assert!(expected.contains(&error.kind), "{error}");
+    }
+    assert!(reader.counters().refused(OpenErrorKind::BadBody) >= 5);
+    assert_eq!(reader.counters().opened(), 0);
+}
+
+#[test]
+fn s05_another_process_and_another_senders_file_are_refused() {
+    let pki = Pki::new(KeyType::P256);
+    let (m1, fred) = (pki.serializer(&mapper("m1")), agent("fred"));
+    let ping = |instance| Packet::Ping(Ping { identity: fred.clone(), status: Status::new(0.5), instance });
+    let (audience, context) = (Audience::Mappers, OpenContext::new(Channel::Presence, at(2)));
+    let liar = pki.builder(&fred).codec(Lying(ping(Some(1)))).build().unwrap();
+    let sealed = liar.seal(&ping(None), &SealRequest::new(&audience, at(1))).unwrap();
+    assert_eq!(m1.open(&sealed.bytes, &context).unwrap_err().kind, OpenErrorKind::BadBody);
+
+    let file = |from: &str| {
+        Packet::FileStart(FileStart {
+            filename: "a".into(),
+            dest: "a".into(),
+            token: Token::random().unwrap(),
+            from: Some(mapper(from)),
+            reply_to: None,
+            domain: None,
+            file_size: None,
+            sha256: None,
+        })
+    };
+    let liar = pki.builder(&mapper("m1")).codec(Lying(file("m2"))).build().unwrap();
+    let audience = Audience::One(fred.clone());
+    let sealed = liar.seal(&file("m1"), &SealRequest::new(&audience, at(1))).unwrap();
+    let error = pki.serializer(&fred).open(&sealed.bytes, &OpenContext::new(Channel::AgentControl, at(2))).unwrap_err();
+    assert_eq!(error.kind, OpenErrorKind::BadBody);
+}

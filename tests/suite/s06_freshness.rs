@@ -1,0 +1,173 @@
+//! s06: a message counts once, for a short time, in this process; and it is counted what was refused.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use nanite::certs::KeyType;
+use nanite::clock::Timestamp;
+use nanite::packet::{MessageId, Outcome, Packet, Payload, Ping, Request, Status, Token};
+use nanite::security::{ReplayLimits, SecureSerializer};
+use nanite::serializer::{Audience, Channel, Class, OpenContext, OpenErrorKind, SealRequest, Serializer};
+
+use crate::harness::pki::{Pki, agent, at, mapper};
+
+fn request() -> Packet {
+    Packet::Request(Request::new("/a/b".parse().unwrap(), Payload::from("x")))
+}
+
+fn outcome() -> Packet {
+    let (token, results) = (Token::random().unwrap(), Payload::from("y"));
+    Packet::Outcome(Outcome { token, to: mapper("m1"), from: agent("fred"), results, failure: None })
+}
+
+fn seal(from: &SecureSerializer, packet: &Packet, to: &Audience, now: Timestamp) -> Vec<u8> {
+    from.seal(packet, &SealRequest::new(to, now)).unwrap().bytes
+}
+
+fn millis(count: u64) -> Duration {
+    Duration::from_millis(count)
+}
+
+#[test]
+fn s06_an_answer_by_a_clock_that_is_behind_is_taken_by_the_process_that_asked() {
+    let pki = Pki::new(KeyType::P256);
+    let fred = pki.serializer(&agent("fred"));
+    let m1 = pki.builder(&mapper("m1")).started_at(at(100)).build().unwrap();
+    let asked = m1.seal(&request(), &SealRequest::new(&Audience::One(agent("fred")), at(100))).unwrap();
+    // Fred's clock shows 100 ms before m1 started.
+    let behind = at(100).saturating_sub(millis(100));
+    let to_m1 = Audience::One(mapper("m1"));
+    let answer = |in_reply_to| {
+        let mut how = SealRequest::new(&to_m1, behind);
+        how.in_reply_to = in_reply_to;
+        fred.seal(&outcome(), &how).unwrap().bytes
+    };
+    let context = OpenContext::new(Channel::MapperInbox, at(101));
+    for unasked in [None, Some(MessageId::from_bytes([7; 16]))] {
+        assert_eq!(m1.open(&answer(unasked), &context).unwrap_err().kind, OpenErrorKind::NotFresh);
+    }
+    let answered = answer(Some(asked.id));
+    assert_eq!(m1.open(&answered, &context).unwrap().signer().unwrap().in_reply_to(), Some(asked.id));
+    assert_eq!(m1.open(&answered, &context).unwrap_err().kind, OpenErrorKind::Replayed);
+    // The next process knows nothing of it.
+    let next = pki.builder(&mapper("m1")).started_at(at(102)).build().unwrap();
+    let context = OpenContext::new(Channel::MapperInbox, at(103));
+    assert_eq!(next.open(&answered, &context).unwrap_err().kind, OpenErrorKind::NotFresh);
+    assert_eq!((next.counters().opened(), next.counters().refused(OpenErrorKind::NotFresh)), (0, 1));
+}
+
+#[test]
+fn s06_the_edges_of_time() {
+    let pki = Pki::new(KeyType::P256);
+    let m1 = pki.serializer(&mapper("m1"));
+    let to = Audience::One(agent("fred"));
+    let opens = |issued: Timestamp, now: Timestamp| {
+        let fred = pki.builder(&agent("fred")).started_at(at(1)).build().unwrap();
+        let opened = fred.open(&seal(&m1, &request(), &to, issued), &OpenContext::new(Channel::AgentInbox, now));
+        opened.map(|_| ()).map_err(|error| error.kind)
+    };
+    let micro = Duration::from_micros(1);
+    assert_eq!(opens(at(10), at(70)), Ok(()), "valid up to and including its last moment");
+    assert_eq!(opens(at(10), at(70).saturating_add(micro)), Err(OpenErrorKind::NotFresh));
+    assert_eq!(opens(at(40), at(10)), Ok(()), "30 s from the future");
+    assert_eq!(opens(at(40).saturating_add(micro), at(10)), Err(OpenErrorKind::NotFresh));
+    assert_eq!(opens(at(1), at(10)), Ok(()), "made when the process started");
+    assert_eq!(opens(at(1).saturating_sub(micro), at(10)), Err(OpenErrorKind::NotFresh));
+}
+
+#[test]
+fn s06_lifetimes_are_cut_to_what_receivers_grant() {
+    let pki = Pki::new(KeyType::P256);
+    let m1 = pki.serializer(&mapper("m1"));
+    pki.credentials(&agent("fred"));
+    let week = Duration::from_secs(7 * 24 * 3600);
+    let (one, group) = (Audience::One(agent("fred")), Audience::Mappers);
+    for (audience, class, asked, granted) in [
+        (&one, Class::Live, millis(1), millis(1)),
+        (&one, Class::Live, week, Duration::from_secs(60)),
+        (&group, Class::Stored, 2 * week, week),
+    ] {
+        let mut how = SealRequest::new(audience, at(1));
+        (how.class, how.lifetime) = (class, asked);
+        assert_eq!(m1.seal(&request(), &how).unwrap().expires_at, at(1).saturating_add(granted));
+    }
+    let mut how = SealRequest::new(&one, at(1));
+    how.class = Class::Stored;
+    assert!(m1.seal(&request(), &how).is_err(), "only for the mappers");
+}
+
+#[test]
+fn s06_one_of_many_readers_at_once_opens_a_message() {
+    let pki = Pki::new(KeyType::P256);
+    let (m1, fred) = (pki.serializer(&mapper("m1")), pki.serializer(&agent("fred")));
+    let bytes = seal(&m1, &request(), &Audience::One(agent("fred")), at(1));
+    let opened = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| match fred.open(&bytes, &OpenContext::new(Channel::AgentInbox, at(2))) {
+                Ok(_) => drop(opened.fetch_add(1, Ordering::SeqCst)),
+                Err(error) => assert_eq!(error.kind, OpenErrorKind::Replayed),
+            });
+        }
+    });
+    assert_eq!(opened.into_inner(), 1);
+    assert_eq!((fred.counters().opened(), fred.counters().refused(OpenErrorKind::Replayed)), (1, 7));
+}
+
+#[test]
+fn s06_a_full_memory_refuses_until_what_it_holds_has_expired() {
+    let pki = Pki::new(KeyType::P256);
+    let mut limits = ReplayLimits::default();
+    (limits.per_sender, limits.total, limits.senders) = (2, 3, 1);
+    let m1 = pki.builder(&mapper("m1")).replay_limits(limits).build().unwrap();
+    let senders = ["fred", "bob", "carl"].map(|name| pki.serializer(&agent(name)));
+    let ask = |sender: usize, second: u64| {
+        let bytes = seal(&senders[sender], &request(), &Audience::Mappers, at(second));
+        m1.open(&bytes, &OpenContext::new(Channel::Requests, at(second))).map(|_| ()).map_err(|error| error.kind)
+    };
+    assert_eq!([ask(0, 1), ask(0, 2)], [Ok(()), Ok(())]);
+    assert_eq!(ask(0, 3), Err(OpenErrorKind::Replayed), "one sender's share");
+    assert_eq!(ask(1, 3), Ok(()), "leaves room for others");
+    assert_eq!(ask(2, 4), Err(OpenErrorKind::Replayed), "until all is full");
+    assert_eq!(m1.remembered(), 3);
+    // The last of them expires at 63 s, and is remembered for as long again as clocks may differ.
+    assert_eq!(ask(2, 200), Ok(()));
+    assert_eq!(m1.remembered(), 1);
+
+    let ping = |sender: usize, second: u64| {
+        let identity = senders[sender].identity().unwrap().clone();
+        let packet = Packet::Ping(Ping { identity, status: Status::new(0.5), instance: None });
+        let bytes = seal(&senders[sender], &packet, &Audience::Mappers, at(second));
+        m1.open(&bytes, &OpenContext::new(Channel::Presence, at(second))).map(|_| ()).map_err(|error| error.kind)
+    };
+    assert_eq!([ping(0, 201), ping(0, 202)], [Ok(()), Ok(())]);
+    assert_eq!(ping(1, 203), Err(OpenErrorKind::Replayed), "the places of heartbeats are bounded as well");
+    assert_eq!(ping(1, 400), Ok(()), "and are given away when every earlier heartbeat has expired");
+}
+
+#[test]
+fn s06_every_refusal_is_counted_at_its_step() {
+    let pki = Pki::new(KeyType::P256);
+    let (m1, fred) = (pki.serializer(&mapper("m1")), pki.serializer(&agent("fred")));
+    let bytes = seal(&m1, &request(), &Audience::One(agent("fred")), at(1));
+    let inbox = OpenContext::new(Channel::AgentInbox, at(2));
+    fred.open(&bytes, &inbox).unwrap();
+    for _ in 0..3 {
+        fred.open(&bytes, &inbox).unwrap_err();
+    }
+    for _ in 0..2 {
+        fred.open(b"x", &inbox).unwrap_err();
+    }
+    fred.open(&bytes, &OpenContext::new(Channel::AgentInbox, at(62))).unwrap_err();
+    let counters = fred.counters();
+    for kind in OpenErrorKind::ALL {
+        let expected = match kind {
+            OpenErrorKind::Replayed => 3,
+            OpenErrorKind::Malformed => 2,
+            OpenErrorKind::NotFresh => 1,
+            _ => 0,
+        };
+        assert_eq!(counters.refused(kind), expected, "{kind}");
+    }
+    assert_eq!((counters.opened(), counters.refused_in_all(), m1.counters().sealed()), (1, 6, 1));
+}
