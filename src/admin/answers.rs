@@ -9,14 +9,20 @@ use axum::extract::{Path, RawQuery, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Redirect, Response};
 use futures_util::stream::unfold;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
+use super::ask::describe;
 use super::form::Fields;
 use super::live::{self, Live, Told};
 use super::page::{self, Frame, Refusal};
 use super::router::Tower;
-use super::runs::{Entry, Phase, Run, Tally, What};
+use super::runs::{Asked, Entry, Phase, Run, Tally, What};
 use super::session::Session;
 use super::text::{Value, When, counted, visible};
+use crate::packet::{Identity, Tag};
+
+/// The longest address of a form with something in it, in bytes; the guard takes a little more.
+const MAX_AGAIN: usize = 3500;
 
 /// Something that came, as it is shown.
 #[derive(Template)]
@@ -88,29 +94,44 @@ struct Question {
 
 impl Question {
     fn of(run: &Run, tower: &Tower) -> Self {
-        use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
         let asked = &run.asked;
-        let target = asked.target.as_ref().map(|target| target.name().to_owned());
-        let encoded = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
-        let again = format!(
-            "/request?service={}&selector={}&target={}&timeout={}",
-            encoded(asked.service.as_str()),
-            asked.selector,
-            encoded(target.as_deref().unwrap_or_default()),
-            asked.timeout.as_secs_f64(),
-        );
         Self {
             id: run.id.to_string(),
             service: asked.service.to_string(),
-            selector: asked.selector.as_str(),
-            target,
+            selector: describe(&asked.selector),
+            target: asked.target.as_ref().map(|target| target.name().to_owned()),
             tags: asked.tags.iter().map(|tag| visible(tag.as_str()).into_owned()).collect(),
             timeout: asked.timeout.as_secs_f64(),
             at: When::new(run.at, tower.clock.now()),
             payload: Value::of(&asked.payload),
-            again,
+            again: again(asked),
         }
     }
+}
+
+/// The address of the form with the same in it; without what makes it too long for an address.
+fn again(asked: &Asked) -> String {
+    let encoded = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
+    let tags: Vec<&str> = asked.tags.iter().map(Tag::as_str).collect();
+    let payload = match &asked.payload.0 {
+        serde_json::Value::Null => String::new(),
+        serde_json::Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    let mut address = format!(
+        "/request?service={}&selector={}&target={}&timeout={}",
+        encoded(asked.service.as_str()),
+        asked.selector,
+        asked.target.as_ref().map_or("", Identity::name),
+        asked.timeout.as_secs_f64(),
+    );
+    for (name, text) in [("tags", tags.join("\n")), ("payload", payload)] {
+        let text = encoded(&text);
+        if address.len() + text.len() < MAX_AGAIN {
+            address.push_str(&format!("&{name}={text}"));
+        }
+    }
+    address
 }
 
 #[derive(Template)]

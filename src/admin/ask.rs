@@ -57,7 +57,7 @@ impl Page<'_> {
 }
 
 /// A selector, in words.
-fn describe(selector: &SelectorName) -> &'static str {
+pub(super) fn describe(selector: &SelectorName) -> &'static str {
     match selector {
         SelectorName::LeastLoaded => "the least loaded one",
         SelectorName::Random => "any one",
