@@ -342,6 +342,23 @@ mod tests {
     }
 
     #[test]
+    fn the_header_in_the_documentation_is_one() {
+        let document = include_str!("../../docs/wire-format.md");
+        let lines = document.lines().skip_while(|line| *line != "    30819b").take_while(|line| !line.is_empty());
+        // Each line is bytes in one or two groups, and what they are.
+        let digits: String = lines
+            .flat_map(|line| line.split_whitespace().take_while(|word| word.bytes().all(|b| b.is_ascii_hexdigit())))
+            .collect();
+        let der: Vec<u8> =
+            (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap()).collect();
+        let header = Header::from_der(&der).unwrap();
+        assert_eq!(header.to_der().unwrap(), der);
+        assert_eq!((header.kind, header.sequence, &header.to), (Kind::Ping, 3, &Audience::Mappers));
+        assert_eq!((header.from.as_str(), header.instance), ("nanite-fred", 1_795_500_000_000_000));
+        assert_eq!(header.expires_at.since(header.issued_at).as_secs(), 60);
+    }
+
+    #[test]
     fn the_digest_of_the_recipients_does_not_depend_on_their_order() {
         let digest = recipients_digest([&b"b"[..], b"a"]);
         assert_eq!(digest, recipients_digest([&b"a"[..], b"b"]));

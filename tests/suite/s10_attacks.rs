@@ -411,11 +411,16 @@ fn s10_other_shapes_are_refused() {
         let recipient = forged.content.at(&[1, 0]).clone();
         forged.content.at(&[1]).children().push(recipient);
     });
+    refused("one recipient with two keys", Malformed, |forged| {
+        let mut recipient = forged.content.at(&[1, 0]).clone();
+        *recipient.at(&[4, 0, 1]).leaf() = vec![0xff; 40];
+        forged.content.at(&[1]).children().push(recipient);
+    });
     refused("more than 64 recipients", Malformed, |forged| {
         let recipient = forged.content.at(&[1, 0]).clone();
         let many = (0..65u8).map(|number| {
             let mut recipient = recipient.clone();
-            *recipient.at(&[4, 0, 1]).leaf() = [&[number][..], &[0; 39]].concat();
+            *recipient.at(&[4, 0, 0, 0]).leaf() = vec![number; 20];
             recipient
         });
         *forged.content.at(&[1]).children() = many.collect();

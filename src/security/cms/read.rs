@@ -349,7 +349,10 @@ pub(super) fn enveloped<'a>(bytes: &'a [u8], notes: &mut Notes) -> Result<Option
         let whole = set.element()?;
         ensure(before < whole)?;
         before = whole;
-        recipients.extend(recipient(whole, notes)?);
+        if let Some(next) = recipient(whole, notes)? {
+            ensure(recipients.iter().all(|known: &Recipient<'_>| known.key_id() != next.key_id()))?;
+            recipients.push(next);
+        }
     }
     ensure(count > 0)?;
 
