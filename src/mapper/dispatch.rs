@@ -125,6 +125,14 @@ impl Sending<'_> {
                 }
             }
             if !sent.is_empty() {
+                // The others have it: nobody else is chosen in the place of those that are gone.
+                let lost = chosen.iter().map(|candidate| &candidate.record.identity).filter(|one| gone.contains(*one));
+                for identity in lost {
+                    if let Some(events) = self.events {
+                        let failure = Failure::new(FailureCode::Lost, "the agent's queue is gone");
+                        events.jobs().refuse(events.job(), identity, failure);
+                    }
+                }
                 return Ok(sent);
             }
         }

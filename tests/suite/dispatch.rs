@@ -337,6 +337,12 @@ async fn d01_a_vanished_queue_means_another_agent(system: System) {
     let answers = mapper.request("/simple/echo", 1).await.unwrap();
     assert_eq!(answers.outcomes.keys().collect::<Vec<_>>(), [&agent_id("a")], "the ghost's queue does not exist");
     assert!(matches!(mapper.request("/only/ghost", 1).await, Err(RequestError::NoTarget(_))));
+    // Among several, the one that is gone has its outcome as well.
+    system.ghost("c", &["/simple/echo"]).await;
+    knows(&mapper, &["a", "b", "c"]).await;
+    let answers = mapper.request("/simple/echo", 1).selector(SelectorName::All).await.unwrap();
+    assert_eq!(answers.results().count(), 2);
+    assert_eq!(answers.outcomes[&agent_id("c")].clone().unwrap_err().code, FailureCode::Lost);
 }
 
 async fn d02_every_target_ends(system: System) {
