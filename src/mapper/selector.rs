@@ -22,6 +22,13 @@ pub struct Candidate {
     pub in_flight: usize,
 }
 
+impl Candidate {
+    /// An agent with so many requests in flight to it: for tests of a selector of your own.
+    pub fn new(record: Arc<AgentRecord>, in_flight: usize) -> Self {
+        Self { record, in_flight }
+    }
+}
+
 /// Chooses among agents. Implement it for a rule of your own.
 ///
 /// It is called on the path of every request: it must not block. What it returns are positions in `candidates`; others and

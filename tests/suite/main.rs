@@ -5,6 +5,7 @@
 
 mod amqp;
 mod dispatch;
+mod documents;
 mod files;
 mod formats;
 mod harness;

@@ -15,7 +15,11 @@ fn example(name: &str) -> Command {
     let folder = FOLDER.get_or_init(|| {
         let built = Path::new(env!("CARGO_BIN_EXE_nanite")).parent().unwrap();
         let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--locked", "--quiet", "--all-features", "--examples"]);
+        build.args(["build", "--locked", "--quiet", "--examples"]);
+        // With the same features the library is built already.
+        if cfg!(feature = "admin") {
+            build.arg("--all-features");
+        }
         build.current_dir(env!("CARGO_MANIFEST_DIR")).arg("--target-dir").arg(built.parent().unwrap());
         if built.ends_with("release") {
             build.arg("--release");
