@@ -5,6 +5,9 @@ use std::io::IsTerminal;
 use clap::ArgAction;
 use serde::Deserialize;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use super::config::Config;
 use super::error::{CliError, Exit};
@@ -67,9 +70,11 @@ impl Options {
         let filter = EnvFilter::try_new(&filter).map_err(unknown)?;
         let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
         let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colour);
+        // lapin says what it sends, its login with the password too, and what comes back to it: no filter makes that heard.
+        let guard = filter_fn(|about| about.target() != "lapin" && !about.target().starts_with("lapin::"));
         let started = match self.log_format.or(config.file.log_format).unwrap_or_default() {
-            Format::Text => log.try_init(),
-            Format::Json => log.json().try_init(),
+            Format::Text => log.finish().with(guard).try_init(),
+            Format::Json => log.json().finish().with(guard).try_init(),
         };
         started.map_err(|error| CliError::new(Exit::Failure, format!("cannot start the log: {error}")))
     }

@@ -13,6 +13,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use crate::harness::broker::Broker;
+use crate::harness::program::{nanite, run};
 use crate::harness::proxy::Proxy;
 use crate::harness::{PATIENCE, wait_until};
 use crate::transport::{bound, durable, exclusive, next, take, text, to_exchange, to_queue};
@@ -109,6 +110,23 @@ async fn a_wrong_password_is_told_apart_and_never_shown() {
     let error = connect(format!("amqp://{user}:right-secret@127.0.0.1:{}/none", broker.port())).await.unwrap_err();
     assert_eq!(error, TransportError::VirtualHost("none".into()));
     assert!(!error.is_retryable());
+}
+
+#[test]
+fn a_password_is_in_no_log_however_much_is_logged() {
+    let broker = Broker::shared();
+    let user = broker.add_user("Zq8-secret");
+    broker.permit(&user, ".*", ".*", ".*");
+    for filter in ["trace", "lapin=trace", "lapin::io_loop=trace,trace"] {
+        let mut agents = nanite(["agents", "--insecure-plaintext", "--token", "desk", "--log", filter]);
+        let ended = run(agents.env("NANITE_BROKER", broker.url_for(&user, "Zq8-secret")));
+        let as_numbers = "Zq8-secret".bytes().map(|byte| byte.to_string()).collect::<Vec<_>>().join(", ");
+        assert_eq!(ended.code(), 0, "{ended:?}");
+        for output in [&ended.out, &ended.err] {
+            assert!(!output.contains("Zq8") && !output.contains(&as_numbers), "{filter}: {output}");
+        }
+        assert_eq!(ended.err.contains("TRACE"), filter.ends_with(",trace") || filter == "trace", "{filter}");
+    }
 }
 
 #[tokio::test]

@@ -36,6 +36,9 @@ const RETRY_AFTER: Duration = Duration::from_millis(100);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(6);
 
 /// A connection to RabbitMQ that comes back by itself.
+///
+/// What a user needs to know of it is logged under `nanite`. The log of `lapin` should stay off: at the level *trace* it holds the
+/// login with the password, and at the level *warn* the messages that come back.
 pub struct AmqpTransport {
     options: AmqpOptions,
     links: watch::Receiver<Link>,
