@@ -12,17 +12,19 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::audit::{Asked, AuditLog, Record};
 use crate::clock::{Clock, Timestamp};
-use crate::packet::{Identity, MessageId, Packet};
+use crate::packet::{Advertise, Identity, MessageId, Packet};
 use crate::policy::Decision;
 use crate::serializer::{
     Audience, Channel, Class, Inbound, OpenContext, OpenError, OpenErrorKind, Provenance, SealError, SealRequest,
     Sealed, Serializer,
 };
-use crate::transport::{Acker, Consumer, Delivery, Destination, Outgoing, Queue, Transport, TransportError};
+use crate::transport::{
+    Acker, Consumer, Delivery, Destination, Exchange, Outgoing, Queue, Transport, TransportError, topology,
+};
 
 /// How long a publish may take, unless the message expires sooner.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(20);
@@ -30,6 +32,10 @@ const PUBLISH_TIMEOUT: Duration = Duration::from_secs(20);
 const LIVE: Duration = Duration::from_secs(60);
 /// How many refusals are logged in one second; the others are only counted.
 const LOGGED_PER_SECOND: u64 = 20;
+/// How long one waits for the other mappers once one has made itself known.
+const OTHERS: Duration = Duration::from_millis(200);
+/// How many unknown signers wait to be asked who they are.
+const UNKNOWN: usize = 64;
 
 /// A node's end of the wire. Cloning it is cheap.
 #[derive(Clone, Debug)]
@@ -46,6 +52,8 @@ struct Inner {
     workers: Semaphore,
     refusals: Refusals,
     audit: Option<AuditLog>,
+    /// Who claims to have sent a heartbeat or registration, and is not known.
+    unknown: Option<mpsc::Sender<Identity>>,
 }
 
 /// What is to be sent, to whom, and how.
@@ -158,7 +166,22 @@ impl Link {
             workers,
             refusals: Refusals::default(),
             audit: None,
+            unknown: None,
         })))
+    }
+
+    /// The same link, and the names under which presence messages came whose signers are not known. Nothing about them is verified.
+    /// To be asked for before the link is cloned. None when this node learns nobody from messages.
+    #[must_use]
+    pub(crate) fn with_unknown(mut self) -> (Self, Option<mpsc::Receiver<Identity>>) {
+        match Arc::get_mut(&mut self.0) {
+            Some(inner) if inner.serializer.learns_peers() => {
+                let (sender, receiver) = mpsc::channel(UNKNOWN);
+                inner.unknown = Some(sender);
+                (self, Some(receiver))
+            }
+            _ => (self, None),
+        }
     }
 
     /// The same link, with an audit log of what it opens and refuses. To be given before the link is cloned.
@@ -200,6 +223,24 @@ impl Link {
     /// Whether messages are signed and encrypted.
     pub fn is_secure(&self) -> bool {
         self.0.serializer.is_secure()
+    }
+
+    /// Whether this node comes to know others by what they send.
+    pub fn learns_peers(&self) -> bool {
+        self.0.serializer.learns_peers()
+    }
+
+    /// Makes this node known to the mappers, which answer with an advertise of theirs. It holds no secret, and needs to know nobody.
+    /// Does nothing when this node learns nobody from messages.
+    ///
+    /// # Errors
+    /// [`SendError`] when it could not be sent: [`TransportError::Unroutable`] when no mapper runs.
+    pub async fn say_hello(&self) -> Result<(), SendError> {
+        if self.learns_peers() {
+            let hello = Letter::new(Advertise { target: None }, Audience::Mappers);
+            self.send(hello, Destination::Exchange(Exchange(topology::REGISTRATION.into()))).await?;
+        }
+        Ok(())
     }
 
     /// The transport.
@@ -321,6 +362,12 @@ impl Link {
         match opened {
             Ok(inbound) => Some(Received { inbound, redelivered, acker }),
             Err(error) => {
+                if let (Channel::Presence, OpenErrorKind::UnknownSigner, Some(unknown), Some(claimed)) =
+                    (channel, error.kind, &self.0.unknown, &error.claimed)
+                {
+                    // When many wait already, this one is asked another time.
+                    let _ = unknown.try_send(claimed.clone());
+                }
                 self.0.refusals.note(&self.0.identity, &error, channel, redelivered, self.now());
                 if let Err(error) = acker.ack().await {
                     tracing::debug!(%error, "a refused message could not be acknowledged and will come again");
@@ -397,6 +444,19 @@ impl Received {
     pub async fn accept(self) -> Inbound {
         acknowledge(self.acker).await;
         self.inbound
+    }
+}
+
+/// Waits until a mapper has made itself known and a moment has passed in which others could, or until `limit` has passed: what is
+/// sealed for the mappers is for those that are known. `advertised` counts them.
+pub(crate) async fn mappers_known(mut advertised: watch::Receiver<u64>, limit: Duration) {
+    let heard = async {
+        if advertised.wait_for(|heard| *heard > 0).await.is_ok() {
+            while matches!(tokio::time::timeout(OTHERS, advertised.changed()).await, Ok(Ok(()))) {}
+        }
+    };
+    if tokio::time::timeout(limit, heard).await.is_err() {
+        tracing::debug!("no mapper has made itself known");
     }
 }
 

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::Serialize;
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use crate::clock::SystemClock;
-use crate::link::{IdentityMismatch, Letter, Link, Received, SendError, Subscription};
+use crate::link::{IdentityMismatch, Letter, Link, Received, SendError, Subscription, mappers_known};
 use crate::packet::{Identity, Packet, Request, Role, Token};
 use crate::request::{Ask, Dispatch, Events, Jobs, RequestBuilder, RequestError};
 use crate::serializer::{Audience, Channel, Inbound, Serializer};
@@ -16,6 +17,8 @@ use crate::transport::{Destination, Queue, QueueKind, Transport, TransportError,
 
 /// The longest lifetime of a message that asks for work; the work itself may take longer.
 const LIFETIME: Duration = Duration::from_secs(60);
+/// How long the mappers may take to make themselves known to a proxy that starts.
+const MAPPERS_KNOWN: Duration = Duration::from_secs(2);
 /// How many answers are unacknowledged at a time.
 const PREFETCH: u16 = 256;
 
@@ -28,15 +31,19 @@ pub struct MapperProxy {
     link: Link,
     jobs: Arc<Jobs>,
     /// What listens for answers, where this proxy has to do it itself.
-    _listener: Option<Arc<Listener>>,
+    listener: Option<Arc<Listener>>,
 }
 
 #[derive(Debug)]
-struct Listener(AbortHandle);
+struct Listener {
+    task: AbortHandle,
+    /// Counts how often mappers have made themselves known.
+    advertised: watch::Receiver<u64>,
+}
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        self.0.abort();
+        self.task.abort();
     }
 }
 
@@ -53,7 +60,8 @@ pub enum ProxyError {
 }
 
 impl MapperProxy {
-    /// Starts a proxy for a program that speaks as `identity`, an agent's or a mapper's.
+    /// Starts a proxy for a program that speaks as `identity`, an agent's or a mapper's. Where its serializer learns other nodes from
+    /// what they send, it first waits for the mappers to make themselves known: 2 s at most.
     ///
     /// # Errors
     /// [`ProxyError`] says why it cannot start.
@@ -74,13 +82,16 @@ impl MapperProxy {
         };
         let answers = link.subscribe(&queue, channel, PREFETCH).await?;
         let jobs = Arc::default();
-        let listener = tokio::spawn(listen(answers, Arc::clone(&jobs))).abort_handle();
-        Ok(Self { link, jobs, _listener: Some(Arc::new(Listener(listener))) })
+        let (advertises, advertised) = watch::channel(0);
+        let task = tokio::spawn(listen(answers, Arc::clone(&jobs), advertises)).abort_handle();
+        let proxy = Self { link, jobs, listener: Some(Arc::new(Listener { task, advertised })) };
+        proxy.know_mappers(MAPPERS_KNOWN).await;
+        Ok(proxy)
     }
 
     /// The proxy of an agent, which hands it the answers that come.
     pub(crate) fn of(link: Link) -> Self {
-        Self { link, jobs: Arc::default(), _listener: None }
+        Self { link, jobs: Arc::default(), listener: None }
     }
 
     /// Takes an answer in. False when it is none, or nobody waits for it.
@@ -101,7 +112,24 @@ impl MapperProxy {
         self.request(service, payload).push().await.map(drop)
     }
 
+    /// Waits for the mappers to make themselves known, where they are not known by other means. False when none did.
+    async fn know_mappers(&self, limit: Duration) -> bool {
+        let Some(listener) = self.listener.as_ref().filter(|_| self.link.learns_peers()) else { return true };
+        if *listener.advertised.borrow() > 0 {
+            return true;
+        }
+        match self.link.say_hello().await {
+            Ok(()) => mappers_known(listener.advertised.clone(), limit).await,
+            Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "no mapper could be asked"),
+        }
+        *listener.advertised.borrow() > 0
+    }
+
     async fn send(&self, ask: &Ask, events: Option<&Events>) -> Result<(), RequestError> {
+        // What is sealed for the mappers is for those that are known: without one, nobody could open it.
+        if !self.know_mappers(MAPPERS_KNOWN.min(ask.timeout)).await {
+            return Err(RequestError::NoMapper);
+        }
         let mut request = Request { from: Some(self.link.identity().clone()), ..ask.request.clone() };
         request.offline = ask.offline;
         let mut lifetime = LIFETIME;
@@ -151,10 +179,12 @@ impl Dispatch for MapperProxy {
 }
 
 /// Takes answers in, for a proxy of its own.
-async fn listen(mut answers: Subscription, jobs: Arc<Jobs>) {
+async fn listen(mut answers: Subscription, jobs: Arc<Jobs>, advertises: watch::Sender<u64>) {
     while let Some(received) = answers.next().await {
         let inbound = Received::accept(received).await;
-        if !jobs.answered(inbound) {
+        if matches!(inbound.packet, Packet::Advertise(_)) {
+            advertises.send_modify(|heard| *heard = heard.saturating_add(1));
+        } else if !jobs.answered(inbound) {
             tracing::debug!("an answer that nobody waits for");
         }
     }

@@ -8,12 +8,15 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::dispatch::Services;
 use super::status::SharedStatus;
 use crate::link::{Letter, Link, SendError};
-use crate::packet::{MessageId, Packet, Ping, Register, Tag, Unregister};
+use crate::packet::{Kind, MessageId, Packet, Ping, Register, Tag, Unregister};
 use crate::serializer::{Audience, SealError};
-use crate::transport::{Destination, Exchange, topology};
+use crate::transport::{Destination, Exchange, TransportError, topology};
 
 /// How many orders wait; more are dropped, since each would say the same again.
 const ORDERS: usize = 64;
+
+/// How often an agent that learns its mappers makes itself known to all of them: it may have missed one that started.
+pub(crate) const HELLO: Duration = Duration::from_secs(300);
 
 /// What the agent has its presence say.
 #[derive(Debug)]
@@ -44,6 +47,11 @@ impl Presence {
             let mut ticks = interval(self.ping_time);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             ticks.tick().await;
+            let mut hellos = interval(HELLO);
+            hellos.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            hellos.tick().await;
+            // Asks in answer to it, so nothing is lost when no mapper is known yet.
+            self.hello().await;
             self.register(None).await;
             loop {
                 tokio::select! {
@@ -57,6 +65,7 @@ impl Presence {
                         None => return,
                     },
                     _ = ticks.tick() => self.ping().await,
+                    _ = hellos.tick() => self.hello().await,
                 }
             }
         });
@@ -81,6 +90,17 @@ impl Presence {
         self.say(ping.into(), topology::HEARTBEAT, None).await;
     }
 
+    /// Makes the agent known, where the mappers are not known by other means.
+    async fn hello(&self) {
+        match self.link.say_hello().await {
+            Ok(()) => {}
+            Err(SendError::Transport(TransportError::Unroutable(_))) => tracing::debug!("no mapper runs"),
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "cannot make this agent known to the mappers");
+            }
+        }
+    }
+
     fn plain_instance(&self) -> Option<u64> {
         (!self.link.is_secure()).then(|| self.link.instance())
     }
@@ -97,6 +117,10 @@ impl Presence {
             Ok(_) => tracing::debug!(kind, "said to the mappers"),
             Err(SendError::Seal(SealError::NoRecipient(_))) => {
                 tracing::info!(kind, "no mapper is known yet: waiting for one to ask");
+                // At its start it has just said so.
+                if kind == Kind::Ping.as_str() {
+                    self.hello().await;
+                }
             }
             Err(error) => {
                 tracing::warn!(kind, error = &error as &dyn std::error::Error, "cannot say it to the mappers")

@@ -9,6 +9,7 @@ pub(crate) mod files;
 mod fixed;
 mod issue;
 mod key;
+mod learned;
 mod name;
 mod node;
 mod pem;
@@ -25,6 +26,7 @@ pub use directory::DirectoryCertificateStore;
 pub use fixed::StaticCertificateStore;
 pub use issue::{CertificateAuthority, IssueError};
 pub use key::{Credentials, KeyError, KeyType, PrivateKey};
+pub use learned::TrustStore;
 #[cfg(feature = "cli")]
 pub(crate) use name::text as name_text;
 pub use node::{CertificateDirectory, DirectoryError};

@@ -31,9 +31,19 @@ pub trait CertificateStore: fmt::Debug + Send + Sync {
     /// [`StoreError`] when the store cannot answer.
     fn recipients(&self, query: &RecipientQuery<'_>) -> Result<Vec<Arc<Certificate>>, StoreError>;
 
-    /// Told of a certificate that came with a message, after the chain and the message's signature have been verified. A store
+    /// Told of a certificate that came with a message, after the chain, the message's signature and freshness, and the
+    /// sender's right to send such a message have been verified. A store
     /// that learns its peers keeps it; others do nothing.
     fn learned(&self, _certificate: &Arc<Certificate>, _now: Timestamp) {}
+
+    /// Told of the signer's certificate of every message that was verified and whose sender may send it: a store that is bounded
+    /// keeps what is in use. It is told of often, so it has to be quick.
+    fn heard(&self, _certificate: &Arc<Certificate>, _now: Timestamp) {}
+
+    /// Whether it comes to know others by [`learned`](Self::learned). Nodes with such a store make themselves known to each other.
+    fn learns(&self) -> bool {
+        false
+    }
 
     /// Counts up whenever what the store knows may have changed, so that callers can keep answers until then. A store that
     /// cannot tell returns `None`, and is asked every time.

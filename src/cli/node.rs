@@ -8,7 +8,7 @@ use clap::ValueEnum;
 use super::config::Config;
 use super::error::{CliError, Exit};
 use super::{Global, broker, kept, output, remedy};
-use crate::certs::{CertificateDirectory, CertificateStore, DirectoryCertificateStore};
+use crate::certs::{CertificateDirectory, CertificateStore, DirectoryCertificateStore, TrustStore};
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::packet::{Identity, Role};
 use crate::security::SecureSerializer;
@@ -25,6 +25,9 @@ pub(super) struct Who {
     /// The directory of certificates and keys that `nanite certs` made [also: NANITE_CERTS]
     #[arg(long, value_name = "DIR", help_heading = "Identity")]
     certs: Option<PathBuf>,
+    /// Believe only the nodes whose certificates are in the directory, beside being issued by its CA; others are not learned
+    #[arg(long, help_heading = "Identity")]
+    pinned: bool,
 }
 
 /// Who the node is, how it speaks, and where the broker is.
@@ -153,7 +156,10 @@ impl Who {
         })?;
         let store = DirectoryCertificateStore::open(directory.path(), now).map_err(failed)?;
         let trust = store.trust().unwrap_or_else(|| Arc::new(trust));
-        let store: Arc<dyn CertificateStore> = Arc::new(store);
+        let mut store: Arc<dyn CertificateStore> = Arc::new(store);
+        if !self.pinned {
+            store = Arc::new(TrustStore::new(trust.clone()).with_known(store));
+        }
         let mut builder = SecureSerializer::builder(credentials, store, trust);
         if let Some(started_at) = started_at {
             builder = builder.started_at(started_at);

@@ -140,7 +140,8 @@ pub(super) fn seal(error: &SealError) -> CliError {
     use SealError as E;
     match error {
         E::NoRecipient(whom) => CliError::of(Exit::Security, error).help(format!(
-            "put the certificate of {whom} into the directory of certificates; its key stays with {whom}"
+            "{whom} makes its certificate known when it runs; with `--pinned` put it into the directory of certificates (its key \
+             stays with {whom})"
         )),
         E::OwnCertificate(_) => CliError::of(Exit::Security, error)
             .help("see what is wrong with `nanite certs verify`, and issue a new one"),

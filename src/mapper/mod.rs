@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OnceCell, watch};
 use tokio::task::AbortHandle;
 
 pub use dispatch::ByMapper;
@@ -97,6 +97,10 @@ struct Shared {
     hooks: Vec<Hook>,
     /// Told whenever an agent has registered, here or elsewhere.
     changed: Notify,
+    /// Counts how often other mappers have made themselves known.
+    advertised: watch::Sender<u64>,
+    /// The other mappers have had time to make themselves known.
+    settled: OnceCell<()>,
 }
 
 /// The mapper's tasks; they end with this.
@@ -216,8 +220,10 @@ impl MapperBuilder {
         if self.identity.role() != Role::Mapper {
             return Err(MapperError::Role(self.identity));
         }
+        let link = Link::new(self.identity, self.serializer, self.transport, self.clock)?.with_audit(self.audit);
+        let (link, unknown) = link.with_unknown();
         let shared = Arc::new(Shared {
-            link: Link::new(self.identity, self.serializer, self.transport, self.clock)?.with_audit(self.audit),
+            link,
             state: self.state,
             policy: self.policy,
             jobs: Arc::default(),
@@ -229,6 +235,8 @@ impl MapperBuilder {
             persistent: self.persistent,
             hooks: self.hooks,
             changed: Notify::new(),
+            advertised: watch::Sender::new(0),
+            settled: OnceCell::new(),
         });
         let (link, name) = (&shared.link, shared.link.identity().as_str());
         let context = StateContext::new(shared.policy.clone(), link.clock().clone(), shared.agent_timeout);
@@ -246,6 +254,10 @@ impl MapperBuilder {
             tokio::spawn(run::reaper(shared.clone())).abort_handle(),
             tokio::spawn(run::elsewhere(shared.clone())).abort_handle(),
         ];
+        if let Some(unknown) = unknown {
+            tasks.push(tokio::spawn(run::unknown(shared.clone(), unknown)).abort_handle());
+            tasks.push(tokio::spawn(run::hellos(shared.clone())).abort_handle());
+        }
         if !self.short_lived {
             let requests = link.subscribe(&topology::requests(), Channel::Requests, PREFETCH).await?;
             tasks.push(tokio::spawn(others::requests(shared.clone(), requests)).abort_handle());

@@ -6,13 +6,14 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::Shared;
 use super::others::{Order, Placed, follow};
-use crate::link::{Letter, Received, SendError, Subscription, acknowledge};
+use crate::link::{Letter, Received, SendError, Subscription, acknowledge, mappers_known};
 use crate::packet::{Failure, Identity, Packet, Token};
 use crate::request::{Ask, Events, RequestError};
 use crate::serializer::{Audience, Class, Provenance, SealError};
@@ -20,6 +21,9 @@ use crate::transport::{Acker, Destination, TransportError, topology};
 
 /// How many messages of the offline queue one mapper holds. Those behind them wait at the broker.
 pub(super) const HELD: u16 = 500;
+
+/// How long the first message for the offline queue waits for other mappers to make themselves known.
+const OTHERS_KNOWN: Duration = Duration::from_millis(500);
 
 type Key = (Identity, Option<Token>);
 
@@ -147,9 +151,13 @@ impl Shared {
     pub(super) async fn store(&self, ask: &Ask, packet: Packet, events: Option<&Events>) -> Result<(), RequestError> {
         let queue = topology::offline();
         self.link.transport().declare(&queue).await?;
+        if self.link.learns_peers() {
+            // Who reads it later is a mapper that is known now.
+            self.settled.get_or_init(|| mappers_known(self.advertised.subscribe(), OTHERS_KNOWN)).await;
+        }
         let mut letter = Letter::new(packet, Audience::Mappers);
         letter.class = Class::Stored;
-        letter.lifetime = if events.is_some() { ask.timeout } else { std::time::Duration::MAX };
+        letter.lifetime = if events.is_some() { ask.timeout } else { Duration::MAX };
         letter.persistent = true;
         let ready = self.link.seal(letter).await?;
         if let Some(events) = events {

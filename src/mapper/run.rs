@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lru::LruCache;
+use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::state::{AgentRecord, Heartbeat};
@@ -13,19 +14,26 @@ use super::{AgentEvent, Shared};
 use crate::audit::Asked;
 use crate::clock::Timestamp;
 use crate::link::{Letter, SendError, Subscription};
-use crate::packet::{Advertise, Identity, Kind, Packet, Ping, Register, Unregister};
+use crate::packet::{Advertise, Identity, Kind, Packet, Ping, Register, Role, Unregister};
 use crate::policy::Caller;
 use crate::serializer::{Audience, Verified};
 use crate::transport::{Destination, Exchange, topology};
 
 /// How often one unknown agent is asked to register, at most.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// How often somebody is asked whose message could not be verified, at most.
+const ASK_UNKNOWN: Duration = Duration::from_millis(50);
+/// How often the same one is asked, at most.
+const ASK_UNKNOWN_AGAIN: Duration = Duration::from_secs(5);
+/// How often a mapper makes itself known to others again.
+const HELLO: Duration = Duration::from_secs(300);
 /// How many unknown agents are remembered as asked.
 const ASKED: usize = 4096;
 
 /// Listens to registrations and heartbeats.
 pub(super) async fn presence(shared: Arc<Shared>, mut messages: Subscription) {
     let mut asked = LruCache::new(NonZeroUsize::new(ASKED).unwrap_or(NonZeroUsize::MIN));
+    let mut answered = LruCache::new(NonZeroUsize::new(ASKED).unwrap_or(NonZeroUsize::MIN));
     while let Some(received) = messages.next().await {
         let inbound = received.accept().await;
         let (Some(sender), signer) = (inbound.sender().cloned(), inbound.signer()) else { continue };
@@ -40,6 +48,16 @@ pub(super) async fn presence(shared: Arc<Shared>, mut messages: Subscription) {
                     shared.ask(Some((sender, signer.map(Verified::instance).or(ping.instance)))).await;
                 }
             }
+            // A node makes itself known, and is told who this is.
+            Packet::Advertise(_) => {
+                let Some(instance) = signer.map(Verified::instance) else { continue };
+                let own = sender == *shared.link.identity() && instance == shared.link.instance();
+                let now = shared.link.now();
+                let process = (sender.clone(), instance);
+                if !own && answered.put(process, now).is_none_or(|before| now.since(before) >= ASK_AGAIN) {
+                    shared.ask(Some((sender, Some(instance)))).await;
+                }
+            }
             _ => {}
         }
     }
@@ -48,8 +66,40 @@ pub(super) async fn presence(shared: Arc<Shared>, mut messages: Subscription) {
 /// Takes answers in.
 pub(super) async fn answers(shared: Arc<Shared>, mut messages: Subscription) {
     while let Some(received) = messages.next().await {
-        if !shared.jobs.answered(received.accept().await) {
+        let inbound = received.accept().await;
+        if matches!(inbound.packet, Packet::Advertise(_)) {
+            shared.advertised.send_modify(|heard| *heard = heard.saturating_add(1));
+        } else if !shared.jobs.answered(inbound) {
             tracing::debug!("an answer that nobody waits for");
+        }
+    }
+}
+
+/// Makes this mapper known to the others, from time to time again.
+pub(super) async fn hellos(shared: Arc<Shared>) {
+    let mut ticks = interval(HELLO);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        if let Err(error) = shared.link.say_hello().await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "cannot make this mapper known to others");
+        }
+    }
+}
+
+/// Asks who somebody is whose message could not be verified, since its certificate is not known here: an agent that was away when
+/// this mapper came. Only the one who is asked answers, with its certificate. Who asks for it is anybody, so it is done seldom.
+pub(super) async fn unknown(shared: Arc<Shared>, mut claimed: mpsc::Receiver<Identity>) {
+    let mut asked = LruCache::new(NonZeroUsize::new(ASKED).unwrap_or(NonZeroUsize::MIN));
+    let mut ticks = interval(ASK_UNKNOWN);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while let Some(identity) = claimed.recv().await {
+        let now = shared.link.now();
+        if identity.role() == Role::Agent
+            && asked.put(identity.clone(), now).is_none_or(|before| now.since(before) >= ASK_UNKNOWN_AGAIN)
+        {
+            ticks.tick().await;
+            shared.ask(Some((identity, None))).await;
         }
     }
 }

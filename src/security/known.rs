@@ -128,6 +128,16 @@ impl Known {
         self.store.learned(&presented.leaf, now);
     }
 
+    /// Tells the store whose message was verified.
+    pub fn heard(&self, signer: &Arc<Certificate>, now: Timestamp) {
+        self.store.heard(signer, now);
+    }
+
+    /// Whether the store comes to know others by their messages.
+    pub fn learns(&self) -> bool {
+        self.store.learns()
+    }
+
     /// The certificates to encrypt to that may be believed now; at least one.
     pub fn recipients(&self, recipient: Recipient<'_>, now: Timestamp) -> Result<Vec<Arc<Certificate>>, SealError> {
         let found = self.store.recipients(&RecipientQuery::new(recipient, now));

@@ -63,11 +63,12 @@ impl Inner {
         let presented = presented?;
         self.check_certificate(&signer, header, presented.as_ref(), context.now)?;
         check_signature(message, &signer)?;
-        if let Some(presented) = presented.filter(|presented| presented.leaf.fingerprint() == signer.fingerprint()) {
-            self.known.learn(presented, context.now);
-        }
         self.check_replay(header, context)?;
         self.check_authority(header, context.channel)?;
+        match presented.filter(|presented| presented.leaf.fingerprint() == signer.fingerprint()) {
+            Some(presented) => self.known.learn(presented, context.now),
+            None => self.known.heard(&signer, context.now),
+        }
         let plaintext = self.decrypt(message, header).map_err(|Failed| {
             OpenError::new(OpenErrorKind::CannotOpen, "it cannot be decrypted, or holds something else than was signed")
         })?;

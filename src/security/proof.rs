@@ -79,10 +79,10 @@ impl Inner {
             return Err(OpenError::new(OpenErrorKind::BadSignature, why));
         }
         check_signature_over(signer_info.attributes, signer_info.signature, &signer)?;
+        self.check_authority(header, Channel::Presence)?;
         if let Some(presented) = presented.filter(|presented| presented.leaf.fingerprint() == signer.fingerprint()) {
             self.known.learn(presented, now);
         }
-        self.check_authority(header, Channel::Presence)?;
         if commitment(&proof.salt, &proof.body) != header.commitment {
             return Err(OpenError::new(OpenErrorKind::CannotOpen, "the body is not what was signed"));
         }

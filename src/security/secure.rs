@@ -140,6 +140,10 @@ impl Serializer for SecureSerializer {
     fn is_secure(&self) -> bool {
         true
     }
+
+    fn learns_peers(&self) -> bool {
+        self.0.known.learns()
+    }
 }
 
 impl fmt::Debug for SecureSerializer {

@@ -10,9 +10,9 @@ pub enum Channel {
     AgentInbox,
     /// What is said to one agent or to all beside its work: advertise, files, answers to its own requests.
     AgentControl,
-    /// A mapper's own queue: answers.
+    /// A mapper's own queue: answers, and other mappers that make themselves known.
     MapperInbox,
-    /// Registrations and heartbeats, to every mapper.
+    /// Registrations and heartbeats, and nodes that make themselves known, to every mapper.
     Presence,
     /// Requests to the mappers, one of which takes each.
     Requests,
@@ -46,8 +46,8 @@ impl Channel {
                     | Kind::FileChunk
                     | Kind::FileEnd
             ),
-            Channel::MapperInbox => matches!(kind, Kind::Outcome | Kind::Intermediate),
-            Channel::Presence => matches!(kind, Kind::Register | Kind::Unregister | Kind::Ping),
+            Channel::MapperInbox => matches!(kind, Kind::Outcome | Kind::Intermediate | Kind::Advertise),
+            Channel::Presence => matches!(kind, Kind::Register | Kind::Unregister | Kind::Ping | Kind::Advertise),
             Channel::Requests | Channel::Offline => matches!(kind, Kind::Request | Kind::Push),
         }
     }
@@ -63,8 +63,12 @@ impl Channel {
     /// Whether a sender of this role may send this kind here.
     pub const fn permits(self, sender: Role, kind: Kind) -> bool {
         let right_role = match (self, kind) {
+            // A mapper tells another that it is there.
+            (Channel::MapperInbox, Kind::Advertise) => matches!(sender, Role::Mapper),
             // Answers come to a mapper from agents, and from other mappers when it asked them as a proxy.
             (Channel::MapperInbox, _) => true,
+            // Whoever knows no mapper yet, or may not know all of them, makes itself known to them.
+            (Channel::Presence, Kind::Advertise) => true,
             (Channel::Presence, _) => matches!(sender, Role::Agent),
             // Agents, and programs with a mapper's certificate but no mapper of their own.
             (Channel::Requests, _) => true,

@@ -75,6 +75,12 @@ pub trait Serializer: fmt::Debug + Send + Sync {
         false
     }
 
+    /// Whether it comes to know other nodes by what they send. Nodes then make themselves known to each other when they start, and
+    /// from time to time.
+    fn learns_peers(&self) -> bool {
+        false
+    }
+
     /// Whether `seal` and `open` take microseconds and never block, so that they can run on the reactor.
     fn is_cheap(&self) -> bool {
         false

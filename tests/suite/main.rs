@@ -21,6 +21,7 @@ mod s01_oracles;
 mod s01_vectors;
 mod s02_own_store;
 mod s02_stores;
+mod s02_trust_store;
 mod s03_certs_cli;
 mod s04_trust;
 mod s05_identity;

@@ -168,6 +168,14 @@ impl CertificateStore for CachedCertificateStore {
         recipients.forget_for_good(&Who::Mappers);
     }
 
+    fn heard(&self, certificate: &Arc<Certificate>, now: Timestamp) {
+        self.inner.heard(certificate, now);
+    }
+
+    fn learns(&self) -> bool {
+        self.inner.learns()
+    }
+
     fn generation(&self) -> Option<u64> {
         self.inner.generation()
     }
