@@ -30,6 +30,7 @@ mod s08_policy;
 mod s09_audit;
 mod s10_attacks;
 mod s10_properties;
+mod s11_at_rest;
 mod transport;
 mod u01_demo;
 mod u02_cli;

@@ -1,0 +1,144 @@
+//! Nothing readable lies in the broker: every queue of a real RabbitMQ is read, and copies of all that went through its exchanges.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use nanite::agent::{Agent, Reply, actor};
+use nanite::certs::KeyType;
+use nanite::clock::{Clock, SystemClock};
+use nanite::mapper::Mapper;
+use nanite::packet::Identity;
+use nanite::proxy::MapperProxy;
+use nanite::security::SecureSerializer;
+use nanite::serializer::{Plain, Serializer};
+use nanite::transport::{Transport, topology};
+use serde_json::{Value, json};
+use tokio::sync::Semaphore;
+
+use crate::harness::broker::Broker;
+use crate::harness::pki::Pki;
+use crate::harness::wait_until;
+
+/// What must not be found: of payloads, services and tags.
+const SECRETS: [&str; 5] = ["attack at dawn", "/topsecret/", "launch", "classified", "retreat"];
+
+/// Serializers for the nodes of one system.
+trait Formats {
+    fn of(&self, identity: &Identity) -> Arc<dyn Serializer>;
+}
+
+struct InPlain;
+
+impl Formats for InPlain {
+    fn of(&self, _: &Identity) -> Arc<dyn Serializer> {
+        Arc::new(Plain::json())
+    }
+}
+
+impl Formats for Pki {
+    fn of(&self, identity: &Identity) -> Arc<dyn Serializer> {
+        let builder =
+            SecureSerializer::builder(self.credentials(identity), self.peers.clone(), self.ca.trust().unwrap());
+        Arc::new(builder.build().unwrap())
+    }
+}
+
+/// Every message that waits in a queue that others may read, as the management API tells it: properties, headers and body.
+fn messages(broker: &Broker, queue: &str) -> Vec<String> {
+    let get = json!({ "count": 1000, "ackmode": "ack_requeue_true", "encoding": "base64" });
+    let (status, messages) = broker.api("POST", &format!("/api/queues/{}/{queue}/get", broker.vhost()), &get);
+    assert_eq!(status, 200, "{messages}");
+    let whole = |message: &Value| {
+        let body = openssl::base64::decode_block(message["payload"].as_str().unwrap()).unwrap();
+        format!("{} {}", message["properties"], String::from_utf8_lossy(&body))
+    };
+    messages.as_array().unwrap().iter().map(whole).collect()
+}
+
+async fn connect(broker: &Broker) -> Arc<dyn Transport> {
+    Arc::new(broker.connect().await)
+}
+
+/// Fills every kind of queue; gives for each what lies in it.
+async fn fill(formats: &dyn Formats) -> Vec<(String, Vec<String>)> {
+    let broker = Broker::shared();
+    let (fred, desk, tool) =
+        (Identity::agent("fred").unwrap(), Identity::mapper("desk").unwrap(), Identity::mapper("tool").unwrap());
+    // Mappers are known before the agents, which seal to them.
+    let (at_desk, at_tool) = (formats.of(&desk), formats.of(&tool));
+    let never = Arc::new(Semaphore::new(0));
+    let launch = actor("topsecret").expose("launch", move |_: String| {
+        let never = never.clone();
+        async move {
+            let _ = never.acquire().await;
+            Reply::Ok("retreat")
+        }
+    });
+    let transport = connect(&broker).await;
+    // Copies of what goes through the exchanges, for a reader who comes later.
+    for exchange in [topology::REGISTRATION, topology::HEARTBEAT, topology::ADVERTISE] {
+        let path = format!("/api/exchanges/{}/{exchange}", broker.vhost());
+        broker.api("PUT", &path, &json!({ "type": "fanout", "durable": true }));
+        let queue = format!("spy-{exchange}");
+        broker.api("PUT", &format!("/api/queues/{}/{queue}", broker.vhost()), &json!({ "durable": true }));
+        let path = format!("/api/bindings/{}/e/{exchange}/q/{queue}", broker.vhost());
+        let (status, answer) = broker.api("POST", &path, &json!({}));
+        assert_eq!(status, 201, "{answer}");
+    }
+    let agent = Agent::builder(fred.clone(), formats.of(&fred), transport)
+        .actor(launch)
+        .tag("classified".parse().unwrap())
+        .ping_time(Duration::from_millis(50))
+        .concurrency(1)
+        .prefetch(1);
+    let agent = agent.build().unwrap().start().await.unwrap();
+    let mapper = Mapper::builder(desk, at_desk, connect(&broker).await).short_lived().start().await.unwrap();
+    wait_until("the agent is known", async || !mapper.agents().await.unwrap().is_empty()).await;
+    for _ in 0..5 {
+        mapper.push("/topsecret/launch", "attack at dawn").await.unwrap();
+    }
+    for _ in 0..5 {
+        let offline = mapper.request("/topsecret/elsewhere", "attack at dawn").offline_failsafe(true);
+        assert!(offline.push().await.unwrap().is_empty());
+    }
+    connect(&broker).await.declare(&topology::requests()).await.unwrap();
+    let proxy = MapperProxy::start(tool, at_tool, connect(&broker).await).await.unwrap();
+    for _ in 0..5 {
+        proxy.push("/topsecret/launch", "attack at dawn").await.unwrap();
+    }
+    let queues =
+        [&fred.to_string(), topology::OFFLINE, topology::REQUEST, "spy-registration", "spy-heartbeat", "spy-advertise"];
+    let mut found = Vec::new();
+    for queue in queues {
+        wait_until(&format!("something lies in {queue}"), async || !messages(&broker, queue).is_empty()).await;
+        found.push((queue.to_owned(), messages(&broker, queue)));
+    }
+    drop(agent);
+    found
+}
+
+fn readable(found: &[(String, Vec<String>)]) -> Vec<(&str, &str)> {
+    let all = found.iter().flat_map(|(queue, messages)| messages.iter().map(move |message| (queue, message)));
+    all.flat_map(|(queue, message)| {
+        SECRETS.iter().filter(move |secret| message.contains(**secret)).map(move |secret| (queue.as_str(), *secret))
+    })
+    .collect()
+}
+
+#[tokio::test]
+async fn s11_nothing_in_any_queue_can_be_read() {
+    let pki = Pki::starting(KeyType::P256, SystemClock.now());
+    let found = fill(&pki).await;
+    assert!(found.iter().all(|(_, messages)| !messages.is_empty()));
+    assert_eq!(readable(&found), []);
+    // The same search finds all of it when nothing is sealed: it can see what there is to see.
+    let plain = fill(&InPlain).await;
+    let seen = readable(&plain);
+    for queue in ["nanite-fred", topology::OFFLINE, topology::REQUEST] {
+        assert!(
+            seen.contains(&(queue, "attack at dawn")) && seen.contains(&(queue, "/topsecret/")),
+            "{queue}: {seen:?}"
+        );
+    }
+    assert!(seen.contains(&("spy-registration", "classified")), "{seen:?}");
+}
