@@ -75,6 +75,21 @@ pub struct RunningJob {
     pub since: Timestamp,
 }
 
+/// The jobs of an agent, seen from outside.
+#[derive(Clone, Debug)]
+pub struct RunningJobs(Arc<Dispatcher>);
+
+impl RunningJobs {
+    pub(super) fn of(dispatcher: Arc<Dispatcher>) -> Self {
+        Self(dispatcher)
+    }
+
+    /// The jobs that run now.
+    pub fn list(&self) -> Vec<RunningJob> {
+        self.0.running()
+    }
+}
+
 /// Takes requests to their handlers.
 #[derive(Debug)]
 pub(super) struct Dispatcher {

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 pub use actor::{Actor, BlockingHandler, ExposeError, Handler, Handlers, Reply, actor};
 pub use context::Context;
-pub use dispatch::RunningJob;
+pub use dispatch::{RunningJob, RunningJobs};
 pub use exec::{ProgramActors, ProgramError, ProgramLimits, SkipReason, Skipped};
 pub use run::{Agent, AgentError, AgentHandle};
 pub use status::{LoadAverage, StatusSource};

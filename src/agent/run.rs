@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 
-use super::dispatch::{Dispatcher, RunningJob, Services};
+use super::dispatch::{Dispatcher, RunningJob, RunningJobs, Services};
 use super::presence::{Order, Presence};
 use super::status::SharedStatus;
 use crate::files::{FileBox, FileRoot};
@@ -93,6 +93,11 @@ impl AgentHandle {
     /// The jobs that run now.
     pub fn running(&self) -> Vec<RunningJob> {
         self.dispatcher.running()
+    }
+
+    /// The same, to be looked at again and again: also while the agent stops.
+    pub fn jobs(&self) -> RunningJobs {
+        RunningJobs::of(self.dispatcher.clone())
     }
 
     /// How many messages were refused at each step.

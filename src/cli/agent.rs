@@ -5,27 +5,46 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use super::config::Config;
+use super::daemon::Control;
 use super::error::{CliError, Exit};
-use super::text::counted;
-use super::{Global, duration, guard, node, remedy, runtime, signals};
-use crate::agent::{Actor, Agent, Handlers, ProgramActors, actor};
+use super::text::{counted, printable};
+use super::{Global, daemon, duration, guard, node, remedy, runtime, signals, size};
+use crate::agent::{Actor, Agent, Handlers, ProgramActors, RunningJob, actor};
+use crate::files::FileRoot;
 use crate::packet::{Failure, Identity, Payload, Role, Tag};
+
+/// How many running jobs are logged one by one.
+const JOBS: usize = 256;
 
 /// Run an agent: a worker that offers services.
 ///
 /// With --actors-dir every executable file DIR/PREFIX/NAME is the service /PREFIX/NAME. Without it the agent offers /agent/echo,
-/// which answers with what it was given, and /agent/info, which says who it is: enough to try a set-up.
+/// which answers with what it was given, and /agent/info, which says who it is: enough to try a set-up. With --files-dir it takes
+/// files, too, that `nanite send-file` sends.
 ///
 /// It runs until SIGINT or SIGTERM; then it takes no new work, unregisters, and finishes what is running. A second signal stops it
-/// at once.
+/// at once. At SIGUSR1 it logs the running jobs.
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(super) struct Args {
+    #[command(subcommand)]
+    control: Option<Control>,
     #[command(flatten)]
     node: node::Args,
     #[command(flatten)]
     options: Options,
     #[command(flatten)]
     guard: guard::Args,
+    #[command(flatten)]
+    daemon: daemon::Options,
+}
+
+impl Args {
+    /// Whether the log goes into a file.
+    pub(super) fn logs_to_file(&self, config: &Config) -> bool {
+        self.control.is_none() && self.daemon.logs_to_file(config)
+    }
 }
 
 /// What nanite.toml can say under [agent].
@@ -54,9 +73,24 @@ struct Options {
     /// How long running jobs may take when the agent is stopped [default: 30s].
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     drain: Option<Duration>,
+    /// The directory into which files are put that mappers send.
+    #[arg(long, value_name = "DIR", help_heading = "Files")]
+    files_dir: Option<PathBuf>,
+    /// What files are taken of; can be given several times.
+    #[arg(long = "files-domain", value_name = "D", help_heading = "Files")]
+    files_domains: Option<Vec<Tag>>,
+    /// The largest file that is taken, such as 100MiB [default: 16GiB].
+    #[arg(long, value_name = "SIZE", value_parser = size::parse, help_heading = "Files")]
+    files_max: Option<u64>,
 }
 
 pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
+    if let Some(control) = &args.control {
+        return control.run(global, Role::Agent);
+    }
+    if args.daemon.is_launch() {
+        return args.daemon.launch(global);
+    }
     let node = args.node.node(global, Role::Agent)?;
     let guard = args.guard.guard(global)?;
     let file = &global.config.file.agent;
@@ -68,8 +102,14 @@ pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
         concurrency: args.options.concurrency.or(file.concurrency),
         prefetch: args.options.prefetch.or(file.prefetch),
         drain: args.options.drain.or(file.drain),
+        files_dir: args.options.files_dir.clone().or_else(|| file.files_dir.clone()),
+        files_domains: args.options.files_domains.clone().or_else(|| file.files_domains.clone()),
+        files_max: args.options.files_max.or(file.files_max),
     };
+    let files = options.files()?;
+    let mut process = args.daemon.begin(global, &node.identity)?;
     runtime::run(async {
+        let reports = signals::Reports::take()?;
         let transport = node.connect().await?;
         let mut agent = Agent::builder(node.identity.clone(), node.serializer.clone(), transport.clone());
         if let Some(rules) = guard.rules {
@@ -107,19 +147,61 @@ pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
         if let Some(limit) = options.drain {
             agent = agent.drain(limit);
         }
+        if let Some(files) = files {
+            agent = agent.files(files);
+        }
         let agent = agent.build().map_err(|error| remedy::build(&error))?;
         let failed = |error| remedy::agent(&error, &node.broker());
         signals::run(global, async |stopped| {
             let running = agent.start().await.map_err(failed)?;
             let services = counted(services, "service");
-            global.note(&format!("{} is ready: {services}, {}", node.identity, node.describe()));
-            running.stop_after(stopped.wait()).await.map_err(failed)?;
+            process.ready(global, &format!("{} is ready: {services}, {}", node.identity, node.describe()))?;
+            let jobs = running.jobs();
+            let stop = async {
+                stopped.wait().await;
+                process.stopping();
+            };
+            reports.during(running.stop_after(stop), async || log_jobs(&jobs.list())).await.map_err(failed)?;
             transport.close().await;
             global.note(&format!("{} has stopped", node.identity));
             Ok(Exit::Success)
         })
         .await
     })
+}
+
+/// Says in the log what runs now.
+fn log_jobs(jobs: &[RunningJob]) {
+    tracing::info!("{} running", counted(jobs.len(), "job"));
+    for RunningJob { service, caller, since } in jobs.iter().take(JOBS) {
+        tracing::info!("running: {service} for {caller}, since {since}");
+    }
+}
+
+impl Options {
+    /// Where files go, if any are taken.
+    fn files(&self) -> Result<Option<FileRoot>, CliError> {
+        let domains = self.files_domains.as_deref().unwrap_or_default();
+        let Some(dir) = &self.files_dir else {
+            return match domains {
+                [] => Ok(None),
+                [domain, ..] => Err(CliError::new(Exit::Usage, "it is not said where files go")
+                    .help(format!("`--files-dir DIR --files-domain {domain}`"))),
+            };
+        };
+        if domains.is_empty() {
+            return Err(CliError::new(Exit::Usage, "it is not said what files are taken of")
+                .help(format!("`--files-dir {} --files-domain D`; senders name the same D", dir.display())));
+        }
+        let mut root = FileRoot::new(dir, domains.to_vec()).map_err(|error| remedy::file_root(&error))?;
+        if let Some(bytes) = self.files_max {
+            root = root.largest(bytes);
+        }
+        Ok(Some(root.on_file(|file| {
+            let path = file.path.display().to_string();
+            tracing::info!("{} has sent {} ({})", file.sender, printable(&path, false), size::shown(file.size));
+        })))
+    }
 }
 
 /// What an agent without programs offers.

@@ -35,6 +35,7 @@ struct Agent<'a> {
     status: Status,
     services: &'a [Service],
     tags: &'a [Tag],
+    files: &'a [Tag],
 }
 
 #[derive(Serialize)]
@@ -54,8 +55,8 @@ pub(super) fn agents(global: &Global, args: &Args) -> Result<Exit, CliError> {
         let agents = known
             .iter()
             .map(|record| {
-                let AgentRecord { identity, status, services, tags, .. } = record.as_ref();
-                (identity.clone(), Agent { status: *status, services, tags })
+                let AgentRecord { identity, status, services, tags, files, .. } = record.as_ref();
+                (identity.clone(), Agent { status: *status, services, tags, files })
             })
             .collect();
         output::json(&Agents { agents })?;

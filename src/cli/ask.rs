@@ -205,7 +205,7 @@ pub(super) fn with_refusals(failure: CliError, fleet: &Fleet, help: &str) -> Cli
 }
 
 /// The first few of many names.
-fn listed<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> String {
+pub(super) fn listed<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> String {
     const SHOWN: usize = 8;
     let more = names.len().saturating_sub(SHOWN);
     let shown: Vec<&str> = names.take(SHOWN).collect();

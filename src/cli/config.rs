@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 
 use super::error::{CliError, Exit};
 use super::text::without_passwords;
-use super::{broker, duration};
+use super::{broker, duration, size};
 use crate::packet::Tag;
 
 /// The name of the file in the working directory.
@@ -36,6 +36,8 @@ pub(super) struct File {
     pub audit: Option<PathBuf>,
     pub log: Option<String>,
     pub log_format: Option<super::logging::Format>,
+    pub log_dir: Option<PathBuf>,
+    pub pid_dir: Option<PathBuf>,
     pub agent: AgentSection,
     pub mapper: MapperSection,
     #[cfg_attr(not(feature = "admin"), allow(dead_code, reason = "one file for programs with and without it"))]
@@ -56,6 +58,10 @@ pub(super) struct AgentSection {
     pub drain: Option<Duration>,
     pub concurrency: Option<usize>,
     pub prefetch: Option<u16>,
+    pub files_dir: Option<PathBuf>,
+    pub files_domains: Option<Vec<Tag>>,
+    #[serde(deserialize_with = "bytes")]
+    pub files_max: Option<u64>,
 }
 
 /// What the file can say for mappers alone: `nanite mapper`, and the commands that are a mapper for a short time.
@@ -87,6 +93,11 @@ fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Zeroizing
 fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
     let text = String::deserialize(deserializer)?;
     duration::parse(&text).map(Some).map_err(de::Error::custom)
+}
+
+fn bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    size::parse(&text).map(Some).map_err(de::Error::custom)
 }
 
 /// What the environment can say. An empty variable says nothing.
@@ -192,6 +203,9 @@ fn read(path: &Path, found: bool) -> Result<File, CliError> {
         &mut read.audit,
         &mut read.agent.actors_dir,
         &mut read.admin.password_hash_file,
+        &mut read.log_dir,
+        &mut read.pid_dir,
+        &mut read.agent.files_dir,
     ];
     for path in paths.into_iter().flatten() {
         *path = base.join(&*path);
@@ -238,6 +252,8 @@ mod tests {
             broker-password-file = "password"
             log = "debug"
             log-format = "json"
+            log-dir = "log"
+            pid-dir = "run"
             [agent]
             token = "worker"
             actors-dir = "actors"
@@ -247,6 +263,9 @@ mod tests {
             drain = "1m"
             concurrency = 4
             prefetch = 8
+            files-dir = "files"
+            files-domains = ["photos"]
+            files-max = "100MiB"
             [mapper]
             token = "control"
             agent-timeout = "30s"
@@ -262,6 +281,8 @@ mod tests {
         assert_eq!(file.agent.drain, Some(Duration::from_secs(60)));
         assert_eq!(file.agent.tags, Some(vec!["big".parse().unwrap()]));
         assert_eq!((file.agent.concurrency, file.agent.prefetch), (Some(4), Some(8)));
+        assert_eq!(file.agent.files_domains, Some(vec!["photos".parse().unwrap()]));
+        assert_eq!((file.agent.files_dir, file.agent.files_max), (Some("files".into()), Some(100 << 20)));
         assert_eq!(file.mapper.agent_timeout, Some(Duration::from_secs(30)));
         assert_eq!(file.mapper.offline_failsafe, Some(true));
         assert_eq!(file.mapper.offline_redelivery_frequency, Some(Duration::from_secs(60)));

@@ -26,6 +26,15 @@ pub(super) enum Exit {
     Unreachable = 7,
 }
 
+impl Exit {
+    /// The exit that another process of this program ended with.
+    pub(super) fn of_code(code: i32) -> Self {
+        use Exit as E;
+        let all = [E::Success, E::Usage, E::NotOffered, E::Incomplete, E::Denied, E::Security, E::Unreachable];
+        all.into_iter().find(|exit| *exit as i32 == code).unwrap_or(E::Failure)
+    }
+}
+
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> ExitCode {
         ExitCode::from(exit as u8)

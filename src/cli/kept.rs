@@ -13,7 +13,7 @@ use crate::packet::{Identity, Role, Service, Token};
 const TURNS: usize = 256;
 
 /// The directory; none when the environment says no place.
-fn directory() -> Option<PathBuf> {
+pub(super) fn directory() -> Option<PathBuf> {
     let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let state = absolute("XDG_STATE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/state")))?;
     Some(state.join("nanite"))

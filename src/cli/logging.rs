@@ -1,6 +1,8 @@
-//! The log: on stderr, for people or as JSON lines.
+//! The log: on stderr or in a file, for people or as JSON lines.
 
-use std::io::IsTerminal;
+use std::fs::File;
+use std::io::{self, IsTerminal, Write};
+use std::sync::OnceLock;
 
 use clap::ArgAction;
 use serde::Deserialize;
@@ -60,16 +62,17 @@ impl Options {
         self.quiet
     }
 
-    /// Starts logging for this process.
-    pub(super) fn init(&self, config: &Config, default: Usual) -> Result<(), CliError> {
+    /// Starts logging for this process; `into_file` says that it will go [there](into_file), where colours are of no use.
+    pub(super) fn init(&self, config: &Config, default: Usual, into_file: bool) -> Result<(), CliError> {
         let filter = self.filter(config, default);
         let unknown = |_| {
             CliError::new(Exit::Usage, format!("'{filter}' is no log filter"))
                 .help("give a level such as `--log info`, or a filter such as `--log nanite=debug`")
         };
         let filter = EnvFilter::try_new(&filter).map_err(unknown)?;
-        let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
-        let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colour);
+        let colour =
+            !into_file && io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+        let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Sink).with_ansi(colour);
         // lapin says what it sends, its login with the password too, and what comes back to it: no filter makes that heard.
         let guard = filter_fn(|about| about.target() != "lapin" && !about.target().starts_with("lapin::"));
         let started = match self.log_format.or(config.file.log_format).unwrap_or_default() {
@@ -99,6 +102,31 @@ impl Options {
         }
         let given = self.log.as_ref().or(config.environment.log.as_ref()).or(config.file.log.as_ref());
         given.cloned().unwrap_or_else(|| of_ours(at))
+    }
+}
+
+/// The file that the log goes into, where there is one.
+static FILE: OnceLock<File> = OnceLock::new();
+
+/// From now on the log of this process goes into a file, which was opened to append. Once in its life.
+pub(super) fn into_file(file: File) {
+    // A second one is not what anybody asked for: the first stays.
+    let _ = FILE.set(file);
+}
+
+/// Where the log goes: the file, or else stderr.
+struct Sink;
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match FILE.get() {
+            Some(mut file) => file.write(bytes),
+            None => io::stderr().write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

@@ -4,19 +4,27 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use super::config::Config;
+use super::daemon::Control;
 use super::error::{CliError, Exit};
 use super::text::counted;
-use super::{Global, duration, guard, node, remedy, runtime, signals};
+use super::{Global, daemon, duration, guard, node, remedy, runtime, signals};
 use crate::mapper::{AgentEvent, AgentRecord, Mapper};
 use crate::packet::{Identity, Role, Service, Tag};
+
+/// How many agents at work are logged one by one.
+const AGENTS: usize = 256;
 
 /// Run a mapper: it knows the agents, and says who comes and goes.
 ///
 /// It dispatches what agents, and programs with `--via-mapper`, have asked the mappers for, and delivers what waits in the offline
 /// queue. Programs that embed a mapper, and `nanite request`, do not need it: each is a mapper itself. It runs until SIGINT or
-/// SIGTERM.
+/// SIGTERM. At SIGUSR1 it logs the requests under way.
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(super) struct Args {
+    #[command(subcommand)]
+    control: Option<Control>,
     #[command(flatten)]
     node: node::Args,
     /// After how long a silent agent counts as gone [default: 60s].
@@ -30,12 +38,29 @@ pub(super) struct Args {
     offline_redelivery_frequency: Option<Duration>,
     #[command(flatten)]
     guard: guard::Args,
+    #[command(flatten)]
+    daemon: daemon::Options,
+}
+
+impl Args {
+    /// Whether the log goes into a file.
+    pub(super) fn logs_to_file(&self, config: &Config) -> bool {
+        self.control.is_none() && self.daemon.logs_to_file(config)
+    }
 }
 
 pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
+    if let Some(control) = &args.control {
+        return control.run(global, Role::Mapper);
+    }
+    if args.daemon.is_launch() {
+        return args.daemon.launch(global);
+    }
     let node = args.node.node(global, Role::Mapper)?;
     let guard = args.guard.guard(global)?;
+    let mut process = args.daemon.begin(global, &node.identity)?;
     runtime::run(async {
+        let reports = signals::Reports::take()?;
         let transport = node.connect().await?;
         let mut mapper = Mapper::builder(node.identity.clone(), node.serializer.clone(), transport.clone());
         if let Some(timeout) = args.agent_timeout.or(global.config.file.mapper.agent_timeout) {
@@ -58,8 +83,9 @@ pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
         let mapper = mapper.on_agent(move |event| roll.note(event));
         signals::run(global, async |stopped| {
             let running = mapper.start().await.map_err(|error| remedy::mapper(&error, &node.broker()))?;
-            global.note(&format!("{} is ready: {}", node.identity, node.describe()));
-            stopped.wait().await;
+            process.ready(global, &format!("{} is ready: {}", node.identity, node.describe()))?;
+            reports.during(stopped.wait(), async || log_work(&running).await).await;
+            process.stopping();
             drop(running);
             transport.close().await;
             global.note(&format!("{} has stopped", node.identity));
@@ -67,6 +93,20 @@ pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
         })
         .await
     })
+}
+
+/// Says in the log what is under way.
+async fn log_work(mapper: &Mapper) {
+    let agents = match mapper.agents().await {
+        Ok(agents) => agents,
+        Err(error) => return tracing::warn!(error = &error as &dyn std::error::Error, "the agents cannot be read"),
+    };
+    let work = mapper.work(agents.iter().map(|agent| &agent.identity));
+    let under_way = work.iter().map(|work| work.in_flight).sum();
+    tracing::info!("{}, {} under way", counted(agents.len(), "agent"), counted(under_way, "request"));
+    for (agent, work) in agents.iter().zip(work).filter(|(_, work)| work.in_flight > 0).take(AGENTS) {
+        tracing::info!("under way: {} at {}", counted(work.in_flight, "request"), agent.identity);
+    }
 }
 
 /// Who is there, to tell who comes from who only says it again.

@@ -11,6 +11,7 @@ mod audit;
 mod broker;
 mod certs;
 mod config;
+mod daemon;
 mod demo;
 mod duration;
 mod error;
@@ -30,7 +31,9 @@ mod remedy;
 mod request;
 mod runtime;
 mod seal;
+mod send_file;
 mod signals;
+mod size;
 mod table;
 mod text;
 mod way;
@@ -70,6 +73,7 @@ enum Command {
     Mapper(mapper::Args),
     Request(request::Args),
     Push(push::Args),
+    SendFile(send_file::Args),
     /// Show the agents that are there, with their load, services and tags.
     Agents(agents::Args),
     /// Show the services that are offered, and by whom.
@@ -95,6 +99,8 @@ enum Command {
 struct Global {
     config: Config,
     quiet: bool,
+    /// The arguments of this process, its name first.
+    args: Vec<OsString>,
 }
 
 impl Global {
@@ -108,7 +114,8 @@ impl Global {
 
 /// Runs the program with these arguments, the first of which is its own name.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(args) {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version come this way, too. When they cannot be printed there is nobody to tell.
@@ -116,13 +123,13 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return if error.use_stderr() { Exit::Usage.into() } else { Exit::Success.into() };
         }
     };
-    match command(cli) {
+    match command(cli, args) {
         Ok(exit) => exit.into(),
         Err(error) => error.report(),
     }
 }
 
-fn command(cli: Cli) -> Result<Exit, CliError> {
+fn command(cli: Cli, args: Vec<OsString>) -> Result<Exit, CliError> {
     let config = match &cli.command {
         // They have no options in the file, and mend what is wrong with it, if need be.
         Command::Certs(_)
@@ -139,14 +146,20 @@ fn command(cli: Cli) -> Result<Exit, CliError> {
         Command::Demo(_) => Usual::Errors,
         _ => Usual::Warnings,
     };
-    cli.log.init(&config, usual)?;
-    let global = Global { config, quiet: cli.log.is_quiet() };
+    let into_file = match &cli.command {
+        Command::Agent(args) => args.logs_to_file(&config),
+        Command::Mapper(args) => args.logs_to_file(&config),
+        _ => false,
+    };
+    cli.log.init(&config, usual, into_file)?;
+    let global = Global { config, quiet: cli.log.is_quiet(), args };
     match cli.command {
         Command::Certs(command) => certs::run(command),
         Command::Agent(args) => agent::run(&global, &args),
         Command::Mapper(args) => mapper::run(&global, &args),
         Command::Request(args) => request::run(&global, &args),
         Command::Push(args) => push::run(&global, &args),
+        Command::SendFile(args) => send_file::run(&global, &args),
         Command::Agents(args) => agents::agents(&global, &args),
         Command::Services(args) => agents::services(&global, &args),
         Command::Ping(args) => ping::run(&global, &args),

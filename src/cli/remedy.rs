@@ -5,6 +5,7 @@ use std::path::Path;
 use super::error::{CliError, Exit};
 use crate::agent::{AgentError, BuildError, ProgramError};
 use crate::certs::{AuthorityError, CertificateDirectory, DirectoryError, IssueError, KeyError, TrustError};
+use crate::files::{BroadcastError, FileRootError};
 use crate::link::SendError;
 use crate::mapper::MapperError;
 use crate::packet::{FailureCode, Identity};
@@ -179,6 +180,27 @@ pub(super) fn request(error: &RequestError, broker: &str) -> CliError {
         RequestError::Service(_) | RequestError::Payload(_) => CliError::of(Exit::Usage, error),
         _ => CliError::of(Exit::Failure, error),
     }
+}
+
+/// A file was sent to nobody.
+pub(super) fn broadcast(error: &BroadcastError, broker: &str) -> CliError {
+    match error {
+        BroadcastError::Send(error) => send(error, broker),
+        BroadcastError::Name(_) => CliError::of(Exit::Usage, error)
+            .help("give the name that it has at the receivers, without a directory: `--dest NAME`"),
+        BroadcastError::Unreadable { .. } => CliError::of(Exit::Usage, error),
+        BroadcastError::NobodySubscribed(domain) => CliError::of(Exit::NotOffered, error)
+            .help(format!("start one with `nanite agent --files-dir DIR --files-domain {domain}`")),
+        BroadcastError::State(_) => CliError::of(Exit::Failure, error),
+    }
+}
+
+/// A directory cannot take files.
+pub(super) fn file_root(error: &FileRootError) -> CliError {
+    CliError::of(Exit::Usage, error).help(format!(
+        "`--files-dir` names a directory that exists and can be written: `mkdir -p {}`",
+        error.path.display()
+    ))
 }
 
 /// A mapper could not start.

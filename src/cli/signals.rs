@@ -1,4 +1,4 @@
-//! SIGINT and SIGTERM: the first asks a program to stop, the second stops it at once.
+//! SIGINT and SIGTERM: the first asks a program to stop, the second stops it at once. SIGUSR1: it says what it does.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -30,6 +30,31 @@ where
     tokio::select! {
         result = program(Stopped(stop.clone())) => result,
         () = signals => Err(CliError::new(Exit::Failure, "stopped at once: what was running is lost")),
+    }
+}
+
+/// SIGUSR1, from when it was made: before that the signal would end the program.
+pub(super) struct Reports(Signal);
+
+impl Reports {
+    /// Takes the signal.
+    ///
+    /// # Errors
+    /// [`CliError`] when that cannot be done.
+    pub(super) fn take() -> Result<Self, CliError> {
+        let taken = signal(SignalKind::user_defined1());
+        taken.map(Self).map_err(|error| CliError::of(Exit::Failure, &error).context("cannot take signals"))
+    }
+
+    /// Does the work, and reports at every signal meanwhile.
+    pub(super) async fn during<T>(mut self, work: impl Future<Output = T>, mut report: impl AsyncFnMut()) -> T {
+        let mut work = std::pin::pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return done,
+                _ = self.0.recv() => report().await,
+            }
+        }
     }
 }
 

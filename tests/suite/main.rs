@@ -14,6 +14,8 @@ mod n14_proofs;
 mod n15_concurrency;
 mod n16_config;
 mod n17_programs;
+mod n18_daemon;
+mod n19_send_file;
 mod n24_examples;
 mod others;
 mod s01_envelope;

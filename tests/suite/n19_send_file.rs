@@ -1,0 +1,161 @@
+//! File broadcast as the program does it, in processes of its own against a real broker.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::harness::PATIENCE;
+use crate::harness::program::{Running, run};
+use crate::harness::site::Site;
+
+/// The most memory that a process may ever have had, in KiB: less than the file that goes through it.
+const MEMORY: u64 = 64 * 1024;
+
+/// A file of random bytes.
+fn random_file(path: &Path, mebibytes: usize) {
+    let mut file = File::create(path).unwrap();
+    let mut bytes = vec![0; 1 << 20];
+    for _ in 0..mebibytes {
+        openssl::rand::rand_bytes(&mut bytes).unwrap();
+        file.write_all(&bytes).unwrap();
+    }
+}
+
+/// An agent that takes files of `photos` into the directory of its name.
+fn taker(site: &Site, name: &str, options: &[&str]) -> Running {
+    fs::create_dir_all(site.path(name)).unwrap();
+    let all = ["agent", "--token", name, "--files-dir", name, "--files-domain", "photos"].into_iter();
+    site.start(&all.chain(options.iter().copied()).collect::<Vec<_>>())
+}
+
+fn send<'a>(arguments: &[&'a str]) -> Vec<&'a str> {
+    ["send-file", "--domain", "photos", "--look", "60s"].into_iter().chain(arguments.iter().copied()).collect()
+}
+
+/// The most memory that a process has had so far, in KiB; none when it has ended.
+fn most_memory(id: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{id}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix(" kB")?.parse().ok()
+}
+
+/// What `sha256sum` says of files, without their names.
+fn sha256sum(files: &[PathBuf]) -> Vec<String> {
+    let output = Command::new("sha256sum").args(files).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap().lines().map(|line| line.split(' ').next().unwrap().to_owned()).collect()
+}
+
+fn names(directory: &Path) -> Vec<String> {
+    let mut names: Vec<String> =
+        fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn n19_a_hundred_mebibytes_reach_two_agents_in_constant_memory() {
+    let site = Site::new(&["agent a", "agent b", "agent c", "mapper ctl"]);
+    let (mut a, b) = (taker(&site, "a", &[]), taker(&site, "b", &[]));
+    let _without = site.start(&["agent", "--token", "c"]);
+    random_file(&site.path("big.bin"), 100);
+    let sender = Running::start(&mut site.nanite(send(&["big.bin", "--at-least", "2"])));
+    let mut senders_most = 0;
+    while let Some(most) = most_memory(sender.id()) {
+        senders_most = most;
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let sent = sender.wait();
+    assert_eq!((sent.code(), sent.out.as_str()), (0, "nanite-a\nnanite-b\n"), "{}", sent.err);
+    assert!(sent.err.contains("2 agents have it, 0 without it (100.0 MiB, "), "{}", sent.err);
+    let sums = sha256sum(&[site.path("big.bin"), site.path("a/big.bin"), site.path("b/big.bin")]);
+    assert!(sums[0] == sums[1] && sums[0] == sums[2], "{sums:?}");
+    for (who, most) in
+        [("sender", senders_most), ("agent a", most_memory(a.id()).unwrap()), ("agent b", most_memory(b.id()).unwrap())]
+    {
+        assert!(0 < most && most < MEMORY, "{who} has had {most} KiB");
+        println!("{who}: at most {most} KiB");
+    }
+    a.wait_for("mapper-ctl has sent ");
+    assert_eq!((names(&site.path("a")), names(&site.path("b"))), (vec!["big.bin".into()], vec!["big.bin".into()]));
+}
+
+#[test]
+fn n19_who_goes_away_meanwhile_is_missed_and_keeps_nothing() {
+    let site = Site::new(&["agent a", "agent b", "mapper ctl"]);
+    let (_a, b) = (taker(&site, "a", &[]), taker(&site, "b", &[]));
+    random_file(&site.path("big.bin"), 40);
+    let sender = Running::start(&mut site.nanite(send(&["big.bin", "--at-least", "2", "--json"])));
+    let deadline = Instant::now() + PATIENCE;
+    let part = loop {
+        let part = fs::read_dir(site.path("b")).unwrap().flatten().find(|e| e.metadata().unwrap().len() > 1 << 20);
+        if let Some(part) = part {
+            break part.file_name().into_string().unwrap();
+        }
+        assert!(Instant::now() < deadline, "no part of it came: {:?}", sender.said());
+        std::thread::sleep(Duration::from_millis(1));
+    };
+    b.signal(Signal::SIGKILL);
+    drop(b.wait());
+    assert!(part.starts_with(".nanite-"), "{part}: it has its name only when it is whole");
+    let sent = sender.wait();
+    assert_eq!(sent.code(), 4, "{sent:?}");
+    let answers: Value = serde_json::from_str(&sent.out).unwrap();
+    assert_eq!(answers["results"], json!({"nanite-a": {"size": 40 << 20}}));
+    assert_eq!(answers["failures"]["nanite-b"]["code"], "lost");
+    assert!(sent.err.contains("nanite-b: ") && sent.err.contains("1 agent has it, 1 without it"), "{}", sent.err);
+    assert_eq!(names(&site.path("a")), ["big.bin"]);
+    let _b = taker(&site, "b", &[]);
+    assert!(names(&site.path("b")).is_empty(), "its next start removes what was left");
+}
+
+#[test]
+fn n19_what_cannot_be_sent_or_taken_is_said_with_its_exit_code() {
+    let site = Site::new(&["agent a", "mapper ctl"]);
+    let a = taker(&site, "a", &["--files-max", "1KiB"]);
+    fs::write(site.path("small"), "hello").unwrap();
+    fs::write(site.path("large"), vec![b'x'; 1025]).unwrap();
+    let check = |arguments: &[&str], code: i32, parts: &[&str]| {
+        let ended = site.run(&send(arguments));
+        assert_eq!(ended.code(), code, "{ended:?}");
+        for part in parts {
+            assert!(ended.err.contains(part), "no {part:?} in {}", ended.err);
+        }
+        ended.out
+    };
+    check(&["small"], 0, &["1 agent has it, 0 without it (5 B, "]);
+    check(&["small", "--dest", "other name"], 0, &[]);
+    assert_eq!(fs::read(site.path("a/other name")).unwrap(), b"hello");
+    check(&["large"], 5, &["nanite-a: denied: the file is larger than is taken here"]);
+    check(&["none"], 2, &["there is no file none"]);
+    check(&["a"], 2, &["a is not a plain file", "tar"]);
+    for name in ["../x", "/etc/x", "", ".hidden", "a/b"] {
+        check(&["small", "--dest", name], 2, &["is not one plain file name", "--dest NAME"]);
+    }
+    assert_eq!(names(&site.path("a")), ["other name", "small"]);
+
+    let other = |arguments: &[&str]| run(&mut site.nanite(arguments));
+    let nobody = other(&["send-file", "small", "--domain", "music", "--look", "1s", "--json"]);
+    assert_eq!(nobody.code(), 3, "{nobody:?}");
+    assert!(nobody.err.contains("no agent takes files of music") && nobody.err.contains("files are taken of photos"));
+    assert_eq!(serde_json::from_str::<Value>(&nobody.out).unwrap(), json!({"results": {}, "failures": {}}));
+    let few = other(&["send-file", "small", "--domain", "photos", "--look", "1s", "--at-least", "2"]);
+    assert_eq!(few.code(), 3, "{few:?}");
+    assert!(few.err.contains("files of photos are taken by 1 agent, not 2"), "{}", few.err);
+    drop(a);
+    for (arguments, parts) in [
+        (&["--files-dir", "a"][..], ["it is not said what files are taken of", "--files-domain D"]),
+        (&["--files-domain", "photos"], ["it is not said where files go", "--files-dir DIR --files-domain photos"]),
+        (&["--files-dir", "none", "--files-domain", "x"], ["none cannot take files", "mkdir -p none"]),
+        (&["--files-max", "1GB"], ["'1GB' is no size", "100MiB"]),
+    ] {
+        let refused = other(&[&["agent", "--token", "a"], arguments].concat());
+        assert_eq!(refused.code(), 2, "{refused:?}");
+        assert!(parts.iter().all(|part| refused.err.contains(part)), "{}", refused.err);
+    }
+}
