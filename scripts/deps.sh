@@ -17,6 +17,7 @@ case ${1:-build} in
 build) ;;
 test)
     need rabbitmq-server test -x /usr/lib/rabbitmq/bin/rabbitmq-server
+    need redis-server redis-server --version
     need openssl openssl version
     need python3 python3 --version
     need python3-venv python3 -c 'import ensurepip, venv'

@@ -3,6 +3,8 @@
 mod dispatch;
 mod offline;
 mod others;
+#[cfg(feature = "redis")]
+mod redis;
 mod run;
 mod selector;
 mod state;
@@ -17,6 +19,8 @@ use tokio::sync::{Notify, OnceCell, watch};
 use tokio::task::AbortHandle;
 
 pub use dispatch::ByMapper;
+#[cfg(feature = "redis")]
+pub use redis::{DangerousRedis, RedisError, RedisOptions, RedisRefusal, RedisState};
 pub use selector::{All, Candidate, LeastLoaded, Random, RoundRobin, Selector};
 pub use state::{AgentQuery, AgentRecord, ClusterState, Heartbeat, LocalState, StateContext, StateError};
 

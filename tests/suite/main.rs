@@ -10,7 +10,11 @@ mod files;
 mod formats;
 mod harness;
 mod layers;
+#[cfg(feature = "redis")]
+mod n14_hostile_redis;
 mod n14_proofs;
+#[cfg(feature = "redis")]
+mod n14_redis;
 mod n15_concurrency;
 mod n16_config;
 mod n17_programs;

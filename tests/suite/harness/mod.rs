@@ -9,6 +9,10 @@ pub mod oracle;
 pub mod pki;
 pub mod program;
 pub mod proxy;
+#[cfg(feature = "redis")]
+pub mod redis;
+#[cfg(feature = "redis")]
+pub mod sharing;
 pub mod site;
 pub mod system;
 pub mod tamper;

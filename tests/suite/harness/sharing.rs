@@ -1,0 +1,232 @@
+//! Mappers that share what they know of agents in Redis, and registrations made by hand.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use nanite::clock::{ManualClock, Timestamp};
+use nanite::mapper::{
+    AgentRecord, ClusterState, Heartbeat, Mapper, MapperBuilder, RedisOptions, RedisRefusal, RedisState, StateContext,
+};
+use nanite::packet::{Identity, Packet, Ping, Register, Status};
+use nanite::policy::AllowVerified;
+use nanite::security::SecureSerializer;
+use nanite::serializer::{Audience, Channel, OpenContext, Proof, SealRequest, Serializer, Verified};
+use nanite::transport::{Consumer, MemoryTransport, Outgoing, Queue, Transport, TransportError};
+
+use super::pki::{Pki, T0, agent, mapper};
+use super::redis::RedisServer;
+use super::system::System;
+
+/// The agent timeout of tests by a scripted clock.
+pub const AGENT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A transport that brings no registration and no heartbeat.
+#[derive(Debug)]
+struct Deaf(Arc<MemoryTransport>);
+
+#[async_trait]
+impl Transport for Deaf {
+    async fn publish(&self, message: Outgoing, timeout: Duration) -> Result<(), TransportError> {
+        self.0.publish(message, timeout).await
+    }
+
+    async fn consume(&self, queue: &Queue, prefetch: u16) -> Result<Consumer, TransportError> {
+        if queue.name.ends_with(".presence") {
+            return Ok(Consumer::new(futures_util::stream::pending()));
+        }
+        self.0.consume(queue, prefetch).await
+    }
+
+    async fn declare(&self, queue: &Queue) -> Result<(), TransportError> {
+        self.0.declare(queue).await
+    }
+
+    async fn depth(&self, queue: &str) -> Result<Option<u64>, TransportError> {
+        self.0.depth(queue).await
+    }
+
+    async fn close(&self) {
+        self.0.close().await;
+    }
+}
+
+/// Options with short times.
+pub fn options(serializer: Arc<dyn Serializer>) -> RedisOptions {
+    RedisOptions::new(serializer).refresh(Duration::from_millis(50)).timeout(Duration::from_secs(10))
+}
+
+/// A mapper that hears agents, and shares what it knows.
+pub async fn sharing(system: &System, redis: &RedisServer, name: &str) -> (MapperBuilder, RedisState) {
+    with_transport(system, redis, name, system.connect()).await
+}
+
+/// A mapper that knows agents from Redis alone.
+pub async fn deaf(system: &System, redis: &RedisServer, name: &str) -> (MapperBuilder, RedisState) {
+    with_transport(system, redis, name, Arc::new(Deaf(system.connect()))).await
+}
+
+async fn with_transport(
+    system: &System,
+    redis: &RedisServer,
+    name: &str,
+    transport: Arc<dyn Transport>,
+) -> (MapperBuilder, RedisState) {
+    let serializer = system.serializer(&mapper(name));
+    let mut options = options(serializer.clone());
+    if !system.is_secure() {
+        options = options.dangerous().accept_unsigned();
+    }
+    let state = RedisState::connect(&redis.url(), options).await.unwrap();
+    let builder = Mapper::builder(mapper(name), serializer, transport).request_timeout(Duration::from_secs(20));
+    (builder.state(state.clone()), state)
+}
+
+/// How often something was refused.
+pub fn refused(state: &RedisState, refusal: RedisRefusal) -> u64 {
+    state.refusals().into_iter().find(|(kind, _)| *kind == refusal).unwrap().1
+}
+
+/// Nothing was refused.
+pub fn nothing_refused(state: &RedisState) -> bool {
+    state.refusals().iter().all(|(_, count)| *count == 0)
+}
+
+/// Agents and mappers at a scripted clock, without a broker: what agents say is given to mappers' states by hand.
+pub struct Stage {
+    pub pki: Pki,
+    pub clock: Arc<ManualClock>,
+    pub redis: RedisServer,
+}
+
+impl Stage {
+    pub fn new() -> Self {
+        let pki = Pki::new(nanite::certs::KeyType::P256);
+        // Messages are sealed to the mappers that are known by then.
+        pki.credentials(&mapper("ear"));
+        Self { clock: Arc::new(ManualClock::new(T0)), redis: RedisServer::start(), pki }
+    }
+
+    pub fn now(&self) -> Timestamp {
+        nanite::clock::Clock::now(&*self.clock)
+    }
+
+    /// The state of a mapper that has started.
+    pub async fn state(&self, name: &str) -> RedisState {
+        self.state_by(self.pki.serializer(&mapper(name))).await
+    }
+
+    /// The same, with a serializer of the test's own.
+    pub async fn state_by(&self, serializer: SecureSerializer) -> RedisState {
+        let state = RedisState::connect(&self.redis.url(), options(Arc::new(serializer))).await.unwrap();
+        state.start(self.context()).await.unwrap();
+        state
+    }
+
+    pub fn context(&self) -> StateContext {
+        StateContext::new(Arc::new(AllowVerified), self.clock.clone(), AGENT_TIMEOUT)
+    }
+
+    /// What a mapper hears when this agent's process says this now.
+    fn hear(&self, speaker: &SecureSerializer, packet: &Packet) -> Verified {
+        let sealed = speaker.seal(packet, &SealRequest::new(&Audience::Mappers, self.now())).unwrap();
+        // A new ear for each, so that a test can have things heard in any order.
+        let ear = self.pki.serializer(&mapper("ear"));
+        let opened = ear.open(&sealed.bytes, &OpenContext::new(Channel::Presence, self.now())).unwrap();
+        opened.signer().unwrap().clone()
+    }
+
+    /// A registration as a mapper hears it now.
+    pub fn registration(&self, speaker: &SecureSerializer, services: &[&str], tags: &[&str]) -> AgentRecord {
+        let register = Register {
+            identity: speaker.identity().unwrap().clone(),
+            services: services.iter().map(|service| service.parse().unwrap()).collect(),
+            status: Status::new(1.0),
+            tags: tags.iter().map(|tag| tag.parse().unwrap()).collect(),
+            files: vec![],
+            instance: None,
+        };
+        let signer = self.hear(speaker, &register.clone().into());
+        let mut record = AgentRecord::new(register, signer.instance(), self.now(), signer.proof().cloned());
+        record.sequence = signer.sequence();
+        record
+    }
+
+    /// A heartbeat as a mapper hears it now.
+    pub fn heartbeat(&self, speaker: &SecureSerializer, load: f64) -> Heard {
+        let identity = speaker.identity().unwrap().clone();
+        let status = Status::new(load);
+        let signer = self.hear(speaker, &Ping { identity: identity.clone(), status, instance: None }.into());
+        Heard { identity, status, signer, at: self.now() }
+    }
+
+    /// A heartbeat is heard now; whether the agent was known.
+    pub async fn ping(&self, state: &RedisState, speaker: &SecureSerializer, load: f64) -> bool {
+        self.heartbeat(speaker, load).give(state).await
+    }
+
+    /// A process of an agent that started this many seconds after the beginning.
+    pub fn speaker(&self, name: &str, started: u64) -> SecureSerializer {
+        let started = super::pki::at(started);
+        self.pki.builder_for(self.pki.credentials(&agent(name))).started_at(started).build().unwrap()
+    }
+}
+
+/// A heartbeat as a mapper heard it.
+pub struct Heard {
+    pub identity: Identity,
+    pub status: Status,
+    pub signer: Verified,
+    at: Timestamp,
+}
+
+impl Heard {
+    /// Gives it to a mapper's state; whether the agent was known.
+    pub async fn give(&self, state: &RedisState) -> bool {
+        let mut ping = Heartbeat::new(&self.identity, self.signer.instance(), self.status, self.at);
+        ping.sequence = self.signer.sequence();
+        ping.proof = self.signer.proof();
+        state.ping(ping).await.unwrap()
+    }
+
+    /// Its version as it stands in Redis.
+    pub fn version(&self) -> String {
+        format!("{:016x}{:016x}", self.signer.instance(), self.signer.sequence())
+    }
+
+    /// Itself as it stands in Redis, heard then.
+    pub fn value(&self, heard: Timestamp) -> Vec<u8> {
+        [self.version().into_bytes(), value(self.signer.proof().unwrap(), heard)].concat()
+    }
+}
+
+/// The names of the agents that a state knows.
+pub async fn names(state: &RedisState) -> Vec<String> {
+    state.agents().await.unwrap().iter().map(|record| record.identity.name().to_owned()).collect()
+}
+
+/// A value as it stands in Redis: a proof, and when it was heard.
+pub fn value(proof: &Proof, heard: Timestamp) -> Vec<u8> {
+    let mut out = vec![1];
+    out.extend(heard.as_micros().to_be_bytes());
+    out.extend(proof.salt);
+    let part = |out: &mut Vec<u8>, part: &[u8]| {
+        out.extend(u32::try_from(part.len()).unwrap().to_be_bytes());
+        out.extend(part);
+    };
+    part(&mut out, &proof.body);
+    part(&mut out, &proof.signer_info);
+    out.push(proof.certificates.len().try_into().unwrap());
+    proof.certificates.iter().for_each(|certificate| part(&mut out, certificate));
+    out
+}
+
+/// The version of a registration as it stands in Redis.
+pub fn version(record: &AgentRecord) -> String {
+    format!("{:016x}{:016x}", record.instance, record.sequence)
+}
+
+/// The identity of an agent, as a field of a hash.
+pub fn field(name: &str) -> String {
+    Identity::agent(name).unwrap().to_string()
+}
