@@ -150,6 +150,7 @@ fn libraries_stay_behind_one_door() {
         ("lapin::", &["transport/amqp"]),
         ("AUTH_ENVELOPED_DATA", &["security/cms"]),
         ("rcgen::", &["certs"]),
+        ("redis::aio", &["mapper/redis"]),
         ("clap::", &["cli", "main.rs"]),
     ];
     for source in sources() {
