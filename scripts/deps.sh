@@ -20,6 +20,8 @@ test)
     need redis-server redis-server --version
     need openssl openssl version
     need python3 python3 --version
+    need chromium chromium --version
+    need chromium-driver chromedriver --version
     need python3-venv python3 -c 'import ensurepip, venv'
     ;;
 *)

@@ -192,6 +192,11 @@ fn summary(view: &View, shown: &Shown<'_>, snapshot: &Snapshot) -> String {
     if view.search.is_empty() { all } else { format!("{} of {all}", shown.found) }
 }
 
+/// What stands in place of rows, when there are none.
+fn none(view: &View) -> &'static str {
+    if view.search.is_empty() { "No agents yet: they show up as soon as they are heard." } else { "No agent fits." }
+}
+
 /// `GET /`: the table.
 pub(super) async fn table(State(tower): State<Arc<Tower>>, session: Session, RawQuery(query): RawQuery) -> Response {
     let view = View::read(&Fields::read(query.unwrap_or_default().as_bytes()).unwrap_or_default());
@@ -238,6 +243,7 @@ pub(super) async fn table_events(
             let mut message = Told::message(snapshot.now.as_secs());
             told.part(&mut message, "tiles", page::piece(&Tiles::of(&snapshot)));
             told.part(&mut message, "summary", summary(&view, &shown, &snapshot));
+            told.part(&mut message, "none", none(&view).to_owned());
             told.part(&mut message, "pager", page::piece(&Pager::of(&view, &shown)));
             told.part(&mut message, "recent", page::piece(&Recent::of_all(history, None)));
             let rows = shown.agents.iter().map(|seen| {

@@ -20,6 +20,8 @@ mod n16_config;
 mod n17_programs;
 mod n18_daemon;
 mod n19_send_file;
+#[cfg(feature = "admin")]
+mod n20_admin;
 mod n24_examples;
 mod others;
 mod s01_envelope;

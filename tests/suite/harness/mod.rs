@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each helper is for whichever test needs it")]
 
 pub mod broker;
+pub mod browser;
 pub mod forge;
 mod http;
 pub mod oracle;
@@ -16,6 +17,7 @@ pub mod sharing;
 pub mod site;
 pub mod system;
 pub mod tamper;
+pub mod web;
 
 use std::time::Duration;
 

@@ -1,0 +1,130 @@
+//! n20: the Control Tower, by HTTP as an attacker speaks it, in a real browser, and as the program.
+
+mod browser;
+mod http;
+mod memory;
+mod program;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use nanite::admin::{Access, ControlTower, History, Invitations, PasswordHash};
+use nanite::agent::{Actor, Context, Reply, actor};
+use nanite::clock::{Clock, ManualClock, SystemClock, Timestamp};
+use nanite::mapper::Mapper;
+use nanite::packet::{Failure, FailureCode, Payload};
+use tokio::net::TcpListener;
+use tokio::task::AbortHandle;
+
+use crate::harness::system::System;
+use crate::harness::web;
+
+/// A Control Tower over a broker in memory.
+struct Site {
+    system: System,
+    mapper: Mapper,
+    invitations: Invitations,
+    clock: Arc<ManualClock>,
+    port: u16,
+    serving: AbortHandle,
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
+/// A clock that a test moves.
+#[derive(Debug)]
+struct Moved(Arc<ManualClock>);
+
+impl Clock for Moved {
+    fn now(&self) -> Timestamp {
+        self.0.now()
+    }
+}
+
+impl Site {
+    /// One from which requests may be sent, for those who are invited.
+    async fn new() -> Self {
+        Self::with(System::secure(), None, true).await
+    }
+
+    async fn with(system: System, password: Option<&str>, allow_requests: bool) -> Self {
+        let history = History::default();
+        let mapper = system.mapper("tower").on_agent(history.hook()).start().await.unwrap();
+        let invitations = Invitations::default();
+        let access = match password {
+            Some(password) => Access::Password(PasswordHash::of(password).unwrap()),
+            None => Access::Invited(invitations.clone()),
+        };
+        let clock = Arc::new(ManualClock::new(SystemClock.now()));
+        let tower = ControlTower::new(mapper.clone(), history, access);
+        let tower = tower.clock(Moved(clock.clone())).allow_requests(allow_requests);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let serving = tokio::spawn(tower.serve(listener, std::future::pending())).abort_handle();
+        Self { system, mapper, invitations, clock, port, serving }
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.port)
+    }
+
+    fn get(&self, path: &str, headers: &str) -> web::Answer {
+        web::get(self.port, path, headers)
+    }
+
+    fn post(&self, path: &str, headers: &str, form: &[(&str, &str)]) -> web::Answer {
+        web::post(self.port, path, headers, form)
+    }
+
+    /// Logs in by an invitation; the header line that says so from then on.
+    fn logged_in(&self) -> String {
+        let answer = self.get(&self.invitations.issue().unwrap(), "");
+        assert_eq!((answer.status, answer.header("location")), (303, "/"), "{answer:?}");
+        format!("Cookie: {}\r\n", answer.cookie("nanite-").unwrap())
+    }
+}
+
+/// Texts that would be markup, would end an attribute or a raw element, or would reorder what stands beside them.
+const HOSTILE: [&str; 5] = [
+    "<script>window.ran = 1</script>",
+    "\"><img src=x onerror='window.ran = 1'>",
+    "</textarea></pre></title></style><svg onload=window.ran=1>",
+    "'; window.ran = 1; //",
+    "a\u{202e}b &lt;b&gt; {{ 7 * 7 }} %3Cb%3E",
+];
+
+/// What agents do in these tests. `ran` counts how often anything did.
+fn work(ran: &Arc<AtomicUsize>) -> impl Actor + use<> {
+    let count = ran.clone();
+    let echo = move |value: Payload| {
+        count.fetch_add(1, Ordering::SeqCst);
+        async move { Reply::Ok(value) }
+    };
+    actor("work")
+        .expose("echo", echo)
+        .expose("steps", async |count: u64, context: Context| {
+            for step in 1..=count {
+                context.emit("step", step).await?;
+            }
+            Reply::Ok(format!("{count} steps"))
+        })
+        .expose("wait", async |(): ()| {
+            tokio::time::sleep(Duration::from_secs(3600)).await;
+            Reply::Ok(())
+        })
+        .expose("hostile", async |which: usize, context: Context| {
+            let text = HOSTILE[which];
+            context.emit(text, text).await?;
+            context.emit("map", serde_json::json!({text: [text]})).await?;
+            Err::<(), _>(Failure::new(FailureCode::Other(text.into()), text))
+        })
+}
+
+fn counter() -> Arc<AtomicUsize> {
+    Arc::default()
+}
