@@ -15,7 +15,7 @@ pub use actor::{Actor, BlockingHandler, ExposeError, Handler, Handlers, Reply, a
 pub use context::Context;
 pub use dispatch::{RunningJob, RunningJobs};
 pub use exec::{ProgramActors, ProgramError, ProgramLimits, SkipReason, Skipped};
-pub use run::{Agent, AgentError, AgentHandle};
+pub use run::{Agent, AgentError, AgentHandle, Announcer};
 pub use status::{LoadAverage, StatusSource};
 
 use crate::audit::AuditLog;

@@ -57,8 +57,21 @@ pub struct AgentHandle {
     link: Link,
     proxy: MapperProxy,
     dispatcher: Arc<Dispatcher>,
+    announcer: Announcer,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<Result<(), AgentError>>,
+}
+
+/// Has an agent register anew, as after its certificate was renewed: the mappers learn the new one by that.
+#[derive(Clone, Debug)]
+pub struct Announcer(mpsc::Sender<Order>);
+
+impl Announcer {
+    /// Registers anew, soon: it does not wait for that. Does nothing once the agent has stopped.
+    pub fn announce(&self) {
+        // When the orders are full, a registration is already on its way.
+        let _ = self.0.try_send(Order::Register(None));
+    }
 }
 
 impl AgentHandle {
@@ -71,6 +84,11 @@ impl AgentHandle {
             let _ = stop.send(());
         }
         (&mut self.task).await.unwrap_or(Err(AgentError::Closed))
+    }
+
+    /// Has the agent announce itself, whenever it is told to.
+    pub fn announcer(&self) -> Announcer {
+        self.announcer.clone()
     }
 
     /// Has other agents do something, through a mapper, in this agent's name.
@@ -131,10 +149,11 @@ impl Agent {
         let (stop, stopped) = oneshot::channel::<()>();
         let (link, proxy) = (running.agent.link.clone(), running.agent.proxy.clone());
         let dispatcher = running.dispatcher.clone();
+        let announcer = Announcer(running.presence.clone());
         let task = tokio::spawn(running.run(async move {
             let _ = stopped.await;
         }));
-        Ok(AgentHandle { link, proxy, dispatcher, stop: Some(stop), task })
+        Ok(AgentHandle { link, proxy, dispatcher, announcer, stop: Some(stop), task })
     }
 
     async fn open(self) -> Result<Open, AgentError> {

@@ -59,6 +59,10 @@ impl Anchors {
         Ok(Self { certificates, crls: Some(Crls::new(crls)?), store: Mutex::new(None) })
     }
 
+    pub(super) fn has_crls(&self) -> bool {
+        self.crls.is_some()
+    }
+
     pub(super) fn certificates(&self) -> &[X509] {
         &self.certificates
     }

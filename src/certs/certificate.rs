@@ -227,7 +227,7 @@ pub(super) fn validity(x509: &X509Ref) -> Result<(Timestamp, Timestamp), Certifi
 }
 
 /// An ASN.1 time as a moment; times before 1970 become 1970.
-pub(super) fn moment(time: &Asn1TimeRef) -> Option<Timestamp> {
+pub(crate) fn moment(time: &Asn1TimeRef) -> Option<Timestamp> {
     let diff = Asn1Time::from_unix(0).and_then(|epoch| epoch.diff(time)).ok()?;
     let seconds = i64::from(diff.days) * 86_400 + i64::from(diff.secs);
     Some(Timestamp::from_secs(u64::try_from(seconds).unwrap_or(0)))

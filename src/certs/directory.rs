@@ -13,7 +13,7 @@ use notify::event::{AccessKind, AccessMode};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 
 use super::fixed::{Peer, Peers};
-use super::node::{CA_FILE, Content, identity_of};
+use super::node::{CA_FILE, CRL_FILE, Content, identity_of};
 use super::{
     Certificate, CertificateDirectory, CertificateStore, DirectoryError, RecipientQuery, SignerQuery, StoreError, Trust,
 };
@@ -91,8 +91,8 @@ impl DirectoryCertificateStore {
         Ok(store)
     }
 
-    /// The trust in the CAs of `ca.pem`, if there was one when the store was opened. It follows the file; when the file is
-    /// removed or cannot be used any more, it stays as it was, and the store reports that.
+    /// The trust in the CAs of `ca.pem`, if there was one when the store was opened, with the revocation lists of `crl.pem`. It
+    /// follows the files; when one is removed or cannot be used any more, it stays as it was, and the store reports that.
     pub fn trust(&self) -> Option<Arc<Trust>> {
         self.trust.clone()
     }
@@ -211,10 +211,13 @@ impl DirectoryCertificateStore {
     fn take(&self, content: Content) -> Result<Vec<Arc<Certificate>>, String> {
         match content {
             Content::Node(_, file) => Ok(file.nodes),
-            Content::Authorities(all) => {
+            Content::Authorities(_) | Content::Revocations(_) => {
                 if let Some(trust) = &self.trust {
-                    let new = Trust::authorities(all.into_iter().map(|ca| ca.x509)).map_err(|why| why.to_string())?;
-                    trust.replace_authorities(&new);
+                    let new = self.directory.trust().map_err(|error| message(&error))?;
+                    // Lists that were in use do not cease to count because their file is gone: that is reported below.
+                    if new.checks_revocation() || !trust.checks_revocation() {
+                        trust.replace_authorities(&new);
+                    }
                 }
                 Ok(Vec::new())
             }
@@ -247,6 +250,11 @@ impl DirectoryCertificateStore {
         }
         if self.trust.is_some() && !upkeep.files.contains_key(CA_FILE) {
             state.errors.push(message(&DirectoryError::NoAuthority(self.directory.ca_path())));
+        }
+        let revoking = self.trust.as_ref().is_some_and(|trust| trust.checks_revocation());
+        if revoking && !upkeep.files.contains_key(CRL_FILE) {
+            let path = self.directory.crl_path();
+            state.errors.push(format!("there are no revocation lists any more: no file {}", path.display()));
         }
         state
     }

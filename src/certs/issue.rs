@@ -24,7 +24,7 @@ use crate::clock::Timestamp;
 use crate::packet::{Identity, is_domain};
 
 /// How far before the moment of issue a certificate becomes valid: clocks of other machines may be behind.
-const BACKDATE: Duration = Duration::from_secs(300);
+pub(super) const BACKDATE: Duration = Duration::from_secs(300);
 /// The longest common or organisation name (RFC 5280, appendix A).
 const MAX_NAME: usize = 64;
 
@@ -65,6 +65,9 @@ pub enum IssueError {
     /// No signing request in PEM with a key of a usable type.
     #[error("no certificate signing request in PEM")]
     MalformedRequest,
+    /// No revocation list in PEM, or one without a number or next update.
+    #[error("no revocation list in PEM that this CA can go on with")]
+    MalformedList,
     /// The request is not signed by the key it is for.
     #[error("the signing request is not signed by its own key")]
     NoPossession,
@@ -235,13 +238,19 @@ impl CertificateAuthority {
             Suite::P256 => vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyAgreement],
             Suite::Rsa => vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment],
         };
+        let issued = leaf.signed_by(&public, &self.issuer()?.0)?;
+        Ok(Arc::new(Certificate::from_der(issued.der())?))
+    }
+
+    /// What rcgen needs to sign as this CA, and the key id by which others find it.
+    pub(super) fn issuer(&self) -> Result<(Issuer<'_, OpensslSigner<'_>>, Vec<u8>), IssueError> {
         let signer = OpensslSigner::new(self.key.pkey())?;
         let key_id = self.certificate.subject_key_id().map(|id| id.as_slice().to_vec());
+        let key_id = key_id.unwrap_or(signer.public().key_id());
         let mut issuer = CertificateParams::default();
         issuer.distinguished_name = issuer_name(&self.certificate)?;
-        issuer.key_identifier_method = KeyIdMethod::PreSpecified(key_id.unwrap_or(signer.public().key_id()));
-        let issued = leaf.signed_by(&public, &Issuer::new(issuer, signer))?;
-        Ok(Arc::new(Certificate::from_der(issued.der())?))
+        issuer.key_identifier_method = KeyIdMethod::PreSpecified(key_id.clone());
+        Ok((Issuer::new(issuer, signer), key_id))
     }
 
     /// A [`Trust`] in what this authority issues.
@@ -295,12 +304,12 @@ fn params(key: &PublicPart, from: Timestamp, to: Timestamp) -> Result<Certificat
     Ok(params)
 }
 
-fn date(at: Timestamp) -> Result<OffsetDateTime, IssueError> {
+pub(super) fn date(at: Timestamp) -> Result<OffsetDateTime, IssueError> {
     let seconds = i64::try_from(at.as_secs()).map_err(|_| IssueError::Validity)?;
     OffsetDateTime::from_unix_timestamp(seconds).map_err(|_| IssueError::Validity)
 }
 
-fn expiry(now: Timestamp, valid_for: Duration) -> Result<Timestamp, IssueError> {
+pub(super) fn expiry(now: Timestamp, valid_for: Duration) -> Result<Timestamp, IssueError> {
     if valid_for.as_secs() == 0 {
         return Err(IssueError::Validity);
     }

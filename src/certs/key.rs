@@ -9,6 +9,7 @@ use openssl::error::ErrorStack;
 use openssl::nid::Nid;
 use openssl::pkey::{PKey, PKeyRef, Private};
 use openssl::rsa::Rsa;
+use openssl::symm::Cipher;
 use zeroize::Zeroizing;
 
 use super::{Certificate, Suite};
@@ -92,6 +93,9 @@ pub enum KeyError {
         /// Its permission bits.
         mode: u32,
     },
+    /// The key is under a passphrase, and none was given.
+    #[error("the key is under a passphrase, and none was given")]
+    NeedsPassphrase,
     /// No private key, or the wrong passphrase.
     #[error("no private key, or the wrong passphrase")]
     Malformed,
@@ -132,12 +136,26 @@ impl PrivateKey {
         Ok(Zeroizing::new(self.key.private_key_to_pem_pkcs8()?))
     }
 
+    /// The key in PEM (PKCS #8), encrypted under this passphrase by AES-256. What protects it is the length of the passphrase.
+    ///
+    /// # Errors
+    /// [`KeyError::Openssl`] when OpenSSL cannot.
+    pub fn to_encrypted_pem(&self, passphrase: &[u8]) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+        let pem = self.key.private_key_to_pem_pkcs8_passphrase(Cipher::aes_256_cbc(), passphrase)?;
+        Ok(Zeroizing::new(pem))
+    }
+
     /// Reads a key in PEM, without or with a passphrase. A key under a passphrase is refused when none is given: nothing asks
     /// on a terminal.
     ///
     /// # Errors
     /// [`KeyError`] says why it cannot be used.
     pub fn from_pem(pem: &[u8], passphrase: Option<&[u8]>) -> Result<Self, KeyError> {
+        let encrypted = |mark: &[u8]| pem.windows(mark.len()).any(|part| part == mark);
+        let is_encrypted = encrypted(b"-----BEGIN ENCRYPTED PRIVATE KEY-----") || encrypted(b"Proc-Type: 4,ENCRYPTED");
+        if passphrase.is_none() && is_encrypted {
+            return Err(KeyError::NeedsPassphrase);
+        }
         let key = PKey::private_key_from_pem_passphrase(pem, passphrase.unwrap_or_default());
         Self::new(key.map_err(|_| KeyError::Malformed)?)
     }
@@ -161,6 +179,11 @@ impl PrivateKey {
         let mut pem = Zeroizing::new(Vec::new());
         file.take(MAX).read_to_end(&mut pem).map_err(unreadable)?;
         Self::from_pem(&pem, passphrase)
+    }
+
+    /// The size of its modulus or field.
+    pub fn bits(&self) -> u32 {
+        self.key.bits()
     }
 
     /// The suite that goes with it.

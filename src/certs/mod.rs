@@ -14,6 +14,7 @@ mod name;
 mod node;
 mod pem;
 mod request;
+mod revocation;
 mod signing;
 mod store;
 mod trust;
@@ -21,6 +22,8 @@ mod trust;
 #[cfg(feature = "cli")]
 pub(crate) use anchors::Authority;
 pub use cached::CachedCertificateStore;
+#[cfg(feature = "cli")]
+pub(crate) use certificate::moment;
 pub use certificate::{Certificate, CertificateError, KeyId, Suite};
 pub use directory::DirectoryCertificateStore;
 pub use fixed::StaticCertificateStore;
@@ -35,5 +38,6 @@ pub(crate) use node::{CertificateFile, Content};
 #[cfg(feature = "cli")]
 pub(crate) use pem::read_certificates;
 pub use request::CertificateRequest;
+pub use revocation::{Reason, RevocationList};
 pub use store::{CertificateStore, Recipient, RecipientQuery, SignerQuery, StoreError};
 pub use trust::{AuthorityError, Trust, TrustError};

@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use openssl::x509::X509;
+use openssl::x509::{X509, X509Crl};
 
 use super::anchors::{Authority, is_ca};
 use super::{AuthorityError, Certificate, CertificateError, Credentials, KeyError, PrivateKey, Trust, pem};
@@ -14,8 +14,14 @@ use crate::packet::Identity;
 /// The name of the file with the CA certificates.
 pub(super) const CA_FILE: &str = "ca.pem";
 
+/// The name of the file with the revocation lists of the CAs.
+pub(super) const CRL_FILE: &str = "crl.pem";
+
 /// A directory with the files that `nanite certs` makes: `ca.pem` and `ca-key.pem`, and for each node
 /// `agent-NAME.pem` and `agent-NAME-key.pem`, or `mapper-NAME.pem` and `mapper-NAME-key.pem`.
+///
+/// Where there is a `crl.pem`, it holds the revocation lists of all CAs in `ca.pem`, and what they revoke is refused; without it
+/// nothing is checked for revocation. After a renewal, the key before is `agent-NAME.old-key.pem`.
 ///
 /// A certificate file holds the node's certificate, and may hold those between it and its CA, and (during a rotation) the one
 /// before it. Reading is done anew at every call.
@@ -127,6 +133,15 @@ pub enum DirectoryError {
         #[source]
         source: AuthorityError,
     },
+    /// The revocation lists cannot be used.
+    #[error("the revocation lists {path} cannot be used")]
+    Revocation {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: AuthorityError,
+    },
 }
 
 impl CertificateDirectory {
@@ -143,6 +158,19 @@ impl CertificateDirectory {
     /// Where the CA certificate is: `ca.pem`.
     pub fn ca_path(&self) -> PathBuf {
         self.path.join(CA_FILE)
+    }
+
+    /// Where the revocation lists are: `crl.pem`.
+    pub fn crl_path(&self) -> PathBuf {
+        self.path.join(CRL_FILE)
+    }
+
+    /// Where a node's key before the last renewal is, such as `agent-fred.old-key.pem`.
+    ///
+    /// # Errors
+    /// [`DirectoryError::AmbiguousName`] for a name that ends in `-key`.
+    pub fn old_key_path(&self, identity: &Identity) -> Result<PathBuf, DirectoryError> {
+        Ok(self.path.join(format!("{}.old-key.pem", stem(identity)?)))
     }
 
     /// Where the CA's key is, on the machine that issues certificates: `ca-key.pem`.
@@ -166,19 +194,30 @@ impl CertificateDirectory {
         Ok(self.path.join(format!("{}-key.pem", stem(identity)?)))
     }
 
-    /// Reads the CA certificates of `ca.pem`.
+    /// Reads the CA certificates of `ca.pem`, and the revocation lists of `crl.pem` where there is one.
     ///
     /// # Errors
-    /// [`DirectoryError`] when there are none or they cannot be used.
+    /// [`DirectoryError`] when there are no CA certificates, or one of the files cannot be used.
     pub fn trust(&self) -> Result<Trust, DirectoryError> {
         let path = self.ca_path();
         self.exists()?;
-        Trust::from_file(&path).map_err(|source| match source {
+        let trust = Trust::from_file(&path).map_err(|source| match source {
             AuthorityError::Unreadable { source, .. } if source.kind() == io::ErrorKind::NotFound => {
                 DirectoryError::NoAuthority(path)
             }
             source => DirectoryError::Authority { path, source },
-        })
+        })?;
+        match read_revocations(&self.crl_path()) {
+            Ok(crls) => {
+                trust.with_crls(&crls).map_err(|source| DirectoryError::Revocation { path: self.crl_path(), source })
+            }
+            Err(DirectoryError::Revocation { source: AuthorityError::Unreadable { source, .. }, .. })
+                if source.kind() == io::ErrorKind::NotFound =>
+            {
+                Ok(trust)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Reads a node's certificate and key, and checks that they belong to each other and to the node, and that the certificate
@@ -220,7 +259,31 @@ impl CertificateDirectory {
         Ok(own.with_intermediates(file.intermediates))
     }
 
-    /// The names of the certificate files that are there: the CA's first, then those of agents and mappers in order.
+    /// Reads the credentials that a node had before its last renewal, if they are there and still valid at `now`: what was sealed to
+    /// them is opened until they expire.
+    ///
+    /// # Errors
+    /// [`DirectoryError`] when the old key is there and cannot be used.
+    pub fn older_credentials(
+        &self,
+        identity: &Identity,
+        passphrase: Option<&[u8]>,
+        now: Timestamp,
+    ) -> Result<Option<Credentials>, DirectoryError> {
+        let path = self.old_key_path(identity)?;
+        let key = match PrivateKey::from_file(&path, passphrase) {
+            Err(KeyError::Unreadable { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other.map_err(|source| DirectoryError::Key { path, source })?,
+        };
+        let certificates = self.certificate_path(identity)?;
+        let file = read(&certificates)?;
+        file.check_identity(identity, &certificates)?;
+        let valid = file.nodes.into_iter().filter(|certificate| certificate.is_valid_at(now));
+        let mut own = valid.filter_map(|certificate| Credentials::new(certificate, key.clone()).ok());
+        Ok(own.next().map(|own| own.with_intermediates(file.intermediates)))
+    }
+
+    /// The names of the certificate files that are there: the CA's and its lists first, then those of agents and mappers in order.
     pub(crate) fn file_names(&self) -> Result<Vec<String>, DirectoryError> {
         self.exists()?;
         let unreadable = |source| DirectoryError::Unreadable { path: self.path.clone(), source };
@@ -229,8 +292,8 @@ impl CertificateDirectory {
             // Names that are not UTF-8 are nobody's.
             names.extend(entry.map_err(unreadable)?.file_name().into_string());
         }
-        names.retain(|name| name == CA_FILE || is_node_file(name));
-        names.sort_unstable_by(|a, b| (a != CA_FILE, a).cmp(&(b != CA_FILE, b)));
+        names.retain(|name| name == CA_FILE || name == CRL_FILE || is_node_file(name));
+        names.sort_unstable_by_key(|name| (name != CA_FILE, name != CRL_FILE, name.clone()));
         Ok(names)
     }
 
@@ -239,6 +302,9 @@ impl CertificateDirectory {
         let path = self.path.join(name);
         if name == CA_FILE {
             return read_authorities(&path).map(Content::Authorities);
+        }
+        if name == CRL_FILE {
+            return read_revocations(&path).map(Content::Revocations);
         }
         let identity = identity_of(name).ok_or_else(|| DirectoryError::FileName { path: path.clone() })?;
         let file = read(&path)?;
@@ -277,10 +343,20 @@ pub(crate) struct Entry {
 
 /// What a certificate file holds.
 #[cfg_attr(not(feature = "cli"), expect(dead_code, reason = "the program shows more of it than the store uses"))]
-#[derive(Debug)]
 pub(crate) enum Content {
     Authorities(Vec<Authority>),
+    Revocations(Vec<X509Crl>),
     Node(Identity, CertificateFile),
+}
+
+impl std::fmt::Debug for Content {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Authorities(all) => f.debug_tuple("Authorities").field(all).finish(),
+            Self::Revocations(all) => f.debug_tuple("Revocations").field(&all.len()).finish(),
+            Self::Node(identity, file) => f.debug_tuple("Node").field(identity).field(file).finish(),
+        }
+    }
 }
 
 fn read_authorities(path: &Path) -> Result<Vec<Authority>, DirectoryError> {
@@ -289,6 +365,13 @@ fn read_authorities(path: &Path) -> Result<Vec<Authority>, DirectoryError> {
     let text = pem::read(path, pem::MAX_CERTIFICATES).map_err(|source| failed(unreadable(source)))?;
     let all = pem::certificates(&text).map_err(|_| failed(AuthorityError::Malformed))?;
     all.into_iter().map(Authority::new).collect::<Result<_, _>>().map_err(failed)
+}
+
+fn read_revocations(path: &Path) -> Result<Vec<X509Crl>, DirectoryError> {
+    let failed = |source| DirectoryError::Revocation { path: path.to_owned(), source };
+    let unreadable = |source| failed(AuthorityError::Unreadable { path: path.to_owned(), source });
+    let text = pem::read(path, pem::MAX_CRLS).map_err(unreadable)?;
+    pem::crls(&text).ok_or_else(|| failed(AuthorityError::Crl))
 }
 
 /// Whether a file is named as the certificates of agents and mappers are.

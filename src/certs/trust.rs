@@ -230,6 +230,11 @@ impl Trust {
         self.state().anchors.iter().flat_map(|anchors| anchors.certificates()).cloned().collect()
     }
 
+    /// Whether revocation lists are in use.
+    pub fn checks_revocation(&self) -> bool {
+        self.state().anchors.as_ref().is_some_and(|anchors| anchors.has_crls())
+    }
+
     /// Checks that a certificate may be believed at `now`: validity, key usage, trust domain, chain and revocation.
     /// `intermediates` is the DER of what may help to build the chain; it is not believed for that.
     ///

@@ -23,6 +23,8 @@ const JOBS: usize = 256;
 /// which answers with what it was given, and /agent/info, which says who it is: enough to try a set-up. With --files-dir it takes
 /// files, too, that `nanite send-file` sends.
 ///
+/// After a renewal of its certificate it uses the new one without a pause; SIGHUP makes it look at once.
+///
 /// It runs until SIGINT or SIGTERM; then it takes no new work, unregisters, and finishes what is running. A second signal stops it
 /// at once. At SIGUSR1 it logs the running jobs.
 #[derive(Debug, clap::Args)]
@@ -154,6 +156,9 @@ pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
         let failed = |error| remedy::agent(&error, &node.broker());
         signals::run(global, async |stopped| {
             let running = agent.start().await.map_err(failed)?;
+            let announcer = running.announcer();
+            let reload = move || announcer.announce();
+            let _follower = node.reload.clone().map(|files| files.follow(reload)).transpose()?;
             let services = counted(services, "service");
             process.ready(global, &format!("{} is ready: {services}, {}", node.identity, node.describe()))?;
             let jobs = running.jobs();

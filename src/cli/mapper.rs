@@ -83,6 +83,19 @@ pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
         let mapper = mapper.on_agent(move |event| roll.note(event));
         signals::run(global, async |stopped| {
             let running = mapper.start().await.map_err(|error| remedy::mapper(&error, &node.broker()))?;
+            let announcer = running.clone();
+            let announce = move || {
+                let mapper = announcer.clone();
+                tokio::spawn(async move {
+                    if let Err(error) = mapper.announce().await {
+                        tracing::warn!(
+                            error = &error as &dyn std::error::Error,
+                            "the new certificate was not made known"
+                        );
+                    }
+                });
+            };
+            let _follower = node.reload.clone().map(|files| files.follow(announce)).transpose()?;
             process.ready(global, &format!("{} is ready: {}", node.identity, node.describe()))?;
             reports.during(stopped.wait(), async || log_work(&running).await).await;
             process.stopping();

@@ -7,7 +7,8 @@ use clap::ValueEnum;
 
 use super::config::Config;
 use super::error::{CliError, Exit};
-use super::{Global, broker, kept, output, remedy};
+use super::reload::Reload;
+use super::{Global, broker, kept, output, passphrase, remedy};
 use crate::certs::{CertificateDirectory, CertificateStore, DirectoryCertificateStore, TrustStore};
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::packet::{Identity, Role};
@@ -28,6 +29,8 @@ pub(super) struct Who {
     /// Believe only the nodes whose certificates are in the directory, beside being issued by its CA; others are not learned
     #[arg(long, help_heading = "Identity")]
     pinned: bool,
+    #[command(flatten)]
+    passphrase: passphrase::Args,
 }
 
 /// Who the node is, how it speaks, and where the broker is.
@@ -67,14 +70,17 @@ pub(super) struct Node {
     pub serializer: Arc<dyn Serializer>,
     /// Until when its certificate is valid; none when it speaks in plain.
     pub valid_until: Option<Timestamp>,
+    /// What follows its certificate files; none when it speaks in plain.
+    pub reload: Option<Reload>,
     options: AmqpOptions,
 }
 
 /// A node's certificate and key, and those of the others.
 pub(super) struct Secure {
     pub identity: Identity,
-    pub serializer: SecureSerializer,
+    pub serializer: Arc<SecureSerializer>,
     pub valid_until: Timestamp,
+    pub reload: Reload,
 }
 
 impl Args {
@@ -85,19 +91,19 @@ impl Args {
     /// [`CliError`] with what is missing or wrong.
     pub(super) fn node(&self, global: &Global, role: Role) -> Result<Node, CliError> {
         let config = &global.config;
-        let (identity, serializer, valid_until): (_, Arc<dyn Serializer>, _) = if self.insecure_plaintext {
+        let (identity, serializer, valid_until, reload): (_, Arc<dyn Serializer>, _, _) = if self.insecure_plaintext {
             warn_of_plaintext();
-            (self.who.plain_identity(config, role)?, Arc::new(self.format.serializer()), None)
+            (self.who.plain_identity(config, role)?, Arc::new(self.format.serializer()), None, None)
         } else {
             let secure = self.who.secure(config, role, None)?;
-            (secure.identity, Arc::new(secure.serializer), Some(secure.valid_until))
+            (secure.identity, secure.serializer, Some(secure.valid_until), Some(secure.reload))
         };
         let broker = self.broker.resolve(config)?;
         let mut options = AmqpOptions::new(&broker.url).map_err(|error| remedy::transport(&error, None))?;
         if let Some(password) = &broker.password {
             options = options.password(password.as_str());
         }
-        Ok(Node { options: options.name(identity.as_str()), identity, serializer, valid_until })
+        Ok(Node { options: options.name(identity.as_str()), identity, serializer, valid_until, reload })
     }
 }
 
@@ -147,7 +153,10 @@ impl Who {
             Some(name) => identity(role, &name)?,
             None => only_identity(&directory, role)?,
         };
-        let credentials = directory.credentials(&identity, None, now).map_err(failed)?;
+        let passphrase = self.passphrase.read()?;
+        let secret = passphrase.as_ref().map(|passphrase| passphrase.as_slice());
+        let credentials = directory.credentials(&identity, secret, now).map_err(failed)?;
+        let older = directory.older_credentials(&identity, secret, now).map_err(failed)?;
         let certificate = credentials.certificate().clone();
         trust.verify(&certificate, credentials.intermediates(), now).map_err(|error| {
             CliError::of(Exit::Security, &error)
@@ -156,16 +165,29 @@ impl Who {
         })?;
         let store = DirectoryCertificateStore::open(directory.path(), now).map_err(failed)?;
         let trust = store.trust().unwrap_or_else(|| Arc::new(trust));
-        let mut store: Arc<dyn CertificateStore> = Arc::new(store);
+        let files = Arc::new(store);
+        let mut store: Arc<dyn CertificateStore> = files.clone();
         if !self.pinned {
             store = Arc::new(TrustStore::new(trust.clone()).with_known(store));
         }
-        let mut builder = SecureSerializer::builder(credentials, store, trust);
+        let mut builder = SecureSerializer::builder(credentials, store, trust.clone());
+        if let Some(older) = older {
+            builder = builder.additional_credentials(older);
+        }
         if let Some(started_at) = started_at {
             builder = builder.started_at(started_at);
         }
         let serializer = builder.build().map_err(|error| CliError::of(Exit::Security, &error))?;
-        Ok(Secure { identity, serializer, valid_until: certificate.not_after() })
+        let serializer = Arc::new(serializer);
+        let reload = Reload {
+            directory,
+            identity: identity.clone(),
+            passphrase,
+            serializer: serializer.clone(),
+            store: files,
+            trust,
+        };
+        Ok(Secure { identity, serializer, valid_until: certificate.not_after(), reload })
     }
 
     fn directory(&self, config: &Config, role: Role) -> Result<CertificateDirectory, CliError> {

@@ -43,6 +43,13 @@ pub(super) fn directory(error: &DirectoryError, directory: &CertificateDirectory
         E::Unreadable { path, .. } => failure.help(format!("check who may read {}", path.display())),
         E::Invalid { path, .. } => failure.help(again(path)),
         E::FileName { path } => failure.help(format!("rename {}", path.display())),
+        E::Revocation { path, source } => match source {
+            AuthorityError::Unreadable { .. } => failure.help(format!("check who may read {}", path.display())),
+            _ => failure.help(format!(
+                "make {} anew with `nanite certs crl` where the CA's key is, and copy it here",
+                path.display()
+            )),
+        },
         E::Authority { path, source } => match source {
             AuthorityError::Unreadable { .. } => failure.help(format!("check who may read {}", path.display())),
             _ => failure.help(format!("{} has to hold the PEM of CA certificates only", path.display())),
@@ -58,6 +65,10 @@ pub(super) fn key(failure: CliError, path: &Path, error: &KeyError) -> CliError 
             path.display()
         )),
         KeyError::Unreadable { .. } => failure.help(format!("check the owner and the mode of {}", path.display())),
+        KeyError::NeedsPassphrase => failure.help(
+            "write the passphrase into a file of mode 0600, and name it with `--passphrase-file` or NANITE_KEY_PASSPHRASE_FILE (the \
+             CA's with `--ca-passphrase-file` or NANITE_CA_PASSPHRASE_FILE)",
+        ),
         KeyError::Malformed => failure.help("a key file holds one private key in PEM; is it the right file?"),
         KeyError::KeyType => failure.help("make a key of the type p256, rsa2048, rsa3072 or rsa4096"),
         _ => failure,
@@ -77,6 +88,9 @@ pub(super) fn issue(error: &IssueError) -> CliError {
                 E::AuthorityNotValid(..) => {
                     failure.help("check the clock of this machine; a CA that has expired has to be made anew")
                 }
+                E::MalformedList => {
+                    failure.help("put the last good list there, or remove the file: what it revoked is then believed")
+                }
                 E::NoPossession | E::MalformedRequest => failure.help("make a request with `nanite certs csr`"),
                 E::NoDomain => failure.help("use a CA that `nanite certs init` made"),
                 _ => failure,
@@ -95,7 +109,9 @@ pub(super) fn trust(error: &TrustError) -> &'static str {
         E::AuthorityExpired => "make a new CA, and issue the certificates anew",
         E::Domain { .. } => "all nodes that talk to each other need certificates of one domain",
         E::Revoked | E::AuthorityRevoked => "issue a new one, with a new key",
-        E::NoCrl | E::StaleCrl => "get a current revocation list from the CA",
+        E::NoCrl | E::StaleCrl => {
+            "make a current list with `nanite certs crl` where the CA's key is, and copy crl.pem here"
+        }
         _ => "issue a new one with `nanite certs issue ... --force`",
     }
 }

@@ -376,6 +376,15 @@ impl Mapper {
         self.shared.changed.notified()
     }
 
+    /// Makes this mapper known anew, and asks all agents to register: as after its certificate was renewed, which they learn by that.
+    ///
+    /// # Errors
+    /// [`SendError`] when it could not be sent.
+    pub async fn announce(&self) -> Result<(), SendError> {
+        self.shared.advertise(None).await?;
+        self.shared.link.say_hello().await
+    }
+
     /// Who this mapper is.
     pub fn identity(&self) -> &Identity {
         self.shared.link.identity()

@@ -40,8 +40,8 @@ pub(super) struct Agreements {
     received: Mutex<LruCache<Received, Arc<Secret>>>,
 }
 
-/// A sender's point and the number of the own key that goes with it.
-type Received = ([u8; POINT], usize);
+/// A sender's point, and the fingerprint of the own certificate whose key goes with it.
+type Received = ([u8; POINT], [u8; 32]);
 
 /// One ephemeral key, and the secrets it shares.
 pub(super) struct Ephemeral {
@@ -73,10 +73,10 @@ impl Agreements {
         Ok(ephemeral)
     }
 
-    /// The secret that the own key number `index` shares with a sender's point, if it is remembered.
-    pub fn recall(&self, point: &[u8; POINT], index: usize) -> Option<Arc<Secret>> {
+    /// The secret that the own key of this certificate shares with a sender's point, if it is remembered.
+    pub fn recall(&self, point: &[u8; POINT], own: &[u8; 32]) -> Option<Arc<Secret>> {
         let mut received = self.received.lock().unwrap_or_else(PoisonError::into_inner);
-        received.get(&(*point, index)).cloned()
+        received.get(&(*point, *own)).cloned()
     }
 
     /// The secret that the own key shares with a sender's point.
@@ -86,9 +86,9 @@ impl Agreements {
     }
 
     /// Remembers a secret, once a message could be opened by it.
-    pub fn remember(&self, point: &[u8; POINT], index: usize, secret: Arc<Secret>) {
+    pub fn remember(&self, point: &[u8; POINT], own: &[u8; 32], secret: Arc<Secret>) {
         if self.reuse {
-            self.received.lock().unwrap_or_else(PoisonError::into_inner).put((*point, index), secret);
+            self.received.lock().unwrap_or_else(PoisonError::into_inner).put((*point, *own), secret);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! How a [`SecureSerializer`] is made.
 
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use super::agreement::Agreements;
@@ -8,6 +8,7 @@ use super::counters::Counters;
 use super::crypto::Crypto;
 use super::envelope::is_codec_name;
 use super::known::Known;
+use super::own::{self, Own};
 use super::replay::{ReplayLimits, ReplayMemory};
 use super::secure::{Asked, Gate, Inner, SecureSerializer};
 use crate::certs::{CertificateStore, Credentials, Trust};
@@ -52,6 +53,7 @@ pub struct Builder {
     replay: ReplayLimits,
     started_at: Option<Timestamp>,
     gate: Option<Gate>,
+    settle: Duration,
     reuse: bool,
     accept_signed_only: bool,
     seal_signed_only: bool,
@@ -74,6 +76,7 @@ impl Builder {
             replay: ReplayLimits::default(),
             started_at: None,
             gate: None,
+            settle: own::SETTLE,
             reuse: true,
             accept_signed_only: false,
             seal_signed_only: false,
@@ -112,6 +115,14 @@ impl Builder {
             Class::Live => self.live = lifetime,
             Class::Stored => self.stored = lifetime,
         }
+        self
+    }
+
+    /// How long others have to learn a new certificate before everything is signed by it; 15 s by default. See
+    /// [`SecureSerializer::replace_credentials`].
+    #[must_use]
+    pub fn settle(mut self, time: Duration) -> Self {
+        self.settle = time;
         self
     }
 
@@ -163,8 +174,8 @@ impl Builder {
         Ok(SecureSerializer::from_inner(Inner {
             identity: own,
             known: Known::new(self.store, self.trust, self.own.intermediates().to_vec()),
-            own: self.own,
-            older: self.older,
+            own: RwLock::new(Arc::new(Own::new(self.own, self.older))),
+            settle: self.settle,
             codecs: self.codecs,
             live: self.live,
             stored: self.stored,

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use lru::LruCache;
 
@@ -22,7 +22,7 @@ pub(super) struct Known {
     store: Arc<dyn CertificateStore>,
     trust: Arc<Trust>,
     /// The certificates between the own one and its CA: peers are often issued by the same.
-    own_chain: Vec<Vec<u8>>,
+    own_chain: RwLock<Chain>,
     parsed: Mutex<LruCache<[u8; 32], Arc<Certificate>>>,
     /// The certificates that came along with a leaf, by its fingerprint: later messages of its owner come without them.
     chains: Mutex<LruCache<[u8; 32], Chain>>,
@@ -53,11 +53,16 @@ impl Known {
         Self {
             store,
             trust,
-            own_chain,
+            own_chain: RwLock::new(Arc::new(own_chain)),
             parsed: Mutex::new(LruCache::new(PARSED)),
             chains: Mutex::new(LruCache::new(PARSED)),
             any_chains: AtomicBool::new(false),
         }
+    }
+
+    /// The certificates between the own one and its CA, from now on.
+    pub fn set_own_chain(&self, chain: Vec<Vec<u8>>) {
+        *self.own_chain.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(chain);
     }
 
     /// The certificate of the signer among those that came along, which is the one with this key id. If there are any, it must be
@@ -102,11 +107,12 @@ impl Known {
     pub fn trusts(&self, certificate: &Certificate, others: &[Vec<u8>], now: Timestamp) -> Result<(), TrustError> {
         let remembered = if others.is_empty() { self.chain_of(certificate) } else { None };
         let others = remembered.as_ref().map_or(others, |chain| chain.as_slice());
-        if others.is_empty() || self.own_chain.is_empty() {
-            let chain = if others.is_empty() { &self.own_chain } else { others };
+        let own_chain = self.own_chain.read().unwrap_or_else(PoisonError::into_inner).clone();
+        if others.is_empty() || own_chain.is_empty() {
+            let chain = if others.is_empty() { own_chain.as_slice() } else { others };
             return self.trust.verify(certificate, chain, now);
         }
-        self.trust.verify(certificate, &[others, &self.own_chain].concat(), now)
+        self.trust.verify(certificate, &[others, own_chain.as_slice()].concat(), now)
     }
 
     fn chain_of(&self, certificate: &Certificate) -> Option<Chain> {

@@ -39,6 +39,7 @@ mod fields;
 mod inspect;
 mod known;
 mod open;
+mod own;
 mod proof;
 mod replay;
 mod secure;

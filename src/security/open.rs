@@ -7,7 +7,7 @@ use super::crypto::{self, Failed, Secret};
 use super::envelope::{Header, HeaderFault, commitment, recipients_digest};
 use super::known::Presented;
 use super::secure::{Inner, PREFIX, may_carry_certificates};
-use crate::certs::{Certificate, Credentials, KeyId, PrivateKey};
+use crate::certs::{Certificate, Credentials, KeyId};
 use crate::clock::Timestamp;
 use crate::packet::{Kind, Packet};
 use crate::serializer::{Channel, Class, Inbound, OpenContext, OpenError, OpenErrorKind, Proof, Verified};
@@ -228,7 +228,7 @@ impl Inner {
                 let plaintext =
                     self.crypto.decrypt(&opened.key, enveloped.nonce, enveloped.ciphertext, enveloped.tag)?;
                 if let Some((point, index, shared)) = opened.agreed {
-                    self.agreements.remember(point, index, shared);
+                    self.agreements.remember(point, &index, shared);
                 }
                 (plaintext, recipients_digest(enveloped.recipients.iter().map(cms::Recipient::key_id)))
             }
@@ -243,10 +243,11 @@ impl Inner {
 
     /// The content encryption key, by whichever of the own keys a recipient is named.
     fn content_key<'a>(&self, enveloped: &cms::Enveloped<'a>) -> Result<OpenedKey<'a>, Failed> {
-        for (index, credentials) in self.credentials().enumerate() {
-            let own = credentials.certificate().key_id().as_bytes();
-            if let Some(recipient) = enveloped.recipients.iter().find(|recipient| recipient.key_id() == own) {
-                return self.content_key_by(recipient, credentials.key(), index);
+        let own = self.own();
+        for credentials in own.all() {
+            let key_id = credentials.certificate().key_id().as_bytes();
+            if let Some(recipient) = enveloped.recipients.iter().find(|recipient| recipient.key_id() == key_id) {
+                return self.content_key_by(recipient, credentials);
             }
         }
         Err(Failed)
@@ -255,9 +256,9 @@ impl Inner {
     fn content_key_by<'a>(
         &self,
         recipient: &cms::Recipient<'a>,
-        own: &PrivateKey,
-        index: usize,
+        credentials: &Credentials,
     ) -> Result<OpenedKey<'a>, Failed> {
+        let (own, index) = (credentials.key(), credentials.certificate().fingerprint());
         match (recipient, own.suite()) {
             (cms::Recipient::Agreement(agreement), crate::certs::Suite::P256) => {
                 let known = self.agreements.recall(agreement.point, index);
@@ -268,17 +269,13 @@ impl Inner {
                 };
                 let kek = crypto::key_encryption_key(&shared, agreement.ukm)?;
                 let key = self.crypto.unwrap(&kek, agreement.wrapped)?;
-                Ok(OpenedKey { key, agreed: new.then_some((agreement.point, index, shared)) })
+                Ok(OpenedKey { key, agreed: new.then_some((agreement.point, *index, shared)) })
             }
             (cms::Recipient::Transport(transport), crate::certs::Suite::Rsa) => {
                 Ok(OpenedKey { key: crypto::receive(own.pkey(), transport.encrypted)?, agreed: None })
             }
             _ => Err(Failed),
         }
-    }
-
-    fn credentials(&self) -> impl Iterator<Item = &Credentials> {
-        std::iter::once(&self.own).chain(&self.older)
     }
 
     /// Step 12.
@@ -314,7 +311,7 @@ impl Inner {
 /// A content encryption key, and the secret that led to it, if it is to be remembered.
 struct OpenedKey<'a> {
     key: Secret,
-    agreed: Option<(&'a [u8; cms::POINT], usize, Arc<Secret>)>,
+    agreed: Option<(&'a [u8; cms::POINT], [u8; 32], Arc<Secret>)>,
 }
 
 /// Step 8: the signature is the signer's, by the suite of its certificate, over these attributes and this content.

@@ -3,22 +3,23 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use zeroize::Zeroizing;
 
 use super::agreement::Agreements;
-use super::builder::Builder;
+use super::builder::{BuildError, Builder};
 use super::cms;
 use super::counters::Counters;
 use super::crypto::{self, Crypto, Failed, Secret};
 use super::envelope::{Header, commitment, may_be_stored, recipients_digest};
 use super::known::Known;
+use super::own::Own;
 use super::replay::ReplayMemory;
 use crate::certs::{Certificate, CertificateStore, Credentials, Recipient, Suite, Trust};
 use crate::clock::Timestamp;
-use crate::packet::{Identity, Kind, MessageId, Packet};
+use crate::packet::{Identity, Kind, MessageId, Packet, Role};
 use crate::serializer::{
     Audience, Channel, Class, Codec, Inbound, OpenContext, OpenError, Proof, SealError, SealRequest, Sealed,
     Serializer, Verified,
@@ -54,8 +55,8 @@ pub struct SecureSerializer(Inner);
 /// What a serializer is made of; steps of sealing and opening are written as methods of it.
 pub(super) struct Inner {
     pub identity: Identity,
-    pub own: Credentials,
-    pub older: Vec<Credentials>,
+    pub own: RwLock<Arc<Own>>,
+    pub settle: Duration,
     pub known: Known,
     /// The first one writes; all read.
     pub codecs: Vec<Arc<dyn Codec>>,
@@ -91,6 +92,34 @@ impl SecureSerializer {
     /// How many messages were sealed, opened and refused.
     pub fn counters(&self) -> &Counters {
         &self.0.counters
+    }
+
+    /// Takes new credentials of the same identity, as after a renewal, while messages come and go. What carries the certificate along
+    /// (registrations and advertises: have the node [announce](crate::agent::Announcer::announce) itself) is signed by them at once,
+    /// everything else once others have had the time to learn it ([`Builder::settle`]). What was sealed to the credentials before
+    /// is opened until these expire; so is what was sealed to the `older` ones that are given.
+    ///
+    /// # Errors
+    /// [`BuildError::OtherIdentity`] when one is somebody else's; nothing has changed then.
+    pub fn replace_credentials(
+        &self,
+        new: Credentials,
+        older: Vec<Credentials>,
+        now: Timestamp,
+    ) -> Result<(), BuildError> {
+        let own = self.0.identity.clone();
+        if let Some(other) = older.iter().chain([&new]).find(|other| *other.certificate().identity() != own) {
+            return Err(BuildError::OtherIdentity { own, found: other.certificate().identity().clone() });
+        }
+        self.0.known.set_own_chain(new.intermediates().to_vec());
+        let mut current = self.0.own.write().unwrap_or_else(PoisonError::into_inner);
+        *current = Arc::new(current.followed_by(new, older, now, self.0.settle));
+        Ok(())
+    }
+
+    /// The certificate of this node: the newest, when it was renewed.
+    pub fn certificate(&self) -> Arc<Certificate> {
+        self.0.own().newest().clone()
     }
 
     /// How many messages are in the replay memory.
@@ -194,10 +223,17 @@ impl Inner {
         }
     }
 
+    /// The credentials as they are now.
+    pub fn own(&self) -> Arc<Own> {
+        self.own.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn seal(&self, packet: &Packet, how: &SealRequest<'_>) -> Result<Sealed, SealError> {
         let kind = packet.kind();
         let to = self.audience(packet, how)?;
-        let certificate = self.own.certificate();
+        let own = self.own();
+        let signing = own.signing(kind, how.now);
+        let certificate = signing.certificate();
         if !certificate.is_valid_at(how.now) {
             let (from, to) = (certificate.not_before(), certificate.not_after());
             return Err(SealError::OwnCertificate(format!("it is valid from {from} to {to}")));
@@ -230,7 +266,7 @@ impl Inner {
             recipients: recipients_digest(recipients.iter().map(|one| one.key_id().as_bytes())),
             commitment: commitment(&drawn.salt, &body),
         };
-        let bytes = self.envelope(&header, &drawn, &body, encrypted.then_some(&recipients[..]))?;
+        let bytes = self.envelope(signing, &header, &drawn, &body, encrypted.then_some(&recipients[..]))?;
         if bytes.len() > limit {
             return Err(SealError::TooLarge(bytes.len(), limit));
         }
@@ -281,7 +317,19 @@ impl Inner {
                 }
                 all
             }
-            Audience::Mappers => self.known.recipients(Recipient::Mappers, now)?,
+            Audience::Mappers => {
+                let mut all = self.known.recipients(Recipient::Mappers, now);
+                if self.identity.role() == Role::Mapper {
+                    // A mapper is one of them, whether or not its store says so.
+                    let own = self.own().newest().clone();
+                    match &mut all {
+                        Ok(all) => all.push(own),
+                        Err(SealError::NoRecipient(_)) => all = Ok(vec![own]),
+                        Err(_) => {}
+                    }
+                }
+                all?
+            }
             Audience::Agents => return Err(SealError::NotAllowed("encrypted for all agents")),
         };
         if found.len() > 1 {
@@ -297,6 +345,7 @@ impl Inner {
     /// Encrypts (for these recipients, if any), signs, and puts it together.
     fn envelope(
         &self,
+        signing: &Credentials,
         header: &Header,
         drawn: &Drawn,
         body: &[u8],
@@ -319,12 +368,12 @@ impl Inner {
         let attributes = cms::signed_attributes_for(encrypted, &crypto::sha256(&[&content]), &header_der);
         let attributes = attributes.map_err(malformed)?;
         let signed = crypto::sha256(&[&cms::attributes_header(&attributes).map_err(malformed)?, &attributes]);
-        let certificate = self.own.certificate();
-        let signature = crypto::sign(self.own.key().pkey(), certificate.suite(), &signed)?;
+        let certificate = signing.certificate();
+        let signature = crypto::sign(signing.key().pkey(), certificate.suite(), &signed)?;
         let mut certificates: Vec<&[u8]> = Vec::new();
         if may_carry_certificates(header.kind) {
             certificates.push(certificate.der());
-            certificates.extend(self.own.intermediates().iter().map(Vec::as_slice).take(cms::MAX_CERTIFICATES - 1));
+            certificates.extend(signing.intermediates().iter().map(Vec::as_slice).take(cms::MAX_CERTIFICATES - 1));
         }
         let key_id = certificate.key_id().as_bytes();
         cms::signed_data(encrypted, &content, &certificates, key_id, &attributes, certificate.suite(), &signature)

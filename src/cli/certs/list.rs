@@ -6,7 +6,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{Place, days_left};
-use crate::certs::Content;
+use crate::certs::{Certificate, Content, Trust, TrustError, moment, name_text};
 use crate::cli::error::{CliError, Exit, chain};
 use crate::cli::{output, remedy};
 use crate::clock::{Clock, SystemClock, Timestamp};
@@ -27,6 +27,10 @@ struct Row {
     #[serde(skip_serializing_if = "Option::is_none")]
     ca: Option<String>,
     domain: Option<String>,
+    /// A revocation list of this CA: how many it revokes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    revokes: Option<usize>,
+    revoked: bool,
     expires: String,
     days_left: i64,
     file: PathBuf,
@@ -42,6 +46,8 @@ struct Unusable {
 struct Listing {
     certificates: Vec<Row>,
     errors: Vec<Unusable>,
+    /// Whether what is revoked is refused: only where there is a list.
+    revocation_checked: bool,
 }
 
 impl List {
@@ -49,12 +55,20 @@ impl List {
         let directory = self.place.directory();
         let now = SystemClock.now();
         let mut listing = Listing::default();
+        let trust = directory.trust().ok();
+        listing.revocation_checked = trust.as_ref().is_some_and(Trust::checks_revocation);
+        let is_revoked = |certificate: &Certificate| {
+            let verdict = trust.as_ref().map(|trust| trust.verify(certificate, &[], now));
+            matches!(verdict, Some(Err(TrustError::Revoked | TrustError::AuthorityRevoked)))
+        };
         for entry in directory.entries().map_err(|error| remedy::directory(&error, &directory))? {
             let file = entry.path;
             let row = |identity, ca, domain, not_after: Timestamp| Row {
                 identity,
                 ca,
                 domain,
+                revokes: None,
+                revoked: false,
                 expires: not_after.to_string(),
                 days_left: days_left(not_after, now),
                 file: file.clone(),
@@ -63,8 +77,17 @@ impl List {
                 Ok(Content::Authorities(all)) => listing
                     .certificates
                     .extend(all.into_iter().map(|ca| row(None, Some(ca.subject), ca.domain, ca.not_after))),
+                Ok(Content::Revocations(lists)) => {
+                    listing.certificates.extend(lists.iter().filter_map(|list| {
+                        let (issuer, next_update) = (name_text(list.issuer_name()), moment(list.next_update()?)?);
+                        let revokes = list.get_revoked().map_or(0, |revoked| revoked.len());
+                        Some(Row { revokes: Some(revokes), ..row(None, Some(issuer), None, next_update) })
+                    }));
+                }
                 Ok(Content::Node(identity, held)) => listing.certificates.extend(held.nodes.iter().map(|held| {
-                    row(Some(identity.to_string()), None, Some(held.domain().to_owned()), held.not_after())
+                    let domain = Some(held.domain().to_owned());
+                    let revoked = is_revoked(held);
+                    Row { revoked, ..row(Some(identity.to_string()), None, domain, held.not_after()) }
                 })),
                 Err(error) => listing.errors.push(Unusable { message: chain(&error), file }),
             }
@@ -82,6 +105,7 @@ fn print(listing: &Listing, directory: &Path) -> Result<(), CliError> {
     let paint = output::stdout_paint();
     let title = |row: &Row| match (&row.identity, &row.domain) {
         (Some(identity), _) => identity.clone(),
+        (None, None) if row.revokes.is_some() => format!("revoked: {}", row.revokes.unwrap_or(0)),
         (None, Some(domain)) => format!("CA of {domain}"),
         (None, None) => format!("CA {}", row.ca.as_deref().unwrap_or_default()),
     };
@@ -92,14 +116,27 @@ fn print(listing: &Listing, directory: &Path) -> Result<(), CliError> {
         let head = format!("{:<width$}  {:<20}  {:>9}  {}", "IDENTITY", "EXPIRES", "DAYS LEFT", "FILE");
         output::line(&paint.bold(&head))?;
         for row in &listing.certificates {
-            let days = format!("{:>9}", if row.days_left < 0 { "expired".into() } else { row.days_left.to_string() });
+            let days = format!(
+                "{:>9}",
+                if row.revoked {
+                    "revoked".into()
+                } else if row.days_left < 0 {
+                    "expired".into()
+                } else {
+                    row.days_left.to_string()
+                }
+            );
             let days = match row.days_left {
+                _ if row.revoked => paint.red(&days),
                 ..0 => paint.red(&days),
                 0..7 => paint.yellow(&days),
                 _ => days,
             };
             output::line(&format!("{:<width$}  {:<20}  {days}  {}", title(row), row.expires, row.file.display()))?;
         }
+    }
+    if !listing.revocation_checked && !listing.certificates.is_empty() {
+        output::line("no crl.pem: nothing is checked for revocation")?;
     }
     for unusable in &listing.errors {
         output::note(&format!("{} {}", output::stderr_paint().yellow("warning:"), unusable.message));

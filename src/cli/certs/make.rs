@@ -13,6 +13,7 @@ use crate::certs::{
     CertificateAuthority, CertificateDirectory, CertificateRequest, IssueError, KeyError, KeyType, PrivateKey,
 };
 use crate::cli::error::{CliError, Exit};
+use crate::cli::passphrase::{self, CaArgs};
 use crate::cli::{duration, output, remedy};
 use crate::clock::{Clock, SystemClock, Timestamp};
 
@@ -33,6 +34,8 @@ pub(in crate::cli) struct Init {
     #[arg(long, value_name = "TIME", default_value = "3652d", value_parser = duration::parse)]
     valid_for: Duration,
     #[command(flatten)]
+    passphrase: CaArgs,
+    #[command(flatten)]
     how: How,
 }
 
@@ -49,6 +52,10 @@ pub(in crate::cli) struct Issue {
     #[arg(long, value_name = "TIME", default_value = "30d", value_parser = duration::parse)]
     valid_for: Duration,
     #[command(flatten)]
+    ca: CaArgs,
+    #[command(flatten)]
+    passphrase: passphrase::Args,
+    #[command(flatten)]
     how: How,
 }
 
@@ -61,6 +68,8 @@ pub(in crate::cli) struct Csr {
     /// The type of its key.
     #[arg(long, value_name = "TYPE", default_value_t)]
     key_type: KeyType,
+    #[command(flatten)]
+    passphrase: passphrase::Args,
     #[command(flatten)]
     how: How,
 }
@@ -77,6 +86,8 @@ pub(in crate::cli) struct Sign {
     /// How long the certificate is valid.
     #[arg(long, value_name = "TIME", default_value = "30d", value_parser = duration::parse)]
     valid_for: Duration,
+    #[command(flatten)]
+    ca: CaArgs,
     #[command(flatten)]
     how: How,
 }
@@ -120,7 +131,11 @@ impl Init {
         let ca = CertificateAuthority::create(&self.domain, self.key_type, self.valid_for, now)
             .map_err(|error| remedy::issue(&error))?;
         let pem = ca.certificate().to_pem().map_err(|error| remedy::issue(&IssueError::Openssl(error)))?;
-        self.how.write_pair(&directory, (&key, &secret(ca.key())?), (&certificate, &pem))?;
+        self.how.write_pair(
+            &directory,
+            (&key, &secret(ca.key(), bytes(&self.passphrase.read()?))?),
+            (&certificate, &pem),
+        )?;
         self.how.say(&Made {
             title: format!("CA of {}", ca.domain()),
             identity: None,
@@ -141,10 +156,14 @@ impl Issue {
         let key = directory.key_path(&identity).map_err(failed)?;
         self.how.check_free(&[&certificate, &key])?;
         let now = SystemClock.now();
-        let ca = authority(&directory, now)?;
+        let ca = authority(&directory, &self.ca, now)?;
         let issued = ca.issue(&identity, self.key_type, self.valid_for, now).map_err(|error| remedy::issue(&error))?;
         let pem = issued.certificate().to_pem();
-        self.how.write_pair(&directory, (&key, &secret(issued.key())?), (&certificate, &pem))?;
+        self.how.write_pair(
+            &directory,
+            (&key, &secret(issued.key(), bytes(&self.passphrase.read()?))?),
+            (&certificate, &pem),
+        )?;
         self.how.say(&Made {
             title: identity.to_string(),
             identity: Some(identity.to_string()),
@@ -167,7 +186,11 @@ impl Csr {
         let key = PrivateKey::generate(self.key_type).map_err(|error| remedy::issue(&IssueError::Key(error)))?;
         let request = CertificateRequest::new(&identity, &key).and_then(|request| request.to_pem());
         let request = request.map_err(|error| remedy::issue(&error))?;
-        self.how.write_pair(&directory, (&key_path, &secret(&key)?), (&path, &request))?;
+        self.how.write_pair(
+            &directory,
+            (&key_path, &secret(&key, bytes(&self.passphrase.read()?))?),
+            (&path, &request),
+        )?;
         self.how.say(&Made {
             title: format!("request of {identity}"),
             identity: Some(identity.to_string()),
@@ -188,7 +211,7 @@ impl Sign {
         let request = CertificateRequest::from_pem(&read(&self.request)?)
             .map_err(|error| remedy::issue(&error).context(self.request.display()))?;
         let now = SystemClock.now();
-        let ca = authority(&directory, now)?;
+        let ca = authority(&directory, &self.ca, now)?;
         let issued = ca.sign(&request, &identity, self.valid_for, now).map_err(|error| remedy::issue(&error))?;
         self.how.write(&path, &issued.to_pem(), PUBLIC)?;
         self.how.say(&Made {
@@ -252,11 +275,15 @@ impl How {
 }
 
 /// The CA of a directory, with its key.
-fn authority(directory: &CertificateDirectory, now: Timestamp) -> Result<CertificateAuthority, CliError> {
+pub(super) fn authority(
+    directory: &CertificateDirectory,
+    passphrase: &CaArgs,
+    now: Timestamp,
+) -> Result<CertificateAuthority, CliError> {
     // For its errors: the same file is read below.
     directory.trust().map_err(|error| remedy::directory(&error, directory))?;
     let (path, key_path) = (directory.ca_path(), directory.ca_key_path());
-    let key = PrivateKey::from_file(&key_path, None).map_err(|error| {
+    let key = PrivateKey::from_file(&key_path, bytes(&passphrase.read()?)).map_err(|error| {
         let failure = CliError::of(Exit::Security, &error);
         match error {
             KeyError::Unreadable { ref source, .. } if source.kind() == ErrorKind::NotFound => {
@@ -297,8 +324,18 @@ fn read(path: &Path) -> Result<Vec<u8>, CliError> {
     Ok(text)
 }
 
-fn secret(key: &PrivateKey) -> Result<zeroize::Zeroizing<Vec<u8>>, CliError> {
-    key.to_pem().map_err(|error| remedy::issue(&IssueError::Key(error)))
+/// A key as it is written: under a passphrase where there is one.
+pub(super) fn secret(key: &PrivateKey, passphrase: Option<&[u8]>) -> Result<zeroize::Zeroizing<Vec<u8>>, CliError> {
+    let pem = match passphrase {
+        Some(passphrase) => key.to_encrypted_pem(passphrase),
+        None => key.to_pem(),
+    };
+    pem.map_err(|error| remedy::issue(&IssueError::Key(error)))
+}
+
+/// The bytes of a passphrase, where there is one.
+pub(super) fn bytes(passphrase: &Option<zeroize::Zeroizing<Vec<u8>>>) -> Option<&[u8]> {
+    passphrase.as_ref().map(|passphrase| passphrase.as_slice())
 }
 
 fn taken(path: &Path) -> CliError {
@@ -306,7 +343,7 @@ fn taken(path: &Path) -> CliError {
         .help("give `--force` to replace it, or another directory")
 }
 
-fn cannot_write(path: &Path, error: &std::io::Error) -> CliError {
+pub(super) fn cannot_write(path: &Path, error: &std::io::Error) -> CliError {
     CliError::of(Exit::Failure, error)
         .context(format!("cannot write {}", path.display()))
         .help("check the path, who may write there, and that there is space")

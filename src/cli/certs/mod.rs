@@ -2,6 +2,8 @@
 
 mod list;
 mod make;
+mod renew;
+mod revoke;
 mod show;
 mod verify;
 
@@ -26,6 +28,14 @@ pub(super) enum Command {
     Show(show::Show),
     /// Check certificates and keys: chain, dates, usage, modes.
     Verify(verify::Verify),
+    /// Make new keys and certificates in place of those that are about to expire; both are good until then.
+    Renew(renew::Renew),
+    /// Say by the exit code whether something has to be renewed: 0 when so, 1 when not.
+    NeedsRenewal(renew::NeedsRenewal),
+    /// Revoke a node's certificates: nobody believes them any more.
+    Revoke(revoke::Revoke),
+    /// Make the list of what is revoked anew, before the last one is out of date.
+    Crl(revoke::Crl),
     /// Make a key and a signing request, on a machine that has no CA key.
     Csr(make::Csr),
     /// Issue a certificate for a signing request.
@@ -39,6 +49,10 @@ pub(super) fn run(command: Command) -> Result<Exit, CliError> {
         Command::List(args) => args.run(),
         Command::Show(args) => args.run(),
         Command::Verify(args) => args.run(),
+        Command::Renew(args) => args.run(),
+        Command::NeedsRenewal(args) => args.run(),
+        Command::Revoke(args) => args.run(),
+        Command::Crl(args) => args.run(),
         Command::Csr(args) => args.run(),
         Command::Sign(args) => args.run(),
     }

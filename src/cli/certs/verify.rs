@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use openssl::x509::X509KeyUsage;
+use openssl::x509::{X509CrlRef, X509KeyUsage};
 use serde::Serialize;
 
 use super::Place;
 use crate::certs::{
-    Authority, CertificateDirectory, CertificateFile, Content, Credentials, KeyError, PrivateKey, Trust,
+    Authority, CertificateDirectory, CertificateFile, Content, Credentials, KeyError, PrivateKey, Trust, TrustError,
+    moment, name_text,
 };
 use crate::cli::error::{CliError, Exit};
 use crate::cli::{output, remedy};
@@ -57,6 +58,9 @@ impl Verify {
         for entry in directory.entries().map_err(failed)? {
             match entry.content {
                 Ok(Content::Authorities(all)) => findings.extend(authorities(&entry.path, &all, &directory, now)),
+                Ok(Content::Revocations(lists)) => {
+                    findings.extend(lists.iter().map(|list| revocations(&entry.path, list, now)))
+                }
                 Ok(Content::Node(identity, held)) => {
                     findings.extend(node(&entry.path, &identity, &held, &directory, &trust, now));
                 }
@@ -147,10 +151,26 @@ fn node(
     findings
 }
 
+fn revocations(path: &Path, list: &X509CrlRef, now: Timestamp) -> Finding {
+    let issuer = name_text(list.issuer_name());
+    match list.next_update().and_then(moment) {
+        Some(until) if now < until => Finding::good(path, format!("revocation list of {issuer}, valid until {until}")),
+        _ => Finding::bad(
+            path,
+            &CliError::new(Exit::Security, format!("the revocation list of {issuer} is out of date"))
+                .help(remedy::trust(&TrustError::StaleCrl)),
+        ),
+    }
+}
+
 /// A key file is looked at where there is one: other machines' keys are not here.
 fn key(path: &Path, certificate: &Path, matches: impl Fn(&PrivateKey) -> bool, whose: &str) -> Option<Finding> {
     let failure = match PrivateKey::from_file(path, None) {
         Err(KeyError::Unreadable { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return None,
+        // That it is under a passphrase is no fault; whose it is cannot be seen.
+        Err(KeyError::NeedsPassphrase) => {
+            return Some(Finding::good(path, format!("{whose}, under a passphrase, for its owner only")));
+        }
         Err(error) => remedy::key(CliError::of(Exit::Security, &error).context(whose), path, &error),
         Ok(key) if matches(&key) => return Some(Finding::good(path, format!("{whose}, for its owner only"))),
         Ok(_) => CliError::new(Exit::Security, format!("{whose} does not belong to {}", certificate.display()))

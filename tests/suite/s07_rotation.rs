@@ -1,0 +1,157 @@
+//! s07: certificates are renewed while requests come and go, and none is lost.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use nanite::agent::{Agent, AgentHandle, actor};
+use nanite::certs::{CertificateAuthority, KeyType, TrustStore};
+use nanite::clock::{Clock, SystemClock};
+use nanite::mapper::Mapper;
+use nanite::packet::{Failure, Identity, Payload};
+use nanite::security::{BuildError, SecureSerializer};
+use nanite::transport::MemoryBroker;
+use nix::sys::signal::Signal;
+
+use crate::harness::pki::{agent, mapper};
+use crate::harness::program::run;
+use crate::harness::site::Site;
+use crate::harness::system::{json, knows};
+use crate::harness::wait_until;
+
+const HOUR: Duration = Duration::from_secs(3600);
+/// How long others have to learn a new certificate, in these tests.
+const SETTLE: Duration = Duration::from_millis(500);
+
+struct World {
+    ca: CertificateAuthority,
+    broker: MemoryBroker,
+}
+
+impl World {
+    fn new() -> Self {
+        let ca = CertificateAuthority::create("example.org", KeyType::P256, HOUR * 24, SystemClock.now()).unwrap();
+        Self { ca, broker: MemoryBroker::new() }
+    }
+
+    fn serializer(&self, identity: &Identity) -> Arc<SecureSerializer> {
+        let credentials = self.ca.issue(identity, KeyType::P256, HOUR, SystemClock.now()).unwrap();
+        let trust = Arc::new(self.ca.trust().unwrap());
+        let store = Arc::new(TrustStore::new(trust.clone()));
+        Arc::new(SecureSerializer::builder(credentials, store, trust).settle(SETTLE).build().unwrap())
+    }
+
+    async fn agent(&self, name: &str) -> (Arc<SecureSerializer>, AgentHandle) {
+        let serializer = self.serializer(&agent(name));
+        let echo = actor("simple").expose("echo", async |payload: Payload| Ok::<_, Failure>(payload));
+        let connection = Arc::new(self.broker.connect());
+        let built = Agent::builder(agent(name), serializer.clone(), connection).actor(echo);
+        let built = built.ping_time(Duration::from_millis(50)).status(|| 1.0).build().unwrap();
+        (serializer, built.start().await.unwrap())
+    }
+
+    fn renew(&self, serializer: &SecureSerializer) {
+        let now = SystemClock.now();
+        let identity = serializer.certificate().identity().clone();
+        let new = self.ca.issue(&identity, KeyType::P256, HOUR, now).unwrap();
+        let fingerprint = *new.certificate().fingerprint();
+        serializer.replace_credentials(new, Vec::new(), now).unwrap();
+        assert_eq!(*serializer.certificate().fingerprint(), fingerprint);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s07_every_certificate_is_renewed_under_load_and_no_request_is_lost() {
+    let world = World::new();
+    let by_mapper = world.serializer(&mapper("m1"));
+    let connection = Arc::new(world.broker.connect());
+    let m1 = Mapper::builder(mapper("m1"), by_mapper.clone(), connection).start().await.unwrap();
+    let agents = [world.agent("a").await, world.agent("b").await];
+    knows(&m1, &["a", "b"]).await;
+
+    let (over, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let asking = ["a", "b", "a", "b"].map(|name| {
+        let (m1, over, answered) = (m1.clone(), over.clone(), answered.clone());
+        tokio::spawn(async move {
+            while !over.load(Ordering::SeqCst) {
+                let request = m1.request("/simple/echo", json("[1]")).target(agent(name));
+                let answers = request.timeout(Duration::from_secs(20)).await.unwrap();
+                assert_eq!(answers.results().count(), 1, "{answers:?}");
+                answered.fetch_add(1, Ordering::SeqCst);
+            }
+        })
+    });
+    let more = async |what: &str| {
+        let before = answered.load(Ordering::SeqCst);
+        wait_until(what, async || answered.load(Ordering::SeqCst) >= before + 40).await;
+    };
+    more("requests are answered").await;
+    let mut certificates = HashSet::new();
+    for _ in 0..2 {
+        for (serializer, handle) in &agents {
+            certificates.insert(*serializer.certificate().fingerprint());
+            world.renew(serializer);
+            handle.announcer().announce();
+            more("requests are answered after an agent's renewal").await;
+        }
+        certificates.insert(*by_mapper.certificate().fingerprint());
+        world.renew(&by_mapper);
+        m1.announce().await.unwrap();
+        let renewed = SystemClock.now();
+        more("requests are answered after the mapper's renewal").await;
+        // Until everything is signed by the new ones.
+        wait_until("the new certificates sign", async || SystemClock.now().since(renewed) > SETTLE).await;
+        more("requests are answered by the new certificates").await;
+    }
+    over.store(true, Ordering::SeqCst);
+    for task in asking {
+        task.await.unwrap();
+    }
+    assert_eq!(certificates.len(), 6);
+    assert!(m1.refusals().iter().all(|(_, count)| *count == 0), "{:?}", m1.refusals());
+    for (_, handle) in &agents {
+        assert!(handle.refusals().iter().all(|(_, count)| *count == 0), "{:?}", handle.refusals());
+    }
+}
+
+#[test]
+fn s07_credentials_of_another_are_not_taken() {
+    let world = World::new();
+    let serializer = world.serializer(&agent("a"));
+    let before = *serializer.certificate().fingerprint();
+    let other = world.ca.issue(&agent("b"), KeyType::P256, HOUR, SystemClock.now()).unwrap();
+    let refused = serializer.replace_credentials(other, Vec::new(), SystemClock.now());
+    assert!(matches!(refused, Err(BuildError::OtherIdentity { .. })), "{refused:?}");
+    assert_eq!(*serializer.certificate().fingerprint(), before);
+}
+
+#[test]
+fn s07_running_processes_take_renewed_certificates_at_sighup_and_by_themselves() {
+    let site = Site::new(&["agent fred", "mapper m1", "mapper ctl"]);
+    site.program("simple/echo", "cat");
+    let mut m1 = site.start(&["mapper", "--token", "m1"]);
+    let mut fred = site.agent("fred", &[]);
+    let asked = |way: &[&str]| {
+        let arguments = ["request", "/simple/echo", "[7]", "--token", "ctl", "--json", "--timeout", "60s"];
+        let arguments: Vec<&str> = arguments.iter().chain(way).copied().collect();
+        let ended = run(&mut site.nanite(&arguments));
+        assert_eq!(ended.code(), 0, "{ended:?}");
+    };
+    asked(&["--look", "60s"]);
+    // Nobody is told: it sees the files change.
+    site.ok(&["certs", "renew", "agent", "fred", "--dir", "certs"]);
+    fred.wait_for("nanite-fred has a new certificate, valid until ");
+    asked(&["--via-mapper"]);
+    let hup = format!("kill -HUP {}", m1.id());
+    site.ok(&["certs", "renew", "mapper", "m1", "--exec", &hup, "--dir", "certs"]);
+    m1.wait_for("mapper-m1 has a new certificate, valid until ");
+    asked(&["--via-mapper"]);
+    asked(&["--look", "60s"]);
+    // What cannot be used changes nothing.
+    site.write("certs/agent-fred.pem", "no certificate", 0o644);
+    fred.signal(Signal::SIGHUP);
+    fred.wait_for("the certificate of nanite-fred stays as it is");
+    let said = fred.said().1;
+    assert!(!said.contains("panicked"), "{said}");
+}
