@@ -8,6 +8,7 @@ use nix::sys::signal::Signal;
 
 use crate::harness::broker::Broker;
 use crate::harness::program::{Running, nanite, run};
+use crate::harness::site::Site;
 
 /// An example, built as these tests are.
 fn example(name: &str) -> Command {
@@ -107,4 +108,85 @@ fn n24_an_example_without_its_certificates_says_what_is_missing() {
     assert!(ended.err.contains("nanite-fred"), "{ended:?}");
     let ended = run(&mut example("secure_mapper"));
     assert!(ended.err.contains("DIRECTORY NAME"), "{ended:?}");
+}
+
+#[test]
+fn n24_a_client_agent_asks_others_in_its_own_name() {
+    let broker = Broker::shared();
+    let ended = run(example("client_agent").env("NANITE_BROKER", broker.url()));
+    assert_eq!(ended.code(), 0, "{ended:?}");
+    let mut lines: Vec<&str> = ended.out.lines().collect();
+    lines.sort_unstable();
+    let asked = ["cellar: nanite-cook asks for onions", "fridge: nanite-cook asks for onions"];
+    assert_eq!(lines, [asked[0], asked[1], "nanite-cook: \"soup of 12 onions\""]);
+}
+
+#[test]
+fn n24_a_selector_and_a_status_of_ones_own() {
+    let ended = run(&mut example("selector_status"));
+    assert_eq!((ended.code(), ended.out.as_str()), (0, "nanite-b: \"backup.tar is stored\"\n"), "{ended:?}");
+}
+
+#[test]
+fn n24_a_file_is_broadcast() {
+    let ended = run(example("file_broadcast").arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")));
+    assert_eq!(ended.code(), 0, "{ended:?}");
+    assert_eq!(ended.out.lines().last(), Some("2 have it, 0 do not"), "{ended:?}");
+    assert_eq!(ended.out.matches("has come from mapper-m").count(), 2, "{ended:?}");
+}
+
+#[test]
+fn n24_a_crew_shares_the_work() {
+    let broker = Broker::shared();
+    let ended = run(example("crew").args(["8", "40"]).env("NANITE_BROKER", broker.url()));
+    assert_eq!(ended.code(), 0, "{ended:?}");
+    let rr = ended.out.lines().find(|line| line.starts_with("rr:")).unwrap();
+    assert!(rr.starts_with("rr: 40 answers from 8 agents, 5 to 5 each"), "{rr}");
+}
+
+#[cfg(feature = "admin")]
+#[test]
+fn n24_http_in_front_agents_behind() {
+    use std::io::{Read, Write};
+    let mut front = Running::start(&mut example("http_front"));
+    front.wait_for("http://127.0.0.1:");
+    let (out, _) = front.said();
+    let address = out.trim().strip_prefix("http://").unwrap().to_owned();
+    let ask = |path: &str, body: &str| {
+        let mut stream = std::net::TcpStream::connect(&address).unwrap();
+        let length = body.len();
+        write!(
+            stream,
+            "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
+        )
+        .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().to_owned(), body.to_owned())
+    };
+    assert_eq!(ask("/text/upper", "\"hello\""), ("200".into(), "\"HELLO\"".into()));
+    assert_eq!(ask("/text/upper", "7").0, "422");
+    assert_eq!(ask("/no/such", "null").0, "404");
+    front.signal(Signal::SIGINT);
+    assert_eq!(front.wait().code(), 0);
+}
+
+#[test]
+fn n24_the_brokers_queues_are_a_service() {
+    let site = Site::new(&["agent keeper", "mapper desk"]);
+    let program = include_str!("../../examples/rabbitmqctl/rabbitmq/queues");
+    site.write("actors/rabbitmq/queues", program, 0o755);
+    site.write("actors/rabbitmq/rabbitmq.env", &site.broker.ctl_environment(), 0o600);
+    let _keeper = site.agent("keeper", &[]);
+    let ask = |vhost: &str| {
+        site.run(&["request", "/rabbitmq/queues", vhost, "--token", "desk", "--look", "60s", "--timeout", "60s"])
+    };
+    let answered = ask(site.broker.vhost());
+    assert_eq!(answered.code(), 0, "{answered:?}");
+    let queues: serde_json::Value = serde_json::from_str(&answered.out).unwrap();
+    let names: Vec<&str> = queues.as_array().unwrap().iter().map(|queue| queue["name"].as_str().unwrap()).collect();
+    assert!(names.contains(&"nanite-keeper"), "{names:?}");
+    let refused = ask("--formatter=erlang; id");
+    assert!(refused.err.contains("no name of a virtual host"), "{refused:?}");
 }

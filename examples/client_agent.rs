@@ -1,0 +1,40 @@
+//! An agent that has other agents do part of its work, through a mapper.
+//!
+//!     cargo run --example client_agent                                        in memory, without a broker
+//!     NANITE_BROKER=amqp://localhost cargo run --example client_agent         through RabbitMQ
+
+mod common;
+
+use nanite::agent::{Context, Reply, actor};
+use nanite::packet::SelectorName;
+
+#[tokio::main]
+async fn main() -> common::Result<()> {
+    let world =
+        common::World::of(&["nanite-cook", "nanite-fridge", "nanite-cellar", "mapper-house"].map(String::from))?;
+    let stock = |place: &'static str| {
+        actor("stock").expose("count", move |thing: String, context: Context| async move {
+            // The caller is the agent that asks, not the mapper that carries its request.
+            println!("{place}: {} asks for {thing}", context.caller());
+            Reply::Ok(thing.len())
+        })
+    };
+    let cook = actor("cook").expose("soup", |(): (), context: Context| async move {
+        let everywhere = context.proxy().request("/stock/count", "onions").selector(SelectorName::All);
+        let answers = everywhere.await?;
+        let onions: u64 = answers.results().filter_map(|(_, count)| count.as_u64()).sum();
+        Reply::Ok(format!("soup of {onions} onions"))
+    });
+    let fridge = world.agent("fridge").await?.actor(stock("fridge")).build()?.start().await?;
+    let cellar = world.agent("cellar").await?.actor(stock("cellar")).build()?.start().await?;
+    let cook = world.agent("cook").await?.actor(cook).build()?.start().await?;
+    let mapper = world.mapper("house").await?.start().await?;
+    common::know(&mapper, 3).await?;
+    for (from, soup) in mapper.request("/cook/soup", ()).await?.results() {
+        println!("{from}: {soup}");
+    }
+    for agent in [fridge, cellar, cook] {
+        agent.stop().await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,51 @@
+//! A crew of many agents, and how requests spread over them.
+//!
+//!     cargo run --release --example crew -- 200 1000        200 agents, 1,000 requests
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use futures_util::future::join_all;
+use nanite::agent::{Reply, actor};
+use nanite::packet::SelectorName;
+
+#[tokio::main]
+async fn main() -> common::Result<()> {
+    let mut numbers = std::env::args().skip(1).map(|argument| argument.parse::<usize>());
+    let agents = numbers.next().transpose()?.unwrap_or(20);
+    let requests = numbers.next().transpose()?.unwrap_or(100);
+    let mut nodes: Vec<String> = (0..agents).map(|n| format!("nanite-hand{n}")).collect();
+    nodes.push("mapper-captain".into());
+    let world = common::World::of(&nodes)?;
+    let mut crew = Vec::new();
+    for n in 0..agents {
+        let deck = actor("deck").expose("swab", move |(): ()| async move { Reply::Ok(n) });
+        crew.push(world.agent(&format!("hand{n}")).await?.status(|| 0.0).actor(deck).build()?.start().await?);
+    }
+    let mapper = world.mapper("captain").await?.start().await?;
+    common::know(&mapper, agents).await?;
+    for selector in [SelectorName::LeastLoaded, SelectorName::Rr, SelectorName::Random] {
+        let started = Instant::now();
+        let all =
+            join_all((0..requests).map(|_| async { mapper.request("/deck/swab", ()).selector(selector).await })).await;
+        let mut each = BTreeMap::new();
+        for answers in all {
+            for (from, _) in answers?.results() {
+                *each.entry(from.clone()).or_insert(0_usize) += 1;
+            }
+        }
+        let (least, most) = (each.values().min().unwrap_or(&0), each.values().max().unwrap_or(&0));
+        println!(
+            "{selector}: {} answers from {} agents, {least} to {most} each, in {:.2} s",
+            each.values().sum::<usize>(),
+            each.len(),
+            started.elapsed().as_secs_f64()
+        );
+    }
+    for agent in crew {
+        agent.stop().await?;
+    }
+    Ok(())
+}
