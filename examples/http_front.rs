@@ -10,8 +10,8 @@ mod common;
 
 use std::time::Duration;
 
-use axum::extract::{OriginalUri, State};
-use axum::http::StatusCode;
+use axum::extract::State;
+use axum::http::{StatusCode, Uri};
 use axum::routing::post;
 use axum::{Json, Router};
 use nanite::agent::{Reply, actor};
@@ -37,11 +37,7 @@ async fn main() -> common::Result<()> {
 }
 
 /// One HTTP request is one request to an agent: the path is the service.
-async fn ask(
-    State(mapper): State<Mapper>,
-    OriginalUri(uri): OriginalUri,
-    Json(payload): Json<Value>,
-) -> (StatusCode, Json<Value>) {
+async fn ask(State(mapper): State<Mapper>, uri: Uri, Json(payload): Json<Value>) -> (StatusCode, Json<Value>) {
     let outcome = match mapper.request(uri.path(), payload).await {
         Ok(answers) => answers.outcomes.into_values().next(),
         Err(RequestError::NoTarget(_) | RequestError::Service(_)) => {
