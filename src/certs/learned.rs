@@ -142,14 +142,17 @@ impl TrustStore {
         if state.count(role) < self.limit(role) {
             return true;
         }
-        if state.full_until[role as usize].is_some_and(|until| now < until) {
+        if state.full_until.get(role as usize).copied().flatten().is_some_and(|until| now < until) {
             return false;
         }
         let of_role = state.by_identity.iter().filter(|(identity, _)| identity.role() == role);
         let least = of_role.flat_map(|(_, peers)| peers).min_by_key(|peer| peer.heard());
         match least {
             Some(peer) if peer.is_present(now) => {
-                state.full_until[role as usize] = Some(peer.heard().saturating_add(PRESENT));
+                let until = peer.heard().saturating_add(PRESENT);
+                if let Some(full) = state.full_until.get_mut(role as usize) {
+                    *full = Some(until);
+                }
                 tracing::warn!(%role, limit = self.limit(role), "no room for more certificates: all that are known are in use");
                 false
             }
