@@ -51,7 +51,7 @@ fn s01_presence_goes_to_every_mapper_and_registrations_leave_a_proof() {
         instance: None,
     });
     let ping = Packet::Ping(Ping { identity: fred.clone(), status: Status::new(0.5), instance: None });
-    for (packet, has_proof) in [(register, true), (ping, false)] {
+    for (packet, has_proof) in [(register, true), (ping, true)] {
         let sealed = from.seal(&packet, &SealRequest::new(&Audience::Mappers, at(1))).unwrap();
         for reader in &mappers {
             let inbound = reader.open(&sealed.bytes, &OpenContext::new(Channel::Presence, at(1))).unwrap();
