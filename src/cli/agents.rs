@@ -51,7 +51,13 @@ struct Services<'a> {
 /// Shows the agents that are there.
 pub(super) fn agents(global: &Global, args: &Args) -> Result<Exit, CliError> {
     let (known, exit) = known(global, args)?;
-    if args.json {
+    show_agents(&known, args.json)?;
+    Ok(exit)
+}
+
+/// Shows these agents.
+pub(super) fn show_agents(known: &[Arc<AgentRecord>], json: bool) -> Result<(), CliError> {
+    if json {
         let agents = known
             .iter()
             .map(|record| {
@@ -59,8 +65,7 @@ pub(super) fn agents(global: &Global, args: &Args) -> Result<Exit, CliError> {
                 (identity.clone(), Agent { status: *status, services, tags, files })
             })
             .collect();
-        output::json(&Agents { agents })?;
-        return Ok(exit);
+        return output::json(&Agents { agents });
     }
     let rows: Vec<_> = known
         .iter()
@@ -71,27 +76,32 @@ pub(super) fn agents(global: &Global, args: &Args) -> Result<Exit, CliError> {
     if !rows.is_empty() {
         table::print(["AGENT", "LOAD", "SERVICES", "TAGS"], &rows)?;
     }
-    Ok(exit)
+    Ok(())
 }
 
 /// Shows the services that are offered.
 pub(super) fn services(global: &Global, args: &Args) -> Result<Exit, CliError> {
     let (known, exit) = known(global, args)?;
+    show_services(&known, args.json)?;
+    Ok(exit)
+}
+
+/// Shows what these agents offer.
+pub(super) fn show_services(known: &[Arc<AgentRecord>], json: bool) -> Result<(), CliError> {
     let mut services: BTreeMap<&Service, Vec<&Identity>> = BTreeMap::new();
-    for record in &known {
+    for record in known {
         for service in &record.services {
             services.entry(service).or_default().push(&record.identity);
         }
     }
-    if args.json {
-        output::json(&Services { services })?;
-        return Ok(exit);
+    if json {
+        return output::json(&Services { services });
     }
     let rows: Vec<_> = services.iter().map(|(service, agents)| [service.to_string(), lines(agents)]).collect();
     if !rows.is_empty() {
         table::print(["SERVICE", "AGENTS"], &rows)?;
     }
-    Ok(exit)
+    Ok(())
 }
 
 /// The agents, and what their number comes to.

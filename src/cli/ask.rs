@@ -7,7 +7,7 @@ use super::error::{CliError, Exit};
 use super::fleet::Fleet;
 use super::kept::Turns;
 use super::text::counted;
-use super::{Global, duration, node, payload};
+use super::{Global, duration, payload};
 use crate::mapper::{AgentRecord, ByMapper, RoundRobin};
 use crate::packet::{Identity, Payload, Role, SelectorName, Service, Tag};
 use crate::proxy::MapperProxy;
@@ -22,8 +22,6 @@ pub(super) struct Args {
     /// What it works on: JSON where it parses, else text; `-` reads it from stdin; null when there is none.
     #[arg(allow_hyphen_values = true)]
     payload: Option<String>,
-    #[command(flatten)]
-    pub node: node::Args,
     /// Which of the agents that offer it.
     #[arg(long, value_name = "NAME", default_value = "least_loaded", help_heading = "Whom")]
     selector: SelectorName,
@@ -67,6 +65,25 @@ impl Args {
     /// [`CliError`] when what stdin holds is no payload.
     pub(super) fn payload(&self, global: &Global) -> Result<Payload, CliError> {
         payload::read(self.payload.as_deref(), global)
+    }
+
+    /// Whether it can be asked on a line of the console, where stdin is taken and this process is the mapper.
+    ///
+    /// # Errors
+    /// [`CliError`] when it cannot.
+    pub(super) fn check_in_console(&self) -> Result<(), CliError> {
+        if self.payload.as_deref() == Some("-") {
+            return Err(CliError::new(
+                Exit::Usage,
+                "`-` reads a payload from stdin, which the console's lines come from",
+            )
+            .help("write the payload into the line; JSON keeps its blanks, text stands in single quotes"));
+        }
+        if self.via_mapper {
+            return Err(CliError::new(Exit::Usage, "the console is a mapper itself")
+                .help("use `nanite request --via-mapper` in the shell"));
+        }
+        Ok(())
     }
 
     /// The request, for one of the running mappers to dispatch.

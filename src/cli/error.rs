@@ -4,6 +4,7 @@ use std::fmt;
 use std::process::ExitCode;
 
 use super::output;
+use super::text::printable;
 
 /// The exit codes of the program. Part of its contract.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,9 +100,10 @@ impl CliError {
     pub(super) fn report(&self) -> ExitCode {
         if !self.quiet {
             let paint = output::stderr_paint();
-            output::note(&format!("{} {}", paint.red("error:"), self.message));
+            // Names and words in them can be strangers'.
+            output::note(&format!("{} {}", paint.red("error:"), printable(&self.message, true)));
             if let Some(help) = &self.help {
-                output::note(&format!("{} {help}", paint.cyan("help:")));
+                output::note(&format!("{} {}", paint.cyan("help:"), printable(help, true)));
             }
         }
         self.exit.into()

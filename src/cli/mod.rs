@@ -11,6 +11,7 @@ mod audit;
 mod broker;
 mod certs;
 mod config;
+mod console;
 mod daemon;
 mod demo;
 mod duration;
@@ -34,6 +35,7 @@ mod request;
 mod runtime;
 mod seal;
 mod send_file;
+mod setup;
 mod signals;
 mod size;
 mod table;
@@ -73,14 +75,15 @@ enum Command {
     Certs(certs::Command),
     Agent(agent::Args),
     Mapper(mapper::Args),
-    Request(request::Args),
-    Push(push::Args),
+    Request(request::Command),
+    Push(push::Command),
     SendFile(send_file::Args),
     /// Show the agents that are there, with their load, services and tags.
     Agents(agents::Args),
     /// Show the services that are offered, and by whom.
     Services(agents::Args),
-    Ping(ping::Args),
+    Ping(ping::Command),
+    Console(console::Args),
     #[cfg(feature = "admin")]
     Admin(admin::Args),
     Seal(seal::Seal),
@@ -93,6 +96,9 @@ enum Command {
     /// Check an audit log.
     #[command(subcommand)]
     Audit(audit::Command),
+    /// Set a broker up.
+    #[command(subcommand)]
+    Broker(setup::Command),
     Completions(generate::Completions),
     Man(generate::Manual),
 }
@@ -138,6 +144,7 @@ fn command(cli: Cli, args: Vec<OsString>) -> Result<Exit, CliError> {
         | Command::Demo(_)
         | Command::Policy(_)
         | Command::Audit(_)
+        | Command::Broker(_)
         | Command::Completions(_)
         | Command::Man(_) => Config::default(),
         _ => Config::load(cli.config.as_deref())?,
@@ -146,6 +153,8 @@ fn command(cli: Cli, args: Vec<OsString>) -> Result<Exit, CliError> {
         Command::Agent(_) | Command::Mapper(_) => Usual::Events,
         // It has messages refused on purpose, and says so itself.
         Command::Demo(_) => Usual::Errors,
+        // Somebody types where warnings would appear; what matters shows in the answers.
+        Command::Console(_) => Usual::Errors,
         _ => Usual::Warnings,
     };
     let into_file = match &cli.command {
@@ -165,6 +174,7 @@ fn command(cli: Cli, args: Vec<OsString>) -> Result<Exit, CliError> {
         Command::Agents(args) => agents::agents(&global, &args),
         Command::Services(args) => agents::services(&global, &args),
         Command::Ping(args) => ping::run(&global, &args),
+        Command::Console(args) => console::run(&global, &args),
         #[cfg(feature = "admin")]
         Command::Admin(args) => admin::run(&global, &args),
         Command::Seal(args) => seal::seal(&global, &args),
@@ -172,6 +182,7 @@ fn command(cli: Cli, args: Vec<OsString>) -> Result<Exit, CliError> {
         Command::Demo(args) => args.run(),
         Command::Policy(command) => policy::run(command),
         Command::Audit(command) => audit::run(command),
+        Command::Broker(command) => setup::run(&global, &command),
         Command::Completions(args) => generate::completions(&args),
         Command::Man(args) => generate::manual(&global, &args),
     }

@@ -24,12 +24,20 @@ const QUEUED: usize = 4096;
 
 /// See whether agents live, and how long a round trip takes.
 #[derive(Debug, clap::Args)]
+pub(super) struct Command {
+    #[command(flatten)]
+    args: Args,
+    #[command(flatten)]
+    node: node::Args,
+}
+
+/// Whom to ask, and how often.
+#[derive(Debug, clap::Args)]
+#[group(skip)]
 pub(super) struct Args {
     /// An agent, by its name or as nanite-NAME; `all` for every agent.
     #[arg(value_name = "NAME|all", value_parser = whom)]
     whom: Whom,
-    #[command(flatten)]
-    node: node::Args,
     /// How often to ask.
     #[arg(long, short, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     count: u32,
@@ -65,41 +73,62 @@ struct Times {
     ms: Vec<f64>,
 }
 
-pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
-    let node = args.node.node(global, Role::Mapper)?;
-    runtime::run(async {
-        let (note, mut registered) = mpsc::channel(QUEUED);
-        let mut fleet = Fleet::start_with(&node, |mapper| {
-            mapper.on_agent(move |event| {
-                if let AgentEvent::Registered(record) = event {
-                    // When it is full, that round trip is not measured.
-                    let _ = note.try_send((record.identity.clone(), Instant::now()));
-                }
-            })
-        })
-        .await?;
-        let pinged = ping(global, args, &mut fleet, &mut registered).await;
-        fleet.close().await;
-        let pinged = match pinged {
-            Err(error) if args.json && error.exit() == Exit::NotOffered => {
-                output::json(&Pinged::default())?;
-                return Err(error);
-            }
-            pinged => pinged?,
-        };
-        if args.json {
-            output::json(&pinged)?;
+/// Registrations that a mapper hears, each with the moment when.
+pub(super) type Registrations = mpsc::Receiver<(Identity, Instant)>;
+
+/// A hook for a mapper, and what it hears.
+pub(super) fn registrations() -> (impl Fn(&AgentEvent) + Send + Sync + 'static, Registrations) {
+    let (note, registered) = mpsc::channel(QUEUED);
+    let hook = move |event: &AgentEvent| {
+        if let AgentEvent::Registered(record) = event {
+            // When it is full, that round trip is not measured.
+            let _ = note.try_send((record.identity.clone(), Instant::now()));
         }
-        let complete = pinged.failures.is_empty() && (args.whom != Whom::All || pinged.results.len() >= args.at_least);
-        Ok(if complete { Exit::Success } else { Exit::Incomplete })
+    };
+    (hook, registered)
+}
+
+pub(super) fn run(global: &Global, command: &Command) -> Result<Exit, CliError> {
+    let Command { args, node } = command;
+    let node = node.node(global, Role::Mapper)?;
+    runtime::run(async {
+        let (note, mut registered) = registrations();
+        let mut fleet = Fleet::start_with(&node, |mapper| mapper.on_agent(note)).await?;
+        let pinged = send(global, args, &mut fleet, &mut registered).await;
+        fleet.close().await;
+        pinged
     })
+}
+
+/// Pings with a mapper that stays, and shows what comes of it.
+///
+/// # Errors
+/// [`CliError`] when nobody is there.
+pub(super) async fn send(
+    global: &Global,
+    args: &Args,
+    fleet: &mut Fleet,
+    registered: &mut Registrations,
+) -> Result<Exit, CliError> {
+    let pinged = match ping(global, args, fleet, registered).await {
+        Err(error) if args.json && error.exit() == Exit::NotOffered => {
+            output::json(&Pinged::default())?;
+            return Err(error);
+        }
+        pinged => pinged?,
+    };
+    if args.json {
+        output::json(&pinged)?;
+    }
+    let complete = pinged.failures.is_empty() && (args.whom != Whom::All || pinged.results.len() >= args.at_least);
+    Ok(if complete { Exit::Success } else { Exit::Incomplete })
 }
 
 async fn ping(
     global: &Global,
     args: &Args,
     fleet: &mut Fleet,
-    registered: &mut mpsc::Receiver<(Identity, Instant)>,
+    registered: &mut Registrations,
 ) -> Result<Pinged, CliError> {
     let agents = match &args.whom {
         Whom::All => fleet.settle(args.timeout, |agents| agents.len() >= args.at_least.max(1)).await?,
@@ -140,7 +169,7 @@ async fn ping(
 async fn once(
     fleet: &Fleet,
     agents: &[Arc<AgentRecord>],
-    registered: &mut mpsc::Receiver<(Identity, Instant)>,
+    registered: &mut Registrations,
     patience: Duration,
 ) -> BTreeMap<Identity, Result<Duration, Failure>> {
     let mut results = BTreeMap::new();
@@ -159,7 +188,7 @@ async fn once(
 
 async fn answer(
     record: &AgentRecord,
-    registered: &mut mpsc::Receiver<(Identity, Instant)>,
+    registered: &mut Registrations,
     asked: Instant,
     patience: Duration,
 ) -> Result<Duration, Failure> {

@@ -139,7 +139,7 @@ pub(super) fn transport(error: &TransportError, broker: Option<&str>) -> CliErro
              add_vhost VHOST` and lets a user in with `rabbitmqctl set_permissions -p VHOST USER '.*' '.*' '.*'`",
         ),
         E::Forbidden(_) => failure(Exit::Unreachable).help(
-            "the broker's administrator permits it with `rabbitmqctl set_permissions -p VHOST USER CONFIGURE WRITE READ`",
+            "the broker's administrator permits it with `nanite broker setup`, or `rabbitmqctl set_permissions -p VHOST USER CONFIGURE WRITE READ`",
         ),
         E::QueueConflict { queue, .. } => failure(Exit::Failure)
             .help(format!("another program uses the queue {queue}: stop it, or delete the queue at the broker")),

@@ -9,7 +9,7 @@ use super::answers::{self, Tally};
 use super::error::{CliError, Exit};
 use super::text::counted;
 use super::way::Way;
-use super::{Global, ask, duration, output, remedy, runtime};
+use super::{Global, ask, duration, node, output, remedy, runtime};
 use crate::packet::{Identity, Payload, Role};
 use crate::request::{Answers, Event};
 
@@ -19,9 +19,19 @@ use crate::request::{Answers, Event};
 /// codes: 0 all answered, 3 nobody offers it, 4 timed out or partly answered, 5 denied, 6 certificates or keys, 7 broker
 /// unreachable.
 #[derive(Debug, clap::Args)]
+pub(super) struct Command {
+    #[command(flatten)]
+    args: Args,
+    #[command(flatten)]
+    node: node::Args,
+}
+
+/// What is asked, and how the answers are shown.
+#[derive(Debug, clap::Args)]
+#[group(skip)]
 pub(super) struct Args {
     #[command(flatten)]
-    ask: ask::Args,
+    pub ask: ask::Args,
     /// How long the answers may take.
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration::parse)]
     timeout: Duration,
@@ -34,23 +44,45 @@ pub(super) struct Args {
     json: bool,
 }
 
-pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
-    let node = args.ask.node.node(global, Role::Mapper)?;
+pub(super) fn run(global: &Global, command: &Command) -> Result<Exit, CliError> {
+    let Command { args, node } = command;
+    let node = node.node(global, Role::Mapper)?;
     let payload = args.ask.payload(global)?;
     runtime::run(async {
         let mut way = Way::open(&node, &args.ask).await?;
         let asked = ask(args, &mut way, payload).await;
         way.close().await;
-        match asked {
-            Ok((answers, took)) => show(global, args, &answers, took),
-            Err(error) => {
-                if args.json && error.exit() == Exit::NotOffered {
-                    output::json(&Answers::default())?;
-                }
-                Err(error)
-            }
-        }
+        answered(global, args, asked)
     })
+}
+
+/// Asks on a way that stays open, and shows the answers.
+///
+/// # Errors
+/// [`CliError`] when nobody was asked.
+pub(super) async fn send(global: &Global, args: &Args, way: &mut Way) -> Result<Exit, CliError> {
+    let payload = args.ask.payload(global)?;
+    let asked = ask(args, way, payload).await;
+    answered(global, args, asked)
+}
+
+impl Args {
+    /// The same, with intermediate results.
+    pub(super) fn following(self) -> Self {
+        Self { follow: true, ..self }
+    }
+}
+
+fn answered(global: &Global, args: &Args, asked: Result<(Answers, Duration), CliError>) -> Result<Exit, CliError> {
+    match asked {
+        Ok((answers, took)) => show(global, args, &answers, took),
+        Err(error) => {
+            if args.json && error.exit() == Exit::NotOffered {
+                output::json(&Answers::default())?;
+            }
+            Err(error)
+        }
+    }
 }
 
 async fn ask(args: &Args, way: &mut Way, payload: Payload) -> Result<(Answers, Duration), CliError> {

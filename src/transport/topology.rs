@@ -18,6 +18,9 @@ pub const REQUEST: &str = "request";
 /// The queue of requests that wait for an agent.
 pub const OFFLINE: &str = "mapper-offline";
 
+/// The exchanges that all nodes share.
+pub const EXCHANGES: [&str; 3] = [HEARTBEAT, REGISTRATION, ADVERTISE];
+
 /// How long an inbox that nobody reads is kept.
 pub const INBOX_EXPIRES: Duration = Duration::from_secs(24 * 3600);
 /// How long the answers to a mapper process that is gone are kept.
@@ -70,6 +73,11 @@ pub fn requests() -> Queue {
 pub fn offline() -> Queue {
     let kind = QueueKind::Durable { expires: None, quorum: false, ordered: true };
     Queue { name: OFFLINE.into(), kind, bindings: Vec::new() }
+}
+
+/// The queues that no node owns.
+pub fn shared_queues() -> [Queue; 2] {
+    [requests(), offline()]
 }
 
 fn durable(name: String, expires: Option<Duration>) -> Queue {

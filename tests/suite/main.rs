@@ -22,6 +22,8 @@ mod n18_daemon;
 mod n19_send_file;
 #[cfg(feature = "admin")]
 mod n20_admin;
+mod n21_console;
+mod n22_setup;
 mod n24_examples;
 mod others;
 mod s01_envelope;

@@ -34,8 +34,19 @@ pub(super) async fn queue(generation: &Generation, queue: &Queue) -> Result<Chan
         ..QueueDeclareOptions::default()
     };
     let call = channel.queue_declare(queue_name.clone(), options, arguments(queue.kind));
-    let declared = tokio::time::timeout(CALL_TIMEOUT, call).await;
-    declared.map_err(|_| TransportError::TimedOut(CALL_TIMEOUT))?.map_err(|error| conflict(&queue.name, &error))?;
+    let declared =
+        tokio::time::timeout(CALL_TIMEOUT, call).await.map_err(|_| TransportError::TimedOut(CALL_TIMEOUT))?;
+    match declared.map_err(|error| conflict(&queue.name, &error)) {
+        Ok(_) => {}
+        // As with exchanges: who may not declare it can still use it when it is there.
+        Err(TransportError::Forbidden(why)) if options.durable => {
+            channel = generation.channel().await?;
+            let options = QueueDeclareOptions { passive: true, ..options };
+            let call = channel.queue_declare(queue_name.clone(), options, FieldTable::default());
+            within(CALL_TIMEOUT, call).await.map_err(|_| TransportError::Forbidden(why))?;
+        }
+        Err(error) => return Err(error),
+    }
     for exchange in &queue.bindings {
         let bind = channel.queue_bind(
             queue_name.clone(),

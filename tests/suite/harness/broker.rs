@@ -86,6 +86,11 @@ impl Broker {
         self.node.amqp
     }
 
+    /// The port of the management API.
+    pub fn management(&self) -> u16 {
+        self.node.management
+    }
+
     pub fn vhost(&self) -> &str {
         &self.vhost
     }

@@ -18,6 +18,7 @@ pub mod site;
 pub mod system;
 pub mod tamper;
 pub mod web;
+pub mod terminal;
 
 use std::time::Duration;
 

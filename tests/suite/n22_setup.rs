@@ -1,0 +1,200 @@
+//! A broker that `nanite broker setup` has set up: nodes do their work in it, and nothing else.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nanite::transport::{
+    AmqpOptions, AmqpTransport, Destination, Exchange, Outgoing, Queue, Transport, TransportError, topology,
+};
+use serde_json::Value;
+
+use crate::harness::program::{Ended, run};
+use crate::harness::site::{Site, ready};
+
+/// A site whose node names nobody else uses, since users are the whole broker's.
+struct Place {
+    site: Site,
+    vhost: String,
+    agents: [String; 2],
+    mapper: String,
+}
+
+impl Place {
+    fn new() -> Self {
+        let site = Site::new(&[]);
+        let unique = site.broker.vhost().trim_start_matches("test-").to_owned();
+        let agents = [format!("a{unique}"), format!("b{unique}")];
+        let mapper = format!("m{unique}");
+        for node in [format!("agent {}", agents[0]), format!("agent {}", agents[1]), format!("mapper {mapper}")] {
+            site.issue(&node);
+        }
+        Self { site, vhost: format!("set-{unique}"), agents, mapper }
+    }
+
+    fn setup(&self, options: &[&str]) -> Ended {
+        let management = format!("http://localhost:{}", self.site.broker.management());
+        let all = ["broker", "setup", "--management", &management, "--vhost", &self.vhost];
+        let nodes = ["--agent", &self.agents[0], "--agent", &self.agents[1], "--mapper", &self.mapper];
+        run(&mut self.site.bare([&all[..], &nodes, options].concat()))
+    }
+
+    fn password(&self, identity: &str) -> String {
+        let path = self.site.path(&format!("broker-passwords/{identity}.password"));
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        fs::read_to_string(path).unwrap().trim_end().to_owned()
+    }
+
+    fn url(&self, identity: &str) -> String {
+        format!("amqp://{identity}@127.0.0.1:{}/{}", self.site.broker.port(), self.vhost)
+    }
+
+    async fn connect(&self, identity: &str) -> AmqpTransport {
+        let options = AmqpOptions::new(&self.url(identity)).unwrap().password(self.password(identity));
+        AmqpTransport::connect(options).await.unwrap()
+    }
+
+    /// The program as a node, with its user of the broker.
+    fn node(&self, role: &str, name: &str, arguments: &[&str]) -> std::process::Command {
+        let identity = if role == "agent" { format!("nanite-{name}") } else { format!("mapper-{name}") };
+        let mut command = self.site.bare(arguments.iter().copied().chain(["--token", name, "--certs", "certs"]));
+        command.args(["--broker", &self.url(&identity)]);
+        command.args(["--broker-password-file", &format!("broker-passwords/{identity}.password")]);
+        command
+    }
+
+    fn api(&self, path: &str) -> (u16, Value) {
+        self.site.broker.api("GET", path, &Value::Null)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.site.broker.api("DELETE", &format!("/api/vhosts/{}", self.vhost), &Value::Null);
+        for user in [
+            format!("nanite-{}", self.agents[0]),
+            format!("nanite-{}", self.agents[1]),
+            format!("mapper-{}", self.mapper),
+        ] {
+            self.site.broker.api("DELETE", &format!("/api/users/{user}"), &Value::Null);
+        }
+    }
+}
+
+fn outgoing(destination: Destination) -> Outgoing {
+    let body: Arc<[u8]> = Arc::from(&b"x"[..]);
+    Outgoing {
+        destination,
+        body,
+        content_type: "x".into(),
+        message_id: "1".into(),
+        expires_in: None,
+        persistent: false,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn n22_a_node_does_its_work_and_cannot_touch_what_is_anothers() {
+    let place = Place::new();
+    let made = place.setup(&[]);
+    assert_eq!(made.code(), 0, "{made:?}");
+    let (a, b, m) = (
+        format!("nanite-{}", place.agents[0]),
+        format!("nanite-{}", place.agents[1]),
+        format!("mapper-{}", place.mapper),
+    );
+    let again = place.setup(&[]);
+    assert_eq!(again.code(), 0, "{again:?}");
+    assert!(again.out.lines().all(|line| line.starts_with("is there ")), "twice is as once: {}", again.out);
+    assert!(!made.out.contains(&place.password(&a)) && !made.err.contains(&place.password(&a)));
+    let (_, permissions) = place.api(&format!("/api/vhosts/{}/permissions", place.vhost));
+    assert_eq!(permissions.as_array().unwrap().len(), 3, "the administrator keeps none: {permissions}");
+
+    // What they are for works: secure nodes, each with its own user.
+    let _mapper = ready(&mut place.node("mapper", &place.mapper, &["mapper"]));
+    let _agents: Vec<_> = place.agents.iter().map(|name| ready(&mut place.node("agent", name, &["agent"]))).collect();
+    let asked = [
+        "request",
+        "/agent/echo",
+        "hello",
+        "--selector",
+        "all",
+        "--at-least",
+        "2",
+        "--look",
+        "60s",
+        "--timeout",
+        "60s",
+    ];
+    let answers = run(&mut place.node("mapper", &place.mapper, &asked));
+    assert_eq!(
+        (answers.code(), answers.out.as_str()),
+        (0, format!("{a}: hello\n{b}: hello\n").as_str()),
+        "{answers:?}"
+    );
+    let via = ["request", "/agent/echo", "again", "--target", &place.agents[1], "--via-mapper", "--timeout", "60s"];
+    let answer = run(&mut place.node("mapper", &place.mapper, &via));
+    assert_eq!((answer.code(), answer.out.as_str()), (0, "again\n"), "{answer:?}");
+
+    // A stolen agent's user gets no further than its own queues.
+    let thief = place.connect(&a).await;
+    for queue in [
+        topology::agent_inbox(&b),
+        topology::agent_control(&b, 1),
+        topology::mapper_inbox(&m, 1),
+        topology::mapper_presence(&m, 1),
+        topology::requests(),
+        topology::offline(),
+        topology::agent_inbox("anything"),
+        // Its own name, and what only mappers hear.
+        Queue { bindings: vec![Exchange(topology::REGISTRATION.into())], ..topology::agent_control(&a, 7) },
+    ] {
+        let refused = thief.consume(&queue, 1).await.err();
+        assert!(matches!(refused, Some(TransportError::Forbidden(_))), "{}: {refused:?}", queue.name);
+    }
+    let declared = thief.declare(&topology::agent_inbox("anything")).await;
+    assert!(matches!(declared, Err(TransportError::Forbidden(_))), "{declared:?}");
+    let advertise = Destination::Exchange(Exchange(topology::ADVERTISE.into()));
+    let published = thief.publish(outgoing(advertise), Duration::from_secs(20)).await;
+    assert!(matches!(published, Err(TransportError::Forbidden(_))), "{published:?}");
+    // The default exchange is one for all queues: what comes this way is refused by whoever opens it.
+    thief.publish(outgoing(Destination::Queue(b.clone())), Duration::from_secs(20)).await.unwrap();
+    let mapper = place.connect(&m).await;
+    let refused = mapper.consume(&topology::agent_inbox(&b), 1).await.err();
+    assert!(matches!(refused, Some(TransportError::Forbidden(_))), "{refused:?}");
+}
+
+#[test]
+fn n22_what_cannot_be_done_is_said_and_a_dry_run_does_nothing() {
+    let place = Place::new();
+    let dry = place.setup(&["--dry-run"]);
+    assert_eq!(dry.code(), 0, "{dry:?}");
+    assert!(dry.out.contains(&format!("would make  user nanite-{}", place.agents[0])), "{}", dry.out);
+    assert_eq!(place.api(&format!("/api/vhosts/{}", place.vhost)).0, 404);
+    assert!(!place.site.path("broker-passwords").exists());
+
+    let fails = |ended: Ended, code: i32, part: &str| {
+        assert_eq!(ended.code(), code, "{ended:?}");
+        assert!(ended.err.contains(part), "no {part:?} in {}", ended.err);
+    };
+    place.site.write("wrong", "nothing\n", 0o600);
+    fails(place.setup(&["--password-file", "wrong"]), 7, "refuses the user guest and its password");
+    fails(place.setup(&["--user", "nobody"]), 2, "no password for nobody");
+    place.site.write("secret", "hunter2\n", 0o600);
+    let worker = place.site.broker.add_user("hunter2");
+    fails(place.setup(&["--user", &worker, "--password-file", "secret"]), 5, "has to be an administrator");
+    fails(place.setup(&["--agent", "a b"]), 2, "'a b' cannot be the name of an agent");
+    let other = |url: &str| run(&mut place.site.bare(["broker", "setup", "--agent", "x", "--management", url]));
+    fails(other("http://127.0.0.1:1"), 7, "rabbitmq-plugins enable rabbitmq_management");
+    fails(other("http://192.0.2.1:15672"), 2, "without TLS the password would go to another machine");
+    fails(other("http://guest:guest@localhost:1"), 2, "--password-file");
+    fails(other("https://localhost:1"), 2, "--ca FILE");
+    fails(run(&mut place.site.bare(["broker", "setup"])), 2, "for whom? No node is named");
+    assert_eq!(place.api(&format!("/api/vhosts/{}", place.vhost)).0, 404, "nothing was made meanwhile");
+
+    assert_eq!(place.setup(&[]).code(), 0);
+    let before = place.password(&format!("nanite-{}", place.agents[0]));
+    assert_eq!(place.setup(&["--renew-passwords"]).code(), 0);
+    assert_ne!(place.password(&format!("nanite-{}", place.agents[0])), before);
+}
