@@ -17,8 +17,8 @@ pub mod sharing;
 pub mod site;
 pub mod system;
 pub mod tamper;
-pub mod web;
 pub mod terminal;
+pub mod web;
 
 use std::time::Duration;
 
