@@ -47,11 +47,11 @@ impl Args {
         let file = &global.config.file;
         let rules = self.policy.as_ref().or(file.policy.as_ref()).map(|path| policy::load(path)).transpose()?;
         let open = |path: &PathBuf| {
-            let mut options = AuditOptions::default();
-            options.overflow = match self.audit_overflow {
+            let overflow = match self.audit_overflow {
                 When::Block => Overflow::Block,
                 When::Drop => Overflow::Drop,
             };
+            let options = AuditOptions { overflow, ..AuditOptions::default() };
             AuditLog::open(path, options).map_err(|error| {
                 CliError::of(Exit::Failure, &error)
                     .help("check it with `nanite audit verify FILE`, or give another file")
