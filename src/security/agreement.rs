@@ -119,3 +119,60 @@ impl Ephemeral {
         Ok(secret)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_secs(1_795_500_000);
+
+    fn point(agreements: &Agreements, crypto: &Crypto, now: Timestamp) -> [u8; POINT] {
+        *agreements.ephemeral(crypto, now).unwrap().point()
+    }
+
+    #[test]
+    fn an_ephemeral_key_serves_for_a_short_time() {
+        let (agreements, crypto) = (Agreements::new(true), Crypto::new().unwrap());
+        let first = point(&agreements, &crypto, NOW);
+        let almost = NOW.saturating_add(EPHEMERAL_LIFE).saturating_sub(Duration::from_micros(1));
+        assert_eq!(point(&agreements, &crypto, almost), first);
+        let second = point(&agreements, &crypto, NOW.saturating_add(EPHEMERAL_LIFE));
+        assert_ne!(second, first);
+        assert_ne!(point(&agreements, &crypto, NOW), second, "nor before it was made, when a clock goes back");
+    }
+
+    #[test]
+    fn an_ephemeral_key_serves_for_few_messages() {
+        let (agreements, crypto) = (Agreements::new(true), Crypto::new().unwrap());
+        let first = point(&agreements, &crypto, NOW);
+        for _ in 1..EPHEMERAL_USES {
+            assert_eq!(point(&agreements, &crypto, NOW), first);
+        }
+        assert_ne!(point(&agreements, &crypto, NOW), first);
+    }
+
+    #[test]
+    fn nothing_is_remembered_where_nothing_is_reused() {
+        let (agreements, crypto) = (Agreements::new(false), Crypto::new().unwrap());
+        let first = point(&agreements, &crypto, NOW);
+        assert_ne!(point(&agreements, &crypto, NOW), first);
+        agreements.remember(&first, 0, Arc::default());
+        assert!(agreements.recall(&first, 0).is_none());
+    }
+
+    #[test]
+    fn secrets_are_remembered_by_point_and_own_key() {
+        let agreements = Agreements::new(true);
+        let secret = Arc::new(Secret::new([7; 32]));
+        agreements.remember(&[4; POINT], 0, secret.clone());
+        assert_eq!(agreements.recall(&[4; POINT], 0), Some(secret));
+        assert!(agreements.recall(&[4; POINT], 1).is_none());
+        assert!(agreements.recall(&[5; POINT], 0).is_none());
+        for number in 0..RECEIVED.get() as u32 {
+            let mut point = [0; POINT];
+            point[..4].copy_from_slice(&number.to_be_bytes());
+            agreements.remember(&point, 0, Arc::default());
+        }
+        assert!(agreements.recall(&[4; POINT], 0).is_none(), "the one not used for longest goes first");
+    }
+}

@@ -326,6 +326,20 @@ mod tests {
     }
 
     #[test]
+    fn transported_keys_are_as_long_as_the_modulus() {
+        use crate::certs::{KeyType, PrivateKey};
+        let key = PrivateKey::generate(KeyType::Rsa2048).unwrap();
+        let public = PKey::public_key_from_der(&key.pkey().public_key_to_der().unwrap()).unwrap();
+        let secret = Zeroizing::new([5; 32]);
+        let encrypted = transport(&public, &secret).unwrap();
+        assert_eq!(receive(key.pkey(), &encrypted).unwrap(), secret);
+        let longer = [&[0][..], &encrypted].concat();
+        for other in [&encrypted[1..], &longer, &[]] {
+            assert!(receive(key.pkey(), other).is_err());
+        }
+    }
+
+    #[test]
     fn signatures_of_both_suites_are_strict() {
         use crate::certs::{KeyType, PrivateKey};
         for key_type in [KeyType::P256, KeyType::Rsa2048] {

@@ -443,3 +443,22 @@ impl Asked {
         !self.over.load(Ordering::Relaxed) && self.ids.lock().unwrap_or_else(PoisonError::into_inner).contains(&id)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_asked_is_known_for_a_time_and_up_to_a_number() {
+        let at = Timestamp::from_secs;
+        let asked = Asked::new(at(100));
+        let id = |number: u64| MessageId::from_bytes([number.to_be_bytes(), [0; 8]].concat().try_into().unwrap());
+        for number in 0..=ASKED as u64 {
+            asked.note(id(number), at(100));
+        }
+        assert!(asked.knows(id(0)) && asked.knows(id(ASKED as u64 - 1)));
+        assert!(!asked.knows(id(ASKED as u64)), "what no longer fits in gets no exemption");
+        asked.note(id(0), at(101));
+        assert!(!asked.knows(id(0)));
+    }
+}

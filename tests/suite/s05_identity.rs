@@ -128,6 +128,31 @@ fn s05_the_body_is_of_the_kind_that_its_header_says() {
 }
 
 #[test]
+fn s05_registrations_of_more_than_one_agent_may_offer_are_refused() {
+    let pki = Pki::new(KeyType::P256);
+    let (m1, fred) = (pki.serializer(&mapper("m1")), agent("fred"));
+    let register = |services: usize, tags: usize| {
+        Packet::Register(Register {
+            identity: fred.clone(),
+            services: (0..services).map(|number| format!("/a/b{number}").parse().unwrap()).collect(),
+            status: Status::new(0.5),
+            tags: (0..tags).map(|number| format!("t{number}").parse().unwrap()).collect(),
+            files: vec![],
+            instance: None,
+        })
+    };
+    let from = pki.serializer(&fred);
+    let open = |packet: &Packet| {
+        let sealed = from.seal(packet, &SealRequest::new(&Audience::Mappers, at(1))).unwrap();
+        m1.open(&sealed.bytes, &OpenContext::new(Channel::Presence, at(2))).map_err(|error| error.kind)
+    };
+    open(&register(Register::MAX_SERVICES, Register::MAX_TAGS)).unwrap();
+    for (services, tags) in [(Register::MAX_SERVICES + 1, 0), (0, Register::MAX_TAGS + 1)] {
+        assert_eq!(open(&register(services, tags)).unwrap_err(), OpenErrorKind::BadBody);
+    }
+}
+
+#[test]
 fn s05_another_process_and_another_senders_file_are_refused() {
     let pki = Pki::new(KeyType::P256);
     let (m1, fred) = (pki.serializer(&mapper("m1")), agent("fred"));

@@ -371,6 +371,42 @@ fn s10_an_embedded_certificate_of_a_stranger_proves_nothing() {
 }
 
 #[test]
+fn s10_certificates_in_another_shape_are_refused() {
+    let world = World::new();
+    let fred = world.credentials("fred");
+    let how = SealRequest::new(&Audience::Mappers, at(10));
+    let sealed = world.fred.seal(&register("fred"), &how).unwrap().bytes;
+    let own = Der::parse(fred.certificate().der());
+    let mut others = ["bob", "m1", "m2", "x"].map(|name| Der::parse(world.credentials(name).certificate().der()));
+    others.sort_by_key(Der::bytes);
+    let with = |certificates: Vec<Der>| {
+        let mut forged = Forged::new(&sealed);
+        *forged.signed().at(&[3]).children() = certificates;
+        forged.bytes()
+    };
+    let sorted = |mut certificates: Vec<Der>| {
+        certificates.sort_by_key(Der::bytes);
+        certificates
+    };
+    let mut backwards = sorted(vec![own.clone(), others[0].clone()]);
+    backwards.reverse();
+    for (what, certificates, kind) in [
+        ("none, where they begin", vec![], Malformed),
+        ("the same twice", vec![own.clone(), own.clone()], Malformed),
+        ("not in the order of DER", backwards, Malformed),
+        ("five", sorted([vec![own.clone()], others.to_vec()].concat()), Malformed),
+        ("no certificate", vec![Der::Leaf(4, vec![1])], Malformed),
+        ("an attribute certificate", vec![Der::Node(0xa2, vec![])], Malformed),
+        ("no certificate, though it looks like one", vec![Der::Node(0x30, vec![])], BadCertificate),
+        ("others', without its own", others[..1].to_vec(), BadCertificate),
+    ] {
+        let error = world.m1.open(&with(certificates), &OpenContext::new(Channel::Presence, at(11))).unwrap_err();
+        assert_eq!(error.kind, kind, "{what}: {error}");
+    }
+    world.m1.open(&with(vec![own]), &OpenContext::new(Channel::Presence, at(11))).unwrap();
+}
+
+#[test]
 fn s10_other_shapes_are_refused() {
     let world = World::new();
     let m1 = world.credentials("m1");
@@ -430,6 +466,14 @@ fn s10_other_shapes_are_refused() {
         *recipient.at(&[4, 0, 0, 0]).leaf() = vec![0xff; 20];
         forged.content.at(&[1]).children().push(recipient);
     });
+    refused("user keying material of more than 64 bytes", Malformed, |forged| {
+        *forged.content.at(&[1, 0, 2, 0]).leaf() = vec![7; 65];
+    });
+    refused("empty user keying material", Malformed, |forged| forged.content.at(&[1, 0, 2, 0]).leaf().clear());
+    refused("another version of AuthEnvelopedData", Malformed, |forged| *forged.content.at(&[0]).leaf() = vec![1]);
+    refused("another version of a recipient", Malformed, |forged| *forged.content.at(&[1, 0, 0]).leaf() = vec![2]);
+    refused("another type inside", Malformed, |forged| *forged.content.at(&[2, 0]).leaf().last_mut().unwrap() = 2);
+    refused("a wrapped key of 32 bytes", Malformed, |forged| forged.content.at(&[1, 0, 4, 0, 1]).leaf().truncate(32));
     refused("authenticated attributes", Malformed, |forged| {
         forged.content.children().insert(3, Der::Node(0xa1, Vec::new()));
     });
