@@ -156,23 +156,23 @@ mod tests {
         let (agreements, crypto) = (Agreements::new(false), Crypto::new().unwrap());
         let first = point(&agreements, &crypto, NOW);
         assert_ne!(point(&agreements, &crypto, NOW), first);
-        agreements.remember(&first, 0, Arc::default());
-        assert!(agreements.recall(&first, 0).is_none());
+        agreements.remember(&first, &[0; 32], Arc::default());
+        assert!(agreements.recall(&first, &[0; 32]).is_none());
     }
 
     #[test]
     fn secrets_are_remembered_by_point_and_own_key() {
         let agreements = Agreements::new(true);
         let secret = Arc::new(Secret::new([7; 32]));
-        agreements.remember(&[4; POINT], 0, secret.clone());
-        assert_eq!(agreements.recall(&[4; POINT], 0), Some(secret));
-        assert!(agreements.recall(&[4; POINT], 1).is_none());
-        assert!(agreements.recall(&[5; POINT], 0).is_none());
+        agreements.remember(&[4; POINT], &[0; 32], secret.clone());
+        assert_eq!(agreements.recall(&[4; POINT], &[0; 32]), Some(secret));
+        assert!(agreements.recall(&[4; POINT], &[1; 32]).is_none());
+        assert!(agreements.recall(&[5; POINT], &[0; 32]).is_none());
         for number in 0..RECEIVED.get() as u32 {
             let mut point = [0; POINT];
             point[..4].copy_from_slice(&number.to_be_bytes());
-            agreements.remember(&point, 0, Arc::default());
+            agreements.remember(&point, &[0; 32], Arc::default());
         }
-        assert!(agreements.recall(&[4; POINT], 0).is_none(), "the one not used for longest goes first");
+        assert!(agreements.recall(&[4; POINT], &[0; 32]).is_none(), "the one not used for longest goes first");
     }
 }
