@@ -41,14 +41,7 @@ impl Args {
     /// [`CliError`] when the password file cannot be used.
     pub(super) fn resolve(&self, config: &Config) -> Result<Broker, CliError> {
         let (environment, file) = (&config.environment, &config.file);
-        let given = self.broker.as_deref();
-        let (url, layer) = match (given, &environment.broker, &file.broker) {
-            (Some(url), _, _) => (url, 2),
-            (None, Some(url), _) => (url.as_str(), 1),
-            (None, None, Some(url)) => (url.as_str(), 0),
-            (None, None, None) => (DEFAULT, 0),
-        };
-        if given.is_some_and(|url| password_of(url).is_some()) {
+        if self.broker.as_deref().is_some_and(|url| password_of(url).is_some()) {
             let paint = output::stderr_paint();
             output::note(&format!(
                 "{} a password on the command line can be read by every user of this machine; give it by \
@@ -56,18 +49,48 @@ impl Args {
                 paint.yellow("warning:")
             ));
         }
+        let layers = Layers {
+            given: (self.broker.as_deref(), self.broker_password_file.as_deref()),
+            environment: (environment.broker.as_ref(), environment.broker_password.as_ref()),
+            file: (file.broker.as_ref(), file.broker_password_file.as_deref()),
+        };
+        let none = || Broker { url: Zeroizing::new(DEFAULT.to_owned()), password: None };
+        Ok(layers.join(Some(DEFAULT))?.unwrap_or_else(none))
+    }
+}
+
+/// What each layer says of one server: its URL, and a password that stands for itself.
+pub(super) struct Layers<'a> {
+    pub given: (Option<&'a str>, Option<&'a Path>),
+    pub environment: (Option<&'a Zeroizing<String>>, Option<&'a Zeroizing<String>>),
+    pub file: (Option<&'a Zeroizing<String>>, Option<&'a Path>),
+}
+
+impl Layers<'_> {
+    /// Joins them; none when no layer names a server, and there is no default.
+    ///
+    /// # Errors
+    /// [`CliError`] when a password file cannot be used.
+    pub(super) fn join(&self, default: Option<&str>) -> Result<Option<Broker>, CliError> {
+        let (url, layer) = match (self.given.0, self.environment.0, self.file.0, default) {
+            (Some(url), ..) => (url, 2),
+            (None, Some(url), ..) => (url.as_str(), 1),
+            (None, None, Some(url), _) => (url.as_str(), 0),
+            (None, None, None, Some(url)) => (url, 0),
+            (None, None, None, None) => return Ok(None),
+        };
         let own = |of: u8| (layer == of && password_of(url).is_some()).then_some(None);
         // From the last layer to the first: `Some(None)` is the URL's own password.
-        let password = match &self.broker_password_file {
+        let password = match self.given.1 {
             Some(path) => Some(Some(read_password(path)?)),
-            None => own(2).or_else(|| environment.broker_password.clone().map(Some)).or_else(|| own(1)),
+            None => own(2).or_else(|| self.environment.1.cloned().map(Some)).or_else(|| own(1)),
         };
-        let password = match (password, &file.broker_password_file) {
+        let password = match (password, self.file.1) {
             (Some(found), _) => found,
             (None, Some(path)) => Some(read_password(path)?),
             (None, None) => None,
         };
-        Ok(Broker { url: Zeroizing::new(url.to_owned()), password })
+        Ok(Some(Broker { url: Zeroizing::new(url.to_owned()), password }))
     }
 }
 

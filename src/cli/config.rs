@@ -74,6 +74,15 @@ pub(super) struct MapperSection {
     pub offline_failsafe: Option<bool>,
     #[serde(deserialize_with = "time")]
     pub offline_redelivery_frequency: Option<Duration>,
+    #[cfg(feature = "redis")]
+    #[serde(deserialize_with = "secret")]
+    pub redis: Option<Zeroizing<String>>,
+    #[cfg(feature = "redis")]
+    pub redis_password_file: Option<PathBuf>,
+    #[cfg(feature = "redis")]
+    pub redis_ca: Option<PathBuf>,
+    #[cfg(feature = "redis")]
+    pub redis_prefix: Option<String>,
 }
 
 /// What the file can say for the Control Tower. That requests are sent from it has to be said each time.
@@ -108,6 +117,10 @@ pub(super) struct Environment {
     pub certs: Option<PathBuf>,
     pub broker: Option<Zeroizing<String>>,
     pub broker_password: Option<Zeroizing<String>>,
+    #[cfg(feature = "redis")]
+    pub redis: Option<Zeroizing<String>>,
+    #[cfg(feature = "redis")]
+    pub redis_password: Option<Zeroizing<String>>,
     pub log: Option<String>,
 }
 
@@ -130,6 +143,10 @@ impl Environment {
             certs: raw("NANITE_CERTS").map(PathBuf::from),
             broker: text("NANITE_BROKER")?.map(Zeroizing::new),
             broker_password: text("NANITE_BROKER_PASSWORD")?.map(Zeroizing::new),
+            #[cfg(feature = "redis")]
+            redis: text("NANITE_REDIS")?.map(Zeroizing::new),
+            #[cfg(feature = "redis")]
+            redis_password: text("NANITE_REDIS_PASSWORD")?.map(Zeroizing::new),
             log: text("NANITE_LOG")?,
         })
     }
@@ -187,11 +204,16 @@ fn read(path: &Path, found: bool) -> Result<File, CliError> {
         return Err(unreadable(std::io::Error::other(format!("longer than {MAX} bytes"))));
     }
     let mut read = parse(&text, path)?;
-    if read.broker.as_ref().is_some_and(|url| broker::password_of(url).is_some()) && metadata.mode() & 0o077 != 0 {
+    #[cfg(feature = "redis")]
+    let redis = read.mapper.redis.as_ref();
+    #[cfg(not(feature = "redis"))]
+    let redis: Option<&Zeroizing<String>> = None;
+    let has_password = |url: &Zeroizing<String>| broker::password_of(url).is_some() || url.contains("pass=");
+    if read.broker.iter().chain(redis).any(has_password) && metadata.mode() & 0o077 != 0 {
         let mode = metadata.mode() & 0o7777;
         return Err(CliError::new(
             Exit::Usage,
-            format!("{shown} holds the broker's password and has mode {mode:04o}: others than its owner can use it"),
+            format!("{shown} holds a password and has mode {mode:04o}: others than its owner can use it"),
         )
         .help(format!("run `chmod 600 {shown}`, or keep the password in a file of its own: broker-password-file")));
     }
@@ -207,6 +229,8 @@ fn read(path: &Path, found: bool) -> Result<File, CliError> {
         &mut read.pid_dir,
         &mut read.agent.files_dir,
     ];
+    #[cfg(feature = "redis")]
+    let paths = paths.into_iter().chain([&mut read.mapper.redis_password_file, &mut read.mapper.redis_ca]);
     for path in paths.into_iter().flatten() {
         *path = base.join(&*path);
     }

@@ -36,6 +36,9 @@ pub(super) struct Args {
     /// How often what waits in the offline queue is tried again, beside when an agent comes [default: 10s].
     #[arg(long, value_name = "TIME", value_parser = duration::parse, help_heading = "Mapper")]
     offline_redelivery_frequency: Option<Duration>,
+    #[cfg(feature = "redis")]
+    #[command(flatten)]
+    redis: super::redis::Args,
     #[command(flatten)]
     guard: guard::Args,
     #[command(flatten)]
@@ -65,6 +68,10 @@ pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
         let mut mapper = Mapper::builder(node.identity.clone(), node.serializer.clone(), transport.clone());
         if let Some(timeout) = args.agent_timeout.or(global.config.file.mapper.agent_timeout) {
             mapper = mapper.agent_timeout(timeout);
+        }
+        #[cfg(feature = "redis")]
+        if let Some(state) = args.redis.connect(&global.config, &node.serializer).await? {
+            mapper = mapper.state(state);
         }
         let file = &global.config.file.mapper;
         if args.offline_failsafe || file.offline_failsafe.unwrap_or(false) {

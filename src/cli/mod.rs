@@ -29,6 +29,8 @@ mod payload;
 mod ping;
 mod policy;
 mod push;
+#[cfg(feature = "redis")]
+mod redis;
 mod reload;
 mod remedy;
 mod request;

@@ -224,6 +224,7 @@ pub(super) fn mapper(error: &MapperError, broker: &str) -> CliError {
     match error {
         MapperError::Transport(error) => transport(error, Some(broker)),
         MapperError::Identity(_) => CliError::of(Exit::Security, error),
+        MapperError::State(_) => CliError::of(Exit::Unreachable, error),
         _ => CliError::of(Exit::Failure, error),
     }
 }

@@ -15,6 +15,8 @@ mod n14_hostile_redis;
 mod n14_proofs;
 #[cfg(feature = "redis")]
 mod n14_redis;
+#[cfg(feature = "redis")]
+mod n14_redis_way;
 mod n15_concurrency;
 mod n16_config;
 mod n17_programs;
