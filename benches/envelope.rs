@@ -36,13 +36,14 @@ use openssl::x509::store::X509StoreBuilder;
 const NOW: Timestamp = Timestamp::from_secs(1_795_500_000);
 const SIZES: [usize; 2] = [256, 4096];
 
-/// Everybody, found by walking a list.
+/// Everybody, found by walking a list; and whoever brings a certificate along, as a store does that learns.
 #[derive(Debug)]
 struct Everybody(Vec<Arc<Certificate>>);
 
 impl CertificateStore for Everybody {
     fn signer(&self, query: &SignerQuery<'_>) -> Result<Option<Arc<Certificate>>, StoreError> {
-        Ok(self.0.iter().find(|one| one.identity() == query.identity && one.key_id() == query.key_id).cloned())
+        let known = self.0.iter().find(|one| one.identity() == query.identity && one.key_id() == query.key_id);
+        Ok(known.or(query.presented).cloned())
     }
 
     fn recipients(&self, query: &RecipientQuery<'_>) -> Result<Vec<Arc<Certificate>>, StoreError> {
@@ -119,6 +120,28 @@ fn envelope(c: &mut Criterion, bench: &Bench) {
                 );
             });
         }
+    }
+}
+
+/// What it costs to refuse: a flood of forgeries should cost less than honest messages.
+fn refusals(c: &mut Criterion, bench: &Bench) {
+    let (from, to) = (bench.serializer(&bench.from, true), bench.serializer(&bench.to, true));
+    let audience = Audience::One(bench.to.certificate().identity().clone());
+    let sealed = from.seal(&packet(256), &SealRequest::new(&audience, NOW)).unwrap().bytes;
+    let mut forged = sealed.clone();
+    *forged.last_mut().unwrap() ^= 1;
+    let advertise = Packet::Advertise(nanite::packet::Advertise { target: None });
+    let stranger = Bench::new(bench.name, if bench.elliptic { KeyType::P256 } else { KeyType::Rsa2048 });
+    let strange = stranger.serializer(&stranger.from, true);
+    let strange = strange.seal(&advertise, &SealRequest::new(&Audience::Agents, NOW)).unwrap().bytes;
+    for (what, bytes, channel) in [
+        ("forged", forged, Channel::AgentInbox),
+        ("stranger", strange, Channel::AgentControl),
+        ("garbage", vec![0x30; sealed.len()], Channel::AgentInbox),
+    ] {
+        let context = OpenContext::new(channel, NOW);
+        c.benchmark_group(format!("{}-256-open", bench.name))
+            .bench_function(what, |b| b.iter(|| to.open(&bytes, &context).unwrap_err()));
     }
 }
 
@@ -386,6 +409,23 @@ fn print_ratios() {
     }
 }
 
+/// What it costs to refuse a message, over what it costs to open one.
+fn print_refusals() {
+    println!("\nrefusing over opening, 256 bytes");
+    for name in ["p256", "rsa2048"] {
+        let group = format!("{name}-256-open");
+        for (what, which) in [
+            ("a changed signature", "forged"),
+            ("a certificate of another CA that came along", "stranger"),
+            ("garbage", "garbage"),
+        ] {
+            if let (Some(refused), Some(opened)) = (median(&group, which), median(&group, "ours")) {
+                println!("{name:>16} {:>10.2} {what}", refused / opened);
+            }
+        }
+    }
+}
+
 fn main() {
     let mut criterion = Criterion::default()
         .without_plots()
@@ -396,9 +436,11 @@ fn main() {
     for (name, key_type) in [("p256", KeyType::P256), ("rsa2048", KeyType::Rsa2048)] {
         let bench = Bench::new(name, key_type);
         envelope(&mut criterion, &bench);
+        refusals(&mut criterion, &bench);
         primitives(&mut criterion, &bench);
         openssl_cms(&mut criterion, &bench);
     }
     criterion.final_summary();
     print_ratios();
+    print_refusals();
 }

@@ -19,7 +19,7 @@ use super::own::Own;
 use super::replay::ReplayMemory;
 use crate::certs::{Certificate, CertificateStore, Credentials, Recipient, Suite, Trust};
 use crate::clock::Timestamp;
-use crate::packet::{Identity, Kind, MessageId, Packet, Role};
+use crate::packet::{Identity, Kind, MessageId, NoRandomness, Packet, Role};
 use crate::serializer::{
     Audience, Channel, Class, Codec, Inbound, OpenContext, OpenError, Proof, SealError, SealRequest, Sealed,
     Serializer, Verified,
@@ -193,19 +193,25 @@ struct Drawn {
 impl Drawn {
     fn draw() -> Result<Self, SealError> {
         let mut public = [0; 16 + cms::NONCE + 32];
-        openssl::rand::rand_bytes(&mut public).map_err(|_| crate::packet::NoRandomness)?;
+        openssl::rand::rand_bytes(&mut public).map_err(|_| NoRandomness)?;
         let mut secret = Zeroizing::new([0; 64]);
-        openssl::rand::rand_priv_bytes(&mut secret[..]).map_err(|_| crate::packet::NoRandomness)?;
-        let (id, rest) = split(&public);
-        let (nonce, ukm) = split(rest);
-        let (salt, key) = split(&secret[..]);
-        Ok(Self { id: MessageId::from_bytes(id), nonce, ukm: split(ukm).0, salt, key: Zeroizing::new(split(key).0) })
+        openssl::rand::rand_priv_bytes(&mut secret[..]).map_err(|_| NoRandomness)?;
+        let (public, secret) = (&mut &public[..], &mut &secret[..]);
+        Ok(Self {
+            id: MessageId::from_bytes(take(public)?),
+            nonce: take(public)?,
+            ukm: take(public)?,
+            salt: take(secret)?,
+            key: Zeroizing::new(take(secret)?),
+        })
     }
 }
 
-/// The first `N` bytes and the rest.
-fn split<const N: usize>(bytes: &[u8]) -> ([u8; N], &[u8]) {
-    bytes.split_first_chunk().map_or(([0; N], &[]), |(first, rest)| (*first, rest))
+/// The next `N` bytes.
+fn take<const N: usize>(bytes: &mut &[u8]) -> Result<[u8; N], NoRandomness> {
+    let (first, rest) = bytes.split_first_chunk().ok_or(NoRandomness)?;
+    *bytes = rest;
+    Ok(*first)
 }
 
 impl From<Failed> for SealError {
