@@ -19,6 +19,7 @@ mod error;
 mod fleet;
 mod generate;
 mod guard;
+mod inspect;
 mod kept;
 mod logging;
 mod mapper;
@@ -90,6 +91,7 @@ enum Command {
     Admin(admin::Args),
     Seal(seal::Seal),
     Open(seal::Open),
+    Inspect(inspect::Args),
     /// See a whole system work in this process: no broker is needed, and nothing is left behind.
     Demo(demo::Args),
     /// Check rules about who may do what, and see what they decide.
@@ -181,6 +183,7 @@ fn command(cli: Cli, args: Vec<OsString>) -> Result<Exit, CliError> {
         Command::Admin(args) => admin::run(&global, &args),
         Command::Seal(args) => seal::seal(&global, &args),
         Command::Open(args) => seal::open(&global, &args),
+        Command::Inspect(args) => inspect::run(&global, &args),
         Command::Demo(args) => args.run(),
         Command::Policy(command) => policy::run(command),
         Command::Audit(command) => audit::run(command),

@@ -190,7 +190,16 @@ impl Who {
         Ok(Secure { identity, serializer, valid_until: certificate.not_after(), reload })
     }
 
-    fn directory(&self, config: &Config, role: Role) -> Result<CertificateDirectory, CliError> {
+    /// Whether a directory of certificates is named anywhere.
+    pub(super) fn has_certs(&self, config: &Config) -> bool {
+        config.certs(self.certs.as_deref()).is_some()
+    }
+
+    /// The directory of certificates. Nothing is read yet.
+    ///
+    /// # Errors
+    /// [`CliError`] when none is named.
+    pub(super) fn directory(&self, config: &Config, role: Role) -> Result<CertificateDirectory, CliError> {
         let directory = config.certs(self.certs.as_deref()).ok_or_else(|| {
             CliError::new(Exit::Usage, "no certificates: messages are signed and encrypted, so each node needs its own")
                 .help(format!(

@@ -3,16 +3,17 @@
 use std::io::{ErrorKind, IsTerminal, Write};
 
 use super::error::{CliError, Exit};
+use super::text::escaped_json;
 
 /// Prints text and a line end on stdout.
 pub(super) fn line(text: &str) -> Result<(), CliError> {
     write(format!("{text}\n").as_bytes())
 }
 
-/// Prints a value as indented JSON on stdout.
+/// Prints a value as indented JSON on stdout. Nothing in it steers a terminal.
 pub(super) fn json<T: serde::Serialize>(value: &T) -> Result<(), CliError> {
     let text = serde_json::to_string_pretty(value).map_err(|error| CliError::of(Exit::Failure, &error))?;
-    line(&text)
+    line(&escaped_json(&text))
 }
 
 /// Writes bytes to stdout.

@@ -27,6 +27,25 @@ pub(super) fn printable(text: &str, lines: bool) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
+/// JSON with the same meaning in which nothing steers a terminal: of control characters, JSON itself escapes only those of ASCII,
+/// without the last.
+pub(super) fn escaped_json(json: &str) -> Cow<'_, str> {
+    let steers = |c: char| (c.is_control() && c != '\n') || reorders(c);
+    if !json.contains(steers) {
+        return Cow::Borrowed(json);
+    }
+    let mut shown = String::with_capacity(json.len() + 16);
+    for c in json.chars() {
+        if steers(c) {
+            // They are all in strings, and of four digits. Writing to a string cannot fail.
+            let _ = write!(shown, "\\u{:04x}", u32::from(c));
+        } else {
+            shown.push(c);
+        }
+    }
+    Cow::Owned(shown)
+}
+
 /// The marks of Unicode's bidirectional algorithm.
 fn reorders(c: char) -> bool {
     matches!(c, '\u{061c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
@@ -70,6 +89,15 @@ mod tests {
         assert_eq!(printable("a\nb", false), "a\\nb");
         assert_eq!(printable("evil\u{202e}gpj", true), "evil\\u{202e}gpj");
         assert_eq!(printable("\u{9b}31m", true), "\\u{9b}31m", "C1 controls are controls, too");
+    }
+
+    #[test]
+    fn u02_json_says_the_same_without_steering() {
+        let value = serde_json::json!({"a\u{202e}": "\u{9b}31m\u{7f}\x1b ünï"});
+        let text = serde_json::to_string_pretty(&value).unwrap();
+        let shown = escaped_json(&text);
+        assert!(!shown.contains(['\u{202e}', '\u{9b}', '\u{7f}', '\x1b']) && shown.contains("ünï"), "{shown}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&shown).unwrap(), value);
     }
 
     #[test]

@@ -48,3 +48,4 @@ mod s11_at_rest;
 mod transport;
 mod u01_demo;
 mod u02_cli;
+mod u04_inspect;
