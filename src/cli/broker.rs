@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
-use super::config::Config;
+use super::config::{self, Config};
 use super::error::{CliError, Exit};
 use super::output;
+use crate::transport::Tls;
 
 /// The broker when none is named.
 const DEFAULT: &str = "amqp://localhost";
@@ -26,19 +27,30 @@ pub(super) struct Args {
     /// A file with the broker's password [also: NANITE_BROKER_PASSWORD, `broker-password-file` in nanite.toml]
     #[arg(long, value_name = "FILE", help_heading = "Connection")]
     broker_password_file: Option<PathBuf>,
+    /// For amqps://: the CA that the broker's certificate is of; no other is trusted [also: `broker-ca` in nanite.toml]
+    #[arg(long, value_name = "FILE", help_heading = "Connection")]
+    broker_ca: Option<PathBuf>,
+    /// For amqps://: this node's certificate towards the broker, which names the user where the URL does not
+    /// [also: `broker-cert` in nanite.toml]
+    #[arg(long, value_name = "FILE", help_heading = "Connection")]
+    broker_cert: Option<PathBuf>,
+    /// The key of that certificate, mode 0600 [also: `broker-key` in nanite.toml]
+    #[arg(long, value_name = "FILE", help_heading = "Connection")]
+    broker_key: Option<PathBuf>,
 }
 
-/// The URL of a broker, and the password where it is not the URL's own.
+/// The URL of a broker, the password where it is not the URL's own, and how TLS is spoken with it.
 pub(super) struct Broker {
     pub url: Zeroizing<String>,
     pub password: Option<Zeroizing<String>>,
+    pub tls: Option<Tls>,
 }
 
 impl Args {
     /// Joins the layers. A password in a URL goes only where that URL leads; one that stands for itself goes with any URL.
     ///
     /// # Errors
-    /// [`CliError`] when the password file cannot be used.
+    /// [`CliError`] when the password file cannot be used, or what is given for TLS does not fit the URL.
     pub(super) fn resolve(&self, config: &Config) -> Result<Broker, CliError> {
         let (environment, file) = (&config.environment, &config.file);
         if self.broker.as_deref().is_some_and(|url| password_of(url).is_some()) {
@@ -54,8 +66,36 @@ impl Args {
             environment: (environment.broker.as_ref(), environment.broker_password.as_ref()),
             file: (file.broker.as_ref(), file.broker_password_file.as_deref()),
         };
-        let none = || Broker { url: Zeroizing::new(DEFAULT.to_owned()), password: None };
-        Ok(layers.join(Some(DEFAULT))?.unwrap_or_else(none))
+        let none = || Broker { url: Zeroizing::new(DEFAULT.to_owned()), password: None, tls: None };
+        let mut broker = layers.join(Some(DEFAULT))?.unwrap_or_else(none);
+        broker.tls = self.tls(&broker.url, file)?;
+        Ok(broker)
+    }
+
+    /// TLS for an amqps URL, and only for that.
+    fn tls(&self, url: &str, file: &config::File) -> Result<Option<Tls>, CliError> {
+        let usage = |message: &str| CliError::new(Exit::Usage, message);
+        let is_secure = url.starts_with("amqps://");
+        let own = self.broker_ca.is_some() || self.broker_cert.is_some() || self.broker_key.is_some();
+        if !is_secure && own {
+            return Err(usage("certificates for the broker are given, and its URL does not begin with amqps://")
+                .help("write `--broker amqps://...`, or leave --broker-ca, --broker-cert and --broker-key out"));
+        }
+        if !is_secure {
+            return Ok(None);
+        }
+        let Some(ca) = self.broker_ca.as_ref().or(file.broker_ca.as_ref()) else {
+            return Err(usage("amqps needs the CA of the broker's certificate: the system's CAs are not trusted")
+                .help("give its certificate in PEM with `--broker-ca FILE`, or as broker-ca in nanite.toml"));
+        };
+        let tls = Tls::new(ca);
+        let certificate = self.broker_cert.as_ref().or(file.broker_cert.as_ref());
+        match (certificate, self.broker_key.as_ref().or(file.broker_key.as_ref())) {
+            (None, None) => Ok(Some(tls)),
+            (Some(certificate), Some(key)) => Ok(Some(tls.client(certificate, key))),
+            _ => Err(usage("a certificate towards the broker and its key go together")
+                .help("give both: `--broker-cert FILE --broker-key FILE`")),
+        }
     }
 }
 
@@ -90,7 +130,7 @@ impl Layers<'_> {
             (None, Some(path)) => Some(read_password(path)?),
             (None, None) => None,
         };
-        Ok(Some(Broker { url: Zeroizing::new(url.to_owned()), password }))
+        Ok(Some(Broker { url: Zeroizing::new(url.to_owned()), password, tls: None }))
     }
 }
 
@@ -129,7 +169,6 @@ pub(super) fn read_password(path: &Path) -> Result<Zeroizing<String>, CliError> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::config;
 
     fn config(environment: (Option<&str>, Option<&str>), file: (Option<&str>, Option<&Path>)) -> Config {
         let secret = |text: &str| Zeroizing::new(text.to_owned());
@@ -148,8 +187,12 @@ mod tests {
     }
 
     fn resolve(broker: Option<&str>, password_file: Option<&Path>, config: &Config) -> (String, Option<String>) {
-        let args = Args { broker: broker.map(str::to_owned), broker_password_file: password_file.map(Path::to_owned) };
-        let Broker { url, password } = args.resolve(config).map_err(|error| panic!("{error:?}")).unwrap();
+        let args = Args {
+            broker: broker.map(str::to_owned),
+            broker_password_file: password_file.map(Path::to_owned),
+            ..Args::default()
+        };
+        let Broker { url, password, .. } = args.resolve(config).map_err(|error| panic!("{error:?}")).unwrap();
         (url.to_string(), password.map(|password| password.to_string()))
     }
 
@@ -186,6 +229,34 @@ mod tests {
         assert_eq!(resolve(None, None, &environment).1.as_deref(), Some("from-env"));
         let environment = config((Some("amqp://u:in-url@env"), None), (None, Some(&first)));
         assert_eq!(resolve(None, None, &environment).1, None, "the URL's own");
+    }
+
+    #[test]
+    fn s14_what_is_given_for_tls_is_complete_and_used_or_refused() {
+        let tls = |url: &str, files: [Option<&str>; 3], config: &Config| {
+            let [broker_ca, broker_cert, broker_key] = files.map(|file| file.map(PathBuf::from));
+            let args =
+                Args { broker: Some(url.to_owned()), broker_password_file: None, broker_ca, broker_cert, broker_key };
+            args.resolve(config).map(|broker| broker.tls)
+        };
+        let none = Config::default();
+        assert!(tls("amqp://h", [None; 3], &none).unwrap().is_none());
+        assert!(tls("amqps://h", [Some("ca"), None, None], &none).unwrap().is_some());
+        assert!(tls("amqps://h", [Some("ca"), Some("cert"), Some("key")], &none).unwrap().is_some());
+        for (url, files, says) in [
+            ("amqps://h", [None; 3], "needs the CA"),
+            ("amqps://h", [Some("ca"), Some("cert"), None], "go together"),
+            ("amqps://h", [Some("ca"), None, Some("key")], "go together"),
+            ("amqp://h", [Some("ca"), None, None], "does not begin with amqps://"),
+            ("amqp://h", [None, Some("cert"), Some("key")], "does not begin with amqps://"),
+        ] {
+            let error = tls(url, files, &none).unwrap_err();
+            assert!(error.message().contains(says) && error.remedy().is_some(), "{error:?}");
+        }
+        let mut config = Config::default();
+        config.file.broker_ca = Some("ca".into());
+        assert!(tls("amqps://h", [None; 3], &config).unwrap().is_some());
+        assert!(tls("amqp://h", [None; 3], &config).unwrap().is_none(), "the file may know of more brokers than one");
     }
 
     #[test]

@@ -32,6 +32,9 @@ pub(super) struct File {
     #[serde(deserialize_with = "secret")]
     pub broker: Option<Zeroizing<String>>,
     pub broker_password_file: Option<PathBuf>,
+    pub broker_ca: Option<PathBuf>,
+    pub broker_cert: Option<PathBuf>,
+    pub broker_key: Option<PathBuf>,
     pub policy: Option<PathBuf>,
     pub audit: Option<PathBuf>,
     pub log: Option<String>,
@@ -221,6 +224,9 @@ fn read(path: &Path, found: bool) -> Result<File, CliError> {
     let paths = [
         &mut read.certs,
         &mut read.broker_password_file,
+        &mut read.broker_ca,
+        &mut read.broker_cert,
+        &mut read.broker_key,
         &mut read.policy,
         &mut read.audit,
         &mut read.agent.actors_dir,
@@ -274,6 +280,9 @@ mod tests {
             certs = "certs"
             broker = "amqp://localhost"
             broker-password-file = "password"
+            broker-ca = "ca.pem"
+            broker-cert = "cert.pem"
+            broker-key = "key.pem"
             log = "debug"
             log-format = "json"
             log-dir = "log"

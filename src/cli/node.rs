@@ -98,16 +98,34 @@ impl Args {
             let secure = self.who.secure(config, role, None)?;
             (secure.identity, secure.serializer, Some(secure.valid_until), Some(secure.reload))
         };
-        let broker = self.broker.resolve(config)?;
-        let mut options = AmqpOptions::new(&broker.url).map_err(|error| remedy::transport(&error, None))?;
-        if let Some(password) = &broker.password {
-            options = options.password(password.as_str());
-        }
+        let options = broker_options(&self.broker, config)?;
         Ok(Node { options: options.name(identity.as_str()), identity, serializer, valid_until, reload })
     }
 }
 
+/// How to connect to the broker that the command line, the environment and the file name.
+///
+/// # Errors
+/// [`CliError`] with what is wrong with the address or the files for it.
+pub(super) fn broker_options(broker: &broker::Args, config: &Config) -> Result<AmqpOptions, CliError> {
+    let broker = broker.resolve(config)?;
+    let mut options = AmqpOptions::new(&broker.url).map_err(|error| remedy::transport(&error, None))?;
+    if let Some(password) = &broker.password {
+        options = options.password(password.as_str());
+    }
+    if let Some(tls) = broker.tls {
+        options = options.tls(tls);
+    }
+    Ok(options)
+}
+
 impl Node {
+    /// A node with these certificates, at this broker.
+    pub(super) fn of(secure: Secure, options: AmqpOptions) -> Self {
+        let Secure { identity, serializer, valid_until, reload } = secure;
+        Self { identity, serializer, valid_until: Some(valid_until), reload: Some(reload), options }
+    }
+
     /// Connects to the broker.
     ///
     /// # Errors
@@ -210,7 +228,8 @@ impl Who {
         Ok(CertificateDirectory::new(directory))
     }
 
-    fn token(&self, config: &Config, role: Role) -> Option<String> {
+    /// The name of the node, where one is given.
+    pub(super) fn token(&self, config: &Config, role: Role) -> Option<String> {
         let section = match role {
             Role::Agent => config.file.agent.token.as_deref(),
             Role::Mapper => config.file.mapper.token.as_deref(),
@@ -254,7 +273,7 @@ fn only_identity(directory: &CertificateDirectory, role: Role) -> Result<Identit
 }
 
 /// The names in `ROLE-NAME-key.pem`, sorted; none when the directory cannot be read, which is reported when it is used.
-fn names_with_keys(directory: &Path, role: Role) -> Vec<String> {
+pub(super) fn names_with_keys(directory: &Path, role: Role) -> Vec<String> {
     let files = std::fs::read_dir(directory).into_iter().flatten().flatten();
     let name = |file: std::fs::DirEntry| {
         let file = file.file_name().into_string().ok()?;

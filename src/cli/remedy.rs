@@ -130,6 +130,17 @@ pub(super) fn transport(error: &TransportError, broker: Option<&str>) -> CliErro
         E::Address(_) => failure(Exit::Usage).help("give a URL such as `--broker amqp://USER@HOST:5672/VHOST`"),
         E::Unreachable(_) => failure(Exit::Unreachable)
             .help("is RabbitMQ running there? Name another with `--broker URL`, NANITE_BROKER or nanite.toml"),
+        E::Tls(_) => failure(Exit::Unreachable).help(
+            "`--broker-ca` has to be the CA of the broker's certificate, the host of the URL has to be a name in that certificate, \
+             and a certificate given with `--broker-cert` has to be valid and of a CA that the broker trusts; look at one with \
+             `openssl x509 -in FILE -noout -text`",
+        ),
+        E::TlsFile { path, .. } => failure(Exit::Security)
+            .help(format!("check the owner, the mode and the content of {}: it has to be PEM", path.display())),
+        E::TlsKeyMode { path, .. } => failure(Exit::Security).help(format!(
+            "if nobody else has read it: `chmod 600 {}`; otherwise make a new key and certificate",
+            path.display()
+        )),
         E::Credentials => failure(Exit::Unreachable).help(
             "put the user in the URL, and the password in NANITE_BROKER_PASSWORD, a file named by \
              `--broker-password-file`, or nanite.toml",

@@ -1,5 +1,6 @@
 //! Why bytes could not travel.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Why a transport could not do what it was asked.
@@ -12,6 +13,25 @@ pub enum TransportError {
     /// The broker cannot be reached.
     #[error("broker unreachable: {0}")]
     Unreachable(String),
+    /// No secure connection: the broker's certificate is refused, or it refuses ours.
+    #[error("no secure connection to the broker: {0}")]
+    Tls(String),
+    /// A file for TLS cannot be used.
+    #[error("{path}: {why}")]
+    TlsFile {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
+    /// Others than its owner can use a private key for TLS.
+    #[error("the key {path} has mode {mode:04o}: others than its owner can use it")]
+    TlsKeyMode {
+        /// The key's file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
     /// The broker refused the user name and password.
     #[error("the broker refused the user name or password")]
     Credentials,
@@ -66,6 +86,9 @@ impl TransportError {
         match self {
             Self::Unreachable(_) | Self::Nacked | Self::TimedOut(_) | Self::Disconnected | Self::Broker(_) => true,
             Self::Address(_)
+            | Self::Tls(_)
+            | Self::TlsFile { .. }
+            | Self::TlsKeyMode { .. }
             | Self::Credentials
             | Self::VirtualHost(_)
             | Self::Forbidden(_)

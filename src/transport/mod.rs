@@ -18,7 +18,7 @@ use async_trait::async_trait;
 use futures_util::{Stream, StreamExt};
 
 #[cfg(feature = "amqp")]
-pub use amqp::{AmqpOptions, AmqpTransport};
+pub use amqp::{AmqpOptions, AmqpTransport, Tls};
 pub use error::TransportError;
 pub use memory::{Limits, MemoryBroker, MemoryTransport, Passed, Tap, Waiting};
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use nanite::certs::{CertificateDirectory, DirectoryCertificateStore};
 use nanite::clock::{Clock, SystemClock, Timestamp};
-use nanite::packet::{Identity, Payload, Request};
+use nanite::packet::{Identity, Payload, Request, Token};
 use nanite::security::SecureSerializer;
 use nanite::serializer::{Audience, SealRequest, Serializer};
 use serde_json::Value;
@@ -73,7 +73,10 @@ fn u04_the_node_it_is_for_accepts_and_opens_it_as_often_as_asked() {
     for _ in 0..2 {
         let (code, report) = as_json(&site, &message, &FRED);
         assert_eq!((code, &report["verdict"]["accepted"]), (0, &true.into()), "{report}");
-        assert_eq!((&report["verdict"]["node"], &report["verdict"]["channel"]), (&"nanite-fred".into(), &"agent-inbox".into()));
+        assert_eq!(
+            (&report["verdict"]["node"], &report["verdict"]["channel"]),
+            (&"nanite-fred".into(), &"agent-inbox".into())
+        );
         assert_eq!(report["opened"]["signer"], "mapper-ctl");
         assert!(report["opened"]["packet"].to_string().contains(r#"{"a":1}"#), "{report}");
         assert_eq!(report["claims"]["recipients"][0]["of"], "nanite-fred");
@@ -107,7 +110,8 @@ fn u04_a_refusal_names_its_step_and_what_to_do() {
     let unknown = inspected(&site, &message, &["--certs", "other", "--token", "fred"]);
     assert_eq!(unknown.code(), 6);
     let lines: Vec<_> = unknown.out.lines().collect();
-    let step = lines.iter().position(|line| line.contains(" 6 UnknownSigner     REFUSED: no certificate of mapper-ctl"));
+    let step =
+        lines.iter().position(|line| line.contains(" 6 UnknownSigner     REFUSED: no certificate of mapper-ctl"));
     let step = step.unwrap_or_else(|| panic!("{unknown:?}"));
     assert!(lines[step - 1].ends_with("passed") && lines[step + 1].ends_with("not reached"), "{unknown:?}");
     assert!(unknown.out.contains("help: put its sender's certificate into"), "{unknown:?}");
@@ -126,7 +130,7 @@ fn sealed_at(site: &Offline, at: Timestamp) -> Vec<u8> {
     let ctl = SecureSerializer::builder(credentials, Arc::new(store), trust).build().unwrap();
     let mut request = Request::new("/simple/echo".parse().unwrap(), Payload::default());
     request.from = Some(Identity::mapper("ctl").unwrap());
-    request.token = Some("aa".repeat(16).parse().unwrap());
+    request.token = Some(Token::random().unwrap());
     let audience = Audience::One(Identity::agent("fred").unwrap());
     ctl.seal(&request.into(), &SealRequest::new(&audience, at)).unwrap().bytes.to_vec()
 }
@@ -135,7 +139,8 @@ fn sealed_at(site: &Offline, at: Timestamp) -> Vec<u8> {
 fn u04_a_message_that_was_good_once_is_told_apart() {
     let site = site();
     // Within the validity of the certificates, which begin a little before they are made.
-    let (code, report) = as_json(&site, &sealed_at(&site, SystemClock.now().saturating_sub(Duration::from_secs(90))), &FRED);
+    let (code, report) =
+        as_json(&site, &sealed_at(&site, SystemClock.now().saturating_sub(Duration::from_secs(90))), &FRED);
     assert_refused(&(code, report.clone()), 5, "NotFresh");
     assert_eq!(report["at_issue"]["accepted"], true, "{report}");
     assert_eq!(report["opened"]["signer"], "mapper-ctl");
@@ -149,13 +154,14 @@ fn u04_a_message_that_was_good_once_is_told_apart() {
 fn u04_no_bytes_make_it_fail_otherwise() {
     let site = site();
     let message = sealed(&site, "x");
-    let mut bad: Vec<Vec<u8>> = vec![Vec::new(), b"\n".to_vec(), vec![0x30; 70_000], vec![0xff; 9], b"{\"a\": 1}".to_vec()];
+    let mut bad: Vec<Vec<u8>> =
+        vec![Vec::new(), b"\n".to_vec(), vec![0x30; 70_000], vec![0xff; 9], b"{\"a\": 1}".to_vec()];
     bad.extend((1..message.len()).step_by(message.len() / 8).map(|length| message[..length].to_vec()));
     bad.push([message.as_slice(), &[0]].concat());
     for bytes in &bad {
         assert_refused(&as_json(&site, bytes, &[]), 2, "Malformed");
     }
-    assert_refused(&as_json(&site, &vec![0x30; 64 * 1024 * 1024], &FRED), 1, "TooLarge");
+    assert_refused(&as_json(&site, &vec![0x30; 17 * 1024 * 1024], &FRED), 1, "TooLarge");
     for at in (0..message.len()).step_by(message.len() / 24) {
         let mut changed = message.clone();
         changed[at] ^= 0x10;

@@ -270,9 +270,7 @@ fn name_keys(claims: &mut Claims, known: &[(String, Identity)]) {
 fn usual_channel(header: &Header) -> Channel {
     let to_agent = match &header.to {
         Audience::One(identity) => identity.role() == crate::packet::Role::Agent,
-        Audience::Many(identities) => {
-            identities.first().is_none_or(|first| first.role() == crate::packet::Role::Agent)
-        }
+        Audience::Many(identities) => identities.first().is_none_or(|first| first.role() == crate::packet::Role::Agent),
         Audience::Mappers => false,
         Audience::Agents => true,
     };

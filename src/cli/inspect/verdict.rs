@@ -96,8 +96,12 @@ fn remedy(kind: OpenErrorKind) -> &'static str {
     use OpenErrorKind as K;
     match kind {
         K::TooLarge => "send less: put large data elsewhere, and its place in the payload",
-        K::Malformed => "it was cut or changed on its way, or is no secure message: capture it again, as raw bytes (not base64)",
-        K::Unsupported => "its sender is of another version, or is not nanite: there are two suites and one version, and no others",
+        K::Malformed => {
+            "it was cut or changed on its way, or is no secure message: capture it again, as raw bytes (not base64)"
+        }
+        K::Unsupported => {
+            "its sender is of another version, or is not nanite: there are two suites and one version, and no others"
+        }
         K::WrongDestination => {
             "look at it as the node it is for (`--token NAME`), or in the queue where it was (`--channel QUEUE`); on a running \
              system, somebody has moved it"
@@ -110,7 +114,9 @@ fn remedy(kind: OpenErrorKind) -> &'static str {
             "put its sender's certificate into the directory of certificates; after a renewal, the new one as well"
         }
         K::BadCertificate => "see what is wrong with `nanite certs verify`, and issue its sender a new certificate",
-        K::BadSignature => "it was changed on its way, or another than its sender made it: do not trust the way it came",
+        K::BadSignature => {
+            "it was changed on its way, or another than its sender made it: do not trust the way it came"
+        }
         K::Replayed => "it has been opened before: a copy does no harm, and can be dropped",
         K::NotAuthorized => "its sender's role or the rules do not let it send this: see `nanite policy explain`",
         K::CannotOpen => {

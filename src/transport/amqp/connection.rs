@@ -23,6 +23,7 @@ use super::AmqpOptions;
 use super::backoff::Backoff;
 use super::declare::Declared;
 use super::error::{classify_connect, printable, within};
+use super::tls::{Connector, Fault};
 use crate::transport::{CALL_TIMEOUT, TransportError};
 
 /// The largest frame asked for. lapin keeps 64 frames of buffers per connection: with RabbitMQ's 128 KiB that would be 8 MiB.
@@ -113,10 +114,19 @@ pub(super) struct Opened {
 /// Connects, once.
 pub(super) async fn open(options: &AmqpOptions, number: u64) -> Result<Opened, TransportError> {
     let cut = Cut(Arc::default());
+    let connector = match options.protection()?.cloned() {
+        Some(tls) => {
+            Some(tokio::task::spawn_blocking(move || tls.connector()).await.map_err(|_| TransportError::Closed)??)
+        }
+        None => None,
+    };
+    let fault = connector.as_ref().map(Connector::fault);
     let uri = AMQPUri {
+        // TLS is added below, by a connector of our own.
         scheme: AMQPScheme::AMQP,
         authority: AMQPAuthority {
-            userinfo: AMQPUserInfo { username: options.user.clone(), password: String::new() },
+            // Who logs in is the provider's matter below.
+            userinfo: AMQPUserInfo { username: String::new(), password: String::new() },
             host: options.host.clone(),
             port: options.port,
         },
@@ -130,12 +140,21 @@ pub(super) async fn open(options: &AmqpOptions, number: u64) -> Result<Opened, T
     let properties = ConnectionProperties::default()
         .with_connection_name(options.name.as_str().into())
         .with_client_property("product".into(), "nanite".into())
-        .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into())
-        .with_auth_provider(Plain { user: options.user.clone(), password: options.password.clone() });
-    let failed = |error: &lapin::Error| classify_connect(error, &options.vhost);
+        .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
+    let properties = match options.login() {
+        Some((user, password)) => {
+            properties.with_auth_provider(Plain { user: user.to_owned(), password: password.clone() })
+        }
+        None => properties.with_auth_provider(External),
+    };
+    let failed = |error: &lapin::Error| {
+        let refused = fault.as_ref().and_then(Fault::error);
+        refused.unwrap_or_else(|| classify_connect(error, &options.vhost))
+    };
     let runtime = lapin::runtime::default_runtime().map_err(|error| failed(&error))?;
     let limit = options.connect_timeout;
     let socket = Arc::clone(&cut.0);
+    let host = options.host.clone();
     let connect = Connection::connector(
         uri,
         runtime,
@@ -150,7 +169,13 @@ pub(super) async fn open(options: &AmqpOptions, number: u64) -> Result<Opened, T
                 }
                 *socket = Socket::Open(second.into());
             }
-            Ok(stream)
+            match &connector {
+                None => Ok(stream),
+                Some(connector) => {
+                    let secured = tokio::time::timeout(limit, stream.into_openssl(connector.ssl(), &host)).await;
+                    Ok(secured.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))?)
+                }
+            }
         },
         properties,
     );
@@ -176,6 +201,19 @@ impl AuthProvider for Plain {
 
     fn auth_starter(&self) -> Result<LongString, String> {
         Ok(format!("\0{}\0{}", self.user, self.password.as_str()).into())
+    }
+}
+
+/// Is whom its certificate says: nothing is said here.
+struct External;
+
+impl AuthProvider for External {
+    fn mechanism(&self) -> ShortString {
+        ShortString::from("EXTERNAL")
+    }
+
+    fn auth_starter(&self) -> Result<LongString, String> {
+        Ok(LongString::default())
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use lapin::ErrorKind;
 use lapin::protocol::{AMQPError, AMQPErrorKind, AMQPHardError, AMQPSoftError};
 
+use super::tls;
 use crate::transport::TransportError;
 
 /// Waits for the broker, at most `limit`.
@@ -46,7 +47,7 @@ pub(super) fn classify_connect(error: &lapin::Error, vhost: &str) -> TransportEr
             AMQPErrorKind::Soft(_) | AMQPErrorKind::Hard(_) => TransportError::Unreachable(text(error)),
         },
         ErrorKind::IOError(error) | ErrorKind::RuntimeShutdownError(error) => {
-            TransportError::Unreachable(printable(&error.to_string()))
+            tls::of_stream(error).unwrap_or_else(|| TransportError::Unreachable(printable(&error.to_string())))
         }
         _ => TransportError::Unreachable(printable(&error.to_string())),
     }

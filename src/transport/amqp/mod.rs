@@ -11,6 +11,7 @@ mod error;
 mod flights;
 mod options;
 mod publisher;
+mod tls;
 
 use std::collections::HashSet;
 use std::fmt;
@@ -29,6 +30,7 @@ use connection::{Generation, Link};
 use declare::Declared;
 pub use options::AmqpOptions;
 use publisher::{Job, Names};
+pub use tls::Tls;
 
 /// How long to wait before an exchange that could not be declared is tried again, within the timeout of a publish.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
@@ -56,7 +58,9 @@ impl AmqpTransport {
     /// Must be called within a Tokio runtime, which the transport keeps using.
     ///
     /// # Errors
-    /// [`TransportError::Unreachable`], [`TransportError::Credentials`] or [`TransportError::VirtualHost`].
+    /// [`TransportError::Unreachable`], [`TransportError::Credentials`] or [`TransportError::VirtualHost`]; for TLS also
+    /// [`TransportError::Tls`], [`TransportError::TlsFile`] and [`TransportError::TlsKeyMode`]; [`TransportError::Address`] when the
+    /// URL says `amqps` and no [`Tls`] is given, or the other way round.
     pub async fn connect(options: AmqpOptions) -> Result<Self, TransportError> {
         let first = connection::open(&options, 1).await?;
         let (link, links) = watch::channel(Link::Up(Arc::clone(&first.generation)));

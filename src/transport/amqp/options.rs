@@ -6,23 +6,31 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
+use super::tls::Tls;
 use crate::transport::TransportError;
+
+/// The user whom RabbitMQ knows from the beginning, for connections from the same machine.
+const GUEST: &str = "guest";
 
 /// How to connect to RabbitMQ.
 ///
 /// Made from a URL, `amqp://USER:PASSWORD@HOST:PORT/VHOST`, of which only the host is needed: user and password are `guest`, as
-/// RabbitMQ has them for connections from the same machine, the port is 5672, the virtual host is `/`. User, password and
-/// virtual host are percent-encoded. The password is in no output of this type.
+/// RabbitMQ has them for connections from the same machine, the port is 5672 (5671 for `amqps`), the virtual host is `/`. User,
+/// password and virtual host are percent-encoded. The password is in no output of this type. An `amqps` URL goes with
+/// [`tls`](AmqpOptions::tls), and no other does.
 #[derive(Clone)]
 pub struct AmqpOptions {
     pub(super) host: String,
     pub(super) port: u16,
-    pub(super) user: String,
+    /// None: whom the broker takes this for is the certificate's matter, or `guest`.
+    pub(super) user: Option<String>,
     pub(super) password: Zeroizing<String>,
     pub(super) vhost: String,
     pub(super) name: String,
     pub(super) heartbeat: Duration,
     pub(super) connect_timeout: Duration,
+    is_secure: bool,
+    tls: Option<Tls>,
 }
 
 impl AmqpOptions {
@@ -35,26 +43,26 @@ impl AmqpOptions {
         let Some((scheme, rest)) = url.split_once("://") else {
             return wrong("it must look like amqp://user:password@host:port/vhost");
         };
-        match scheme {
-            "amqp" => {}
-            "amqps" => return wrong("amqps is not supported; use amqp"),
-            _ => return wrong("it must begin with amqp://"),
-        }
+        let is_secure = match scheme {
+            "amqp" => false,
+            "amqps" => true,
+            _ => return wrong("it must begin with amqp:// or amqps://"),
+        };
         if rest.contains(['?', '#']) {
             return wrong("it has a query or a fragment; write ? and # in a password as %3F and %23");
         }
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
         let (user_info, address) = authority.rsplit_once('@').map_or((None, authority), |(u, a)| (Some(u), a));
         let (user, password) = match user_info {
-            None => ("guest".to_owned(), "guest".to_owned()),
+            None => (None, "guest".to_owned()),
             Some(info) => {
                 let (user, password) = info.split_once(':').unwrap_or((info, ""));
-                (decode(user, "the user name")?, decode(password, "the password")?)
+                (Some(decode(user, "the user name")?), decode(password, "the password")?)
             }
         };
-        let (host, port) = host_and_port(address)?;
+        let (host, port) = host_and_port(address, if is_secure { 5671 } else { 5672 })?;
         let vhost = decode(path, "the virtual host")?;
-        if user.len() > 255 || vhost.len() > 255 {
+        if user.as_ref().is_some_and(|user| user.len() > 255) || vhost.len() > 255 {
             return wrong("the user name or the virtual host is longer than 255 bytes");
         }
         Ok(Self {
@@ -66,7 +74,46 @@ impl AmqpOptions {
             name: "nanite".to_owned(),
             heartbeat: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(10),
+            is_secure,
+            tls: None,
         })
+    }
+
+    /// Whether the URL says `amqps`.
+    pub fn is_secure(&self) -> bool {
+        self.is_secure
+    }
+
+    /// Whether the host is this machine, by an address or a name that is always it.
+    pub fn is_loopback(&self) -> bool {
+        let address = self.host.parse::<std::net::IpAddr>();
+        address.map_or_else(|_| self.host.eq_ignore_ascii_case("localhost"), |address| address.is_loopback())
+    }
+
+    /// Speaks TLS, in this way.
+    #[must_use]
+    pub fn tls(mut self, tls: Tls) -> Self {
+        self.tls = Some(tls);
+        self
+    }
+
+    /// How to speak TLS; none: plain TCP. That is what both the URL and the options say, or an error: nobody is to believe that
+    /// a connection is protected when it is not.
+    pub(super) fn protection(&self) -> Result<Option<&Tls>, TransportError> {
+        match (&self.tls, self.is_secure) {
+            (Some(tls), true) => Ok(Some(tls)),
+            (None, false) => Ok(None),
+            (None, true) => Err(TransportError::Address("amqps needs the certificate of the broker's CA".to_owned())),
+            (Some(_), false) => Err(TransportError::Address("a CA is given, and the URL is not amqps://".to_owned())),
+        }
+    }
+
+    /// The user and the password; none when the broker takes the user from the certificate.
+    pub(super) fn login(&self) -> Option<(&str, &Zeroizing<String>)> {
+        match &self.user {
+            None if self.tls.as_ref().is_some_and(Tls::has_client) => None,
+            user => Some((user.as_deref().unwrap_or(GUEST), &self.password)),
+        }
     }
 
     /// The password, in place of the URL's.
@@ -112,7 +159,9 @@ impl fmt::Display for AmqpOptions {
     /// The URL without the password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
-        write!(f, "amqp://{}@{host}:{}/{}", encode(&self.user), self.port, encode(&self.vhost))
+        let scheme = if self.is_secure { "amqps" } else { "amqp" };
+        let user = self.login().map(|(user, _)| format!("{}@", encode(user))).unwrap_or_default();
+        write!(f, "{scheme}://{user}{host}:{}/{}", self.port, encode(&self.vhost))
     }
 }
 
@@ -122,22 +171,23 @@ impl fmt::Debug for AmqpOptions {
     }
 }
 
-fn host_and_port(address: &str) -> Result<(String, u16), TransportError> {
+fn host_and_port(address: &str, usual: u16) -> Result<(String, u16), TransportError> {
     let wrong = |why: &str| TransportError::Address(why.to_owned());
     let (host, port) = match address.strip_prefix('[') {
         Some(rest) => {
             let (host, port) = rest.split_once(']').ok_or_else(|| wrong("the host begins with [ and has no ]"))?;
-            (host, port.strip_prefix(':').or(port.is_empty().then_some("5672")))
+            (host, Some(port).filter(|port| !port.is_empty()).map(|port| port.strip_prefix(':').unwrap_or_default()))
         }
         None => match address.split_once(':') {
             Some((host, port)) => (host, Some(port)),
-            None => (address, Some("5672")),
+            None => (address, None),
         },
     };
     if host.is_empty() || host.chars().any(|c| c.is_whitespace() || c.is_control()) {
         return Err(wrong("it names no host"));
     }
-    let digits = port.filter(|port| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()));
+    let Some(port) = port else { return Ok((host.to_owned(), usual)) };
+    let digits = Some(port).filter(|port| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()));
     let port = digits.and_then(|port| port.parse().ok()).filter(|port| *port != 0);
     Ok((host.to_owned(), port.ok_or_else(|| wrong("the port is not a number from 1 to 65535"))?))
 }
@@ -177,10 +227,10 @@ mod tests {
     #[test]
     fn a_url_is_read_part_by_part() {
         let all = AmqpOptions::new("amqp://us%65r:p%40ss@host.example:1234/v%2Fh").unwrap();
-        assert_eq!((all.user.as_str(), all.password.as_str()), ("user", "p@ss"));
+        assert_eq!((all.user.as_deref(), all.password.as_str()), (Some("user"), "p@ss"));
         assert_eq!((all.host.as_str(), all.port, all.vhost.as_str()), ("host.example", 1234, "v/h"));
         let least = AmqpOptions::new("amqp://host").unwrap();
-        assert_eq!((least.user.as_str(), least.password.as_str()), ("guest", "guest"));
+        assert_eq!((least.login().unwrap().0, least.password.as_str()), ("guest", "guest"));
         assert_eq!((least.host.as_str(), least.port, least.vhost.as_str()), ("host", 5672, "/"));
         assert_eq!(AmqpOptions::new("amqp://host/").unwrap().vhost, "/");
         assert_eq!(AmqpOptions::new("amqp://u:a:b@c@h").unwrap().password.as_str(), "a:b@c");
@@ -195,7 +245,7 @@ mod tests {
             "",
             "host",
             "http://u:secret@h",
-            "amqps://u:secret@h",
+            "amqpss://u:secret@h",
             "amqp://u:secret@",
             "amqp://u:secret@:1",
             "amqp://u:secret@h:",
@@ -225,6 +275,25 @@ mod tests {
         assert!(!shown.contains("secret") && !shown.contains("hidden"), "{shown}");
         assert!(shown.starts_with("amqp://user@h:5672/v%2F "), "{shown}");
         assert_eq!(options.password.as_str(), "hidden");
+    }
+
+    #[test]
+    fn s14_an_address_and_its_protection_agree_or_nothing_is_connected() {
+        let secure = AmqpOptions::new("amqps://h/v").unwrap();
+        assert_eq!((secure.port, secure.to_string().as_str()), (5671, "amqps://guest@h:5671/v"));
+        assert!(matches!(secure.protection(), Err(TransportError::Address(_))));
+        assert!(secure.tls(Tls::new("ca.pem")).protection().unwrap().is_some());
+        let plain = AmqpOptions::new("amqp://h").unwrap();
+        assert!(plain.protection().unwrap().is_none());
+        assert!(matches!(plain.tls(Tls::new("ca.pem")).protection(), Err(TransportError::Address(_))));
+    }
+
+    #[test]
+    fn s14_a_certificate_takes_the_place_of_a_user_that_is_not_named() {
+        let with = |url: &str| AmqpOptions::new(url).unwrap().tls(Tls::new("ca").client("cert", "key"));
+        assert!(with("amqps://h").login().is_none());
+        assert_eq!(with("amqps://h").to_string(), "amqps://h:5671/%2F");
+        assert_eq!(with("amqps://u@h").login().unwrap().0, "u");
     }
 
     #[test]

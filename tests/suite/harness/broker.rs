@@ -40,6 +40,8 @@ struct Node {
     management: u16,
     distribution: u16,
     port_mapper: u16,
+    /// For the settings of a test's own.
+    other: u16,
 }
 
 /// A node that belongs to one test.
@@ -61,6 +63,13 @@ impl Broker {
     pub fn private() -> Self {
         let dir = tempfile::Builder::new().prefix("broker-").tempdir_in(target()).unwrap();
         let (node, child) = start_new(dir.path(), launch_private);
+        Self::on(node, Some(Private { _dir: dir, running: Some(child) }))
+    }
+
+    /// A node of one's own with plugins beside the usual ones and settings of the test's own, which are told of a free port.
+    pub fn private_with(plugins: &[&str], settings: impl Fn(u16) -> String) -> Self {
+        let dir = tempfile::Builder::new().prefix("broker-").tempdir_in(target()).unwrap();
+        let (node, child) = start_with(dir.path(), plugins, &settings, launch_private);
         Self::on(node, Some(Private { _dir: dir, running: Some(child) }))
     }
 
@@ -89,6 +98,11 @@ impl Broker {
     /// The port of the management API.
     pub fn management(&self) -> u16 {
         self.node.management
+    }
+
+    /// The port that the settings of [`private_with`](Self::private_with) were told of.
+    pub fn other_port(&self) -> u16 {
+        self.node.other
     }
 
     pub fn vhost(&self) -> &str {
@@ -266,9 +280,18 @@ fn launch_private(node: &Node) -> (Child, ChildStdin) {
 
 /// Makes a node in a directory and starts it. Free ports may be taken by others before the node has them; then others are tried.
 fn start_new<T>(dir: &Path, launch: impl Fn(&Node) -> (Child, T)) -> (Node, (Child, T)) {
+    start_with(dir, &[], &|_| String::new(), launch)
+}
+
+fn start_with<T>(
+    dir: &Path,
+    plugins: &[&str],
+    settings: &dyn Fn(u16) -> String,
+    launch: impl Fn(&Node) -> (Child, T),
+) -> (Node, (Child, T)) {
     let mut why = String::new();
     for _ in 0..3 {
-        let node = Node::make(dir);
+        let node = Node::make(dir, plugins, settings);
         let mut child = launch(&node);
         match wait_ready(&node, &mut child.0) {
             Ok(()) => return (node, child),
@@ -333,8 +356,8 @@ fn environment<'a>(command: &'a mut Command, node: &Node) -> &'a mut Command {
 
 impl Node {
     /// Writes what a node needs before its first start.
-    fn make(dir: &Path) -> Self {
-        let listeners: Vec<TcpListener> = (0..4).map(|_| TcpListener::bind(("127.0.0.1", 0)).unwrap()).collect();
+    fn make(dir: &Path, plugins: &[&str], more: &dyn Fn(u16) -> String) -> Self {
+        let listeners: Vec<TcpListener> = (0..5).map(|_| TcpListener::bind(("127.0.0.1", 0)).unwrap()).collect();
         let port = |n: usize| listeners[n].local_addr().unwrap().port();
         let node = Self {
             dir: dir.to_owned(),
@@ -342,14 +365,17 @@ impl Node {
             management: port(1),
             distribution: port(2),
             port_mapper: port(3),
+            other: port(4),
         };
         let settings = format!(
             "management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {}\n\
-             disk_free_limit.absolute = 1MB\ncollect_statistics_interval = 500\nvm_memory_high_watermark.absolute = 1GB\n",
-            node.management
+             disk_free_limit.absolute = 1MB\ncollect_statistics_interval = 500\nvm_memory_high_watermark.absolute = 1GB\n{}",
+            node.management,
+            more(node.other)
         );
         fs::write(dir.join("rabbitmq.conf"), settings).unwrap();
-        fs::write(dir.join("plugins"), "[rabbitmq_management].\n").unwrap();
+        let plugins: Vec<&str> = std::iter::once("rabbitmq_management").chain(plugins.iter().copied()).collect();
+        fs::write(dir.join("plugins"), format!("[{}].\n", plugins.join(","))).unwrap();
         let cookie = dir.join(".erlang.cookie");
         if !cookie.exists() {
             let mut file = File::options().create_new(true).write(true).mode(0o600).open(&cookie).unwrap();
@@ -366,7 +392,7 @@ impl Node {
     }
 
     fn write(&self) -> String {
-        let ports = [self.amqp, self.management, self.distribution, self.port_mapper];
+        let ports = [self.amqp, self.management, self.distribution, self.port_mapper, self.other];
         json!({"dir": self.dir, "ports": ports}).to_string()
     }
 
@@ -379,6 +405,7 @@ impl Node {
             management: port(1)?,
             distribution: port(2)?,
             port_mapper: port(3)?,
+            other: port(4)?,
         })
     }
 

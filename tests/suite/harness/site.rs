@@ -113,6 +113,41 @@ impl Site {
     }
 }
 
+/// A directory with certificates, for commands that need no broker.
+#[derive(Debug)]
+pub struct Offline(tempfile::TempDir);
+
+impl Offline {
+    /// A new one, with certificates for these nodes in `certs`: `agent fred`, `mapper ctl`.
+    pub fn new(nodes: &[&str]) -> Self {
+        let site = Self(tempfile::tempdir().unwrap());
+        site.ok(&["certs", "init", "--dir", "certs"]);
+        for node in nodes {
+            site.ok(&["certs", "issue", "--dir", "certs"].into_iter().chain(node.split(' ')).collect::<Vec<_>>());
+        }
+        site
+    }
+
+    /// The path of something in it.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// The program in this directory, told nothing of certificates.
+    pub fn nanite<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
+        let mut command = nanite(arguments);
+        command.current_dir(self.0.path()).env("HOME", self.0.path());
+        command
+    }
+
+    /// Runs it; what it wrote to standard output. A panic when it did not succeed.
+    pub fn ok(&self, arguments: &[&str]) -> String {
+        let ended = run(&mut self.nanite(arguments));
+        assert_eq!(ended.code(), 0, "{arguments:?}: {ended:?}");
+        ended.out
+    }
+}
+
 /// Starts a node, and waits until it is ready.
 pub fn ready(command: &mut Command) -> Running {
     let mut running = Running::start(command);
