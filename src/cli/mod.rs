@@ -14,6 +14,7 @@ mod config;
 mod console;
 mod daemon;
 mod demo;
+mod doctor;
 mod duration;
 mod error;
 mod fleet;
@@ -92,6 +93,7 @@ enum Command {
     Seal(seal::Seal),
     Open(seal::Open),
     Inspect(inspect::Args),
+    Doctor(doctor::Args),
     /// See a whole system work in this process: no broker is needed, and nothing is left behind.
     Demo(demo::Args),
     /// Check rules about who may do what, and see what they decide.
@@ -184,6 +186,7 @@ fn command(cli: Cli, args: Vec<OsString>) -> Result<Exit, CliError> {
         Command::Seal(args) => seal::seal(&global, &args),
         Command::Open(args) => seal::open(&global, &args),
         Command::Inspect(args) => inspect::run(&global, &args),
+        Command::Doctor(args) => doctor::run(&global, &args),
         Command::Demo(args) => args.run(),
         Command::Policy(command) => policy::run(command),
         Command::Audit(command) => audit::run(command),

@@ -20,7 +20,7 @@ use crate::mapper::{AgentEvent, AgentRecord};
 use crate::packet::{Failure, FailureCode, Identity, Role};
 
 /// How many registrations wait to be counted.
-const QUEUED: usize = 4096;
+pub(super) const QUEUED: usize = 4096;
 
 /// See whether agents live, and how long a round trip takes.
 #[derive(Debug, clap::Args)]
@@ -166,7 +166,7 @@ async fn ping(
 }
 
 /// Asks each agent once, one after the other, so that none waits for another.
-async fn once(
+pub(super) async fn once(
     fleet: &Fleet,
     agents: &[Arc<AgentRecord>],
     registered: &mut Registrations,
