@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::ValueEnum;
+use zeroize::Zeroizing;
 
 use super::config::Config;
 use super::error::{CliError, Exit};
@@ -206,6 +207,14 @@ impl Who {
             trust,
         };
         Ok(Secure { identity, serializer, valid_until: certificate.not_after(), reload })
+    }
+
+    /// The passphrase of the node's key, where one is given.
+    ///
+    /// # Errors
+    /// [`CliError`] when its file cannot be used.
+    pub(super) fn passphrase(&self) -> Result<Option<Zeroizing<Vec<u8>>>, CliError> {
+        self.passphrase.read()
     }
 
     /// Whether a directory of certificates is named anywhere.

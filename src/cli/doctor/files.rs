@@ -105,8 +105,13 @@ fn clock(all: &[Authority], now: Timestamp) -> Finding {
 }
 
 /// The node's own key and certificate.
-pub(super) fn own(directory: &CertificateDirectory, identity: &Identity, now: Timestamp) -> Vec<Finding> {
-    let credentials = match directory.credentials(identity, None, now) {
+pub(super) fn own(
+    directory: &CertificateDirectory,
+    identity: &Identity,
+    passphrase: Option<&[u8]>,
+    now: Timestamp,
+) -> Vec<Finding> {
+    let credentials = match directory.credentials(identity, passphrase, now) {
         Ok(credentials) => credentials,
         Err(error) => {
             let failure = remedy::directory(&error, directory);
@@ -134,12 +139,12 @@ pub(super) fn own(directory: &CertificateDirectory, identity: &Identity, now: Ti
     });
     let (left, lifetime) =
         (certificate.not_after().since(now), certificate.not_after().since(certificate.not_before()));
-    findings.push(if left < lifetime / 4 {
+    findings.push(if left < lifetime / 3 {
         Finding::warn(
             "expiry",
             format!("the certificate expires at {}", certificate.not_after()),
             format!(
-                "issue a new one with `nanite certs issue {} {} --dir {} --force`",
+                "renew it with `nanite certs renew {} {} --dir {}`, where the CA's key is",
                 identity.role(),
                 identity.name(),
                 directory.path().display()

@@ -147,8 +147,14 @@ fn examine(global: &Global, args: &Args, findings: &mut Vec<Finding>) -> Result<
     let directory = args.who.directory(&global.config, identity.role())?;
     findings.extend(files::directory(&directory));
     findings.extend(files::authorities(&directory, now));
-    findings.extend(files::own(&directory, &identity, now));
-    findings.extend(files::revocation(&directory.path().join("crl.pem"), now));
+    match args.who.passphrase() {
+        Ok(passphrase) => {
+            let passphrase = passphrase.as_ref().map(|passphrase| passphrase.as_slice());
+            findings.extend(files::own(&directory, &identity, passphrase, now));
+        }
+        Err(error) => findings.push(Finding::fail("key", &error)),
+    }
+    findings.extend(files::revocation(&directory.crl_path(), now));
     findings.extend(files::peers(&directory, now));
     let file = &global.config.file;
     findings.extend(args.policy.as_ref().or(file.policy.as_ref()).map(|path| files::policy(path)));
