@@ -3,8 +3,9 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use nanite::agent::{Actor, AgentHandle, Reply, actor};
-use nanite::clock::SystemClock;
+use nanite::agent::{Actor, Agent, AgentHandle, Reply, actor};
+use nanite::certs::{CertificateAuthority, KeyType, StaticCertificateStore, TrustStore};
+use nanite::clock::{Clock, SystemClock};
 use nanite::mapper::{
     AgentEvent, AgentQuery, ClusterState, Mapper, MapperBuilder, MapperError, RedisError, RedisState, StateContext,
     StateError,
@@ -12,11 +13,15 @@ use nanite::mapper::{
 use nanite::packet::{Identity, Payload, SelectorName};
 use nanite::policy::AllowVerified;
 use nanite::request::RequestError;
+use nanite::security::SecureSerializer;
 use nanite::serializer::{Plain, Serializer};
+use nanite::transport::{MemoryBroker, Transport};
 
 use crate::harness::pki::{agent, mapper};
 use crate::harness::redis::RedisServer;
-use crate::harness::sharing::{AGENT_TIMEOUT, Stage, deaf, field, names, nothing_refused, options, sharing};
+use crate::harness::sharing::{
+    AGENT_TIMEOUT, Deaf, Stage, deaf, field, names, nothing_refused, options, sharing, version,
+};
 use crate::harness::system::{System, json, knows, start};
 use crate::harness::wait_until;
 
@@ -96,6 +101,35 @@ async fn n14_an_agent_that_one_mapper_hears_is_selected_by_another() {
         assert!(nothing_refused(&state), "{:?}", state.refusals());
         assert!(events.lock().unwrap().is_empty(), "it heard nobody: {events:?}");
     }
+}
+
+/// Nodes that hold their own certificate and the CA's alone: what is read from Redis has to bring the agent's certificate.
+#[tokio::test]
+async fn n14_a_mapper_learns_certificates_from_what_it_reads() {
+    let (redis, broker, now) = (RedisServer::start(), MemoryBroker::new(), SystemClock.now());
+    let valid_for = CertificateAuthority::VALID_FOR;
+    let ca = CertificateAuthority::create("example.org", KeyType::P256, valid_for, now).unwrap();
+    let node = |identity: &Identity| -> Arc<dyn Serializer> {
+        let credentials = ca.issue(identity, KeyType::P256, Duration::from_secs(3600), now).unwrap();
+        let trust = Arc::new(ca.trust().unwrap());
+        let own = StaticCertificateStore::new([credentials.certificate().clone()]);
+        let store = Arc::new(TrustStore::new(trust.clone()).with_known(Arc::new(own)));
+        Arc::new(SecureSerializer::builder(credentials, store, trust).build().unwrap())
+    };
+    let start = async |name: &str, transport: Arc<dyn Transport>| {
+        let serializer = node(&mapper(name));
+        let state = RedisState::connect(&redis.url(), options(serializer.clone())).await.unwrap();
+        Mapper::builder(mapper(name), serializer, transport).state(state).start().await.unwrap()
+    };
+    let connect = || Arc::new(broker.connect());
+    let one = start("one", connect()).await;
+    let fred = Agent::builder(agent("fred"), node(&agent("fred")), connect()).actor(echo());
+    let fred = fred.ping_time(Duration::from_millis(50)).build().unwrap().start().await.unwrap();
+    knows(&one, &["fred"]).await;
+    let other = start("other", Arc::new(Deaf(connect()))).await;
+    knows(&other, &["fred"]).await;
+    assert_eq!(answering(&other, &[]).await.unwrap(), ["fred"]);
+    drop(fred);
 }
 
 #[tokio::test]
@@ -317,6 +351,31 @@ async fn n14_a_later_registration_is_never_replaced_by_an_earlier_one() {
     })
     .await;
     assert_eq!(stage.redis.run::<i64>(&["SCARD", "{nanite}:s:/new/one"]), 1);
+}
+
+#[tokio::test]
+async fn n14_a_mapper_that_lags_behind_writes_nothing_over_a_later_registration() {
+    let stage = Stage::new();
+    let (earlier, later) = (stage.speaker("fred", 1), stage.speaker("fred", 2));
+    stage.clock.set(crate::harness::pki::at(3));
+    let (old, new) = (stage.registration(&earlier, &["/old/one"], &[]), stage.registration(&later, &["/new/one"], &[]));
+    // It reads what others wrote only when it is asked.
+    let serializer: Arc<dyn Serializer> = Arc::new(stage.pki.serializer(&mapper("lagging")));
+    let seldom = options(serializer).refresh(Duration::from_secs(3600));
+    let lagging = RedisState::connect(&stage.redis.url(), seldom).await.unwrap();
+    lagging.start(stage.context()).await.unwrap();
+    // Its first round is over.
+    assert!(lagging.agents().await.unwrap().is_empty());
+    let one = stage.state("one").await;
+    one.register(new.clone()).await.unwrap();
+    let stored = || stage.redis.run::<Option<String>>(&["HGET", "{nanite}:v", "nanite-fred"]);
+    wait_until("the later one is written", async || stored().is_some()).await;
+    lagging.register(old).await.unwrap();
+    // What waits is written before anything is read.
+    assert_eq!(lagging.agents().await.unwrap()[0].services, new.services);
+    assert_eq!(stored().unwrap(), version(&new));
+    assert_eq!(stage.redis.run::<i64>(&["EXISTS", "{nanite}:s:/old/one"]), 0);
+    assert_eq!(one.agents().await.unwrap()[0].services, new.services);
 }
 
 #[tokio::test]

@@ -23,7 +23,7 @@ pub const AGENT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A transport that brings no registration and no heartbeat.
 #[derive(Debug)]
-struct Deaf(Arc<MemoryTransport>);
+pub struct Deaf(pub Arc<MemoryTransport>);
 
 #[async_trait]
 impl Transport for Deaf {
