@@ -342,7 +342,6 @@ pub(crate) struct Entry {
 }
 
 /// What a certificate file holds.
-#[cfg_attr(not(feature = "cli"), expect(dead_code, reason = "the program shows more of it than the store uses"))]
 pub(crate) enum Content {
     Authorities(Vec<Authority>),
     Revocations(Vec<X509Crl>),

@@ -13,6 +13,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use super::config::Config;
 use super::error::{CliError, Exit};
+use crate::transport::logs_secrets;
 
 /// How to log.
 #[derive(Debug, clap::Args)]
@@ -73,8 +74,8 @@ impl Options {
         let colour =
             !into_file && io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
         let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Sink).with_ansi(colour);
-        // lapin says what it sends, its login with the password too, and what comes back to it: no filter makes that heard.
-        let guard = filter_fn(|about| about.target() != "lapin" && !about.target().starts_with("lapin::"));
+        // No filter makes heard what would give a password away.
+        let guard = filter_fn(|about| !logs_secrets(about.target()));
         let started = match self.log_format.or(config.file.log_format).unwrap_or_default() {
             Format::Text => log.finish().with(guard).try_init(),
             Format::Json => log.json().finish().with(guard).try_init(),

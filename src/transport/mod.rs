@@ -17,6 +17,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::{Stream, StreamExt};
 
+#[cfg(all(feature = "amqp", feature = "cli"))]
+pub(crate) use amqp::logs_secrets;
 #[cfg(feature = "amqp")]
 pub use amqp::{AmqpOptions, AmqpTransport, Tls};
 pub use error::TransportError;

@@ -37,6 +37,13 @@ const RETRY_AFTER: Duration = Duration::from_millis(100);
 /// How long `close` waits for the broker's agreement.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(6);
 
+/// Whether a log of this target may hold secrets: lapin says what it sends, its login with the password too, and what comes back
+/// to it.
+#[cfg(feature = "cli")]
+pub(crate) fn logs_secrets(target: &str) -> bool {
+    target == "lapin" || target.starts_with("lapin::")
+}
+
 /// A connection to RabbitMQ that comes back by itself.
 ///
 /// What a user needs to know of it is logged under `nanite`. The log of `lapin` should stay off: at the level *trace* it holds the

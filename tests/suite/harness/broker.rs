@@ -194,7 +194,7 @@ impl Broker {
     /// What `rabbitmqctl` needs in its environment for this node, as lines of sh.
     pub fn ctl_environment(&self) -> String {
         let mut command = Command::new("rabbitmqctl");
-        let set = environment(&mut command, &self.node).get_envs();
+        let set = environment(&mut command, &self.node).env("RABBITMQCTL", programs().join("rabbitmqctl")).get_envs();
         set.filter_map(|(key, value)| Some(format!("export {}='{}'\n", key.to_str()?, value?.to_str()?))).collect()
     }
 
