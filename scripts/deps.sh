@@ -10,6 +10,14 @@ need() { # need PACKAGE COMMAND...: the package, when the command fails
     "$@" >/dev/null 2>&1 || missing="$missing $package"
 }
 
+is_ubuntu() {
+    grep -qs '^ID=ubuntu' /etc/os-release
+}
+
+browser() {
+    chromium --version || chromium-browser --version || google-chrome --version || google-chrome-stable --version
+}
+
 need pkg-config pkg-config --version
 need libssl-dev pkg-config --exists openssl
 need gcc cc --version
@@ -20,8 +28,15 @@ test)
     need redis-server redis-server --version
     need openssl openssl version
     need python3 python3 --version
-    need chromium chromium --version
-    need chromium-driver chromedriver --version
+    # A browser for the Control Tower: any Chromium or Chrome, with the ChromeDriver that belongs to it. Ubuntu has both as snaps
+    # only, behind packages of other names.
+    if is_ubuntu; then
+        need chromium-browser browser
+        need chromium-chromedriver chromedriver --version
+    else
+        need chromium browser
+        need chromium-driver chromedriver --version
+    fi
     need python3-venv python3 -c 'import ensurepip, venv'
     ;;
 *)
@@ -43,3 +58,9 @@ export DEBIAN_FRONTEND=noninteractive
 $root apt-get update -q
 # shellcheck disable=SC2086
 $root apt-get install -qy --no-install-recommends $missing
+
+# Where snaps do not run, such as in a container, Ubuntu's packages install and bring nothing.
+if [ "${1:-build}" = test ] && ! { browser && chromedriver --version; } >/dev/null 2>&1; then
+    echo "no browser that works was installed: please install Chrome or Chromium, and the chromedriver of its version" >&2
+    exit 1
+fi

@@ -25,6 +25,7 @@ mod n19_send_file;
 #[cfg(feature = "admin")]
 mod n20_admin;
 mod n21_console;
+mod n22_permissions;
 mod n22_setup;
 mod n24_examples;
 mod others;

@@ -9,15 +9,15 @@ use crate::harness::program::{Ended, run};
 use crate::harness::site::{Site, ready};
 
 /// A site whose node names nobody else uses, since users are the whole broker's.
-struct Place {
-    site: Site,
-    vhost: String,
-    agents: [String; 2],
-    mapper: String,
+pub struct Place {
+    pub site: Site,
+    pub vhost: String,
+    pub agents: [String; 2],
+    pub mapper: String,
 }
 
 impl Place {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let site = Site::new(&[]);
         let unique = site.broker.vhost().trim_start_matches("test-").to_owned();
         let agents = [format!("a{unique}"), format!("b{unique}")];
@@ -28,25 +28,25 @@ impl Place {
         Self { site, vhost: format!("set-{unique}"), agents, mapper }
     }
 
-    fn setup(&self, options: &[&str]) -> Ended {
+    pub fn setup(&self, options: &[&str]) -> Ended {
         let management = format!("http://localhost:{}", self.site.broker.management());
         let all = ["broker", "setup", "--management", &management, "--vhost", &self.vhost];
         let nodes = ["--agent", &self.agents[0], "--agent", &self.agents[1], "--mapper", &self.mapper];
         run(&mut self.site.bare([&all[..], &nodes, options].concat()))
     }
 
-    fn password(&self, identity: &str) -> String {
+    pub fn password(&self, identity: &str) -> String {
         let path = self.site.path(&format!("broker-passwords/{identity}.password"));
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         fs::read_to_string(path).unwrap().trim_end().to_owned()
     }
 
-    fn url(&self, identity: &str) -> String {
+    pub fn url(&self, identity: &str) -> String {
         format!("amqp://{identity}@127.0.0.1:{}/{}", self.site.broker.port(), self.vhost)
     }
 
     /// The program as a node, with its user of the broker.
-    fn node(&self, role: &str, name: &str, arguments: &[&str]) -> std::process::Command {
+    pub fn node(&self, role: &str, name: &str, arguments: &[&str]) -> std::process::Command {
         let identity = if role == "agent" { format!("nanite-{name}") } else { format!("mapper-{name}") };
         let mut command = self.site.bare(arguments.iter().copied().chain(["--token", name, "--certs", "certs"]));
         command.args(["--broker", &self.url(&identity)]);
@@ -54,7 +54,7 @@ impl Place {
         command
     }
 
-    fn api(&self, path: &str) -> (u16, Value) {
+    pub fn api(&self, path: &str) -> (u16, Value) {
         self.site.broker.api("GET", path, &Value::Null)
     }
 }

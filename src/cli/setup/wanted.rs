@@ -35,12 +35,13 @@ impl Permissions {
                     read: pattern(&[&own, topology::ADVERTISE]),
                 }
             }
-            // The queues of its processes. It hears agents, asks them, gives them work, and takes what waits for any mapper.
+            // The queues of its processes. It hears agents, asks them, gives them work, takes what waits for any mapper, and makes
+            // itself known to the others.
             Role::Mapper => {
                 let own = format!(r"{name}\.[0-9]+(\.presence)?");
                 Self {
                     configure: pattern(&[&own]),
-                    write: pattern(&[&own, topology::ADVERTISE, DEFAULT_EXCHANGE]),
+                    write: pattern(&[&own, topology::ADVERTISE, topology::REGISTRATION, DEFAULT_EXCHANGE]),
                     read: pattern(&[
                         &own,
                         topology::REGISTRATION,
@@ -112,7 +113,7 @@ mod tests {
         assert_eq!(fred.read, r"^(nanite-fred(\.[0-9]+)?|advertise)$");
         let m1 = Permissions::of(&Identity::mapper("m1").unwrap());
         assert_eq!(m1.configure, r"^(mapper-m1\.[0-9]+(\.presence)?)$");
-        assert_eq!(m1.write, r"^(mapper-m1\.[0-9]+(\.presence)?|advertise|amq\.default)$");
+        assert_eq!(m1.write, r"^(mapper-m1\.[0-9]+(\.presence)?|advertise|registration|amq\.default)$");
         assert_eq!(m1.read, r"^(mapper-m1\.[0-9]+(\.presence)?|registration|heartbeat|request|mapper-offline)$");
         assert!(m1.is(&m1.json()) && !m1.is(&fred.json()));
     }
