@@ -1,20 +1,21 @@
 //! What agents and mappers have in common beside their identity: a policy, and an audit log.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::ValueEnum;
 
 use super::error::{CliError, Exit};
 use super::{Global, policy};
 use crate::audit::{AuditLog, AuditOptions, Overflow};
-use crate::policy::Rules;
+use crate::policy::Policy;
 
 /// Who may do what, and what is written down of it.
 #[derive(Debug, Default, clap::Args)]
 #[command(next_help_heading = "Guard")]
 #[group(skip)]
 pub(super) struct Args {
-    /// The rules about who may do what; what none allows is denied.
+    /// The rules about who may do what; what none allows is denied. TOML, or Cedar when its name ends in .cedar.
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
     /// The log of all that is accepted, refused, allowed and denied.
@@ -34,7 +35,7 @@ enum When {
 
 /// What was asked for, ready to be used.
 pub(super) struct Guard {
-    pub rules: Option<Rules>,
+    pub rules: Option<Arc<dyn Policy>>,
     pub audit: Option<AuditLog>,
 }
 

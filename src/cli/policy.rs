@@ -1,12 +1,15 @@
 //! `nanite policy`: looks at rules before a node uses them.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::error::{CliError, Exit};
 use super::output;
 use super::text::counted;
 use crate::packet::{Identity, Payload, Request, SelectorName, Service, Tag};
-use crate::policy::{Caller, Policy, Rules, RulesError};
+#[cfg(feature = "cedar")]
+use crate::policy::CedarPolicy;
+use crate::policy::{Caller, Explanation, Policy, Rules, RulesError};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
@@ -44,8 +47,7 @@ pub(super) struct Explain {
 pub(super) fn run(command: Command) -> Result<Exit, CliError> {
     match command {
         Command::Check { file } => {
-            let rules = load(&file)?;
-            let names = rules.names();
+            let names = names(&file)?;
             output::line(&format!("{}: {}", file.display(), counted(names.len(), "rule")))?;
             if names.is_empty() {
                 output::note("it has no rules, so it denies everything");
@@ -57,19 +59,20 @@ pub(super) fn run(command: Command) -> Result<Exit, CliError> {
 }
 
 fn explain(asked: &Explain) -> Result<Exit, CliError> {
-    let rules = load(&asked.policy)?;
+    let written = read(&asked.policy)?;
     let mut request = Request::new(asked.service.clone(), Payload::default());
     request.selector = asked.selector;
     request.tags.clone_from(&asked.tags);
     let mut caller = Caller::new(asked.through.as_ref().unwrap_or(&asked.caller), None);
     caller.on_behalf_of = asked.through.as_ref().map(|_| &asked.caller);
     let paint = output::stdout_paint();
-    let decision = rules.authorize_request(&caller, &request);
+    let decision = written.policy().authorize_request(&caller, &request);
+    let decided = if decision.allowed { paint.green("allowed") } else { paint.red("denied") };
     match &decision.rule {
-        Some(rule) => output::line(&format!("{} by the rule {rule}", paint.green("allowed")))?,
-        None => output::line(&format!("{}: no rule allows it", paint.red("denied")))?,
+        Some(rule) => output::line(&format!("{decided} by the rule {rule}"))?,
+        None => output::line(&format!("{decided}: no rule allows it"))?,
     }
-    for explanation in rules.explain(&caller, &request) {
+    for explanation in written.explain(&caller, &request) {
         let fits = match explanation.misses.as_slice() {
             [] => "fits".to_owned(),
             misses => format!("does not fit in: {}", misses.join(", ")),
@@ -79,12 +82,70 @@ fn explain(asked: &Explain) -> Result<Exit, CliError> {
     Ok(if decision.allowed { Exit::Success } else { Exit::Denied })
 }
 
-/// Reads a file of rules.
+/// A policy, in the language that its file's name tells.
+enum Written {
+    Toml(Rules),
+    #[cfg(feature = "cedar")]
+    Cedar(CedarPolicy),
+}
+
+impl Written {
+    fn names(&self) -> Vec<String> {
+        match self {
+            Written::Toml(rules) => rules.names(),
+            #[cfg(feature = "cedar")]
+            Written::Cedar(policy) => policy.names(),
+        }
+    }
+
+    fn policy(&self) -> &dyn Policy {
+        match self {
+            Written::Toml(rules) => rules,
+            #[cfg(feature = "cedar")]
+            Written::Cedar(policy) => policy,
+        }
+    }
+
+    /// Rule by rule, where the language can tell.
+    fn explain(&self, caller: &Caller<'_>, request: &Request) -> Vec<Explanation> {
+        match self {
+            Written::Toml(rules) => rules.explain(caller, request),
+            #[cfg(feature = "cedar")]
+            Written::Cedar(_) => Vec::new(),
+        }
+    }
+}
+
+/// Reads the policy of a node.
 ///
 /// # Errors
 /// [`CliError`] with what is wrong with it.
-pub(super) fn load(file: &Path) -> Result<Rules, CliError> {
-    Rules::from_file(file).map_err(|error| {
+pub(super) fn load(file: &Path) -> Result<Arc<dyn Policy>, CliError> {
+    Ok(match read(file)? {
+        Written::Toml(rules) => Arc::new(rules),
+        #[cfg(feature = "cedar")]
+        Written::Cedar(policy) => Arc::new(policy),
+    })
+}
+
+/// The names of the rules of a file.
+pub(super) fn names(file: &Path) -> Result<Vec<String>, CliError> {
+    Ok(read(file)?.names())
+}
+
+/// A file that ends in `.cedar` is in that language, any other is TOML.
+fn read(file: &Path) -> Result<Written, CliError> {
+    let read = match file.extension() {
+        #[cfg(feature = "cedar")]
+        Some(ending) if ending == "cedar" => CedarPolicy::from_file(file).map(Written::Cedar),
+        #[cfg(not(feature = "cedar"))]
+        Some(ending) if ending == "cedar" => {
+            return Err(CliError::new(Exit::Usage, "this nanite was built without Cedar")
+                .help("build it with `cargo build --release --features cedar`, or write the rules in TOML"));
+        }
+        _ => Rules::from_file(file).map(Written::Toml),
+    };
+    read.map_err(|error| {
         let invalid = matches!(error, RulesError::Invalid(_));
         let failure = CliError::of(Exit::Usage, &error);
         if invalid {

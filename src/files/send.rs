@@ -13,14 +13,16 @@ use super::receive::hex;
 use super::{CHUNK, CONFIRMED, WINDOW, is_file_name};
 use crate::link::{Letter, Link, Ready, SendError};
 use crate::packet::{
-    Chunk, Failure, FailureCode, FileChunk, FileEnd, FileStart, Identity, NoRandomness, Packet, Tag, Token,
+    Advertise, Chunk, Failure, FailureCode, FileChunk, FileEnd, FileStart, Identity, NoRandomness, Packet, Tag, Token,
 };
 use crate::request::{Answers, Event, Events};
 use crate::serializer::{Audience, SealError};
-use crate::transport::{Destination, topology};
+use crate::transport::{Destination, TransportError, topology};
 
-/// How long a receiver may take to confirm what it got; one that takes longer is left behind.
-const STALLED: Duration = Duration::from_secs(30);
+/// How long a receiver may take to confirm what it got before it is asked whether it is still there.
+const SILENT: Duration = Duration::from_secs(2);
+/// How often it is asked: one that lives, and confirms nothing all the same, is left behind after half a minute.
+const ASKED: u32 = 15;
 
 /// A file to send; see [`Mapper::broadcast`](crate::mapper::Mapper::broadcast).
 #[derive(Clone, Debug)]
@@ -159,13 +161,7 @@ impl<'a> Transfer<'a> {
             progress(Progress { sent, size, receivers: self.receivers.len() });
         }
         self.send(FileEnd { token: self.token, meta: serde_json::Value::Null }.into(), false).await?;
-        while !self.receivers.is_empty() {
-            match tokio::time::timeout(STALLED, self.events.next()).await {
-                Ok(Some(event)) => self.note(event),
-                Ok(None) => break,
-                Err(_) => self.leave_behind(|_| true),
-            }
-        }
+        while !self.receivers.is_empty() && self.hear(|_| true).await {}
         Ok(self.answers)
     }
 
@@ -181,8 +177,7 @@ impl<'a> Transfer<'a> {
             }
             for (receiver, error) in join_all(group.iter().map(|receiver| self.publish(receiver, &ready))).await {
                 if let Some(error) = error {
-                    let failure = Failure::new(FailureCode::Lost, format!("not sent: {error}"));
-                    self.end(&receiver.identity, Err(failure));
+                    self.lost(&receiver.identity, &error);
                 }
             }
         }
@@ -198,13 +193,48 @@ impl<'a> Transfer<'a> {
     /// Waits until every receiver has confirmed enough to be sent chunk number `sequence`.
     async fn wait_for_room(&mut self, sequence: u64) {
         let behind = |confirmed: u64| sequence >= confirmed + WINDOW;
-        while self.receivers.values().any(|(_, confirmed)| behind(*confirmed)) {
-            match tokio::time::timeout(STALLED, self.events.next()).await {
-                Ok(Some(event)) => self.note(event),
-                Ok(None) => return,
-                Err(_) => self.leave_behind(behind),
+        while self.receivers.values().any(|(_, confirmed)| behind(*confirmed)) && self.hear(behind).await {}
+    }
+
+    /// Takes in what is heard next. While nothing is, those that are `behind` are asked whether they are still there; in the end
+    /// they are left behind. False when nothing more can be heard.
+    async fn hear(&mut self, behind: impl Fn(u64) -> bool) -> bool {
+        for _ in 0..ASKED {
+            match tokio::time::timeout(SILENT, self.events.next()).await {
+                Ok(Some(event)) => {
+                    self.note(event);
+                    return true;
+                }
+                Ok(None) => return false,
+                Err(_) => self.ask(&behind).await,
+            }
+            if self.behind(&behind).is_empty() {
+                return true;
             }
         }
+        for receiver in self.behind(&behind) {
+            self.end(&receiver.identity, Err(Failure::new(FailureCode::TimedOut, "it stopped confirming")));
+        }
+        true
+    }
+
+    /// Asks the receivers that are `behind` to register: whose queue is gone is gone.
+    async fn ask(&mut self, behind: impl Fn(u64) -> bool) {
+        for receiver in self.behind(behind) {
+            let target = Some(receiver.identity.clone());
+            let letter = Letter::new(Advertise { target }, Audience::One(receiver.identity.clone()));
+            let queue = topology::process_queue_name(receiver.identity.as_str(), receiver.instance);
+            if let Err(error @ SendError::Transport(TransportError::Unroutable(_))) =
+                self.link.send(letter, Destination::Queue(queue)).await
+            {
+                self.lost(&receiver.identity, &error);
+            }
+        }
+    }
+
+    fn behind(&self, behind: impl Fn(u64) -> bool) -> Vec<Receiver> {
+        let behind = self.receivers.values().filter(|(_, confirmed)| behind(*confirmed));
+        behind.map(|(receiver, _)| receiver.clone()).collect()
     }
 
     fn note(&mut self, event: Event) {
@@ -222,13 +252,8 @@ impl<'a> Transfer<'a> {
         }
     }
 
-    /// Goes on without the receivers that confirm nothing any more.
-    fn leave_behind(&mut self, who: impl Fn(u64) -> bool) {
-        let stalled: Vec<Identity> =
-            self.receivers.iter().filter(|(_, (_, confirmed))| who(*confirmed)).map(|(id, _)| id.clone()).collect();
-        for identity in stalled {
-            self.end(&identity, Err(Failure::new(FailureCode::TimedOut, "it stopped confirming")));
-        }
+    fn lost(&mut self, identity: &Identity, error: &SendError) {
+        self.end(identity, Err(Failure::new(FailureCode::Lost, format!("not sent: {error}"))));
     }
 
     fn end(&mut self, identity: &Identity, result: Result<crate::packet::Payload, Failure>) {

@@ -1,15 +1,24 @@
 //! Who may do what: the plug-in point that mappers ask about registrations and requests, and agents about requests.
 
+#[cfg(feature = "cedar")]
+mod cedar;
+#[cfg(feature = "policy")]
+mod file;
 #[cfg(feature = "policy")]
 mod rules;
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::packet::{Identity, Register, Request};
 use crate::serializer::Verified;
 
+#[cfg(feature = "cedar")]
+pub use cedar::CedarPolicy;
 #[cfg(feature = "policy")]
-pub use rules::{Explanation, Pattern, Rules, RulesError};
+pub use file::RulesError;
+#[cfg(feature = "policy")]
+pub use rules::{Explanation, Pattern, Rules};
 
 /// Decides who may register what and request what.
 ///
@@ -22,6 +31,16 @@ pub trait Policy: fmt::Debug + Send + Sync {
     /// At a mapper, for requests that other nodes ask it to dispatch, and at an agent, for every request and push: may this
     /// caller have it done?
     fn authorize_request(&self, caller: &Caller<'_>, request: &Request) -> Decision;
+}
+
+impl<P: Policy + ?Sized> Policy for Arc<P> {
+    fn authorize_registration(&self, caller: &Caller<'_>, register: &Register) -> Decision {
+        (**self).authorize_registration(caller, register)
+    }
+
+    fn authorize_request(&self, caller: &Caller<'_>, request: &Request) -> Decision {
+        (**self).authorize_request(caller, request)
+    }
 }
 
 /// Who asks.

@@ -2,17 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Deserializer, de};
 
+use super::file::{MAX_RULES, RulesError};
 use super::{Caller, Decision, Policy};
 use crate::packet::{Identity, Register, Request, Role, SelectorName, Tag};
-
-/// The largest file of rules, in bytes.
-const MAX_FILE: u64 = 1024 * 1024;
-/// How many rules one file may hold.
-const MAX_RULES: usize = 4096;
 
 /// A text in which `*` stands for any characters, none included.
 #[derive(Clone, PartialEq, Eq)]
@@ -157,24 +153,6 @@ pub struct Rules {
     request: Vec<RequestRule>,
 }
 
-/// Why rules cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum RulesError {
-    /// The file cannot be read.
-    #[error("cannot read the policy {path}")]
-    Unreadable {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// It is no set of rules.
-    #[error("{0}")]
-    Invalid(String),
-}
-
 /// Why a request is allowed or denied, rule by rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Explanation {
@@ -214,15 +192,7 @@ impl Rules {
     /// # Errors
     /// [`RulesError`] says why they cannot be used; a missing file is an error, not an empty policy.
     pub fn from_file(path: &Path) -> Result<Self, RulesError> {
-        use std::io::Read;
-        let unreadable = |source| RulesError::Unreadable { path: path.to_owned(), source };
-        let mut text = String::new();
-        let file = std::fs::File::open(path).map_err(unreadable)?;
-        let length = file.take(MAX_FILE + 1).read_to_string(&mut text).map_err(unreadable)?;
-        if length as u64 > MAX_FILE {
-            return Err(RulesError::Invalid("the file is larger than 1 MiB".into()));
-        }
-        Self::from_toml(&text)
+        Self::from_toml(&super::file::read(path)?)
     }
 
     /// The names of all rules; one without a name is named by its kind and place, from 1.

@@ -41,6 +41,8 @@ mod s04_trust;
 mod s05_identity;
 mod s06_freshness;
 mod s07_rotation;
+#[cfg(feature = "cedar")]
+mod s08_cedar;
 mod s08_policy;
 mod s09_audit;
 mod s10_attacks;

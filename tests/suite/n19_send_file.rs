@@ -100,6 +100,17 @@ fn n19_who_goes_away_meanwhile_is_missed_and_keeps_nothing() {
         assert!(Instant::now() < deadline, "no part of it came: {:?}", sender.said());
         std::thread::sleep(Duration::from_millis(1));
     };
+    // It takes nothing more, so the sender waits for it; then it is gone while nobody sends to it.
+    b.signal(Signal::SIGSTOP);
+    let length = |name: &str| fs::metadata(site.path("a").join(name)).map_or(0, |data| data.len());
+    let (mut came, mut since) = (0, Instant::now());
+    while since.elapsed() < Duration::from_millis(300) {
+        let now = names(&site.path("a")).first().map_or(0, |name| length(name));
+        if now != came {
+            (came, since) = (now, Instant::now());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
     b.signal(Signal::SIGKILL);
     drop(b.wait());
     assert!(part.starts_with(".nanite-"), "{part}: it has its name only when it is whole");

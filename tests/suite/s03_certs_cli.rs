@@ -182,6 +182,9 @@ fn s03_nothing_is_replaced_without_force() {
 fn s03_list_and_show_say_whose_until_when_and_where() {
     let place = Place::filled();
     place.made(&["issue", "agent", "short", "--valid-for", "12h"]);
+    // Some hours over the days, so that a second more or less counts none fewer.
+    place.made(&["issue", "agent", "fred", "--valid-for", "725h", "--force"]);
+    place.made(&["issue", "mapper", "m1", "--valid-for", "725h", "--force"]);
     let listed = place.made(&["list"]);
     let rows: Vec<Vec<&str>> = listed.lines().map(|line| line.split_whitespace().collect()).collect();
     assert_eq!(rows[0], ["IDENTITY", "EXPIRES", "DAYS", "LEFT", "FILE"]);

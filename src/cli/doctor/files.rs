@@ -225,13 +225,13 @@ pub(super) fn peers(directory: &CertificateDirectory, now: Timestamp) -> Vec<Fin
 
 /// The rules: without its policy a node does not start.
 pub(super) fn policy(path: &Path) -> Finding {
-    match rules::load(path) {
-        Ok(loaded) if loaded.names().is_empty() => Finding::warn(
+    match rules::names(path) {
+        Ok(names) if names.is_empty() => Finding::warn(
             "policy",
             format!("{} has no rules, so it denies everything", path.display()),
             "write rules, and try them with `nanite policy explain CALLER SERVICE --policy FILE`",
         ),
-        Ok(loaded) => Finding::ok("policy", format!("{}: {}", path.display(), counted(loaded.names().len(), "rule"))),
+        Ok(names) => Finding::ok("policy", format!("{}: {}", path.display(), counted(names.len(), "rule"))),
         Err(error) => {
             let failure = CliError::new(Exit::Security, error.message()).help(error.remedy().unwrap_or_default());
             Finding::fail("policy", &failure)
