@@ -86,7 +86,7 @@ fn explain(asked: &Explain) -> Result<Exit, CliError> {
 enum Written {
     Toml(Rules),
     #[cfg(feature = "cedar")]
-    Cedar(CedarPolicy),
+    Cedar(Box<CedarPolicy>),
 }
 
 impl Written {
@@ -102,7 +102,7 @@ impl Written {
         match self {
             Written::Toml(rules) => rules,
             #[cfg(feature = "cedar")]
-            Written::Cedar(policy) => policy,
+            Written::Cedar(policy) => policy.as_ref(),
         }
     }
 
@@ -124,7 +124,7 @@ pub(super) fn load(file: &Path) -> Result<Arc<dyn Policy>, CliError> {
     Ok(match read(file)? {
         Written::Toml(rules) => Arc::new(rules),
         #[cfg(feature = "cedar")]
-        Written::Cedar(policy) => Arc::new(policy),
+        Written::Cedar(policy) => Arc::new(*policy),
     })
 }
 
@@ -137,7 +137,9 @@ pub(super) fn names(file: &Path) -> Result<Vec<String>, CliError> {
 fn read(file: &Path) -> Result<Written, CliError> {
     let read = match file.extension() {
         #[cfg(feature = "cedar")]
-        Some(ending) if ending == "cedar" => CedarPolicy::from_file(file).map(Written::Cedar),
+        Some(ending) if ending == "cedar" => {
+            CedarPolicy::from_file(file).map(|policy| Written::Cedar(Box::new(policy)))
+        }
         #[cfg(not(feature = "cedar"))]
         Some(ending) if ending == "cedar" => {
             return Err(CliError::new(Exit::Usage, "this nanite was built without Cedar")
