@@ -2,11 +2,12 @@
 # make test   formatting, clippy, tests, doctests, examples
 # make audit  licences, bans and sources of the dependencies (installs cargo-deny)
 # make bench  the benchmarks, with ratios
+# make evidence  all tests; what they said of each promise goes into SECURITY.md
 
 CARGO ?= cargo
 NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: demo test fmt clippy unit doc examples audit bench deps-build deps-test
+.PHONY: demo test fmt clippy unit doc examples audit bench evidence deps-build deps-test
 
 demo: deps-build
 	$(CARGO) run --release --quiet -- demo
@@ -22,9 +23,9 @@ clippy:
 
 unit:
 ifeq ($(NEXTEST),yes)
-	$(CARGO) nextest run --locked --all-features
+	$(CARGO) nextest run --locked --all-features $(TESTS)
 else
-	$(CARGO) test --locked --all-features --lib --bins --tests
+	$(CARGO) test --locked --all-features --lib --bins --tests $(TESTS)
 endif
 
 doc:
@@ -40,6 +41,11 @@ audit:
 
 bench:
 	$(CARGO) bench --locked --all-features
+
+evidence: deps-test
+	mkdir -p target
+	$(MAKE) unit TESTS='-- --skip s13_the_evidence' >target/evidence.log 2>&1 || { tail -40 target/evidence.log; exit 1; }
+	./scripts/evidence.py target/evidence.log
 
 deps-build:
 	@./scripts/deps.sh build

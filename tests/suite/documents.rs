@@ -73,22 +73,55 @@ fn u08_every_feature_names_tests_that_exist() {
     assert!(rows.len() > 20, "{rows:?}");
 }
 
-#[test]
-fn u08_every_promise_names_tests_that_exist() {
-    let (text, shown) = (read("SECURITY.md"), shown());
+/// The promises of SECURITY.md.
+fn promises(text: &str) -> Vec<String> {
     let section = text.split("## Promises").nth(1).unwrap().split("\n## ").next().unwrap();
     // A promise begins with its number at the beginning of a line, and goes on in lines that are moved in.
     let mut promises: Vec<String> = Vec::new();
     for line in section.lines() {
         match promises.last_mut() {
-            Some(promise) if line.starts_with(' ') => promise.push_str(line),
+            Some(promise) if line.starts_with(' ') => {
+                promise.push(' ');
+                promise.push_str(line.trim());
+            }
             _ if line.starts_with(|c: char| c.is_ascii_digit()) => promises.push(line.to_owned()),
             _ => {}
         }
     }
+    promises
+}
+
+/// The tests that a promise names.
+fn tests_of(promise: &str) -> Vec<&str> {
+    quoted(promise).into_iter().filter(|word| is_row(word)).collect()
+}
+
+#[test]
+fn s13_the_evidence_is_of_these_promises() {
+    let text = read("SECURITY.md");
+    let table = text.split("<!-- evidence: ").nth(1).unwrap().split("<!-- end of the evidence -->").next().unwrap();
+    let rows: Vec<Vec<&str>> = table
+        .lines()
+        .filter_map(|line| line.strip_prefix("| ")?.strip_suffix(" |"))
+        .map(|line| line.split(" | ").collect())
+        .filter(|cells: &Vec<&str>| cells[0].parse::<u32>().is_ok())
+        .collect();
+    let promises = promises(&text);
+    assert_eq!(rows.len(), promises.len(), "make evidence");
+    for (promise, row) in promises.iter().zip(rows) {
+        let tests = tests_of(promise).len().to_string();
+        assert!(promise.starts_with(&format!("{}. **{}", row[0], row[1])), "make evidence: {row:?} is not {promise}");
+        assert_eq!(row[2..], [tests.as_str(), tests.as_str()], "make evidence: {promise}");
+    }
+}
+
+#[test]
+fn s13_every_promise_names_tests_that_exist() {
+    let (text, shown) = (read("SECURITY.md"), shown());
+    let promises = promises(&text);
     for (number, promise) in (1..).zip(&promises) {
         assert!(promise.starts_with(&format!("{number}. ")), "{promise}");
-        let names: Vec<&str> = quoted(promise).into_iter().filter(|word| is_row(word)).collect();
+        let names = tests_of(promise);
         assert!(!names.is_empty(), "no test holds this promise: {promise}");
         for name in names {
             assert!(shown.contains(name), "promise {number} is held by {name}, which does not exist");
