@@ -205,8 +205,10 @@ impl Dispatcher {
             self.hand_on(part, reply_to.as_deref_mut()).await;
         }
         if let Err(failure) = &result {
-            let told = std::panic::catch_unwind(AssertUnwindSafe(|| actor.on_exception(&service, failure)));
-            tracing::info!(%service, code = %failure.code, hook_panicked = told.is_err(), "a handler failed");
+            tracing::info!(%service, code = %failure.code, "a handler failed");
+            if std::panic::catch_unwind(AssertUnwindSafe(|| actor.on_exception(&service, failure))).is_err() {
+                tracing::error!(%service, "the hook on_exception panicked");
+            }
         }
         result
     }
