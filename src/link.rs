@@ -333,6 +333,14 @@ impl Link {
         }
     }
 
+    /// Whether a message from the offline queue has been carried out.
+    pub fn is_spent(&self, provenance: &Provenance) -> bool {
+        match provenance {
+            Provenance::Verified(verified) => self.0.serializer.is_spent(verified),
+            Provenance::Unverified => false,
+        }
+    }
+
     /// Runs CPU-bound work of the serializer: here when it is cheap, else on one of the workers. None when the runtime stops.
     async fn on_worker<T: Send + 'static>(&self, work: impl FnOnce(&Inner) -> T + Send + 'static) -> Option<T> {
         if self.0.serializer.is_cheap() {

@@ -2,7 +2,8 @@
 //!
 //! What is read and cannot be given to an agent yet is held unacknowledged, in its order; the broker gives it to another mapper
 //! when this one dies. The serializer's replay memory takes note of a message only when it has been carried out
-//! ([`Link::spent`](crate::link::Link::spent)), so that one that comes again after a lost connection is opened again.
+//! ([`Link::spent`](crate::link::Link::spent)), so that one that comes again after a lost connection is opened again; a copy that was
+//! opened before that is recognised when its turn comes.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -97,6 +98,11 @@ async fn deliver(shared: &Arc<Shared>, ackers: &Arc<Ackers>, held: &mut VecDeque
     for _ in 0..held.len() {
         let Some(Held { order, provenance }) = held.pop_front() else { return };
         let key = order.key();
+        if shared.link.is_spent(&provenance) {
+            tracing::debug!("a copy of what has been carried out");
+            finish(shared, ackers, &key, &provenance).await;
+            continue;
+        }
         let line = (key.0.clone(), order.request.service.clone());
         if passed_over.contains(&line) {
             held.push_back(Held { order, provenance });

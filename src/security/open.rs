@@ -121,10 +121,12 @@ impl Inner {
         if channel.reader() != self.identity.role() || !channel.accepts(header.kind) {
             return refuse("this is not the queue for it");
         }
-        if channel == Channel::Offline && header.class != Class::Stored {
-            return refuse("only stored messages wait in this queue");
+        match (channel, header.class) {
+            (Channel::Offline, Class::Live) => refuse("only stored messages wait in this queue"),
+            // Elsewhere it would be carried out beside the one that waits.
+            (_, Class::Stored) if channel != Channel::Offline => refuse("a stored message that is not in its queue"),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// Step 5.

@@ -90,6 +90,11 @@ impl ReplayMemory {
         locked(&self.ids).check(&self.limits, from, id, self.last_second(expires_at), now)
     }
 
+    /// Whether a message was taken note of, and is still remembered.
+    pub fn knows(&self, from: &Identity, id: MessageId) -> bool {
+        locked(&self.ids).seen.get(from).is_some_and(|seen| seen.contains(&id))
+    }
+
     /// The second until which a message is remembered.
     fn last_second(&self, expires_at: Timestamp) -> u64 {
         expires_at.saturating_add(self.skew).as_secs().saturating_add(1)
@@ -227,6 +232,7 @@ mod tests {
         assert_eq!(memory.check(&bob, id(1), at(60), at(59)), Err("it was seen before"));
         memory.check(&bob, id(2), at(60), at(59)).unwrap();
         assert_eq!(memory.len(), 2, "a check takes no note");
+        assert!(memory.knows(&bob, id(1)) && !memory.knows(&bob, id(2)));
         memory.admit(&fred, id(2), at(300), at(200)).unwrap();
         assert_eq!(memory.len(), 1, "what is expired is forgotten");
     }

@@ -162,6 +162,10 @@ impl Serializer for SecureSerializer {
         let _ = self.0.replay.admit(message.signer(), id, expires_at, now);
     }
 
+    fn is_spent(&self, message: &Verified) -> bool {
+        self.0.replay.knows(message.signer(), message.id())
+    }
+
     fn verify_proof(&self, proof: &Arc<Proof>, now: Timestamp) -> Result<Inbound, OpenError> {
         self.0.verify_proof(proof, now)
     }

@@ -61,6 +61,11 @@ pub trait Serializer: fmt::Debug + Send + Sync {
     /// gives it again when a connection is lost meanwhile: so its being opened is not what makes it a replay, but this.
     fn spent(&self, _message: &Verified, _now: Timestamp) {}
 
+    /// Whether [`spent`](Serializer::spent) was told of this message: a copy of it that was opened before that is not carried out.
+    fn is_spent(&self, _message: &Verified) -> bool {
+        false
+    }
+
     /// Verifies what another process kept of a registration or heartbeat (see [`Verified::proof`]): who said it, as `open` would,
     /// but for its age and whether it was seen before. Whoever asks bounds its age. Formats without signatures have no proofs.
     ///

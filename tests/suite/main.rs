@@ -46,6 +46,7 @@ mod s08_cedar;
 mod s08_policy;
 mod s09_audit;
 mod s10_attacks;
+mod s10_hostile_broker;
 mod s10_properties;
 mod s11_at_rest;
 mod s14_tls;

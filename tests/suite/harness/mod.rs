@@ -5,6 +5,7 @@
 pub mod broker;
 pub mod browser;
 pub mod forge;
+pub mod hostile;
 mod http;
 pub mod oracle;
 pub mod pki;
