@@ -12,7 +12,10 @@ use openssl::ssl::SslFiletype;
 use openssl::stack::Stack;
 use openssl::x509::store::{X509Lookup, X509Store, X509StoreBuilder};
 use openssl::x509::verify::{X509VerifyFlags, X509VerifyParam};
-use openssl::x509::{X509, X509Crl, X509PurposeId, X509Ref, X509StoreContext, X509VerifyResult};
+use openssl::x509::{X509, X509Crl, X509CrlRef, X509PurposeId, X509Ref, X509StoreContext, X509VerifyResult};
+use x509_cert::der::asn1::AnyRef;
+use x509_cert::der::{Decode, Tag, Tagged};
+use x509_cert::ext::Extension;
 
 use super::certificate::{moment, validity};
 use super::{AuthorityError, Certificate, TrustError};
@@ -75,6 +78,22 @@ impl Anchors {
         intermediates: &[Vec<u8>],
         now: Timestamp,
     ) -> Result<Timestamp, TrustError> {
+        match self.verify_chain(leaf.x509(), intermediates, now)? {
+            (_, Some(wanted)) if wanted != leaf.domain() => {
+                Err(TrustError::Domain { found: leaf.domain().to_owned(), wanted })
+            }
+            (until, _) => Ok(until),
+        }
+    }
+
+    /// What of this is OpenSSL's: path, dates, revocation, constraints and policies. Gives the moment up to which it holds, and the
+    /// domain that the anchor names.
+    pub(super) fn verify_chain(
+        &self,
+        leaf: &X509Ref,
+        intermediates: &[Vec<u8>],
+        now: Timestamp,
+    ) -> Result<(Timestamp, Option<String>), TrustError> {
         if intermediates.len() > MAX_DEPTH as usize {
             return Err(TrustError::Chain("more than 8 intermediate certificates".into()));
         }
@@ -85,7 +104,7 @@ impl Anchors {
         }
         let store = self.store_at(now)?;
         let mut context = X509StoreContext::new().map_err(failed)?;
-        let outcome = context.init(&store, leaf.x509(), &untrusted, |context| {
+        let outcome = context.init(&store, leaf, &untrusted, |context| {
             let good = context.verify_cert()?;
             let chain = || context.chain().into_iter().flatten();
             let until = chain().filter_map(|x509| Some(validity(x509).ok()?.1)).min();
@@ -95,10 +114,9 @@ impl Anchors {
         // A refusal leaves its reasons on this thread's error queue, where the next failure would pick them up.
         drop(ErrorStack::get());
         match outcome.map_err(failed)? {
-            (Some((_, Some(wanted))), ..) if wanted != leaf.domain() => {
-                Err(TrustError::Domain { found: leaf.domain().to_owned(), wanted })
+            (Some((Some(until), domain)), ..) => {
+                Ok((self.crls.as_ref().map_or(until, |crls| until.min(crls.until)), domain))
             }
-            (Some((Some(until), _)), ..) => Ok(self.crls.as_ref().map_or(until, |crls| until.min(crls.until))),
             (_, error, depth) => Err(refusal(error, depth)),
         }
     }
@@ -150,6 +168,9 @@ impl Crls {
     fn new(crls: &[X509Crl]) -> Result<Self, AuthorityError> {
         let (mut pem, mut until) = (Vec::new(), None::<Timestamp>);
         for crl in crls {
+            if is_delta(crl).ok_or(AuthorityError::Crl)? {
+                return Err(AuthorityError::DeltaCrl);
+            }
             let next = crl.next_update().and_then(moment).ok_or(AuthorityError::Crl)?;
             until = Some(until.map_or(next, |until| until.min(next)));
             pem.extend(crl.to_pem().map_err(|_| AuthorityError::Crl)?);
@@ -168,6 +189,21 @@ impl Crls {
         // Fewer than there are would let a revoked certificate pass.
         if usize::try_from(loaded) == Ok(self.count) { Ok(()) } else { Err(ErrorStack::get()) }
     }
+}
+
+/// Whether a list says only what has changed since another (RFC 5280, section 5.2.4). OpenSSL would take it for a complete one, and so
+/// pass over what the other revokes. None when it cannot be read.
+fn is_delta(crl: &X509CrlRef) -> Option<bool> {
+    const DELTA_CRL_INDICATOR: &str = "2.5.29.27";
+    let der = crl.to_der().ok()?;
+    let list = Vec::<AnyRef<'_>>::from_der(&der).ok()?;
+    let content = list.first()?.decode_as::<Vec<AnyRef<'_>>>().ok()?;
+    let last = content.last()?;
+    if !matches!(last.tag(), Tag::ContextSpecific { constructed: true, .. }) {
+        return Some(false);
+    }
+    let extensions = Vec::<Extension>::from_der(last.value()).ok()?;
+    Some(extensions.iter().any(|extension| extension.extn_id.to_string() == DELTA_CRL_INDICATOR))
 }
 
 /// A file with this content that nobody else can open.

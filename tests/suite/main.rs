@@ -36,6 +36,7 @@ mod s02_own_store;
 mod s02_stores;
 mod s02_trust_store;
 mod s03_certs_cli;
+mod s04_pkits;
 mod s04_revocation;
 mod s04_trust;
 mod s05_identity;

