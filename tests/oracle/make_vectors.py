@@ -17,7 +17,7 @@ sys.dont_write_bytecode = True
 from asn1crypto import core
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.x509.oid import NameOID
 
 import envelope
@@ -324,6 +324,9 @@ def bad():
     case("live-offline", "WrongDestination", "a live request among the stored ones", to="mappers", recipients=[m2], reader=m2,
          channel="offline")
 
+    case("stored-request", "WrongDestination", "a stored request among the live ones", to="mappers", recipients=[m2], reader=m2,
+         channel="requests", header={"class": "stored"})
+
     # 5 NotFresh.
     case("future", "NotFresh", "issued 31 seconds in the future", now=T0 - 21 + 0)
     case("expired", "NotFresh", "expired a second ago", now=T0 + 71)
@@ -396,7 +399,224 @@ def bad():
          recipients=[m1], reader=m1, channel="mapper-inbox", content=body("result", bob, m1))
 
 
+def edges():
+    """The edges of what the reader checks by itself: DER, points, lengths, numbers in signatures, parameters of RSA."""
+    m1, fred, carl = NODES["m1"], NODES["fred"], NODES["rsa-carl"]
+
+    def case(name, expect, what, *, reader=fred, **meddle):
+        packet = body("request", m1, reader)
+        der = message(m1, [reader], fields("request", [identity(reader.certificate)]), packet, **meddle)
+        write(f"bad-{name}", what, der, reader, "agent-inbox", expect)
+
+    # DER, in what is signed, in the header, and around both.
+    for name, what, path, how in [
+        ("der-padded-length", "a length in more bytes than needed, within", [2, 2], lambda der: padded_length(der)),
+        ("der-indefinite-within", "an indefinite length, within", [2, 1], lambda der: indefinite(der)),
+        ("der-constructed-octets", "an octet string in pieces, as BER has", [3],
+         lambda der: tlv(0x24, tlv(4, contents(der)[:8]) + tlv(4, contents(der)[8:]))),
+        ("der-constructed-ciphertext", "a ciphertext in pieces, as BER has", [2, 2], lambda der: tlv(0xa0, tlv(4, contents(der)))),
+        ("der-long-tag", "a tag in its long form", [3], lambda der: b"\x1f\x04" + der[1:]),
+        ("der-padded-integer", "an integer with a zero in front", [0], lambda der: b"\x02\x02\x00\x00"),
+        ("der-negative-version", "a negative version", [0], lambda der: b"\x02\x01\xff"),
+        ("der-empty-integer", "an integer without a byte", [0], lambda der: b"\x02\x00"),
+        ("der-padded-tag-length", "the length of the tag with a zero in front", [2, 1, 1, 1], lambda der: b"\x02\x02\x00\x10"),
+        ("der-default-tag-length", "the length of the tag as twelve, which is its default", [2, 1, 1, 1], lambda der: b"\x02\x01\x0c"),
+        ("der-trailing-within", "a byte behind the last field", [], lambda der: tlv(0x30, contents(der) + b"\x00")),
+        ("der-field-more", "a field more behind the last one", [], lambda der: tlv(0x30, contents(der) + b"\x05\x00")),
+        ("der-unused-bits", "a point with an unused bit", [1, 0, 1, 0, 1], lambda der: tlv(3, b"\x01" + contents(der)[1:-1] + b"\x00")),
+        ("der-empty-bits", "a point without a byte", [1, 0, 1, 0, 1], lambda der: b"\x03\x00"),
+    ]:
+        expect = "Unsupported" if name == "der-default-tag-length" else "Malformed"
+        case(name, expect, what, on_enveloped=at(path, how))
+    case("der-header-padded-length", "Malformed", "the header's length in more bytes than needed", on_header=padded_length)
+    case("der-header-indefinite", "Malformed", "a header of indefinite length", on_header=indefinite)
+    case("der-header-padded-integer", "Malformed", "a sequence with a zero in front",
+         on_header=at([4], lambda der: tlv(2, b"\x00" + contents(der))))
+    case("der-header-huge-integer", "Malformed", "a sequence of nine bytes",
+         on_header=at([4], lambda der: tlv(2, b"\x01" + bytes(8))))
+    case("der-header-not-utf8", "Malformed", "a sender that is no UTF-8",
+         on_header=at([2], lambda der: tlv(0x0c, contents(der)[:-1] + b"\xff")))
+    case("der-unsorted-recipients", "Malformed", "recipients that are not in the order of DER",
+         on_enveloped=lambda der: unsorted(der))
+    case("der-signature-in-pieces", "Malformed", "a signature in pieces, as BER has",
+         on_bytes=at([1, 0, 3, 0, 5], lambda der: tlv(0x24, der)))
+    case("der-signature-long-tag", "Malformed", "a signature with its tag in the long form",
+         on_bytes=at([1, 0, 3, 0, 5], lambda der: b"\x1f" + der))
+
+    # Points.
+    p = 2**256 - 2**224 + 2**192 + 2**96 - 1
+    b = 0x5ac635d8aa3a93e7b3ebbd55769886bc651d06b0cc53b0f63bce3c3e27d2604b
+    root = pow(b, (p + 1) // 4, p)
+    other_curve = ec.generate_private_key(ec.SECP384R1()).public_key().public_bytes(
+        serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint)
+    for name, expect, what, point in [
+        ("point-infinity", "Malformed", "the point at infinity", lambda point: b"\x00"),
+        ("point-hybrid", "Malformed", "a point in the hybrid form", lambda point: bytes([6 + point[64] % 2]) + point[1:]),
+        ("point-short", "Malformed", "a point without its last byte", lambda point: point[:-1]),
+        ("point-long", "Malformed", "a point and a byte more", lambda point: point + b"\x00"),
+        ("point-p384", "Malformed", "a point of P-384", lambda point: other_curve),
+        ("point-p384-cut", "CannotOpen", "a point of P-384, cut to the length of one of P-256",
+         lambda point: b"\x04" + other_curve[1:33] + other_curve[49:81]),
+        ("point-zero", "CannotOpen", "a point with both coordinates zero", lambda point: b"\x04" + bytes(64)),
+        ("point-unreduced", "CannotOpen", "a point of the curve whose coordinate is not below the prime",
+         lambda point: b"\x04" + p.to_bytes(32, "big") + root.to_bytes(32, "big")),
+    ]:
+        change_point = at([1, 0, 1, 0, 1], lambda der, point=point: tlv(3, b"\x00" + point(contents(der)[1:])))
+        case(name, expect, what, on_enveloped=change_point)
+
+    # Lengths, and the value that key wrap checks.
+    for length in (0, 8, 13, 16):
+        case(f"nonce-of-{length}", "Malformed", f"a nonce of {length} bytes",
+             on_enveloped=at([2, 1, 1, 0], lambda der, length=length: tlv(4, os.urandom(length))))
+    for length in (0, 15, 17):
+        case(f"tag-of-{length}", "Malformed", f"an authentication tag of {length} bytes",
+             on_enveloped=at([3], lambda der, length=length: tlv(4, (contents(der) + b"\x00")[:length])))
+    for length in (13, 14, 15, 17):
+        case(f"icv-of-{length}", "Unsupported", f"a tag of {length} bytes, as the algorithm says", how={"tag_length": length})
+    wrapped = [1, 0, 4, 0, 1]
+    for length in (0, 24, 32, 39, 48):
+        case(f"wrapped-{length}", "Malformed", f"a wrapped key of {length} bytes",
+             on_enveloped=at(wrapped, lambda der, length=length: tlv(4, (contents(der) + bytes(8))[:length])))
+    case("wrapped-zero", "CannotOpen", "a wrapped key of zeros", on_enveloped=at(wrapped, lambda der: tlv(4, bytes(40))))
+    case("wrapped-first", "CannotOpen", "a bit of the first block of the wrapped key is flipped",
+         on_enveloped=at(wrapped, lambda der: tlv(4, bytes([contents(der)[0] ^ 1]) + contents(der)[1:])))
+    case("wrapped-last", "CannotOpen", "a bit of the last block of the wrapped key is flipped",
+         on_enveloped=at(wrapped, lambda der: tlv(4, contents(der)[:-1] + bytes([contents(der)[-1] ^ 1]))))
+
+    # Numbers in signatures.
+    n = 0xffffffff00000000ffffffffffffffffbce6faada7179e84f3b9cac2fc632551
+    for name, what, how in [
+        ("r-zero", "r is zero", lambda r, s: pair(0, s)),
+        ("s-zero", "s is zero", lambda r, s: pair(r, 0)),
+        ("both-zero", "r and s are zero", lambda r, s: pair(0, 0)),
+        ("r-order", "r is the order of the curve", lambda r, s: pair(n, s)),
+        ("s-order", "s is the order of the curve", lambda r, s: pair(r, n)),
+        ("r-unreduced", "the order of the curve is added to r", lambda r, s: pair(r + n, s)),
+        ("s-unreduced", "the order of the curve is added to s", lambda r, s: pair(r, s + n)),
+        ("r-negative", "r is negative", lambda r, s: pair(-r, s)),
+        ("s-negative", "s is negative", lambda r, s: pair(r, -s)),
+        ("exchanged", "r and s are exchanged", lambda r, s: pair(s, r)),
+        ("padded-number", "r with a zero in front, as BER allows", lambda r, s: tlv(
+            0x30, tlv(2, b"\x00" + contents(core.Integer(r).dump())) + core.Integer(s).dump())),
+        ("padded-length", "a length in more bytes than needed", lambda r, s: padded_length(pair(r, s))),
+        ("indefinite", "an indefinite length", lambda r, s: indefinite(pair(r, s))),
+        ("trailing", "a byte behind the numbers", lambda r, s: pair(r, s) + b"\x00"),
+        ("third", "a third number", lambda r, s: tlv(0x30, contents(pair(r, s)) + b"\x02\x01\x00")),
+        ("raw", "both numbers without any structure", lambda r, s: r.to_bytes(32, "big") + s.to_bytes(32, "big")),
+        ("empty", "no byte at all", lambda r, s: b""),
+    ]:
+        case(f"ecdsa-{name}", "BadSignature", f"ECDSA: {what}",
+             on_bytes=at([1, 0, 3, 0, 5], lambda der, how=how: tlv(4, how(*numbers(contents(der))))))
+
+    # RSA: parameters, and what is not what they say.
+    for name, what, parameters in [
+        ("pss-salt-64", "a salt of 64 bytes", {"salt_length": 64}),
+        ("pss-mgf-sha1", "MGF1 with SHA-1", {"mgf": algorithm(envelope.MGF1, algorithm("1.3.14.3.2.26"))}),
+        ("pss-sha512", "SHA-512", {"hash": algorithm("2.16.840.1.101.3.4.2.3")}),
+        ("pss-other-mgf", "another function than MGF1", {"mgf": algorithm(envelope.SHA256)}),
+    ]:
+        case(name, "Unsupported", f"RSASSA-PSS: {what}",
+             signing={"signature_algorithm": algorithm(envelope.PSS, rsa_with(True, parameters))})
+    case("pss-default", "Unsupported", "RSASSA-PSS with its default parameters",
+         signing={"signature_algorithm": algorithm(envelope.PSS, core.Sequence.load(b"\x30\x00"))})
+    for name, what, parameters in [
+        ("oaep-mgf-sha1", "MGF1 with SHA-1", {"mgf": algorithm(envelope.MGF1, algorithm("1.3.14.3.2.26"))}),
+        ("oaep-sha512", "SHA-512", {"hash": algorithm("2.16.840.1.101.3.4.2.3")}),
+    ]:
+        case(name, "Unsupported", f"RSAES-OAEP: {what}", reader=carl,
+             how={"oaep": algorithm(envelope.OAEP, rsa_with(False, parameters))})
+    public, key = carl.certificate.public_key(), os.urandom(32)
+    oaep = envelope.OAEP_PADDING
+    other_hash = padding.OAEP(padding.MGF1(hashes.SHA1()), hashes.SHA1(), None)
+    labelled = padding.OAEP(padding.MGF1(hashes.SHA256()), hashes.SHA256(), b"label")
+    for name, what, how in [
+        ("flipped", "a bit is flipped", lambda old: old[:-1] + bytes([old[-1] ^ 1])),
+        ("short", "a byte is missing", lambda old: old[1:]),
+        ("long", "a zero stands in front", lambda old: b"\x00" + old),
+        ("empty", "no byte at all", lambda old: b""),
+        ("not-reduced", "a number that is not below the modulus", lambda old: b"\xff" * 256),
+        ("zero", "zero", lambda old: bytes(256)),
+        ("other-hash", "with SHA-1, and called SHA-256", lambda old: public.encrypt(key, other_hash)),
+        ("label", "with a label", lambda old: public.encrypt(key, labelled)),
+        ("pkcs1", "RSAES-PKCS1-v1_5, and called OAEP", lambda old: public.encrypt(key, padding.PKCS1v15())),
+        ("short-key", "a content key of 16 bytes", lambda old: public.encrypt(key[:16], oaep)),
+        ("other-key", "another content key", lambda old: public.encrypt(key, oaep)),
+    ]:
+        case(f"transport-{name}", "CannotOpen", f"RSAES-OAEP: {what}", reader=carl,
+             on_enveloped=at([1, 0, 3], lambda der, how=how: tlv(4, how(contents(der)))))
+
+
 # Meddling that takes more than a line.
+
+
+def split(der):
+    """The length of the identifier and length octets of a value, and that of the value."""
+    if der[1] < 0x80:
+        return 2, der[1]
+    count = der[1] & 0x7f
+    return 2 + count, int.from_bytes(der[2:2 + count], "big")
+
+
+def contents(der):
+    start, length = split(der)
+    return der[start:start + length]
+
+
+def tlv(tag, content):
+    if len(content) < 0x80:
+        return bytes([tag, len(content)]) + content
+    length = len(content).to_bytes((len(content).bit_length() + 7) // 8, "big")
+    return bytes([tag, 0x80 | len(length)]) + length + content
+
+
+def pieces(content):
+    while content:
+        start, length = split(content)
+        yield content[:start + length]
+        content = content[start + length:]
+
+
+def at(path, how):
+    """Replaces the value at this place; the lengths around it stay right."""
+    def edit(der):
+        if not path:
+            return how(der)
+        inside = list(pieces(contents(der)))
+        inside[path[0]] = at(path[1:], how)(inside[path[0]])
+        return tlv(der[0], b"".join(inside))
+    return edit
+
+
+def indefinite(der):
+    return bytes([der[0], 0x80]) + contents(der) + b"\x00\x00"
+
+
+def padded_length(der):
+    content = contents(der)
+    return bytes([der[0], 0x84]) + len(content).to_bytes(4, "big") + content
+
+
+def unsorted(der):
+    one = next(pieces(contents(list(pieces(contents(der)))[1])))
+    own = contents(list(pieces(contents(one)))[-1])
+    other = one.replace(contents(list(pieces(contents(own)))[0]), bytes(24))
+    assert other != one
+    return at([1], lambda _: tlv(0x31, b"".join(sorted([one, other], reverse=True))))(der)
+
+
+def numbers(signature):
+    return [core.Integer.load(number).native for number in pieces(contents(signature))]
+
+
+def pair(r, s):
+    return tlv(0x30, core.Integer(r).dump() + core.Integer(s).dump())
+
+
+def rsa_with(pss, changes):
+    parameters = envelope.rsa_parameters(True, pss=pss)
+    for name, value in changes.items():
+        parameters[name] = value
+    return parameters
 
 
 def unsigned(info):
@@ -468,6 +688,7 @@ def main():
         (OUT / "pki" / f"{node.file}-key.pem").write_bytes(key)
     good()
     bad()
+    edges()
     index = {"started_at": T0, "messages": INDEX}
     (OUT / "index.json").write_text(json.dumps(index, indent=1, ensure_ascii=False) + "\n")
     print(f"{len(INDEX)} messages")

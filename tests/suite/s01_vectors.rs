@@ -68,6 +68,7 @@ fn channel(name: &str) -> Channel {
         "agent-control" => Channel::AgentControl,
         "mapper-inbox" => Channel::MapperInbox,
         "presence" => Channel::Presence,
+        "requests" => Channel::Requests,
         "offline" => Channel::Offline,
         other => panic!("{other} is no channel"),
     }

@@ -1,12 +1,18 @@
-//! s10: whatever bytes come, nothing panics; and no message is opened that is not, bit for bit, one that was sealed.
+//! s10: whatever bytes come, nothing panics; and no message is opened that is not one that was sealed: bit for bit, but for the second
+//! form that every elliptic signature has, which makes no second message.
 
 use nanite::certs::KeyType;
 use nanite::packet::{Packet, Payload, Register, Request, Status};
 use nanite::security::{SecureSerializer, inspect};
-use nanite::serializer::{Audience, Channel, OpenContext, SealRequest, Serializer};
+use nanite::serializer::{Audience, Channel, OpenContext, OpenErrorKind, SealRequest, Serializer};
+use openssl::bn::{BigNum, BigNumContext};
+use openssl::ec::EcGroup;
+use openssl::ecdsa::EcdsaSig;
+use openssl::nid::Nid;
 use proptest::prelude::*;
 
 use crate::harness::pki::{Pki, agent, at, mapper};
+use crate::harness::tamper::Forged;
 
 /// A reader, and a message that it would open.
 struct Case {
@@ -85,4 +91,22 @@ fn s10_any_change_of_a_message_is_refused_without_a_panic() {
         prop_assert!(!case.opens(&changed));
     });
     assert!(case.opens(&case.message));
+}
+
+#[test]
+fn s10_the_second_form_of_a_signature_makes_no_second_message() {
+    let case = Case::request(KeyType::P256);
+    let mut forged = Forged::new(&case.message);
+    let bytes = forged.signer().at(&[5]).leaf();
+    let signature = EcdsaSig::from_der(bytes).unwrap();
+    let (mut order, mut context) = (BigNum::new().unwrap(), BigNumContext::new().unwrap());
+    EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).unwrap().order(&mut order, &mut context).unwrap();
+    let (r, s) = (signature.r().to_owned().unwrap(), &order - signature.s());
+    *bytes = EcdsaSig::from_private_components(r, s).unwrap().to_der().unwrap();
+    let second = forged.bytes();
+    assert_ne!(second, case.message);
+    assert!(case.opens(&second), "it is a signature of the same over the same");
+    assert!(!case.opens(&case.message) && !case.opens(&second));
+    let counters = case.reader.counters();
+    assert_eq!((counters.opened(), counters.refused(OpenErrorKind::Replayed)), (1, 2));
 }
