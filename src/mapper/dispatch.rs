@@ -19,6 +19,8 @@ use crate::transport::{Destination, TransportError, topology};
 
 /// How many times another agent is chosen, when the chosen one turns out to be gone.
 const CHOICES: usize = 8;
+/// How soon an agent is seen that was silent and is heard again: it does not register anew while it is still remembered.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// The longest lifetime of a message that asks for work; the work itself may take longer.
 const LIFETIME: Duration = Duration::from_secs(60);
 
@@ -178,7 +180,8 @@ impl Sending<'_> {
                     candidates.into_iter().enumerate().filter(|(at, _)| wanted.contains(at)).map(|(_, c)| c).collect();
                 return if chosen.is_empty() { Err(no_target(request)) } else { Ok(chosen) };
             }
-            if tokio::time::timeout_at(until, changed).await.is_err() {
+            let again = until.min(after(LOOK_AGAIN));
+            if tokio::time::timeout_at(again, changed).await.is_err() && again == until {
                 return Err(no_target(request));
             }
         }

@@ -38,6 +38,7 @@ mod s02_trust_store;
 mod s03_certs_cli;
 mod s04_pkits;
 mod s04_revocation;
+mod s04_running;
 mod s04_trust;
 mod s05_identity;
 mod s06_freshness;
