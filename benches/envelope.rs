@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use criterion::{BatchSize, Criterion};
 use nanite::certs::{
-    Certificate, CertificateAuthority, CertificateStore, Credentials, KeyType, PrivateKey, Recipient, RecipientQuery,
-    SignerQuery, StoreError,
+    Certificate, CertificateAuthority, CertificateStore, Credentials, KeyType, PrivateKey, Reason, Recipient,
+    RecipientQuery, RevocationList, SignerQuery, StoreError, Trust,
 };
 use nanite::clock::Timestamp;
 use nanite::packet::{Identity, Packet, Payload, Request};
@@ -142,6 +142,63 @@ fn refusals(c: &mut Criterion, bench: &Bench) {
         let context = OpenContext::new(channel, NOW);
         c.benchmark_group(format!("{}-256-open", bench.name))
             .bench_function(what, |b| b.iter(|| to.open(&bytes, &context).unwrap_err()));
+    }
+}
+
+/// How many certificates the longer revocation list revokes.
+const REVOKED: usize = 1000;
+
+/// What chain and revocation lists add to opening: with the verdict kept, with one made anew (as once a minute for each signer), and
+/// with the lists read anew, too (as when the second is another than that of the verdict before).
+fn trust(c: &mut Criterion, bench: &Bench) {
+    let from = bench.serializer(&bench.from, true);
+    let audience = Audience::One(bench.to.certificate().identity().clone());
+    let (how, packet) = (SealRequest::new(&audience, NOW), packet(256));
+    let list = |count: usize| {
+        let issue = |n| {
+            let identity = Identity::agent(&format!("gone-{n}")).unwrap();
+            let valid_for = CertificateAuthority::LEAF_VALID_FOR;
+            bench.ca.issue(&identity, KeyType::P256, valid_for, NOW).unwrap().certificate().clone()
+        };
+        let gone: Vec<Arc<Certificate>> = (0..count).map(issue).collect();
+        let revoked: Vec<_> = gone.iter().map(|one| (&**one, Reason::Superseded)).collect();
+        RevocationList::next(None, &bench.ca, &revoked, RevocationList::VALID_FOR, NOW).unwrap().to_pem().unwrap()
+    };
+    let chain = || bench.ca.trust().unwrap();
+    for (what, believed) in [
+        ("pinned", Trust::pinned()),
+        ("chain", chain()),
+        ("list", chain().with_crls_pem(&list(1)).unwrap()),
+        ("long-list", chain().with_crls_pem(&list(REVOKED)).unwrap()),
+    ] {
+        let believed = Arc::new(believed);
+        let builder = SecureSerializer::builder(bench.to.clone(), bench.store.clone(), believed.clone());
+        let to = builder.started_at(NOW).build().unwrap();
+        let sealed = || from.seal(&packet, &how).unwrap().bytes;
+        let mut group = c.benchmark_group(format!("{}-256-open", bench.name));
+        let context = OpenContext::new(Channel::AgentInbox, NOW);
+        group.bench_function(format!("{what}-kept"), |b| {
+            b.iter_batched(sealed, |bytes| to.open(&bytes, &context).unwrap(), BatchSize::SmallInput);
+        });
+        group.bench_function(format!("{what}-anew"), |b| {
+            let setup = || {
+                let bytes = sealed();
+                // What is kept is forgotten with it.
+                believed.replace_authorities(&believed);
+                bytes
+            };
+            b.iter_batched(setup, |bytes| to.open(&bytes, &context).unwrap(), BatchSize::PerIteration);
+        });
+        let mut second = 0;
+        group.bench_function(format!("{what}-reloaded"), |b| {
+            let setup = || {
+                let bytes = sealed();
+                believed.replace_authorities(&believed);
+                second = 1 - second;
+                (bytes, OpenContext::new(Channel::AgentInbox, NOW.saturating_add(Duration::from_secs(second))))
+            };
+            b.iter_batched(setup, |(bytes, context)| to.open(&bytes, &context).unwrap(), BatchSize::PerIteration);
+        });
     }
 }
 
@@ -426,6 +483,26 @@ fn print_refusals() {
     }
 }
 
+/// What chain and revocation lists add to opening a message, over what it costs with certificates that are pinned.
+fn print_trust() {
+    println!("\nopening by what is believed, over opening by pinned certificates, 256 bytes");
+    println!("{:>52} {:>12} {:>12} {:>12}", "", "kept", "made anew", "and loaded");
+    for name in ["p256", "rsa2048"] {
+        let group = format!("{name}-256-open");
+        let Some(bare) = median(&group, "pinned-kept") else { continue };
+        let long = format!("and a list of {REVOKED}");
+        for (what, which) in
+            [("a chain to the CA", "chain"), ("and a revocation list of 1", "list"), (&*long, "long-list")]
+        {
+            let ratio = |how: &str| {
+                median(&group, &format!("{which}-{how}")).map_or("-".to_owned(), |took| format!("{:.2}", took / bare))
+            };
+            let [kept, anew, reloaded] = ["kept", "anew", "reloaded"].map(ratio);
+            println!("{name:>16} {what:>35} {kept:>12} {anew:>12} {reloaded:>12}");
+        }
+    }
+}
+
 fn main() {
     let mut criterion = Criterion::default()
         .without_plots()
@@ -437,10 +514,12 @@ fn main() {
         let bench = Bench::new(name, key_type);
         envelope(&mut criterion, &bench);
         refusals(&mut criterion, &bench);
+        trust(&mut criterion, &bench);
         primitives(&mut criterion, &bench);
         openssl_cms(&mut criterion, &bench);
     }
     criterion.final_summary();
     print_ratios();
     print_refusals();
+    print_trust();
 }
