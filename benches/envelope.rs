@@ -130,7 +130,7 @@ fn refusals(c: &mut Criterion, bench: &Bench) {
     let sealed = from.seal(&packet(256), &SealRequest::new(&audience, NOW)).unwrap().bytes;
     let mut forged = sealed.clone();
     *forged.last_mut().unwrap() ^= 1;
-    let advertise = Packet::Advertise(nanite::packet::Advertise { target: None });
+    let advertise = Packet::Advertise(nanite::packet::Advertise::default());
     let stranger = Bench::new(bench.name, if bench.elliptic { KeyType::P256 } else { KeyType::Rsa2048 });
     let strange = stranger.serializer(&stranger.from, true);
     let strange = strange.seal(&advertise, &SealRequest::new(&Audience::Agents, NOW)).unwrap().bytes;

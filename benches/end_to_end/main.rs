@@ -1,4 +1,5 @@
-//! p01, p03: round trips per second through RabbitMQ: lapin alone, this project's transport, nanite plain and nanite secure.
+//! p01, p03: round trips per second through RabbitMQ: lapin alone, this project's transport, nanite plain and nanite secure, and
+//! both through a proxy and a mapper.
 //!
 //! `cargo bench --bench end_to_end` starts a broker of its own and measures all of them in turn, several times over, so that they
 //! meet the same machine in the same mood; it prints medians, and ratios of them. All clients and servers are in this one
@@ -26,6 +27,7 @@ use nanite::certs::{CertificateAuthority, KeyType, StaticCertificateStore};
 use nanite::clock::{Clock, SystemClock};
 use nanite::mapper::Mapper;
 use nanite::packet::Identity;
+use nanite::proxy::MapperProxy;
 use nanite::security::SecureSerializer;
 use nanite::serializer::{Plain, Serializer};
 use nanite::transport::{Destination, Outgoing, Queue, QueueKind, Transport};
@@ -84,6 +86,13 @@ fn main() {
             let (way, agent) = over_nanite(&broker, name, secure).await;
             ways.push(way);
             alive.push(Box::new(agent));
+        }
+        for (name, secure) in [("plain, through a mapper", false), ("secure, through a mapper", true)] {
+            // Mappers of one virtual host take each other's requests.
+            let place = broker.another();
+            let (way, nodes) = over_proxy(&place, name, secure).await;
+            ways.push(way);
+            alive.push(Box::new((nodes, place)));
         }
         for round in 0..=rounds {
             for way in &mut ways {
@@ -208,7 +217,29 @@ async fn over_nanite(broker: &Broker, name: &'static str, secure: bool) -> (Way,
     (way, agent)
 }
 
-fn serializers(nodes: [&Identity; 2], secure: bool) -> [Arc<dyn Serializer>; 2] {
+/// An agent, a mapper, and a node that asks through the mapper.
+async fn over_proxy(broker: &Broker, name: &'static str, secure: bool) -> (Way, (AgentHandle, Mapper)) {
+    let (fred, desk, asker) = (Identity::agent("fred"), Identity::mapper("desk"), Identity::agent("asker"));
+    let (fred, desk, asker) = (fred.unwrap(), desk.unwrap(), asker.unwrap());
+    let [of_fred, of_desk, of_asker] = serializers([&fred, &desk, &asker], secure);
+    let simple = actor("simple").expose("echo", |text: String| async move { Reply::Ok(text) });
+    let agent = Agent::builder(fred, of_fred, Arc::new(broker.connect().await)).actor(simple).concurrency(256);
+    let agent = agent.prefetch(256).build().unwrap().start().await.unwrap();
+    let mapper = Mapper::builder(desk, of_desk, Arc::new(broker.connect().await)).start().await.unwrap();
+    let payload = "x".repeat(PAYLOAD);
+    mapper.request("/simple/echo", &payload).wait_for_agents(PATIENCE).await.unwrap();
+    let proxy = MapperProxy::start(asker, of_asker, Arc::new(broker.connect().await)).await.unwrap();
+    let way = Way::new(name, move || {
+        let request = proxy.request("/simple/echo", &payload);
+        async move {
+            let answers = request.await.unwrap();
+            assert_eq!(answers.results().count(), 1);
+        }
+    });
+    (way, (agent, mapper))
+}
+
+fn serializers<const N: usize>(nodes: [&Identity; N], secure: bool) -> [Arc<dyn Serializer>; N] {
     if !secure {
         return nodes.map(|_| Arc::new(Plain::json()) as Arc<dyn Serializer>);
     }
@@ -246,6 +277,15 @@ fn report(ways: &[Way], rounds: usize) {
             print!("{:>42}", format!("{middle:.0} ({least:.0} to {most:.0})  {ratio:.2}  {cpu:.0} us"));
         }
         println!();
+    }
+    println!();
+    println!("Through a proxy and a mapper against directly from a mapper, as a ratio of round trips per second:");
+    for (direct, through) in
+        [("nanite plain", "plain, through a mapper"), ("nanite secure", "secure, through a mapper")]
+    {
+        let named = |name: &str| ways.iter().find(|way| way.name == name).unwrap();
+        let ratio = |n: usize| rate(&named(through).measured[n]) / rate(&named(direct).measured[n]);
+        println!("{direct:<30}{:>42.2}{:>42.2}", ratio(0), ratio(1));
     }
 }
 

@@ -73,6 +73,11 @@ impl Broker {
         Self::on(node, Some(Private { _dir: dir, running: Some(child) }))
     }
 
+    /// Another virtual host on the same node.
+    pub fn another(&self) -> Self {
+        Self::on(self.node.clone(), None)
+    }
+
     fn on(node: Node, private: Option<Private>) -> Self {
         let vhost = format!("test-{}", random());
         let broker = Self { node, vhost, private };

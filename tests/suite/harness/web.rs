@@ -99,3 +99,17 @@ pub fn encoded(text: &str) -> String {
         .map(|byte| if byte.is_ascii_alphanumeric() { char::from(byte).into() } else { format!("%{byte:02X}") })
         .collect()
 }
+
+/// A stream of events, of which the head has been read.
+pub fn events(port: u16, path: &str, cookie: &str) -> (u16, TcpStream) {
+    let head = format!("GET {path} HTTP/1.1\r\n{}{cookie}Accept: text/event-stream\r\n\r\n", host(port));
+    let mut stream = open(port, head.as_bytes());
+    let mut read = Vec::new();
+    while !read.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        read.push(byte[0]);
+    }
+    let status = std::str::from_utf8(&read).unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+    (status, stream)
+}

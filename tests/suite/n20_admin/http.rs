@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::{Site, counter, work};
 use crate::harness::system::{System, knows, start};
-use crate::harness::web::{self, Answer};
+use crate::harness::web::{self, Answer, events};
 
 fn assert_secure(what: &str, answer: &Answer) {
     let policy = answer.header("content-security-policy");
@@ -268,20 +268,6 @@ async fn n20_a_session_ends_by_logging_out_and_by_its_time() {
     assert_eq!(site.get("/", &cookie).status, 200);
     site.clock.advance(Duration::from_secs(1));
     assert_eq!(site.get("/", &cookie).status, 303);
-}
-
-/// A stream of events, of which the head has been read.
-pub fn events(port: u16, path: &str, cookie: &str) -> (u16, TcpStream) {
-    let head = format!("GET {path} HTTP/1.1\r\n{}{cookie}Accept: text/event-stream\r\n\r\n", web::host(port));
-    let mut stream = web::open(port, head.as_bytes());
-    let mut read = Vec::new();
-    while !read.ends_with(b"\r\n\r\n") {
-        let mut byte = [0];
-        stream.read_exact(&mut byte).unwrap();
-        read.push(byte[0]);
-    }
-    let status = std::str::from_utf8(&read).unwrap().split(' ').nth(1).unwrap().parse().unwrap();
-    (status, stream)
 }
 
 fn read_until(stream: &mut TcpStream, wanted: &str) -> String {

@@ -2,7 +2,6 @@
 
 mod browser;
 mod http;
-mod memory;
 mod program;
 
 use std::sync::Arc;

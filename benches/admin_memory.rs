@@ -1,5 +1,15 @@
-//! How much memory the Control Tower takes with a thousand agents: measured, not asserted.
-//! `cargo test --release --all-features --test suite n20_memory -- --ignored --nocapture`
+//! n20: how much memory the Control Tower takes with a thousand agents.
+//!
+//! `cargo bench --bench admin_memory --features admin` starts the program beside a broker, registers the agents, sends more of their
+//! heartbeats than are remembered, and opens pages; it prints how much memory the program has resident after each step, and the ratio
+//! to what it has without agents. `-- --agents N` and `-- --heartbeats N` change how long it takes.
+
+#![allow(missing_docs)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+#[path = "../tests/suite/harness/mod.rs"]
+#[allow(unused_imports, unused_macros)]
+mod harness;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,25 +22,36 @@ use nanite::security::SecureSerializer;
 use nanite::serializer::Audience;
 use nanite::transport::{Destination, Exchange, topology};
 
-use super::http::events;
-use crate::harness::program::Running;
-use crate::harness::site::Site;
-use crate::harness::web;
+use harness::program::Running;
+use harness::site::Site;
+use harness::web::{self, events};
 
+/// How many agents there are, and how many heartbeats come of each: more than are remembered.
 const AGENTS: usize = 1000;
-/// More heartbeats than are remembered of each agent.
-const ROUNDS: usize = 125;
+const HEARTBEATS: usize = 125;
 
-fn resident(tower: &Running) -> String {
+/// How much memory the program has resident, in MiB.
+fn resident(tower: &Running) -> f64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", tower.id())).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
     let kib: f64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
-    format!("{:.1} MiB", kib / 1024.0)
+    kib / 1024.0
 }
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "a measurement of some minutes"]
-async fn n20_memory_with_a_thousand_agents() {
+fn main() {
+    let agents = option("--agents", AGENTS);
+    let heartbeats = option("--heartbeats", HEARTBEATS);
+    tokio::runtime::Runtime::new().unwrap().block_on(measure(agents, heartbeats));
+}
+
+/// Says how much it is, and how much that is against the first time.
+fn say(tower: &Running, what: &str, first: &mut Option<f64>) {
+    let now = resident(tower);
+    println!("{what:<36}{now:>8.1} MiB {:>6.2}", now / *first.get_or_insert(now));
+}
+
+async fn measure(agents: usize, heartbeats: usize) {
+    let mut first = None;
     let site = Site::new(&["mapper tower"]);
     let now = SystemClock.now();
     let directory = CertificateDirectory::new(site.path("certs"));
@@ -38,7 +59,7 @@ async fn n20_memory_with_a_thousand_agents() {
     let authority = std::fs::read(site.path("certs/ca.pem")).unwrap();
     let authority = CertificateAuthority::from_pem(&authority, key, None).unwrap();
     let valid = CertificateAuthority::LEAF_VALID_FOR;
-    let issued: Vec<_> = (0..AGENTS)
+    let issued: Vec<_> = (0..agents)
         .map(|number| {
             let identity = Identity::agent(&format!("worker-{number:04}")).unwrap();
             let credentials = authority.issue(&identity, KeyType::P256, valid, now).unwrap();
@@ -49,7 +70,7 @@ async fn n20_memory_with_a_thousand_agents() {
         .collect();
     let mut tower = site.start(&["admin", "--token", "tower", "--listen", "127.0.0.1:0"]);
     tower.wait_for("lets one browser in, once");
-    println!("no agents:                          {}", resident(&tower));
+    say(&tower, "no agents", &mut first);
 
     let transport = Arc::new(site.broker.connect().await);
     let store = Arc::new(DirectoryCertificateStore::open(directory.path(), now).unwrap());
@@ -79,11 +100,11 @@ async fn n20_memory_with_a_thousand_agents() {
     let port: u16 = port.parse().unwrap();
     let entered = web::get(port, &format!("/{}", link.split_whitespace().next().unwrap()), "");
     let cookie = format!("Cookie: {}\r\n", entered.cookie("nanite-").unwrap());
-    let known = async || web::get(port, "/", &cookie).body.contains("<dd>1000</dd>");
-    crate::harness::wait_until("all are known", known).await;
-    println!("{AGENTS} agents registered:             {}", resident(&tower));
+    let all = format!("<dd>{agents}</dd>");
+    harness::wait_until("all are known", async || web::get(port, "/", &cookie).body.contains(&all)).await;
+    say(&tower, &format!("{agents} agents registered"), &mut first);
 
-    for round in 0..ROUNDS {
+    for round in 0..heartbeats {
         let began = Instant::now();
         for link in &links {
             let status = Status::new((round % 7) as f64);
@@ -93,10 +114,18 @@ async fn n20_memory_with_a_thousand_agents() {
         }
         tokio::time::sleep(Duration::from_millis(1100).saturating_sub(began.elapsed())).await;
     }
-    println!("{ROUNDS} heartbeats of each later:     {}", resident(&tower));
+    say(&tower, &format!("{heartbeats} heartbeats of each later"), &mut first);
     let pages: Vec<_> =
         (1..=32).map(|page| events(port, &format!("/events?page={}", page % 10 + 1), &cookie)).collect();
     assert!(pages.iter().all(|(status, _)| *status == 200));
     tokio::time::sleep(Duration::from_secs(5)).await;
-    println!("32 pages kept up to date:           {}", resident(&tower));
+    say(&tower, "32 pages kept up to date", &mut first);
+}
+
+fn option(name: &str, default: usize) -> usize {
+    let mut arguments = std::env::args().skip_while(|argument| argument != name);
+    match (arguments.next(), arguments.next()) {
+        (Some(_), value) => value.and_then(|value| value.parse().ok()).expect("a number after the option"),
+        (None, _) => default,
+    }
 }

@@ -1,0 +1,253 @@
+//! n19: the throughput of a file that is sent to agents, against `cp`, and against lapin alone that carries the same chunks.
+//!
+//! `cargo bench --bench broadcast` starts a broker of its own and does all of them in turn, several times over; it prints medians, and
+//! ratios of them. Lapin alone publishes chunks of the same size, mandatory and confirmed, as many ahead as a transfer has, to one
+//! consumer that writes them to a file and acknowledges them. All nodes are in this one process. `-- --rounds N` and
+//! `-- --mebibytes N` (the file) change how long it takes.
+
+#![allow(missing_docs)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+#[path = "../tests/suite/harness/broker.rs"]
+#[allow(dead_code)]
+mod broker;
+#[path = "../tests/suite/harness/http.rs"]
+mod http;
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesOrdered;
+use lapin::options::{
+    BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions,
+    QueueDeclareOptions,
+};
+use lapin::types::FieldTable;
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
+use nanite::agent::{Agent, AgentHandle};
+use nanite::certs::{CertificateAuthority, KeyType, StaticCertificateStore};
+use nanite::clock::{Clock, SystemClock};
+use nanite::files::{Broadcast, FileRoot};
+use nanite::mapper::Mapper;
+use nanite::packet::{Identity, Tag};
+use nanite::security::SecureSerializer;
+use nanite::serializer::{Plain, Serializer};
+
+use broker::Broker;
+
+/// The size of a chunk and how many are sent ahead, as a transfer has them.
+const CHUNK: usize = 256 * 1024;
+const AHEAD: usize = 16;
+
+fn main() {
+    let rounds = option("--rounds", 5);
+    let mebibytes = option("--mebibytes", 64);
+    let broker = Broker::private();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    random_file(&file, mebibytes);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let mut measured: Vec<(&str, Vec<f64>)> =
+        ["cp", "lapin, with confirms", "nanite plain", "nanite secure", "nanite secure, to two"]
+            .map(|name| (name, vec![]))
+            .into();
+    runtime.block_on(async {
+        let bare = Bare::start(&broker.url()).await;
+        let places = [broker.another(), broker.another(), broker.another()];
+        let fleets = [
+            Fleet::start(&places[0], dir.path(), 1, false).await,
+            Fleet::start(&places[1], dir.path(), 1, true).await,
+            Fleet::start(&places[2], dir.path(), 2, true).await,
+        ];
+        for round in 0..=rounds {
+            let mut took =
+                vec![copy(&file, &dir.path().join("copy")), bare.carry(&file, &dir.path().join("carried")).await];
+            for fleet in &fleets {
+                took.push(fleet.send(&file).await);
+            }
+            for ((_, values), took) in measured.iter_mut().zip(took) {
+                // The first round warms up.
+                if round > 0 {
+                    values.push(mebibytes as f64 / took.as_secs_f64());
+                }
+            }
+        }
+    });
+    report(&mut measured, mebibytes, rounds);
+}
+
+fn random_file(path: &Path, mebibytes: usize) {
+    let mut file = File::create(path).unwrap();
+    let mut bytes = vec![0; 1 << 20];
+    for _ in 0..mebibytes {
+        openssl::rand::rand_bytes(&mut bytes).unwrap();
+        file.write_all(&bytes).unwrap();
+    }
+}
+
+fn copy(from: &Path, to: &Path) -> Duration {
+    let _ = std::fs::remove_file(to);
+    let start = Instant::now();
+    assert!(Command::new("cp").args([from, to]).status().unwrap().success());
+    start.elapsed()
+}
+
+/// A publisher and a consumer by lapin alone.
+struct Bare {
+    _connections: [Connection; 2],
+    publish: Channel,
+    consume: Channel,
+}
+
+impl Bare {
+    async fn start(url: &str) -> Self {
+        let connect = || Connection::connect(url, ConnectionProperties::default());
+        let (client, server) = (connect().await.unwrap(), connect().await.unwrap());
+        let (publish, consume) = (client.create_channel().await.unwrap(), server.create_channel().await.unwrap());
+        publish.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        consume.queue_declare("chunks".into(), options, FieldTable::default()).await.unwrap();
+        consume.basic_qos(u16::try_from(AHEAD).unwrap(), BasicQosOptions::default()).await.unwrap();
+        Self { _connections: [client, server], publish, consume }
+    }
+
+    async fn carry(&self, from: &Path, to: &Path) -> Duration {
+        let size = std::fs::metadata(from).unwrap().len();
+        let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
+        let mut chunks =
+            self.consume.basic_consume("chunks".into(), "writer".into(), options, arguments).await.unwrap();
+        let start = Instant::now();
+        let mut written = File::create(to).unwrap();
+        let received = async {
+            let mut got = 0;
+            while got < size {
+                let chunk = chunks.next().await.unwrap().unwrap();
+                tokio::task::block_in_place(|| written.write_all(&chunk.data)).unwrap();
+                chunk.ack(BasicAckOptions::default()).await.unwrap();
+                got += chunk.data.len() as u64;
+            }
+        };
+        let mut file = File::open(from).unwrap();
+        let sent = async {
+            let mut under_way = FuturesOrdered::new();
+            let mut bytes = vec![0; CHUNK];
+            loop {
+                let length = tokio::task::block_in_place(|| file.read(&mut bytes)).unwrap();
+                if length == 0 {
+                    break;
+                }
+                let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+                let confirm = self.publish.basic_publish(
+                    "".into(),
+                    "chunks".into(),
+                    options,
+                    &bytes[..length],
+                    BasicProperties::default(),
+                );
+                under_way.push_back(confirm.await.unwrap());
+                if under_way.len() >= AHEAD {
+                    under_way.next().await.unwrap().unwrap();
+                }
+            }
+            while under_way.next().await.is_some() {}
+        };
+        tokio::join!(sent, received);
+        let took = start.elapsed();
+        self.consume.basic_cancel("writer".into(), lapin::options::BasicCancelOptions::default()).await.unwrap();
+        took
+    }
+}
+
+/// A mapper, and agents that take files.
+struct Fleet {
+    mapper: Mapper,
+    _agents: Vec<AgentHandle>,
+    inboxes: Vec<PathBuf>,
+}
+
+impl Fleet {
+    async fn start(broker: &Broker, dir: &Path, agents: usize, secure: bool) -> Self {
+        let names = (0..agents).map(|n| Identity::agent(&format!("agent-{n}")).unwrap());
+        let nodes: Vec<Identity> = std::iter::once(Identity::mapper("desk").unwrap()).chain(names).collect();
+        let mut serializers = serializers(&nodes, secure).into_iter();
+        let desk = (nodes[0].clone(), serializers.next().unwrap());
+        let domain: Tag = "photos".parse().unwrap();
+        let (mut handles, mut inboxes) = (Vec::new(), Vec::new());
+        for (node, serializer) in nodes[1..].iter().zip(serializers) {
+            let inbox = dir.join(format!("{}-{}-{node}", broker.vhost(), secure));
+            std::fs::create_dir(&inbox).unwrap();
+            let root = FileRoot::new(&inbox, vec![domain.clone()]).unwrap();
+            let agent = Agent::builder(node.clone(), serializer, Arc::new(broker.connect().await)).files(root);
+            handles.push(agent.build().unwrap().start().await.unwrap());
+            inboxes.push(inbox);
+        }
+        let mapper = Mapper::builder(desk.0, desk.1, Arc::new(broker.connect().await)).start().await.unwrap();
+        while mapper.agents().await.unwrap().len() < agents {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Self { mapper, _agents: handles, inboxes }
+    }
+
+    async fn send(&self, file: &Path) -> Duration {
+        let start = Instant::now();
+        let answers = self.mapper.broadcast(Broadcast::new(file, "photos".parse().unwrap()), |_| {}).await.unwrap();
+        let took = start.elapsed();
+        assert_eq!(answers.results().count(), self.inboxes.len(), "{answers:?}");
+        for inbox in &self.inboxes {
+            let name = file.file_name().unwrap();
+            assert_eq!(std::fs::metadata(inbox.join(name)).unwrap().len(), std::fs::metadata(file).unwrap().len());
+            std::fs::remove_file(inbox.join(name)).unwrap();
+        }
+        took
+    }
+}
+
+fn serializers(nodes: &[Identity], secure: bool) -> Vec<Arc<dyn Serializer>> {
+    if !secure {
+        return nodes.iter().map(|_| Arc::new(Plain::json()) as Arc<dyn Serializer>).collect();
+    }
+    let now = SystemClock.now();
+    let valid_for = CertificateAuthority::VALID_FOR;
+    let ca = CertificateAuthority::create("example.org", KeyType::P256, valid_for, now).unwrap();
+    let issue = |node| ca.issue(node, KeyType::P256, CertificateAuthority::LEAF_VALID_FOR, now).unwrap();
+    let own: Vec<_> = nodes.iter().map(issue).collect();
+    let store = Arc::new(StaticCertificateStore::new(own.iter().map(|own| own.certificate().clone())));
+    let secure = own.into_iter().map(|own| {
+        let secure = SecureSerializer::builder(own, store.clone(), ca.trust().unwrap()).build().unwrap();
+        Arc::new(secure) as Arc<dyn Serializer>
+    });
+    secure.collect()
+}
+
+fn report(measured: &mut [(&str, Vec<f64>)], mebibytes: usize, rounds: usize) {
+    println!(
+        "A file of {mebibytes} MiB, in MiB a second: medians of {rounds} and, in brackets, least and most; ratios to the first two."
+    );
+    println!();
+    let mut bases: Vec<f64> = Vec::new();
+    for (name, values) in measured {
+        values.sort_by(f64::total_cmp);
+        let median = values[values.len() / 2];
+        bases.push(median);
+        let ratios: Vec<String> = bases.iter().take(2).map(|base| format!("{:.3}", median / base)).collect();
+        println!(
+            "{name:<24}{median:>9.1} ({:.1} to {:.1})   {}",
+            values[0],
+            values[values.len() - 1],
+            ratios.join("  ")
+        );
+    }
+}
+
+fn option(name: &str, default: usize) -> usize {
+    let mut arguments = std::env::args().skip_while(|argument| argument != name);
+    match (arguments.next(), arguments.next()) {
+        (Some(_), value) => value.and_then(|value| value.parse().ok()).expect("a number after the option"),
+        (None, _) => default,
+    }
+}
