@@ -1,7 +1,7 @@
 //! Requests through a mapper: for agents, and for programs without a mapper of their own.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use serde::Serialize;
@@ -19,6 +19,8 @@ use crate::transport::{Destination, Queue, QueueKind, Transport, TransportError,
 const LIFETIME: Duration = Duration::from_secs(60);
 /// How long the mappers may take to make themselves known to a proxy that starts.
 const MAPPERS_KNOWN: Duration = Duration::from_secs(2);
+/// How often a proxy that is used makes itself known to the mappers again, which may be others by then.
+const HELLO_AGAIN: Duration = Duration::from_secs(10);
 /// How many answers are unacknowledged at a time.
 const PREFETCH: u16 = 256;
 
@@ -39,6 +41,20 @@ struct Listener {
     task: AbortHandle,
     /// Counts how often mappers have made themselves known.
     advertised: watch::Receiver<u64>,
+    /// When this proxy made itself known to them.
+    said_hello: Mutex<Option<Instant>>,
+}
+
+impl Listener {
+    /// Whether it is time to say hello, which is noted as done.
+    fn is_hello_due(&self) -> bool {
+        let mut said = self.said_hello.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = said.is_none_or(|at| at.elapsed() >= HELLO_AGAIN);
+        if is_due {
+            *said = Some(Instant::now());
+        }
+        is_due
+    }
 }
 
 impl Drop for Listener {
@@ -84,7 +100,8 @@ impl MapperProxy {
         let jobs = Arc::default();
         let (advertises, advertised) = watch::channel(0);
         let task = tokio::spawn(listen(answers, Arc::clone(&jobs), advertises)).abort_handle();
-        let proxy = Self { link, jobs, listener: Some(Arc::new(Listener { task, advertised })) };
+        let proxy =
+            Self { link, jobs, listener: Some(Arc::new(Listener { task, advertised, said_hello: Mutex::default() })) };
         proxy.know_mappers(MAPPERS_KNOWN).await;
         Ok(proxy)
     }
@@ -115,7 +132,12 @@ impl MapperProxy {
     /// Waits for the mappers to make themselves known, where they are not known by other means. False when none did.
     async fn know_mappers(&self, limit: Duration) -> bool {
         let Some(listener) = self.listener.as_ref().filter(|_| self.link.learns_peers()) else { return true };
+        let is_due = listener.is_hello_due();
         if *listener.advertised.borrow() > 0 {
+            if is_due {
+                let link = self.link.clone();
+                tokio::spawn(async move { link.say_hello().await });
+            }
             return true;
         }
         match self.link.say_hello().await {
@@ -182,7 +204,11 @@ impl Dispatch for MapperProxy {
 async fn listen(mut answers: Subscription, jobs: Arc<Jobs>, advertises: watch::Sender<u64>) {
     while let Some(received) = answers.next().await {
         let inbound = Received::accept(received).await;
-        if matches!(inbound.packet, Packet::Advertise(_)) {
+        if let Packet::Advertise(advertise) = &inbound.packet {
+            // One that takes no requests of others is of no use here.
+            if !advertise.serves {
+                continue;
+            }
             advertises.send_modify(|heard| *heard = heard.saturating_add(1));
         } else if !jobs.answered(inbound) {
             tracing::debug!("an answer that nobody waits for");

@@ -47,6 +47,7 @@ pub struct AgentBuilder {
     drain: Duration,
     files: Option<FileRoot>,
     audit: Option<AuditLog>,
+    give_way: bool,
 }
 
 /// Why an agent cannot be built.
@@ -85,6 +86,7 @@ impl Agent {
             drain: Duration::from_secs(30),
             files: None,
             audit: None,
+            give_way: false,
         }
     }
 }
@@ -160,6 +162,15 @@ impl AgentBuilder {
         self
     }
 
+    /// What happens when another process of this identity runs already, as the mappers know: this one ends at its start, with
+    /// [`AgentError::RunsAlready`], instead of taking the other's place. It does not give way by default: the process that was started
+    /// last has the place, and the earlier one ends with [`AgentError::Replaced`]. Both are told in any case.
+    #[must_use]
+    pub fn give_way(mut self, give_way: bool) -> Self {
+        self.give_way = give_way;
+        self
+    }
+
     /// The clock; the system's by default.
     #[must_use]
     pub fn clock(mut self, clock: impl Clock + 'static) -> Self {
@@ -209,6 +220,7 @@ impl AgentBuilder {
             prefetch,
             drain: self.drain,
             files: self.files,
+            give_way: self.give_way,
         })
     }
 }

@@ -25,6 +25,8 @@ pub(super) enum Order {
     Register(Option<MessageId>),
     /// Unregister, and end.
     Unregister(oneshot::Sender<()>),
+    /// End without a word: another process speaks for this agent.
+    End,
 }
 
 /// What an agent says of itself.
@@ -62,7 +64,7 @@ impl Presence {
                             let _ = done.send(());
                             return;
                         }
-                        None => return,
+                        Some(Order::End) | None => return,
                     },
                     _ = ticks.tick() => self.ping().await,
                     _ = hellos.tick() => self.hello().await,

@@ -1,5 +1,6 @@
 //! A running agent: it consumes its queues, hands out work, and stops without losing any.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,9 +11,10 @@ use tokio::task::{JoinHandle, JoinSet};
 use super::dispatch::{Dispatcher, RunningJob, RunningJobs, Services};
 use super::presence::{Order, Presence};
 use super::status::SharedStatus;
+use crate::clock::Timestamp;
 use crate::files::{FileBox, FileRoot};
 use crate::link::{Link, Subscription};
-use crate::packet::{Advertise, MessageId, Packet, Tag};
+use crate::packet::{Advertise, MessageId, Packet, Tag, Twin};
 use crate::policy::Policy;
 use crate::proxy::MapperProxy;
 use crate::serializer::{Channel, OpenErrorKind};
@@ -22,6 +24,12 @@ use crate::transport::{TransportError, topology};
 const CONTROL_PREFETCH: u16 = 32;
 /// How long it may take to say that the agent goes.
 const FAREWELL: Duration = Duration::from_secs(5);
+/// How many other processes of this agent are remembered as spoken of.
+const TWINS: usize = 16;
+/// How long the mappers may take to say whether another process of this agent runs.
+const ANSWERS: Duration = Duration::from_secs(2);
+/// How long one waits for the other mappers when one has answered.
+const OTHERS: Duration = Duration::from_millis(200);
 
 /// A worker. See [`Agent::builder`].
 #[derive(Debug)]
@@ -37,6 +45,7 @@ pub struct Agent {
     pub(super) prefetch: u16,
     pub(super) drain: Duration,
     pub(super) files: Option<FileRoot>,
+    pub(super) give_way: bool,
 }
 
 /// Why an agent stopped working.
@@ -49,6 +58,12 @@ pub enum AgentError {
     /// The transport was closed under it.
     #[error("the transport was closed")]
     Closed,
+    /// Another process of the same identity has taken its place: it has finished its work, and ended.
+    #[error("another process of this agent, started {0}, has taken the place of this one")]
+    Replaced(Timestamp),
+    /// Another process of the same identity runs, and this one was to [give way](super::AgentBuilder::give_way).
+    #[error("another process of this agent runs, started {0}")]
+    RunsAlready(Timestamp),
 }
 
 /// An agent that runs in the background. Dropping it stops the agent at once; [`AgentHandle::stop`] lets it finish its work.
@@ -159,7 +174,10 @@ impl Agent {
     async fn open(self) -> Result<Open, AgentError> {
         let (link, name) = (&self.link, self.link.identity().as_str());
         let control = topology::agent_control(name, link.instance());
-        let control = link.subscribe(&control, Channel::AgentControl, CONTROL_PREFETCH).await?;
+        let mut control = link.subscribe(&control, Channel::AgentControl, CONTROL_PREFETCH).await?;
+        if self.give_way {
+            self.look_for_another(&mut control).await?;
+        }
         let inbox = link.subscribe(&topology::agent_inbox(name), Channel::AgentInbox, self.prefetch).await?;
         let presence = Presence {
             link: link.clone(),
@@ -184,6 +202,31 @@ impl Agent {
     }
 }
 
+impl Agent {
+    /// Asks the mappers whether they know of another process of this identity that lives.
+    async fn look_for_another(&self, control: &mut Subscription) -> Result<(), AgentError> {
+        if let Err(error) = self.link.call_mappers().await {
+            tracing::info!(
+                error = &error as &dyn std::error::Error,
+                "no mapper can say whether this agent runs already"
+            );
+            return Ok(());
+        }
+        let mut until = tokio::time::Instant::now() + ANSWERS;
+        while let Ok(said) = tokio::time::timeout_at(until, control.next()).await {
+            let said = said.ok_or(AgentError::Closed)?.accept().await;
+            let Packet::Advertise(advertise) = &said.packet else { continue };
+            if let Some(twin) = advertise.twin.filter(|twin| twin.instance != self.link.instance()) {
+                return Err(AgentError::RunsAlready(Timestamp::from_micros(twin.instance)));
+            }
+            if advertise.target.as_ref() == Some(self.link.identity()) {
+                until = until.min(tokio::time::Instant::now() + OTHERS);
+            }
+        }
+        Ok(())
+    }
+}
+
 /// An agent whose queues are open.
 struct Open {
     agent: Agent,
@@ -201,6 +244,7 @@ impl Open {
         let permits = Arc::new(Semaphore::new(self.agent.concurrency));
         let mut jobs = JoinSet::new();
         let mut shutdown = std::pin::pin!(shutdown);
+        let mut told = VecDeque::new();
         loop {
             // A permit first: what no worker is free for stays with the broker, up to the prefetch.
             let work = async {
@@ -228,7 +272,19 @@ impl Open {
                     let said = said.accept().await;
                     let id = said.signer().map(|signer| signer.id());
                     match &said.packet {
-                        Packet::Advertise(Advertise { target: Some(target) }) if target != self.agent.link.identity() => {}
+                        Packet::Advertise(Advertise { target: Some(target), .. }) if target != self.agent.link.identity() => {}
+                        Packet::Advertise(Advertise { twin: Some(twin), .. }) => {
+                            // Each mapper says it.
+                            let is_news = !told.contains(twin);
+                            if is_news && let Some(replaced) = self.told_of(*twin, id) {
+                                self.finish(jobs, false).await;
+                                return Err(replaced);
+                            }
+                            if is_news {
+                                told.push_front(*twin);
+                                told.truncate(TWINS);
+                            }
+                        }
                         Packet::Advertise(_) => self.register(id),
                         _ => drop(self.agent.proxy.answered(said)),
                     }
@@ -236,8 +292,31 @@ impl Open {
                 Some(_) = jobs.join_next() => {}
             }
         }
-        self.finish(jobs).await;
+        self.finish(jobs, true).await;
         Ok(())
+    }
+
+    /// A mapper knows of another process of this identity. The later one has the place; what this one is to end with, if it is not it.
+    fn told_of(&self, twin: Twin, asked: Option<MessageId>) -> Option<AgentError> {
+        let (own, other) = (self.agent.link.instance(), Timestamp::from_micros(twin.instance));
+        let agent = self.agent.link.identity();
+        match (twin.instance > own, twin.replaced) {
+            (true, true) => {
+                tracing::warn!("another process of {agent}, started {other}, has taken the place of this one: it ends");
+                return Some(AgentError::Replaced(other));
+            }
+            (true, false) => tracing::warn!("another process of {agent} was started {other}"),
+            (false, true) => {
+                tracing::warn!(
+                    "this process has taken the place of another of {agent} that still runs, started {other}"
+                );
+            }
+            (false, false) => {
+                tracing::warn!("another process of {agent} runs, started {other}: this one takes its place");
+                self.register(asked);
+            }
+        }
+        None
     }
 
     fn register(&self, asked: Option<MessageId>) {
@@ -245,14 +324,16 @@ impl Open {
         let _ = self.presence.try_send(Order::Register(asked));
     }
 
-    async fn finish(self, mut jobs: JoinSet<()>) {
+    /// Takes no new work, and finishes what runs; says goodbye to the mappers, unless another process of this identity is known there.
+    async fn finish(self, mut jobs: JoinSet<()>, farewell: bool) {
         let (done, unregistered) = oneshot::channel();
-        let farewell = async {
-            if self.presence.send(Order::Unregister(done)).await.is_ok() {
+        let unregister = async {
+            let order = if farewell { Order::Unregister(done) } else { Order::End };
+            if self.presence.send(order).await.is_ok() && farewell {
                 let _ = unregistered.await;
             }
         };
-        if tokio::time::timeout(FAREWELL, farewell).await.is_err() {
+        if tokio::time::timeout(FAREWELL, unregister).await.is_err() {
             tracing::warn!("the mappers could not be told that this agent goes");
         }
         // Nothing new from here on: what was delivered and not begun goes back to its queue.

@@ -25,6 +25,8 @@ const JOBS: usize = 256;
 ///
 /// After a renewal of its certificate it uses the new one without a pause; SIGHUP makes it look at once.
 ///
+/// Of two processes of one agent the one that was started later has the place, and the earlier one ends with exit code 8.
+///
 /// It runs until SIGINT or SIGTERM; then it takes no new work, unregisters, and finishes what is running. A second signal stops it
 /// at once. At SIGUSR1 it logs the running jobs.
 #[derive(Debug, clap::Args)]
@@ -75,6 +77,9 @@ struct Options {
     /// How long running jobs may take when the agent is stopped [default: 30s].
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     drain: Option<Duration>,
+    /// When another process of this agent runs already, end with exit code 8 instead of taking its place.
+    #[arg(long)]
+    give_way: bool,
     /// The directory into which files are put that mappers send.
     #[arg(long, value_name = "DIR", help_heading = "Files")]
     files_dir: Option<PathBuf>,
@@ -104,6 +109,7 @@ pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
         concurrency: args.options.concurrency.or(file.concurrency),
         prefetch: args.options.prefetch.or(file.prefetch),
         drain: args.options.drain.or(file.drain),
+        give_way: args.options.give_way || file.give_way.unwrap_or(false),
         files_dir: args.options.files_dir.clone().or_else(|| file.files_dir.clone()),
         files_domains: args.options.files_domains.clone().or_else(|| file.files_domains.clone()),
         files_max: args.options.files_max.or(file.files_max),
@@ -149,6 +155,7 @@ pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
         if let Some(limit) = options.drain {
             agent = agent.drain(limit);
         }
+        agent = agent.give_way(options.give_way);
         if let Some(files) = files {
             agent = agent.files(files);
         }

@@ -61,6 +61,7 @@ pub(super) struct AgentSection {
     pub drain: Option<Duration>,
     pub concurrency: Option<usize>,
     pub prefetch: Option<u16>,
+    pub give_way: Option<bool>,
     pub files_dir: Option<PathBuf>,
     pub files_domains: Option<Vec<Tag>>,
     #[serde(deserialize_with = "bytes")]

@@ -25,13 +25,16 @@ pub(super) enum Exit {
     Security = 6,
     /// The broker cannot be reached or refuses the connection.
     Unreachable = 7,
+    /// Another process of the same agent runs in the place of this one.
+    Replaced = 8,
 }
 
 impl Exit {
     /// The exit that another process of this program ended with.
     pub(super) fn of_code(code: i32) -> Self {
         use Exit as E;
-        let all = [E::Success, E::Usage, E::NotOffered, E::Incomplete, E::Denied, E::Security, E::Unreachable];
+        let all =
+            [E::Success, E::Usage, E::NotOffered, E::Incomplete, E::Denied, E::Security, E::Unreachable, E::Replaced];
         all.into_iter().find(|exit| *exit as i32 == code).unwrap_or(E::Failure)
     }
 }

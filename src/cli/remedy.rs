@@ -267,6 +267,10 @@ pub(super) fn programs(error: &ProgramError) -> CliError {
 pub(super) fn agent(error: &AgentError, broker: &str) -> CliError {
     match error {
         AgentError::Transport(error) => transport(error, Some(broker)),
+        AgentError::Replaced(_) => CliError::of(Exit::Replaced, error)
+            .help("each agent has a name and a certificate of its own; `--give-way` has one that is started later end instead"),
+        AgentError::RunsAlready(_) => CliError::of(Exit::Replaced, error)
+            .help("stop the other one, or start this one without `--give-way`: it takes the other's place then"),
         _ => CliError::of(Exit::Unreachable, error).context(broker),
     }
 }

@@ -222,7 +222,8 @@ impl<'a> Transfer<'a> {
     async fn ask(&mut self, behind: impl Fn(u64) -> bool) {
         for receiver in self.behind(behind) {
             let target = Some(receiver.identity.clone());
-            let letter = Letter::new(Advertise { target }, Audience::One(receiver.identity.clone()));
+            let letter =
+                Letter::new(Advertise { target, ..Advertise::default() }, Audience::One(receiver.identity.clone()));
             let queue = topology::process_queue_name(receiver.identity.as_str(), receiver.instance);
             if let Err(error @ SendError::Transport(TransportError::Unroutable(_))) =
                 self.link.send(letter, Destination::Queue(queue)).await

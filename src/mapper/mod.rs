@@ -8,6 +8,7 @@ mod redis;
 mod run;
 mod selector;
 mod state;
+mod twins;
 
 use std::fmt;
 use std::future::Future;
@@ -225,7 +226,7 @@ impl MapperBuilder {
             return Err(MapperError::Role(self.identity));
         }
         let link = Link::new(self.identity, self.serializer, self.transport, self.clock)?.with_audit(self.audit);
-        let (link, unknown) = link.with_unknown();
+        let (link, strays) = link.serving(!self.short_lived).with_strays();
         let shared = Arc::new(Shared {
             link,
             state: self.state,
@@ -258,8 +259,10 @@ impl MapperBuilder {
             tokio::spawn(run::reaper(shared.clone())).abort_handle(),
             tokio::spawn(run::elsewhere(shared.clone())).abort_handle(),
         ];
-        if let Some(unknown) = unknown {
-            tasks.push(tokio::spawn(run::unknown(shared.clone(), unknown)).abort_handle());
+        if let Some(strays) = strays {
+            tasks.push(tokio::spawn(run::strays(shared.clone(), strays)).abort_handle());
+        }
+        if link.learns_peers() {
             tasks.push(tokio::spawn(run::hellos(shared.clone())).abort_handle());
         }
         if !self.short_lived {

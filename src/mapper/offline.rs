@@ -17,7 +17,7 @@ use super::others::{Order, Placed, follow};
 use crate::link::{Letter, Received, SendError, Subscription, acknowledge, mappers_known};
 use crate::packet::{Failure, Identity, Packet, Token};
 use crate::request::{Ask, Events, RequestError};
-use crate::serializer::{Audience, Class, Provenance, SealError};
+use crate::serializer::{Audience, Channel, Class, Provenance, SealError};
 use crate::transport::{Acker, Destination, TransportError, topology};
 
 /// How many messages of the offline queue one mapper holds. Those behind them wait at the broker.
@@ -25,6 +25,9 @@ pub(super) const HELD: u16 = 500;
 
 /// How long the first message for the offline queue waits for other mappers to make themselves known.
 const OTHERS_KNOWN: Duration = Duration::from_millis(500);
+
+/// How long to wait before the queue is read again, when that did not work.
+const RETRY: Duration = Duration::from_secs(1);
 
 type Key = (Identity, Option<Token>);
 
@@ -37,6 +40,10 @@ impl Ackers {
     /// Keeps an acker; whether there was one already.
     fn keep(&self, key: Key, acker: Acker) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key, acker).is_some()
+    }
+
+    fn clear(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     fn take(&self, key: &Key) -> Option<Acker> {
@@ -56,20 +63,54 @@ pub(super) async fn redeliver(shared: Arc<Shared>, mut messages: Subscription) {
     let mut under_way = JoinSet::new();
     let mut ticks = interval(shared.offline_redelivery);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // Asked for before what is held is looked at, and kept meanwhile: so an agent that registers then is not missed.
+    let mut came = Box::pin(shared.changed.notified());
     loop {
-        // Asked for before the queue is looked at, so that an agent that registers meanwhile is not missed.
-        let came = shared.changed.notified();
         let new = tokio::select! {
             received = messages.next() => {
                 let Some(received) = received else { return };
                 take(&ackers, &mut held, received).await
             }
-            () = came => true,
-            _ = ticks.tick() => true,
+            () = &mut came => {
+                came.set(shared.changed.notified());
+                true
+            }
+            _ = ticks.tick() => {
+                // Another mapper may be able to open what this one cannot: its turn, while nothing that was begun here can be begun
+                // there as well.
+                if messages.kept_for_others() > 0 && under_way.is_empty() {
+                    messages = match give_way(&shared, messages).await {
+                        Some(messages) => messages,
+                        None => return,
+                    };
+                    held.clear();
+                    ackers.clear();
+                }
+                true
+            }
             Some(_) = under_way.join_next() => false,
         };
         if new {
             deliver(&shared, &ackers, &mut held, &mut under_way).await;
+        }
+    }
+}
+
+/// Reads the queue anew, behind the mappers that wait for their turn; all that was read goes back to its place.
+async fn give_way(shared: &Shared, messages: Subscription) -> Option<Subscription> {
+    tracing::info!(
+        messages = messages.kept_for_others(),
+        "waiting work is sealed to other mappers: giving way to them"
+    );
+    drop(messages);
+    loop {
+        match shared.link.subscribe(&topology::offline(), Channel::Offline, HELD).await {
+            Ok(messages) => return Some(messages),
+            Err(TransportError::Closed) => return None,
+            Err(error) => {
+                tracing::warn!(%error, "the offline queue cannot be read yet");
+                tokio::time::sleep(RETRY).await;
+            }
         }
     }
 }

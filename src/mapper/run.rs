@@ -10,11 +10,12 @@ use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::state::{AgentRecord, Heartbeat};
+use super::twins::{self, Twins};
 use super::{AgentEvent, Shared};
 use crate::audit::Asked;
 use crate::clock::Timestamp;
-use crate::link::{Letter, SendError, Subscription};
-use crate::packet::{Advertise, Identity, Kind, Packet, Ping, Register, Role, Unregister};
+use crate::link::{Letter, SendError, Stray, Subscription};
+use crate::packet::{Advertise, Identity, Kind, Packet, Ping, Register, Role, Twin, Unregister};
 use crate::policy::Caller;
 use crate::serializer::{Audience, Verified};
 use crate::transport::{Destination, Exchange, topology};
@@ -34,12 +35,23 @@ const ASKED: usize = 4096;
 pub(super) async fn presence(shared: Arc<Shared>, mut messages: Subscription) {
     let mut asked = LruCache::new(NonZeroUsize::new(ASKED).unwrap_or(NonZeroUsize::MIN));
     let mut answered = LruCache::new(NonZeroUsize::new(ASKED).unwrap_or(NonZeroUsize::MIN));
+    let mut twins = Twins::default();
     while let Some(received) = messages.next().await {
         let inbound = received.accept().await;
         let (Some(sender), signer) = (inbound.sender().cloned(), inbound.signer()) else { continue };
         match &inbound.packet {
-            Packet::Register(register) => shared.register(register, &sender, signer).await,
-            Packet::Unregister(unregister) => shared.unregister(unregister, &sender, signer).await,
+            Packet::Register(register) => {
+                let instance = signer.map(Verified::instance).or(register.instance);
+                if shared.register(register, &sender, signer).await
+                    && let Some(instance) = instance
+                {
+                    twins.registered(&shared, &sender, instance).await;
+                }
+            }
+            Packet::Unregister(unregister) => {
+                twins.left(&sender, signer.map(Verified::instance));
+                shared.unregister(unregister, &sender, signer).await;
+            }
             Packet::Ping(ping) => {
                 let now = shared.link.now();
                 if !shared.ping(ping, signer, now).await
@@ -49,13 +61,15 @@ pub(super) async fn presence(shared: Arc<Shared>, mut messages: Subscription) {
                 }
             }
             // A node makes itself known, and is told who this is.
-            Packet::Advertise(_) => {
+            Packet::Advertise(advertise) => {
                 let Some(instance) = signer.map(Verified::instance) else { continue };
                 let own = sender == *shared.link.identity() && instance == shared.link.instance();
                 let now = shared.link.now();
                 let process = (sender.clone(), instance);
                 if !own && answered.put(process, now).is_none_or(|before| now.since(before) >= ASK_AGAIN) {
-                    shared.ask(Some((sender, Some(instance)))).await;
+                    twins.mapper(&shared, &sender, instance, advertise);
+                    let twin = twins.before(&shared, &sender, instance).await;
+                    shared.ask_process(&sender, instance, twin).await;
                 }
             }
             _ => {}
@@ -65,9 +79,13 @@ pub(super) async fn presence(shared: Arc<Shared>, mut messages: Subscription) {
 
 /// Takes answers in.
 pub(super) async fn answers(shared: Arc<Shared>, mut messages: Subscription) {
+    let mut twins = Twins::default();
     while let Some(received) = messages.next().await {
         let inbound = received.accept().await;
-        if matches!(inbound.packet, Packet::Advertise(_)) {
+        if let Packet::Advertise(advertise) = &inbound.packet {
+            if let (Some(sender), Some(signer)) = (inbound.sender(), inbound.signer()) {
+                twins.mapper(&shared, sender, signer.instance(), advertise);
+            }
             shared.advertised.send_modify(|heard| *heard = heard.saturating_add(1));
         } else if !shared.jobs.answered(inbound) {
             tracing::debug!("an answer that nobody waits for");
@@ -87,19 +105,29 @@ pub(super) async fn hellos(shared: Arc<Shared>) {
     }
 }
 
-/// Asks who somebody is whose message could not be verified, since its certificate is not known here: an agent that was away when
-/// this mapper came. Only the one who is asked answers, with its certificate. Who asks for it is anybody, so it is done seldom.
-pub(super) async fn unknown(shared: Arc<Shared>, mut claimed: mpsc::Receiver<Identity>) {
-    let mut asked = LruCache::new(NonZeroUsize::new(ASKED).unwrap_or(NonZeroUsize::MIN));
+/// Speaks to nodes whose messages were refused.
+///
+/// Who is not known is asked who it is: an agent that was away when this mapper came. Only the one who is asked answers, with its
+/// certificate. Who asks for it is anybody, so it is done seldom. A process that another has taken the place of is told so.
+pub(super) async fn strays(shared: Arc<Shared>, mut strays: mpsc::Receiver<Stray>) {
+    let mut spoken_to = LruCache::new(NonZeroUsize::new(ASKED).unwrap_or(NonZeroUsize::MIN));
     let mut ticks = interval(ASK_UNKNOWN);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    while let Some(identity) = claimed.recv().await {
+    while let Some(stray) = strays.recv().await {
         let now = shared.link.now();
-        if identity.role() == Role::Agent
-            && asked.put(identity.clone(), now).is_none_or(|before| now.since(before) >= ASK_UNKNOWN_AGAIN)
-        {
-            ticks.tick().await;
-            shared.ask(Some((identity, None))).await;
+        let (identity, outdated) = match stray {
+            Stray::Unknown(identity) => (identity, None),
+            Stray::Outdated(identity, outdated) => (identity, Some(outdated)),
+        };
+        let process = (identity.clone(), outdated.map(|outdated| outdated.instance));
+        let is_due = |before: Timestamp| now.since(before) >= ASK_UNKNOWN_AGAIN;
+        if identity.role() != Role::Agent || !spoken_to.put(process, now).is_none_or(is_due) {
+            continue;
+        }
+        ticks.tick().await;
+        match outdated {
+            None => shared.ask(Some((identity, None))).await,
+            Some(outdated) => twins::replaced(&shared, &identity, outdated.instance, outdated.latest).await,
         }
     }
 }
@@ -157,17 +185,34 @@ impl Shared {
             }
             None => (Audience::Agents, Destination::Exchange(Exchange(topology::ADVERTISE.into())), None),
         };
-        self.link.send(Letter::new(Advertise { target }, audience), destination).await?;
+        let advertise = Advertise { target, twin: None, serves: self.link.serves() };
+        self.link.send(Letter::new(advertise, audience), destination).await?;
         Ok(())
     }
 
-    async fn register(&self, register: &Register, sender: &Identity, signer: Option<&Verified>) {
+    /// Asks the process that was heard, and tells it of another under its identity; that it cannot be done is logged.
+    async fn ask_process(&self, node: &Identity, instance: u64, twin: Option<Twin>) {
+        if let Err(error) = self.say(node, instance, twin).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, %node, "a node that made itself known has no answer");
+        }
+    }
+
+    /// Says to one process who this is, and of another process under its identity.
+    pub(super) async fn say(&self, node: &Identity, instance: u64, twin: Option<Twin>) -> Result<(), SendError> {
+        let queue = topology::process_queue_name(node.as_str(), instance);
+        let advertise = Advertise { target: Some(node.clone()), twin, serves: self.link.serves() };
+        self.link.send(Letter::new(advertise, node.clone()), Destination::Queue(queue)).await?;
+        Ok(())
+    }
+
+    /// Takes an agent's registration; whether it is registered now.
+    async fn register(&self, register: &Register, sender: &Identity, signer: Option<&Verified>) -> bool {
         if !register.within_limits() {
             tracing::warn!(agent = %sender, "more services or tags than an agent may have: not registered");
-            return;
+            return false;
         }
         if !self.may_register(Kind::Register, register, sender, signer).await {
-            return;
+            return false;
         }
         let instance = signer.map(Verified::instance).or(register.instance).unwrap_or(0);
         let proof = signer.and_then(|signer| signer.proof().cloned());
@@ -175,12 +220,13 @@ impl Shared {
         record.sequence = signer.map_or(0, Verified::sequence);
         if let Err(error) = self.state.register(record.clone()).await {
             tracing::warn!(agent = %sender, %error, "not registered");
-            return;
+            return false;
         }
         // What was asked of an earlier process of that name will not be answered.
         self.jobs.lost(sender, Some(instance));
         self.changed.notify_waiters();
         self.tell(&AgentEvent::Registered(Arc::new(record)));
+        true
     }
 
     async fn unregister(&self, unregister: &Unregister, sender: &Identity, signer: Option<&Verified>) {

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 pub use file::{Chunk, FileChunk, FileEnd, FileStart};
 pub use identity::{Identity, InvalidIdentity, Role, is_domain};
 pub use payload::{MAX_DEPTH, Payload};
-pub use presence::{Advertise, Ping, Register, Status, Unregister};
+pub use presence::{Advertise, Ping, Register, Status, Twin, Unregister};
 pub use request::{Failure, FailureCode, Intermediate, Outcome, Request, SelectorName, UnknownSelector};
 pub use text::{InvalidId, InvalidService, InvalidTag, MessageId, NoRandomness, Service, Tag, Token};
 

@@ -136,10 +136,25 @@ pub struct Ping {
     pub instance: Option<u64>,
 }
 
-/// A mapper asks agents to register.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// A mapper asks agents to register; a node makes itself known.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Advertise {
     /// The agent that is asked; none: every agent.
     #[serde(default)]
     pub target: Option<Identity>,
+    /// Another process that runs under the identity of the one that is told of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub twin: Option<Twin>,
+    /// Whether the sender is a mapper that takes requests of other nodes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub serves: bool,
+}
+
+/// Another process under the same identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Twin {
+    /// Its instance: when it was started, in microseconds.
+    pub instance: u64,
+    /// Whether the later of the two has registered, and so has the place of the earlier one.
+    pub replaced: bool,
 }

@@ -10,7 +10,7 @@ use super::secure::{Inner, PREFIX, may_carry_certificates};
 use crate::certs::{Certificate, Credentials, KeyId};
 use crate::clock::Timestamp;
 use crate::packet::{Kind, Packet};
-use crate::serializer::{Channel, Class, Inbound, OpenContext, OpenError, OpenErrorKind, Proof, Verified};
+use crate::serializer::{Channel, Class, Inbound, OpenContext, OpenError, OpenErrorKind, Outdated, Proof, Verified};
 
 /// Reads a message's shape and header (steps 1 to 3), without a channel.
 pub(super) fn parse(bytes: &[u8], limit: usize) -> Result<(Message<'_>, Header), OpenError> {
@@ -30,7 +30,7 @@ pub(super) fn parse(bytes: &[u8], limit: usize) -> Result<(Message<'_>, Header),
     if bytes.len() > header.kind.max_bytes() {
         return Err(about(too_large(bytes.len(), header.kind.max_bytes())));
     }
-    if !message.certificates.is_empty() && !may_carry_certificates(header.kind) {
+    if !message.certificates.is_empty() && !may_carry_certificates(header.kind, header.class) {
         return Err(about(malformed("certificates in a kind of message that carries none")));
     }
     if let Some(why) = message.unsupported {
@@ -63,6 +63,7 @@ impl Inner {
         let presented = presented?;
         self.check_certificate(&signer, header, presented.as_ref(), context.now)?;
         check_signature(message, &signer)?;
+        self.check_own_key(message, header, context.channel)?;
         self.check_replay(header, context)?;
         self.check_authority(header, context.channel)?;
         match presented.filter(|presented| presented.leaf.fingerprint() == signer.fingerprint()) {
@@ -195,6 +196,23 @@ impl Inner {
         Ok(())
     }
 
+    /// A part of step 11, before this node takes note of the message: what mappers take from a queue that they share may be sealed to
+    /// others of them only. It can be given back then, so its sender has to be one that may send it.
+    fn check_own_key(&self, message: &Message<'_>, header: &Header, channel: Channel) -> Result<(), OpenError> {
+        let (Some(Content::Encrypted(enveloped)), true) = (&message.content, channel.is_shared()) else {
+            return Ok(());
+        };
+        let own = self.own();
+        let is_own = |recipient: &cms::Recipient<'_>| {
+            own.all().any(|credentials| credentials.certificate().key_id().as_bytes() == recipient.key_id())
+        };
+        if enveloped.recipients.iter().any(is_own) {
+            return Ok(());
+        }
+        self.check_authority(header, channel)?;
+        Err(OpenError::new(OpenErrorKind::CannotOpen, "it is sealed to the keys of other mappers").for_others())
+    }
+
     /// Step 9.
     fn check_replay(&self, header: &Header, context: &OpenContext) -> Result<(), OpenError> {
         let now = context.now;
@@ -206,7 +224,14 @@ impl Inner {
             (_, Channel::Offline) => self.replay.check(&header.from, header.id, header.expires_at, now),
             _ => self.replay.admit(&header.from, header.id, header.expires_at, now),
         };
-        admitted.map_err(|why| OpenError::new(OpenErrorKind::Replayed, why))
+        admitted.map_err(|why| {
+            let latest = match header.kind {
+                Kind::Register | Kind::Ping => self.replay.later_than(&header.from, header.instance),
+                _ => None,
+            };
+            let outdated = latest.map(|latest| Outdated { instance: header.instance, latest });
+            OpenError { outdated, ..OpenError::new(OpenErrorKind::Replayed, why) }
+        })
     }
 
     /// Step 10.

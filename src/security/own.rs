@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::secure::may_carry_certificates;
+use super::secure::makes_known;
 use crate::certs::{Certificate, Credentials};
 use crate::clock::Timestamp;
 use crate::packet::Kind;
@@ -32,7 +32,7 @@ impl Own {
         match &self.next {
             Some((next, from)) if next.certificate().is_valid_at(now) => {
                 let settled = now >= *from || !self.signing.certificate().is_valid_at(now);
-                if settled || may_carry_certificates(kind) { next } else { &self.signing }
+                if settled || makes_known(kind) { next } else { &self.signing }
             }
             _ => &self.signing,
         }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::cms::{self, SignerInfo};
 use super::envelope::{Header, HeaderFault, commitment};
 use super::open::{check_signature_over, has_proof};
-use super::secure::{Inner, may_carry_certificates};
+use super::secure::{Inner, makes_known};
 use crate::certs::KeyId;
 use crate::clock::Timestamp;
 use crate::packet::Kind;
@@ -48,7 +48,7 @@ impl Inner {
             return Err(unsupported("a kind of which no proofs are kept"));
         }
         let carried = proof.certificates.len();
-        if carried > cms::MAX_CERTIFICATES || (carried > 0 && !may_carry_certificates(header.kind)) {
+        if carried > cms::MAX_CERTIFICATES || (carried > 0 && !makes_known(header.kind)) {
             return Err(malformed("more certificates than its kind carries"));
         }
         Ok((signer_info, header))

@@ -131,6 +131,11 @@ impl ReplayMemory {
         Ok(())
     }
 
+    /// The latest instance of a sender that was heard, if that is later than this one.
+    pub fn later_than(&self, from: &Identity, instance: u64) -> Option<u64> {
+        locked(&self.orders).latest.get(from).map(|latest| latest.instance).filter(|latest| *latest > instance)
+    }
+
     /// How many messages are remembered.
     pub fn len(&self) -> usize {
         locked(&self.ids).total
@@ -271,6 +276,7 @@ mod tests {
         memory.advance(&fred, 5, 2, MINUTE, at(1)).unwrap();
         memory.advance(&fred, 6, 1, MINUTE, at(2)).unwrap();
         assert!(memory.advance(&fred, 5, 3, MINUTE, at(3)).is_err(), "an older process of the same name");
+        assert_eq!((memory.later_than(&fred, 5), memory.later_than(&fred, 6)), (Some(6), None));
         assert_eq!(memory.len(), 0);
     }
 

@@ -381,7 +381,7 @@ impl Inner {
         let certificate = signing.certificate();
         let signature = crypto::sign(signing.key().pkey(), certificate.suite(), &signed)?;
         let mut certificates: Vec<&[u8]> = Vec::new();
-        if may_carry_certificates(header.kind) {
+        if may_carry_certificates(header.kind, header.class) {
             certificates.push(certificate.der());
             certificates.extend(signing.intermediates().iter().map(Vec::as_slice).take(cms::MAX_CERTIFICATES - 1));
         }
@@ -417,8 +417,14 @@ impl Inner {
     }
 }
 
-/// In which messages certificates may come along: those from which peers learn them.
-pub(super) fn may_carry_certificates(kind: Kind) -> bool {
+/// In which messages certificates may come along: those from which peers learn them, and those that are opened when nobody may know
+/// their sender any more.
+pub(super) fn may_carry_certificates(kind: Kind, class: Class) -> bool {
+    makes_known(kind) || class == Class::Stored
+}
+
+/// By which messages a node makes its certificate known.
+pub(super) fn makes_known(kind: Kind) -> bool {
     matches!(kind, Kind::Advertise | Kind::Register)
 }
 

@@ -52,6 +52,16 @@ impl Channel {
         }
     }
 
+    /// Whether several mappers read from the same queue, and each message is for one of them.
+    pub const fn is_shared(self) -> bool {
+        matches!(self, Channel::Requests | Channel::Offline)
+    }
+
+    /// Whether somebody who is not known is asked for its certificate when a message of it comes here.
+    pub const fn asks_strangers(self) -> bool {
+        matches!(self, Channel::Presence | Channel::Requests)
+    }
+
     /// Which role reads here.
     pub const fn reader(self) -> Role {
         match self {

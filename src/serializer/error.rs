@@ -121,12 +121,31 @@ pub struct OpenError {
     /// Who the message claims to be from, once that could be read. Unverified up to and including
     /// [`OpenErrorKind::BadSignature`].
     pub claimed: Option<Identity>,
+    /// Whether it is for the mappers, verified, and sealed to the keys of others of them: one of these can open it.
+    pub for_others: bool,
+    /// When it is a registration or heartbeat, verified, of an earlier process of its sender than one that was heard: both instances.
+    pub outdated: Option<Outdated>,
+}
+
+/// Two processes of one sender, by their instances.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outdated {
+    /// The one that said it.
+    pub instance: u64,
+    /// The later one, which was heard before.
+    pub latest: u64,
 }
 
 impl OpenError {
     /// A refusal at this step.
     pub fn new(kind: OpenErrorKind, why: impl Into<Cow<'static, str>>) -> Self {
-        Self { kind, why: why.into(), claimed: None }
+        Self { kind, why: why.into(), claimed: None, for_others: false, outdated: None }
+    }
+
+    /// The same refusal of a message that is sealed to the keys of other mappers.
+    #[must_use]
+    pub fn for_others(self) -> Self {
+        Self { for_others: true, ..self }
     }
 
     /// The same refusal, with who the message claims to be from.

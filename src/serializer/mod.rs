@@ -21,7 +21,7 @@ pub use codec::MsgPack;
 #[cfg(feature = "yaml")]
 pub use codec::Yaml;
 pub use codec::{Codec, CodecError, Json};
-pub use error::{OpenError, OpenErrorKind, SealError};
+pub use error::{OpenError, OpenErrorKind, Outdated, SealError};
 pub use plain::Plain;
 
 /// Turns packets into bytes and bytes into packets.

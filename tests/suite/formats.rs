@@ -87,7 +87,7 @@ fn originals() -> Vec<(&'static str, Packet)> {
         sha256: None,
     };
     vec![
-        ("advertise", Advertise { target: Some(fred()) }.into()),
+        ("advertise", Advertise { target: Some(fred()), ..Advertise::default() }.into()),
         ("register", register.into()),
         ("register_string_status", string_status.into()),
         ("ping", Ping { identity: fred(), status: Status::new(1.25), instance: None }.into()),
@@ -223,7 +223,7 @@ impl Codec for Backwards {
 #[test]
 fn n23_a_format_of_the_users_own() {
     let serializer: Arc<dyn Serializer> = Arc::new(Plain::new(Backwards));
-    let packet = Packet::from(Advertise { target: None });
+    let packet = Packet::from(Advertise::default());
     let now = Timestamp::from_secs(1);
     let sealed = serializer.seal(&packet, &SealRequest::new(&Audience::Agents, now)).unwrap();
     assert_eq!(sealed.bytes.first(), Some(&b'}'));

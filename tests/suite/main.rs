@@ -10,6 +10,9 @@ mod files;
 mod formats;
 mod harness;
 mod layers;
+mod n02_twins;
+mod n10_two_mappers;
+mod n12_offline;
 #[cfg(feature = "redis")]
 mod n14_hostile_redis;
 mod n14_proofs;

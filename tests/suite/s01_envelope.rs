@@ -67,7 +67,7 @@ fn s01_presence_goes_to_every_mapper_and_registrations_leave_a_proof() {
 fn s01_an_advertise_is_signed_for_agents_that_are_not_known_yet() {
     let pki = Pki::new(KeyType::P256);
     let from = pki.serializer(&mapper("m1"));
-    let packet = Packet::Advertise(Advertise { target: None });
+    let packet = Packet::Advertise(Advertise::default());
     let reader = pki.builder_for(pki.stranger(&agent("new"))).build().unwrap();
     for audience in [Audience::Agents, Audience::One(agent("new"))] {
         let sealed = from.seal(&packet, &SealRequest::new(&audience, at(1))).unwrap();

@@ -52,15 +52,7 @@ fn s01_an_independent_reader_opens_what_is_sealed() {
         let cases = [
             (&by_mapper, "m1", "fred", request(), Audience::One(fred), json!(["nanite-fred"]), "request"),
             (&by_mapper, "m1", "bob", request(), both, json!(["nanite-fred", "nanite-bob"]), "request"),
-            (
-                &by_mapper,
-                "m1",
-                "bob",
-                Advertise { target: None }.into(),
-                Audience::Agents,
-                json!("agents"),
-                "advertise",
-            ),
+            (&by_mapper, "m1", "bob", Advertise::default().into(), Audience::Agents, json!("agents"), "advertise"),
             (&by_agent, "fred", "m1", register(), Audience::Mappers, json!("mappers"), "register"),
             (&by_agent, "fred", "m1", outcome.into(), to_mapper, json!(["mapper-m1"]), "result"),
         ];
@@ -134,7 +126,7 @@ fn s01_what_an_independent_writer_makes_is_opened() {
                 "m1",
                 &[],
                 header("advertise", 3, json!("agents"), "live"),
-                Advertise { target: None }.into(),
+                Advertise::default().into(),
                 json!({"encrypt": false, "certificates": true}),
                 Channel::AgentControl,
             ),

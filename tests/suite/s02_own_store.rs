@@ -89,7 +89,7 @@ fn s02_nodes_that_know_only_the_ca_come_to_know_each_other() {
     let error = fred.seal(&register(), &to_mappers).unwrap_err();
     assert!(matches!(error, SealError::NoRecipient(_)), "nobody to encrypt to yet: {error}");
 
-    let advertise = m1.seal(&Advertise { target: None }.into(), &SealRequest::new(&Audience::Agents, at(1))).unwrap();
+    let advertise = m1.seal(&Advertise::default().into(), &SealRequest::new(&Audience::Agents, at(1))).unwrap();
     fred.open(&advertise.bytes, &OpenContext::new(Channel::AgentControl, at(2))).unwrap();
     assert_eq!((at_agent.knows(), at_mapper.knows()), (1, 0));
     let register = fred.seal(&register(), &to_mappers).unwrap();
@@ -108,7 +108,7 @@ fn s02_a_store_is_told_only_of_certificates_that_proved_good() {
     let context = OpenContext::new(Channel::AgentControl, at(2));
     let advertise = |pki: &Pki| {
         let (_, m1) = node(pki, pki.stranger(&mapper("m1")));
-        m1.seal(&Advertise { target: None }.into(), &SealRequest::new(&Audience::Agents, at(1))).unwrap().bytes
+        m1.seal(&Advertise::default().into(), &SealRequest::new(&Audience::Agents, at(1))).unwrap().bytes
     };
     let strange = advertise(&Pki::new(KeyType::P256));
     assert_eq!(fred.open(&strange, &context).unwrap_err().kind, OpenErrorKind::BadCertificate);
@@ -133,7 +133,7 @@ fn s02_a_store_that_fails_refuses_and_loses_nothing() {
     let error = m1.seal(&request(), &SealRequest::new(&to, at(1))).unwrap_err();
     assert!(matches!(error, SealError::Store(_)), "{error}");
 
-    let advertise = m1.seal(&Advertise { target: None }.into(), &SealRequest::new(&Audience::Agents, at(1))).unwrap();
+    let advertise = m1.seal(&Advertise::default().into(), &SealRequest::new(&Audience::Agents, at(1))).unwrap();
     let context = OpenContext::new(Channel::AgentControl, at(2));
     at_agent.broken.store(true, Ordering::SeqCst);
     let error = fred.open(&advertise.bytes, &context).unwrap_err();
@@ -163,7 +163,7 @@ fn s02_certificates_in_between_come_with_a_registration_and_are_remembered() {
     let trust = || Trust::authorities([root.x509.clone()]).unwrap();
     let (at_mapper, m1) = with_trust(below(&root, &mappers, "mapper/m1"), trust());
     let (_, fred) = with_trust(below(&root, &agents, "agent/fred"), trust());
-    let advertise = m1.seal(&Advertise { target: None }.into(), &SealRequest::new(&Audience::Agents, at(1))).unwrap();
+    let advertise = m1.seal(&Advertise::default().into(), &SealRequest::new(&Audience::Agents, at(1))).unwrap();
     fred.open(&advertise.bytes, &OpenContext::new(Channel::AgentControl, at(1))).unwrap();
 
     let register = fred.seal(&register(), &SealRequest::new(&Audience::Mappers, at(2))).unwrap();
@@ -193,7 +193,7 @@ fn s10_revoked_signers_and_recipients_are_refused() {
     };
     let (_, sender) = with_trust(credentials(&m1, vec![]), trust(&[]));
     let advertise =
-        sender.seal(&Advertise { target: None }.into(), &SealRequest::new(&Audience::Agents, at(1))).unwrap().bytes;
+        sender.seal(&Advertise::default().into(), &SealRequest::new(&Audience::Agents, at(1))).unwrap().bytes;
     let context = OpenContext::new(Channel::AgentControl, at(2));
     let (store, reader) = with_trust(credentials(&fred, vec![]), trust(&[&m1.x509]));
     let error = reader.open(&advertise, &context).unwrap_err();

@@ -1,6 +1,5 @@
 //! Nodes that hold nothing but their own certificate and key and the CA's certificate come to know each other by their messages.
 
-use std::fs;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,7 +20,7 @@ use nanite::transport::{
 
 use crate::harness::pki::{agent, mapper};
 use crate::harness::program::run;
-use crate::harness::site::{Site, ready};
+use crate::harness::site::{Site, apart, ready};
 use crate::harness::system::{json, knows};
 use crate::harness::wait_until;
 
@@ -200,7 +199,7 @@ fn s02_nothing_is_learned_from_what_was_not_verified() {
     // An agent that knows no mapper has nobody to register with.
     let nobody = seal(&fred, &register(&fred.identity), &Audience::Mappers);
     assert!(matches!(nobody, Err(SealError::NoRecipient(_))), "{nobody:?}");
-    let advertise = Packet::Advertise(Advertise { target: None });
+    let advertise = Packet::Advertise(Advertise::default());
     let said = seal(&m1, &advertise, &Audience::Agents).unwrap();
     // With one bit changed, on another queue, or by a mapper of another CA: refused, and nobody is known.
     let mut changed = said.clone();
@@ -231,19 +230,6 @@ fn s02_nothing_is_learned_from_what_was_not_verified() {
     open(&fred, &pushed, Channel::AgentInbox).unwrap();
     let heartbeat = seal(&fred, &ping, &Audience::Mappers).unwrap();
     open(&m1, &heartbeat, Channel::Presence).unwrap();
-}
-
-/// The `certs` of a site, apart: one directory for each node, with its own certificate and key and the CA's certificate.
-fn apart(site: &Site, nodes: &[&str]) {
-    let certs = site.path("certs");
-    for node in nodes {
-        let own = site.path(node);
-        fs::create_dir(&own).unwrap();
-        fs::copy(certs.join("ca.pem"), own.join("ca.pem")).unwrap();
-        for file in [format!("{node}.pem"), format!("{node}-key.pem")] {
-            fs::rename(certs.join(&file), own.join(&file)).unwrap();
-        }
-    }
 }
 
 #[test]

@@ -312,7 +312,7 @@ fn s10_roles_that_may_not_are_refused() {
     let work = bob.seal(&request(), &SealRequest::new(&audience, at(10))).unwrap().bytes;
     world.refused(&work, NotAuthorized);
     // An agent asks others to advertise.
-    let packet = Packet::Advertise(Advertise { target: None });
+    let packet = Packet::Advertise(Advertise::default());
     let advertise = bob.seal(&packet, &SealRequest::new(&Audience::Agents, at(10))).unwrap().bytes;
     world.refused_on(Channel::AgentControl, &advertise, NotAuthorized);
     // A node's own rules.

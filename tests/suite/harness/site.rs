@@ -21,7 +21,12 @@ pub struct Site {
 impl Site {
     /// A new one, with certificates for these nodes: `agent fred`, `mapper ctl`.
     pub fn new(nodes: &[&str]) -> Self {
-        let site = Self { dir: tempfile::tempdir().unwrap(), broker: Broker::shared() };
+        Self::at(Broker::shared(), nodes)
+    }
+
+    /// The same, at this broker.
+    pub fn at(broker: Broker, nodes: &[&str]) -> Self {
+        let site = Self { dir: tempfile::tempdir().unwrap(), broker };
         site.ok(&["certs", "init", "--dir", "certs"]);
         for node in nodes {
             site.issue(node);
@@ -145,6 +150,19 @@ impl Offline {
         let ended = run(&mut self.nanite(arguments));
         assert_eq!(ended.code(), 0, "{arguments:?}: {ended:?}");
         ended.out
+    }
+}
+
+/// The `certs` of a site, apart: one directory for each node, with its own certificate and key and the CA's certificate.
+pub fn apart(site: &Site, nodes: &[&str]) {
+    let certs = site.path("certs");
+    for node in nodes {
+        let own = site.path(node);
+        fs::create_dir(&own).unwrap();
+        fs::copy(certs.join("ca.pem"), own.join("ca.pem")).unwrap();
+        for file in [format!("{node}.pem"), format!("{node}-key.pem")] {
+            fs::rename(certs.join(&file), own.join(&file)).unwrap();
+        }
     }
 }
 

@@ -2,7 +2,10 @@
 //!
 //! [`Link::send`] seals and publishes; a [`Subscription`] delivers and opens. Sealing and opening use the CPU for a good part of
 //! a millisecond, so they run on a bounded number of worker threads; what arrives on one queue is handed on in the order of
-//! arrival. What is refused is counted, logged without its content, acknowledged and gone.
+//! arrival. What is refused is counted, logged without its content, acknowledged and gone; what another mapper may be able to open
+//! goes back to it.
+
+mod returned;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -14,13 +17,14 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
 use tokio::sync::{Semaphore, mpsc, watch};
 
+use self::returned::{Returned, is_for_others};
 use crate::audit::{Asked, AuditLog, Record};
 use crate::clock::{Clock, Timestamp};
 use crate::packet::{Advertise, Identity, MessageId, Packet};
 use crate::policy::Decision;
 use crate::serializer::{
-    Audience, Channel, Class, Inbound, OpenContext, OpenError, OpenErrorKind, Provenance, SealError, SealRequest,
-    Sealed, Serializer,
+    Audience, Channel, Class, Inbound, OpenContext, OpenError, OpenErrorKind, Outdated, Provenance, SealError,
+    SealRequest, Sealed, Serializer,
 };
 use crate::transport::{
     Acker, Consumer, Delivery, Destination, Exchange, Outgoing, Queue, Transport, TransportError, topology,
@@ -34,8 +38,8 @@ const LIVE: Duration = Duration::from_secs(60);
 const LOGGED_PER_SECOND: u64 = 20;
 /// How long one waits for the other mappers once one has made itself known.
 const OTHERS: Duration = Duration::from_millis(200);
-/// How many unknown signers wait to be asked who they are.
-const UNKNOWN: usize = 64;
+/// How many nodes wait to be spoken to since a message of theirs was refused.
+const STRAYS: usize = 64;
 
 /// A node's end of the wire. Cloning it is cheap.
 #[derive(Clone, Debug)]
@@ -52,8 +56,19 @@ struct Inner {
     workers: Semaphore,
     refusals: Refusals,
     audit: Option<AuditLog>,
-    /// Who claims to have sent a heartbeat or registration, and is not known.
-    unknown: Option<mpsc::Sender<Identity>>,
+    /// Who is to be spoken to since a message of it was refused.
+    strays: Option<mpsc::Sender<Stray>>,
+    /// Whether this node is a mapper that takes requests of other nodes.
+    serves: bool,
+}
+
+/// A node whose message was refused, and that can be helped.
+#[derive(Clone, Debug)]
+pub(crate) enum Stray {
+    /// It claims to be this one, and is not known: nothing about it is verified.
+    Unknown(Identity),
+    /// A process of this node that another has taken the place of.
+    Outdated(Identity, Outdated),
 }
 
 /// What is to be sent, to whom, and how.
@@ -166,22 +181,37 @@ impl Link {
             workers,
             refusals: Refusals::default(),
             audit: None,
-            unknown: None,
+            strays: None,
+            serves: false,
         })))
     }
 
-    /// The same link, and the names under which presence messages came whose signers are not known. Nothing about them is verified.
-    /// To be asked for before the link is cloned. None when this node learns nobody from messages.
+    /// The same link, and the nodes that are to be spoken to since presence messages of theirs were refused. To be asked for before
+    /// the link is cloned.
     #[must_use]
-    pub(crate) fn with_unknown(mut self) -> (Self, Option<mpsc::Receiver<Identity>>) {
+    pub(crate) fn with_strays(mut self) -> (Self, Option<mpsc::Receiver<Stray>>) {
         match Arc::get_mut(&mut self.0) {
-            Some(inner) if inner.serializer.learns_peers() => {
-                let (sender, receiver) = mpsc::channel(UNKNOWN);
-                inner.unknown = Some(sender);
+            Some(inner) => {
+                let (sender, receiver) = mpsc::channel(STRAYS);
+                inner.strays = Some(sender);
                 (self, Some(receiver))
             }
-            _ => (self, None),
+            None => (self, None),
         }
+    }
+
+    /// The same link, for a mapper that takes requests of other nodes, or does not. To be given before the link is cloned.
+    #[must_use]
+    pub(crate) fn serving(mut self, serves: bool) -> Self {
+        if let Some(inner) = Arc::get_mut(&mut self.0) {
+            inner.serves = serves;
+        }
+        self
+    }
+
+    /// Whether this node is a mapper that takes requests of other nodes.
+    pub(crate) fn serves(&self) -> bool {
+        self.0.serves
     }
 
     /// The same link, with an audit log of what it opens and refuses. To be given before the link is cloned.
@@ -236,10 +266,17 @@ impl Link {
     /// # Errors
     /// [`SendError`] when it could not be sent: [`TransportError::Unroutable`] when no mapper runs.
     pub async fn say_hello(&self) -> Result<(), SendError> {
-        if self.learns_peers() {
-            let hello = Letter::new(Advertise { target: None }, Audience::Mappers);
-            self.send(hello, Destination::Exchange(Exchange(topology::REGISTRATION.into()))).await?;
-        }
+        if self.learns_peers() { self.call_mappers().await } else { Ok(()) }
+    }
+
+    /// The same, also when this node learns nobody from messages: the mappers answer in any case.
+    ///
+    /// # Errors
+    /// As [`say_hello`](Self::say_hello).
+    pub(crate) async fn call_mappers(&self) -> Result<(), SendError> {
+        let hello = Advertise { serves: self.0.serves, ..Advertise::default() };
+        let hello = Letter::new(hello, Audience::Mappers);
+        self.send(hello, Destination::Exchange(Exchange(topology::REGISTRATION.into()))).await?;
         Ok(())
     }
 
@@ -323,6 +360,7 @@ impl Link {
             parallel,
             opening: FuturesOrdered::new(),
             ended: false,
+            returned: Returned::default(),
         })
     }
 
@@ -351,42 +389,74 @@ impl Link {
         tokio::task::spawn_blocking(move || work(&inner)).await.ok()
     }
 
-    async fn open(self, delivery: Delivery, channel: Channel) -> Option<Received> {
+    async fn open(self, delivery: Delivery, channel: Channel) -> Option<Opened> {
         let Delivery { body, content_type, redelivered, acker } = delivery;
         let opened = if content_type == self.0.serializer.content_type() {
-            let open = move |inner: &Inner| inner.serializer.open(&body, &OpenContext::new(channel, inner.clock.now()));
+            let bytes = body.clone();
+            let open =
+                move |inner: &Inner| inner.serializer.open(&bytes, &OpenContext::new(channel, inner.clock.now()));
             self.on_worker(open).await?
         } else {
             Err(OpenError::new(OpenErrorKind::Unsupported, "another content type"))
         };
-        if let Some(audit) = &self.0.audit {
-            let (node, now) = (&self.0.identity, self.now());
-            let record = match &opened {
-                Ok(inbound) => Record::accepted(node, now, inbound, channel),
-                Err(error) => Record::refused(node, now, error, channel),
-            };
-            audit.record(record).await;
-        }
         match opened {
-            Ok(inbound) => Some(Received { inbound, redelivered, acker }),
+            Ok(inbound) => {
+                if let Some(audit) = &self.0.audit {
+                    audit.record(Record::accepted(&self.0.identity, self.now(), &inbound, channel)).await;
+                }
+                Some(Opened::Good(Received { inbound, redelivered, acker }))
+            }
             Err(error) => {
-                if let (Channel::Presence, OpenErrorKind::UnknownSigner, Some(unknown), Some(claimed)) =
-                    (channel, error.kind, &self.0.unknown, &error.claimed)
-                {
-                    // When many wait already, this one is asked another time.
-                    let _ = unknown.try_send(claimed.clone());
+                self.0.refusals.count(error.kind);
+                self.note_stray(&error, channel);
+                if is_for_others(&error, channel) {
+                    return Some(Opened::ForOthers { error, body, redelivered, acker });
                 }
-                self.0.refusals.note(&self.0.identity, &error, channel, redelivered, self.now());
-                if let Err(error) = acker.ack().await {
-                    tracing::debug!(%error, "a refused message could not be acknowledged and will come again");
-                }
+                self.refuse(&error, channel, redelivered, acker).await;
                 None
             }
         }
     }
+
+    /// Has somebody spoken to whose message was refused, where that can help.
+    fn note_stray(&self, error: &OpenError, channel: Channel) {
+        let (Some(strays), Some(claimed)) = (&self.0.strays, &error.claimed) else { return };
+        let stray = match (error.kind, error.outdated) {
+            (OpenErrorKind::UnknownSigner, _) if channel.asks_strangers() && self.learns_peers() => {
+                Stray::Unknown(claimed.clone())
+            }
+            (OpenErrorKind::Replayed, Some(outdated)) => Stray::Outdated(claimed.clone(), outdated),
+            _ => return,
+        };
+        // When many wait already, this one has its turn another time.
+        let _ = strays.try_send(stray);
+    }
+
+    /// Logs and acknowledges what was refused.
+    async fn refuse(&self, error: &OpenError, channel: Channel, redelivered: bool, acker: Acker) {
+        if let Some(audit) = &self.0.audit {
+            audit.record(Record::refused(&self.0.identity, self.now(), error, channel)).await;
+        }
+        self.0.refusals.log(&self.0.identity, error, channel, redelivered, self.now());
+        if let Err(error) = acker.ack().await {
+            tracing::debug!(%error, "a refused message could not be acknowledged and will come again");
+        }
+    }
 }
 
-type Opening = Pin<Box<dyn Future<Output = Option<Received>> + Send>>;
+/// What became of a delivery that was not refused.
+enum Opened {
+    Good(Received),
+    /// It cannot be opened here, but perhaps by another mapper.
+    ForOthers {
+        error: OpenError,
+        body: Arc<[u8]>,
+        redelivered: bool,
+        acker: Acker,
+    },
+}
+
+type Opening = Pin<Box<dyn Future<Output = Option<Opened>> + Send>>;
 
 /// A stream of opened messages from one queue, in the order in which they arrived.
 pub struct Subscription {
@@ -397,6 +467,7 @@ pub struct Subscription {
     parallel: usize,
     opening: FuturesOrdered<Opening>,
     ended: bool,
+    returned: Returned,
 }
 
 impl Subscription {
@@ -405,11 +476,18 @@ impl Subscription {
         loop {
             tokio::select! {
                 biased;
-                Some(opened) = self.opening.next(), if !self.opening.is_empty() => {
-                    if let Some(received) = opened {
-                        return Some(received);
+                Some(opened) = self.opening.next(), if !self.opening.is_empty() => match opened {
+                    Some(Opened::Good(received)) => return Some(received),
+                    Some(Opened::ForOthers { error, body, redelivered, acker }) => {
+                        let (channel, now) = (self.channel, self.link.now());
+                        if let Err(acker) = self.returned.take(&error, channel, &body, acker, now) {
+                            // A task of its own: this call can be dropped at any moment.
+                            let link = self.link.clone();
+                            tokio::spawn(async move { link.refuse(&error, channel, redelivered, acker).await });
+                        }
                     }
-                }
+                    None => {}
+                },
                 delivery = self.consumer.next(), if !self.ended && self.opening.len() < self.parallel => match delivery {
                     Some(delivery) => {
                         let open = self.link.clone().open(delivery, self.channel);
@@ -426,6 +504,13 @@ impl Subscription {
                 else => return None,
             }
         }
+    }
+}
+
+impl Subscription {
+    /// How many messages of the offline queue this mapper keeps that it cannot open itself. They go back when this is dropped.
+    pub(crate) fn kept_for_others(&self) -> usize {
+        self.returned.kept()
     }
 }
 
@@ -484,10 +569,13 @@ struct Refusals {
 }
 
 impl Refusals {
-    fn note(&self, identity: &Identity, error: &OpenError, channel: Channel, redelivered: bool, now: Timestamp) {
-        if let Some(count) = self.by_kind.get(error.kind as usize) {
+    fn count(&self, kind: OpenErrorKind) {
+        if let Some(count) = self.by_kind.get(kind as usize) {
             count.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    fn log(&self, identity: &Identity, error: &OpenError, channel: Channel, redelivered: bool, now: Timestamp) {
         if redelivered && error.kind == OpenErrorKind::Replayed {
             tracing::debug!(%identity, "a redelivered message was already seen");
             return;

@@ -1,0 +1,100 @@
+//! Requests through mappers of which the one that takes a request may not be one that it was sealed to.
+
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use nanite::agent::{Reply, actor};
+use nanite::certs::{KeyType, StaticCertificateStore};
+use nanite::clock::Clock;
+use nanite::clock::SystemClock;
+use nanite::mapper::Mapper;
+use nanite::packet::{Failure, FailureCode};
+use nanite::proxy::MapperProxy;
+use nanite::request::RequestError;
+use nanite::security::SecureSerializer;
+use nanite::serializer::OpenErrorKind;
+use nanite::transport::{MemoryBroker, topology};
+
+use crate::harness::pki::{Pki, agent, mapper};
+use crate::harness::program::run;
+use crate::harness::site::{Site, apart, ready};
+use crate::harness::system::knows;
+use crate::harness::wait_until;
+
+/// How many requests are made.
+const REQUESTS: usize = 20;
+
+#[tokio::test]
+async fn n10_what_a_mapper_cannot_open_is_left_to_one_that_can() {
+    let (pki, broker) = (Pki::starting(KeyType::P256, SystemClock.now()), MemoryBroker::new());
+    let serializer = |name: &nanite::packet::Identity| {
+        let trust = pki.ca.trust().unwrap();
+        Arc::new(SecureSerializer::builder(pki.credentials(name), pki.peers.clone(), trust).build().unwrap())
+    };
+    let (m1, fred, asker) = (mapper("m1"), agent("fred"), mapper("asker"));
+    let start = async |name| {
+        Mapper::builder(mapper(name), serializer(&mapper(name)), Arc::new(broker.connect())).start().await.unwrap()
+    };
+    let second = start("m2").await;
+    let first = start("m1").await;
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counted = calls.clone();
+    let count = actor("count").expose("up", move |(): ()| {
+        let n = counted.fetch_add(1, Ordering::SeqCst);
+        async move { Reply::Ok(n) }
+    });
+    let worker =
+        nanite::agent::Agent::builder(fred.clone(), serializer(&fred), Arc::new(broker.connect())).actor(count);
+    let _worker = worker.build().unwrap().start().await.unwrap();
+    knows(&first, &["fred"]).await;
+    knows(&second, &["fred"]).await;
+
+    // The asker knows the one mapper only; both take what it asks from the same queue.
+    let certificate = |name| pki.credentials(name).certificate().clone();
+    let known = StaticCertificateStore::new([certificate(&m1), certificate(&asker)]);
+    let trust = pki.ca.trust().unwrap();
+    let own = SecureSerializer::builder(pki.credentials(&asker), Arc::new(known), trust).build().unwrap();
+    let proxy = MapperProxy::start(asker.clone(), Arc::new(own), Arc::new(broker.connect())).await.unwrap();
+    for n in 0..REQUESTS {
+        let answers = proxy.request("/count/up", ()).await.unwrap();
+        let outcome = answers.outcomes[&fred].clone().unwrap();
+        assert_eq!(outcome.as_u64(), Some(n as u64), "each is handled once");
+    }
+    assert_eq!(calls.load(Ordering::SeqCst), REQUESTS);
+    for (kind, count) in second.refusals() {
+        assert!(count == 0 || kind == OpenErrorKind::CannotOpen, "{kind} {count}");
+    }
+
+    // When nobody can open it, it does not go round for ever.
+    drop(first);
+    let nobody = proxy.request("/count/up", ()).timeout(Duration::from_millis(300)).await.unwrap_err();
+    assert!(matches!(nobody, RequestError::Refused(Failure { code: FailureCode::TimedOut, .. })), "{nobody:?}");
+    wait_until("the queue is empty", async || broker.waiting(topology::REQUEST).is_empty()).await;
+    assert_eq!(calls.load(Ordering::SeqCst), REQUESTS);
+}
+
+#[test]
+fn n10_with_two_mappers_every_proxied_request_is_answered_once() {
+    let site = Site::new(&["agent fred", "mapper m1", "mapper m2", "mapper asker"]);
+    apart(&site, &["agent-fred", "mapper-m1", "mapper-m2", "mapper-asker"]);
+    let by = |certs: &str, arguments: &[&str]| {
+        let mut command = site.nanite(arguments);
+        command.env("NANITE_CERTS", certs);
+        command
+    };
+    site.program("count/up", &format!("echo up >> {}; cat", site.path("counted").display()));
+    let _fred = ready(&mut by("agent-fred", &["agent", "--actors-dir", "actors"]));
+    let mut mappers = [ready(&mut by("mapper-m1", &["mapper"])), ready(&mut by("mapper-m2", &["mapper"]))];
+    for mapper in &mut mappers {
+        mapper.wait_for("nanite-fred came");
+    }
+    for n in 0..REQUESTS {
+        let payload = n.to_string();
+        let asked =
+            run(&mut by("mapper-asker", &["request", "/count/up", &payload, "--via-mapper", "--timeout", "60s"]));
+        assert_eq!((asked.code(), asked.out.as_str()), (0, format!("{n}\n").as_str()), "{asked:?} {mappers:?}");
+    }
+    assert_eq!(fs::read_to_string(site.path("counted")).unwrap().lines().count(), REQUESTS);
+}
