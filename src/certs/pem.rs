@@ -15,6 +15,9 @@ pub(super) const MAX_CERTIFICATES: usize = 1024 * 1024;
 /// The longest PEM text of revocation lists that is read, in bytes.
 pub(super) const MAX_CRLS: usize = 16 * 1024 * 1024;
 
+/// What the first and the last line of a revocation list say.
+const MARK: &str = "X509 CRL";
+
 /// Reads a file that is no longer than `max` bytes.
 pub(super) fn read(path: &Path, max: usize) -> std::io::Result<Vec<u8>> {
     // Opening anything else, a named pipe for one, could wait for ever.
@@ -48,7 +51,8 @@ pub(crate) fn read_certificates(path: &Path) -> Result<Vec<X509>, StoreError> {
     certificates(&text).map_err(|why| StoreError::Invalid { place: path.display().to_string(), why: why.to_string() })
 }
 
-/// Every revocation list of a PEM text; `None` when there is none or one cannot be read.
+/// Every revocation list of a PEM text; `None` when there is none or one cannot be read, or could be passed over because its first or last
+/// line is damaged.
 pub(super) fn crls(pem: &[u8]) -> Option<Vec<X509Crl>> {
     if pem.len() > MAX_CRLS {
         return None;
@@ -56,11 +60,14 @@ pub(super) fn crls(pem: &[u8]) -> Option<Vec<X509Crl>> {
     let text = std::str::from_utf8(pem).ok()?;
     let mut all = Vec::new();
     let mut rest = text;
-    while let Some((_, from)) = rest.split_once("-----BEGIN X509 CRL-----") {
+    while let Some((before, from)) = rest.split_once("-----BEGIN X509 CRL-----") {
         let (block, after) = from.split_once("-----END X509 CRL-----")?;
+        if before.contains(MARK) || block.contains(MARK) {
+            return None;
+        }
         let block = format!("-----BEGIN X509 CRL-----{block}-----END X509 CRL-----\n");
         all.push(X509Crl::from_pem(block.as_bytes()).ok()?);
         rest = after;
     }
-    (!all.is_empty()).then_some(all)
+    (!all.is_empty() && !rest.contains(MARK)).then_some(all)
 }

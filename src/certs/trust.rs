@@ -282,6 +282,14 @@ impl Trust {
     }
 }
 
+impl Trust {
+    /// Whether a chain can be built with these certificates, whatever was found before: for whoever keeps them.
+    pub(crate) fn chains(&self, certificate: &Certificate, intermediates: &[Vec<u8>], now: Timestamp) -> bool {
+        let anchors = self.state().anchors.clone();
+        anchors.is_none_or(|anchors| anchors.verify(certificate, intermediates, now).is_ok())
+    }
+}
+
 impl State {
     fn remembers(&self, certificate: &Certificate, now: Timestamp) -> bool {
         let mut verdicts = self.verdicts.lock().unwrap_or_else(PoisonError::into_inner);
@@ -317,7 +325,7 @@ fn check_usage(certificate: &Certificate) -> Result<(), TrustError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::certs::{CertificateAuthority, KeyType};
+    use crate::certs::{CertificateAuthority, KeyType, RevocationList};
     use crate::clock::{Clock, SystemClock};
     use crate::packet::Identity;
 
@@ -409,5 +417,24 @@ mod tests {
         assert!(matches!(Trust::from_dir(Path::new("/nonexistent")), Err(AuthorityError::Unreadable { .. })));
         let empty = vec![b'\n'; pem::MAX_CERTIFICATES + 1];
         assert!(matches!(Trust::from_pem(&empty), Err(AuthorityError::Malformed)));
+    }
+
+    #[test]
+    fn s04_a_damaged_revocation_list_is_not_passed_over() {
+        let now = SystemClock.now();
+        let ca = authority("example.org", now);
+        let list = |before| RevocationList::next(before, &ca, &[], HOUR, now).unwrap();
+        let first = list(None);
+        let texts = [&first, &list(Some(&first))].map(|list| String::from_utf8(list.to_pem().unwrap()).unwrap());
+        let with = |text: String| ca.trust().unwrap().with_crls_pem(text.as_bytes()).map(drop);
+        with(texts.concat()).unwrap();
+        for (sound, damaged) in [("BEGIN", "BEGXN"), ("-----BEGIN", "----BEGIN"), ("-----END", "----END")] {
+            for (first, second) in [
+                (texts[0].replace(sound, damaged), texts[1].clone()),
+                (texts[0].clone(), texts[1].replace(sound, damaged)),
+            ] {
+                assert!(matches!(with(first + &second), Err(AuthorityError::Crl)), "{damaged}");
+            }
+        }
     }
 }
