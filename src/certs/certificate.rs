@@ -141,6 +141,7 @@ impl Certificate {
         if ca_flag(&der).ok_or(CertificateError::Malformed)? {
             return Err(CertificateError::IsCa);
         }
+        strict_extensions(&der).ok_or(CertificateError::Malformed)?;
         let fingerprint = openssl::sha::sha256(&der);
         let (not_before, not_after) = validity(&x509)?;
         Ok(Self { der, fingerprint, identity, domain, key_id, suite, public_key, not_before, not_after, x509 })
@@ -240,4 +241,16 @@ pub(super) fn ca_flag(der: &[u8]) -> Option<bool> {
     let certificate = x509_cert::Certificate::from_der(der).ok()?;
     let constraints = certificate.tbs_certificate.get::<BasicConstraints>().ok()?;
     Some(constraints.is_some_and(|(_, constraints)| constraints.ca))
+}
+
+/// The extensions that are believed here are DER of their form to a second, stricter parser as well; OpenSSL, for one, does not mind what
+/// stands behind them.
+fn strict_extensions(der: &[u8]) -> Option<()> {
+    use der::Decode;
+    use x509_cert::ext::pkix::{KeyUsage, SubjectAltName, SubjectKeyIdentifier};
+    let certificate = x509_cert::Certificate::from_der(der).ok()?.tbs_certificate;
+    certificate.get::<SubjectAltName>().ok()?;
+    certificate.get::<SubjectKeyIdentifier>().ok()?;
+    certificate.get::<KeyUsage>().ok()?;
+    Some(())
 }
