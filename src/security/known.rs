@@ -123,10 +123,15 @@ impl Known {
     }
 
     /// Keeps the certificates of a message whose chain and signature have been verified, and tells the store.
+    ///
+    /// What comes along is not signed, and the verdict about the leaf may be an earlier one: whoever carries the message can have put
+    /// other certificates beside the leaf. They are kept only if they lead to a CA, so that they never take the place of some that do.
     pub fn learn(&self, presented: Presented, now: Timestamp) {
         let fingerprint = *presented.leaf.fingerprint();
         self.parsed.lock().unwrap_or_else(PoisonError::into_inner).put(fingerprint, presented.leaf.clone());
-        if !presented.others.is_empty() {
+        let known = || self.chain_of(&presented.leaf).is_some_and(|chain| *chain == presented.others);
+        let good = || self.trust.chains(&presented.leaf, &presented.others, now);
+        if !presented.others.is_empty() && !known() && good() {
             let chain = Arc::new(presented.others);
             self.chains.lock().unwrap_or_else(PoisonError::into_inner).put(fingerprint, chain);
             self.any_chains.store(true, Ordering::Relaxed);

@@ -15,6 +15,7 @@ use openssl::nid::Nid;
 
 use crate::harness::forge::{Forge, Forged};
 use crate::harness::pki::{Pki, agent, at, mapper};
+use crate::harness::tamper::{self, Der};
 
 /// Knows nobody at first, and keeps the certificates of those whose messages proved good.
 #[derive(Debug, Default)]
@@ -178,6 +179,37 @@ fn s02_certificates_in_between_come_with_a_registration_and_are_remembered() {
     m1.open(&ping.bytes, &OpenContext::new(Channel::Presence, later)).unwrap();
     let work = m1.seal(&request(), &SealRequest::new(&Audience::One(agent("fred")), later)).unwrap();
     fred.open(&work.bytes, &OpenContext::new(Channel::AgentInbox, later)).unwrap();
+}
+
+/// What comes along is not signed: whoever carries a message can put other certificates beside the signer's.
+#[test]
+fn s10_certificates_put_into_a_message_on_its_way_do_not_shut_its_sender_out() {
+    let root = Forge::ca("root").self_signed();
+    let between = Forge::ca("agents").signed_by(&root);
+    let other = Der::parse(&Forge::ca("other").self_signed().der());
+    let junk = Der::Node(0x30, vec![Der::Leaf(5, vec![])]);
+    let trust = || Trust::authorities([root.x509.clone()]).unwrap();
+    for put in [junk, other] {
+        let mapper_leaf =
+            Forge::leaf().set(Nid::SUBJECT_ALT_NAME, "URI:spiffe://example.org/mapper/m1").signed_by(&root);
+        let (_, m1) = with_trust(credentials(&mapper_leaf, vec![]), trust());
+        let of_fred = below(&root, &between, "agent/fred");
+        let own = Der::parse(of_fred.certificate().der());
+        let (at_agent, fred) = with_trust(of_fred, trust());
+        at_agent.learned(credentials(&mapper_leaf, vec![]).certificate(), at(0));
+        let seal = |packet: Packet, now| fred.seal(&packet, &SealRequest::new(&Audience::Mappers, now)).unwrap().bytes;
+        let ping = || Packet::Ping(Ping { identity: agent("fred"), status: Status::new(0.5), instance: None });
+        let open = |bytes: &[u8], now| m1.open(bytes, &OpenContext::new(Channel::Presence, now)).map(drop);
+        open(&seal(register(), at(2)), at(2)).unwrap();
+
+        let mut carried = tamper::Forged::new(&seal(register(), at(3)));
+        let mut certificates = vec![own, put];
+        certificates.sort_by_key(Der::bytes);
+        *carried.signed().at(&[3]).children() = certificates;
+        // Taken or not: what matters is what is left behind when verdicts are made anew.
+        let _ = open(&carried.bytes(), at(3));
+        open(&seal(ping(), at(7_200)), at(7_200)).unwrap();
+    }
 }
 
 #[test]
