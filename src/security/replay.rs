@@ -52,6 +52,9 @@ struct Ids {
 struct Orders {
     latest: HashMap<Identity, Latest>,
     swept_at: Option<u64>,
+    /// Up to this moment there may be messages of senders that were forgotten: of use only to a clock that was ahead and comes back.
+    /// It only grows.
+    forgotten: Option<Timestamp>,
 }
 
 struct Latest {
@@ -59,6 +62,8 @@ struct Latest {
     sequence: u64,
     /// From then on every earlier message of this sender is expired.
     until: Timestamp,
+    /// Up to this moment there may be messages of this sender from before it was forgotten.
+    unsure_until: Option<Timestamp>,
 }
 
 impl ReplayMemory {
@@ -113,7 +118,11 @@ impl ReplayMemory {
         // A message with a lower place was issued before this one, so at most `skew` in the future.
         let until = now.saturating_add(lifetime).saturating_add(self.skew).saturating_add(self.skew);
         let mut orders = locked(&self.orders);
+        let unsure = |until: Option<Timestamp>| until.is_some_and(|until| now <= until);
         if let Some(latest) = orders.latest.get_mut(from) {
+            if unsure(latest.unsure_until) {
+                return Err("there may be newer ones of this sender that were forgotten");
+            }
             if (instance, sequence) <= (latest.instance, latest.sequence) {
                 return Err("it is not newer than what was seen of this sender");
             }
@@ -127,7 +136,11 @@ impl ReplayMemory {
         if orders.latest.len() >= self.limits.senders {
             return Err("the memory for senders is full");
         }
-        orders.latest.insert(from.clone(), Latest { instance, sequence, until });
+        if unsure(orders.forgotten) {
+            return Err("its sender may be one that was forgotten");
+        }
+        let unsure_until = orders.forgotten;
+        orders.latest.insert(from.clone(), Latest { instance, sequence, until, unsure_until });
         Ok(())
     }
 
@@ -195,7 +208,9 @@ impl Orders {
             return;
         }
         self.swept_at = Some(now.as_secs());
-        self.latest.retain(|_, latest| latest.until >= now);
+        for gone in self.latest.extract_if(|_, latest| latest.until < now) {
+            self.forgotten = self.forgotten.max(Some(gone.1.until));
+        }
     }
 }
 
