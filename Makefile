@@ -1,5 +1,6 @@
 # make demo   build nanite and see it work, in one process, without a broker
-# make test   formatting, clippy, tests, doctests, examples
+# make test   formatting, clippy, tests, doctests, examples, and each fuzz target for 20 seconds
+# make fuzz   each fuzz target for FUZZ_SECONDS seconds
 # make audit  licences, bans and sources of the dependencies (installs cargo-deny)
 # make bench  the benchmarks, with ratios
 # make evidence  all tests; what they said of each promise goes into SECURITY.md
@@ -7,15 +8,16 @@
 CARGO ?= cargo
 NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: demo test fmt clippy unit doc examples audit bench evidence deps-build deps-test
+.PHONY: demo test fmt clippy unit doc examples fuzz audit bench evidence deps-build deps-test
 
 demo: deps-build
 	$(CARGO) run --release --quiet -- demo
 
-test: deps-test fmt clippy unit doc examples
+test: deps-test fmt clippy unit doc examples fuzz
 
 fmt:
 	$(CARGO) fmt --all --check
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 
 clippy:
 	$(CARGO) clippy --locked --all-targets --all-features -- -D warnings
@@ -35,9 +37,14 @@ doc:
 examples:
 	$(CARGO) build --locked --all-features --examples
 
+fuzz: export FUZZ_SECONDS ?= 20
+fuzz: deps-test
+	./scripts/fuzz.sh run
+
 audit:
 	$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-deny
 	$(CARGO) deny check licenses bans sources
+	$(CARGO) deny --manifest-path fuzz/Cargo.toml check --config deny.toml licenses bans sources
 
 bench:
 	$(CARGO) bench --locked --all-features
@@ -45,6 +52,7 @@ bench:
 evidence: deps-test
 	mkdir -p target
 	$(MAKE) unit TESTS='-- --skip s13_the_evidence' >target/evidence.log 2>&1 || { tail -40 target/evidence.log; exit 1; }
+	$(MAKE) fuzz >>target/evidence.log 2>&1 || { tail -40 target/evidence.log; exit 1; }
 	./scripts/evidence.py target/evidence.log
 
 deps-build:

@@ -24,6 +24,7 @@ need gcc cc --version
 case ${1:-build} in
 build) ;;
 test)
+    need g++ c++ --version
     need rabbitmq-server test -x /usr/lib/rabbitmq/bin/rabbitmq-server
     need redis-server redis-server --version
     need openssl openssl version

@@ -36,6 +36,9 @@ mod counters;
 mod crypto;
 mod envelope;
 mod fields;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod inspect;
 mod known;
 mod open;

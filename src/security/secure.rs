@@ -50,7 +50,7 @@ pub(super) type Gate = Arc<dyn Fn(&Identity, Kind, Channel) -> bool + Send + Syn
 /// # Ok(())
 /// # }
 /// ```
-pub struct SecureSerializer(Inner);
+pub struct SecureSerializer(pub(super) Inner);
 
 /// What a serializer is made of; steps of sealing and opening are written as methods of it.
 pub(super) struct Inner {
@@ -186,16 +186,16 @@ impl fmt::Debug for SecureSerializer {
 }
 
 /// What is drawn at random for one message.
-struct Drawn {
+pub(super) struct Drawn {
     id: MessageId,
     nonce: [u8; cms::NONCE],
     ukm: [u8; 32],
-    salt: [u8; 32],
+    pub salt: [u8; 32],
     key: Secret,
 }
 
 impl Drawn {
-    fn draw() -> Result<Self, SealError> {
+    pub fn draw() -> Result<Self, SealError> {
         let mut public = [0; 16 + cms::NONCE + 32];
         openssl::rand::rand_bytes(&mut public).map_err(|_| NoRandomness)?;
         let mut secret = Zeroizing::new([0; 64]);
@@ -353,7 +353,7 @@ impl Inner {
     }
 
     /// Encrypts (for these recipients, if any), signs, and puts it together.
-    fn envelope(
+    pub fn envelope(
         &self,
         signing: &Credentials,
         header: &Header,

@@ -54,6 +54,8 @@ mod s10_attacks;
 mod s10_hostile_broker;
 mod s10_properties;
 mod s11_at_rest;
+#[cfg(feature = "fuzzing")]
+mod s12_fuzzing;
 mod s14_tls;
 mod transport;
 mod u01_demo;

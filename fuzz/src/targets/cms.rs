@@ -1,0 +1,187 @@
+//! The strict reader against OpenSSL's: what is of the shape is CMS to OpenSSL too, to the byte; a signature is good to both or to
+//! neither; and what one decrypts the other does. Each input is looked at as it is, and once more signed anew by a known node, so that
+//! changes behind the signature are reached.
+
+use std::sync::LazyLock;
+
+use nanite::certs::{Credentials, Suite};
+use nanite::packet::{Kind, Packet};
+use nanite::security::{Inspection, fuzzing, fuzzing::Shape, inspect};
+use nanite::serializer::{Channel, Class, Codec, Json, MsgPack, OpenContext, OpenError, OpenErrorKind, Serializer};
+use openssl::cms::{CMSOptions, CmsContentInfo};
+use openssl::error::ErrorStack;
+use openssl::hash::MessageDigest;
+use openssl::pkey::{PKey, Private};
+use openssl::rsa::Padding;
+use openssl::sha::sha256;
+use openssl::sign::{RsaPssSaltlen, Signer};
+use openssl::stack::Stack;
+use openssl::x509::X509;
+use openssl::x509::store::{X509Store, X509StoreBuilder};
+
+use super::der::{Der, encoded};
+use super::world::{CHANNELS, START, world};
+
+/// id-ct-authEnvelopedData.
+const AUTH_ENVELOPED: [u8; 13] = [0x06, 0x0b, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x09, 0x10, 0x01, 0x17];
+/// messageDigest.
+const MESSAGE_DIGEST: [u8; 9] = [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x09, 0x04];
+
+/// The keys of the nodes, in their order, as OpenSSL has them.
+static KEYS: LazyLock<Vec<PKey<Private>>> = LazyLock::new(|| {
+    let pem = |node: &Credentials| node.key().to_pem().unwrap();
+    world().nodes.iter().map(|node| PKey::private_key_from_pem(&pem(node)).unwrap()).collect()
+});
+
+/// A store of nobody: signatures are looked at here, and not who has certified their keys.
+static NOBODY: LazyLock<X509Store> = LazyLock::new(|| X509StoreBuilder::new().unwrap().build());
+
+/// The target.
+pub fn run(data: &[u8]) {
+    let Some(shape) = fuzzing::shape(data) else { return };
+    compare(data, &shape);
+    let anew = signed_anew(data, &shape);
+    compare(&anew, &fuzzing::shape(&anew).expect("it has lost its shape by being signed"));
+}
+
+fn compare(data: &[u8], shape: &Shape) {
+    // Here certificates are any sequences until one of them is needed; OpenSSL parses all.
+    let is_certificate = |der: &Vec<u8>| X509::from_der(der).is_ok_and(|x509| x509.to_der().unwrap() == *der);
+    if !shape.certificates.iter().all(is_certificate) {
+        drop(ErrorStack::get());
+        return;
+    }
+    let mut cms = CmsContentInfo::from_der(data).expect("OpenSSL cannot read it");
+    assert_eq!(cms.to_der().unwrap(), data, "OpenSSL would write it otherwise");
+    let enveloped = shape.recipients.map(|count| {
+        let bytes = encoded(0x30, &[&AUTH_ENVELOPED[..], &encoded(0xa0, &shape.content)].concat());
+        let enveloped = CmsContentInfo::from_der(&bytes).expect("OpenSSL cannot read what is inside");
+        assert_eq!(enveloped.to_der().unwrap(), bytes, "OpenSSL would write what is inside otherwise");
+        let content = Der::one(&shape.content).unwrap();
+        assert_eq!(content.inside()[1].inside().len(), count, "another number of recipients");
+        enveloped
+    });
+
+    let Ok(inspection) = inspect(data) else { return };
+    let Some((reader, opened)) = open(data, &inspection) else { return };
+    let verified_here = match &opened {
+        Ok(_) => true,
+        Err(error) if error.kind == OpenErrorKind::BadSignature => false,
+        Err(error) if error.kind > OpenErrorKind::BadSignature => true,
+        Err(_) => return,
+    };
+    // OpenSSL goes by the key alone; here the suite that is named has to be that of the key.
+    let signer = world().nodes.iter().find(|node| *node.certificate().key_id() == inspection.signer);
+    if signer.is_none_or(|node| node.certificate().suite() != inspection.suite) {
+        assert!(!verified_here, "another suite than the signer's");
+        return;
+    }
+    let content = verify(&mut cms);
+    assert_eq!(content.is_some(), verified_here, "the signature: OpenSSL, here; here: {:?}", opened.as_ref().err());
+    assert!(content.is_none_or(|content| content == shape.content), "another content is signed");
+    if let (true, Some(enveloped)) = (verified_here, enveloped) {
+        compare_decrypted(&enveloped, &inspection, reader, &opened);
+    }
+}
+
+fn compare_decrypted(
+    enveloped: &CmsContentInfo,
+    inspection: &Inspection,
+    reader: usize,
+    opened: &Result<Packet, OpenError>,
+) {
+    let certificate = world().nodes[reader].certificate().x509().to_owned();
+    let plaintext = enveloped.decrypt(&KEYS[reader], &certificate);
+    drop(ErrorStack::get());
+    let good = plaintext.ok().filter(|plaintext| is_bound(plaintext, inspection));
+    match opened {
+        Ok(packet) => {
+            let plaintext = good.expect("OpenSSL does not decrypt it, or it is bound to another header");
+            let codec: &dyn Codec = if inspection.header.codec == "json" { &Json } else { &MsgPack };
+            assert_eq!(codec.decode(&plaintext[64..]).unwrap(), *packet);
+        }
+        // OpenSSL takes an RSA ciphertext of any length whose number fits; here it has to have that of the modulus (RFC 8017, 7.1.2).
+        Err(error) if error.kind == OpenErrorKind::CannotOpen => {
+            let is_rsa = world().nodes[reader].key().suite() == Suite::Rsa;
+            assert!(is_rsa || good.is_none(), "OpenSSL opens it: {error}");
+        }
+        Err(error) if error.kind == OpenErrorKind::BadBody => {
+            assert!(good.is_some(), "OpenSSL does not open it: {error}")
+        }
+        Err(_) => {}
+    }
+}
+
+/// Whether what was decrypted belongs to the header.
+fn is_bound(plaintext: &[u8], inspection: &Inspection) -> bool {
+    let header = &inspection.header;
+    let Some((prefix, body)) = plaintext.split_at_checked(64) else { return false };
+    let mut ids: Vec<&[u8]> = inspection.recipients.iter().map(|(id, _)| id.as_bytes()).collect();
+    ids.sort_unstable();
+    let ids: Vec<u8> = ids.into_iter().flat_map(|id| [&[id.len() as u8], id].concat()).collect();
+    prefix[32..] == sha256(&fuzzing::header_der(header).unwrap())
+        && header.commitment == sha256(&[b"nanite/2 commitment", &prefix[..32], body].concat())
+        && header.recipients == sha256(&ids)
+}
+
+/// Opens it where it would be opened, if anywhere: by which of the nodes, and what came of it.
+fn open(data: &[u8], inspection: &Inspection) -> Option<(usize, Result<Packet, OpenError>)> {
+    let header = &inspection.header;
+    let node = *world().readers(&header.to).first()?;
+    let index = world().nodes.iter().position(|other| std::ptr::eq(other, node))?;
+    let fits = |channel: &Channel| {
+        channel.reader() == node.certificate().identity().role()
+            && channel.accepts(header.kind)
+            && (*channel == Channel::Offline) == (header.class == Class::Stored)
+    };
+    let channel = CHANNELS.into_iter().find(fits)?;
+    let context = OpenContext::new(channel, header.issued_at.max(START));
+    let opened = world().serializer(node).open(data, &context);
+    assert!(opened.is_err() || inspection.header.kind == Kind::Advertise || !inspection.recipients.is_empty());
+    Some((index, opened.map(|inbound| inbound.packet)))
+}
+
+/// What OpenSSL says was signed by one of the nodes; nothing when it says that nothing was.
+fn verify(cms: &mut CmsContentInfo) -> Option<Vec<u8>> {
+    let mut certificates = Stack::new().unwrap();
+    for node in &world().nodes {
+        certificates.push(node.certificate().x509().to_owned()).unwrap();
+    }
+    let mut content = Vec::new();
+    let flags = CMSOptions::NO_SIGNER_CERT_VERIFY | CMSOptions::NOINTERN | CMSOptions::BINARY;
+    let verified = cms.verify(Some(&certificates), Some(&NOBODY), None, Some(&mut content), flags);
+    drop(ErrorStack::get());
+    verified.is_ok().then_some(content)
+}
+
+/// The same message with the right digest and signature of the node that it names; of the first, when it names none.
+fn signed_anew(data: &[u8], shape: &Shape) -> Vec<u8> {
+    let mut message = Der::one(data).expect("it cannot be taken apart");
+    assert_eq!(message.bytes(), data, "it is no DER");
+    let known = world().nodes.iter().position(|node| node.certificate().key_id().as_bytes() == shape.key_id);
+    let index = known.unwrap_or(0);
+    let signed = message.at(&[1, 0]).unwrap();
+    let last = signed.inside().len() - 1;
+    let info = signed.at(&[last, 0]).unwrap();
+    let key_id = world().nodes[index].certificate().key_id().as_bytes().to_vec();
+    *info.at(&[1]).unwrap() = Der::Leaf(0x80, key_id);
+    let attributes = info.at(&[3]).unwrap();
+    for at in 0..attributes.inside().len() {
+        if matches!(attributes.at(&[at, 0]), Some(Der::Leaf(_, oid)) if *oid == MESSAGE_DIGEST) {
+            *attributes.at(&[at, 1, 0]).unwrap() = Der::Leaf(0x04, sha256(&shape.content).to_vec());
+        }
+    }
+    let Der::Node(_, _, values) = attributes.clone() else { panic!("no attributes") };
+    let signature = sign(index, &Der::Node(0x31, Vec::new(), values).bytes());
+    *info.at(&[5]).unwrap() = Der::Leaf(0x04, signature);
+    message.bytes()
+}
+
+fn sign(index: usize, data: &[u8]) -> Vec<u8> {
+    let mut signer = Signer::new(MessageDigest::sha256(), &KEYS[index]).unwrap();
+    if world().nodes[index].key().suite() == Suite::Rsa {
+        signer.set_rsa_padding(Padding::PKCS1_PSS).unwrap();
+        signer.set_rsa_pss_saltlen(RsaPssSaltlen::custom(32)).unwrap();
+    }
+    signer.sign_oneshot_to_vec(data).unwrap()
+}

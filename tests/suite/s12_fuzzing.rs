@@ -1,0 +1,104 @@
+//! s12: what is fuzzed. Every input that is kept, the seeds and whatever was found on the way, goes through its target again here, without
+//! a fuzzer, so that what was mended once stays mended.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+#[path = "../../fuzz/src/targets/mod.rs"]
+mod targets;
+
+use targets::{ALL, Target, world::root};
+
+/// How large all seeds may be together, in bytes.
+const ROOM: u64 = 300 * 1024;
+
+/// The files that fuzzing of a target begins with: its own, and vectors that are there anyway.
+fn inputs(target: &Target) -> Vec<PathBuf> {
+    let folders = [Some(format!("fuzz/seeds/{}", target.name)), target.vectors.map(str::to_owned)];
+    let files = folders.into_iter().flatten().flat_map(|folder| fs::read_dir(root().join(folder)).unwrap());
+    files.map(|file| file.unwrap().path()).collect()
+}
+
+fn repeat(name: &str) {
+    let target = ALL.iter().find(|target| target.name == name).unwrap();
+    for file in inputs(target) {
+        eprintln!("{}", file.display());
+        (target.run)(&fs::read(file).unwrap());
+    }
+    // What no file says: nothing at all, and much of the same.
+    for input in [&[][..], &[0; 4096], &[0xff; 4096], &[0x30; 4096], &[b'['; 4096]] {
+        (target.run)(input);
+    }
+}
+
+#[test]
+fn s12_certificates_and_chains_hold() {
+    repeat("certificate");
+}
+
+#[test]
+fn s12_openssl_agrees_about_messages() {
+    repeat("cms");
+}
+
+#[test]
+fn s12_bodies_hold() {
+    repeat("codecs");
+}
+
+#[test]
+fn s12_revocation_lists_hold() {
+    repeat("crl");
+}
+
+#[test]
+fn s12_messages_hold() {
+    repeat("envelope");
+}
+
+#[test]
+fn s12_what_a_valid_node_sends_holds() {
+    repeat("insider");
+}
+
+#[test]
+fn s12_policies_hold() {
+    repeat("policy");
+}
+
+#[test]
+fn s12_the_replay_memory_holds() {
+    repeat("replay");
+}
+
+#[test]
+fn s12_every_target_has_seeds_and_is_fuzzed_by_make_test() {
+    // Each line: a target, and the folders that it begins with.
+    let list = Command::new(root().join("scripts/fuzz.sh")).arg("list").output().unwrap();
+    let expected: Vec<String> = ALL
+        .iter()
+        .map(|target| {
+            let vectors = target.vectors.map(|folder| format!(" {folder}")).unwrap_or_default();
+            format!("{0} fuzz/seeds/{0}{vectors}", target.name)
+        })
+        .collect();
+    assert_eq!(String::from_utf8(list.stdout).unwrap().lines().collect::<Vec<_>>(), expected);
+
+    let manifest = fs::read_to_string(root().join("fuzz/Cargo.toml")).unwrap();
+    let this = include_str!("s12_fuzzing.rs");
+    for target in ALL {
+        assert!(manifest.contains(&format!("path = \"fuzz_targets/{}.rs\"", target.name)), "{}", target.name);
+        assert!(this.contains(&format!("repeat(\"{}\")", target.name)), "{} is not repeated", target.name);
+        let own = fs::read_dir(root().join("fuzz/seeds").join(target.name)).unwrap();
+        assert!(own.count() >= 3 || target.vectors.is_some(), "{} has few seeds", target.name);
+    }
+    let sizes = ALL.iter().flat_map(|target| fs::read_dir(root().join("fuzz/seeds").join(target.name)).unwrap());
+    let size: u64 = sizes.map(|file| file.unwrap().metadata().unwrap().len()).sum();
+    assert!(size < ROOM, "{size} bytes of seeds");
+
+    let makefile = fs::read_to_string(root().join("Makefile")).unwrap();
+    let test = makefile.lines().find(|line| line.starts_with("test:")).unwrap();
+    assert!(test.split_whitespace().any(|word| word == "fuzz"), "{test}");
+    assert!(makefile.contains("\n\t./scripts/fuzz.sh run\n"), "make fuzz runs every target");
+}
