@@ -97,6 +97,25 @@ fn tests_of(promise: &str) -> Vec<&str> {
 }
 
 #[test]
+fn s13_the_evidence_is_of_these_promises() {
+    let text = read("SECURITY.md");
+    let table = text.split("<!-- evidence: ").nth(1).unwrap().split("<!-- end of the evidence -->").next().unwrap();
+    let rows: Vec<Vec<&str>> = table
+        .lines()
+        .filter_map(|line| line.strip_prefix("| ")?.strip_suffix(" |"))
+        .map(|line| line.split(" | ").collect())
+        .filter(|cells: &Vec<&str>| cells[0].parse::<u32>().is_ok())
+        .collect();
+    let promises = promises(&text);
+    assert_eq!(rows.len(), promises.len(), "make evidence");
+    for (promise, row) in promises.iter().zip(rows) {
+        let tests = tests_of(promise).len().to_string();
+        assert!(promise.starts_with(&format!("{}. **{}", row[0], row[1])), "make evidence: {row:?} is not {promise}");
+        assert_eq!(row[2..], [tests.as_str(), tests.as_str()], "make evidence: {promise}");
+    }
+}
+
+#[test]
 fn s13_every_promise_names_tests_that_exist() {
     let (text, shown) = (read("SECURITY.md"), shown());
     let promises = promises(&text);
