@@ -156,6 +156,24 @@ fn n23_every_format_carries_every_kind() {
 }
 
 #[test]
+fn n23_every_number_is_the_same_at_the_other_end() {
+    let numbers = [7.532_784_696_383_645_5e-121, 0.1 + 0.2, f64::MIN_POSITIVE, f64::MAX, -1.0 / 3.0, 5e-324];
+    for number in numbers {
+        let mut request = Request::new("/simple/echo".parse().unwrap(), Payload::new(number).unwrap());
+        request.from = Some(mapper_a());
+        for packet in [
+            Packet::Ping(Ping { identity: fred(), status: Status::new(number), instance: None }),
+            Packet::Request(request),
+        ] {
+            for codec in [&Json as &dyn Codec, &MsgPack, &Yaml] {
+                let encoded = codec.encode(&packet).unwrap();
+                assert_eq!(codec.decode(&encoded).unwrap(), packet, "{number:e} in {}", codec.name());
+            }
+        }
+    }
+}
+
+#[test]
 fn n23_what_is_no_packet_is_refused_by_every_format() {
     let codecs: [&dyn Codec; 3] = [&Json, &MsgPack, &Yaml];
     let deep = "[".repeat(10_000);
