@@ -10,7 +10,7 @@ use nanite::certs::{StaticCertificateStore, Trust};
 use openssl::error::ErrorStack;
 use openssl::pkey::{PKey, Private};
 use openssl::x509::X509;
-use x509_cert::der::{Decode, Encode};
+use x509_cert::der::Decode;
 use x509_cert::ext::pkix::name::GeneralName;
 use x509_cert::ext::pkix::{BasicConstraints, KeyUsage, SubjectAltName, SubjectKeyIdentifier};
 
@@ -133,8 +133,10 @@ fn check_believed(certificate: &Certificate, second: &x509_cert::Certificate) {
     let (_, usage) = signed.get::<KeyUsage>().unwrap().expect("no key usage");
     assert!(usage.digital_signature() && !usage.key_cert_sign() && !usage.crl_sign());
     let issuers = [&ROOT.x509, &INTERMEDIATE.x509];
-    let issuer = signed.issuer.to_der().unwrap();
-    let by = issuers.into_iter().find(|ca| ca.subject_name().to_der().unwrap() == issuer).expect("another issuer");
+    // Names are the same or not as RFC 5280 (section 7.1) compares them, not byte by byte.
+    let issuer = certificate.x509().issuer_name();
+    let is_issuer = |ca: &&X509| ca.subject_name().try_cmp(issuer).is_ok_and(|order| order.is_eq());
+    let by = issuers.into_iter().find(is_issuer).expect("another issuer");
     assert!(certificate.x509().verify(&by.public_key().unwrap()).unwrap(), "another signature");
     for extension in signed.extensions.iter().flatten().filter(|extension| extension.critical) {
         let id = extension.extn_id.to_string();
