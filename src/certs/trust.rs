@@ -436,5 +436,12 @@ mod tests {
                 assert!(matches!(with(first + &second), Err(AuthorityError::Crl)), "{damaged}");
             }
         }
+        // The lines between two lists are gone, or damaged beyond recognition: the second list is in the block of the first.
+        let [first, second] = texts.each_ref().map(String::as_str);
+        let (first, second) = (first.split("-----END").next().unwrap(), second.split("CRL-----\n").nth(1).unwrap());
+        for between in ["", "\n", "---I$K", "-\n", "====\n", "#"] {
+            let text = format!("{first}{between}{second}CRL-----\n");
+            assert!(matches!(with(text), Err(AuthorityError::Crl)), "{between:?}");
+        }
     }
 }
