@@ -339,17 +339,19 @@ async fn n20_requests_under_way_are_bounded_and_can_be_stopped() {
 #[tokio::test(start_paused = true)]
 async fn n20_a_slow_client_is_not_waited_for() {
     let site = Site::new().await;
-    let slow = |text: String| {
+    let slow = async |text: String| {
         let port = site.port;
+        // No time passes while a blocking task runs: what is sent has arrived before any of it does.
+        let opened = tokio::task::spawn_blocking(move || web::open(port, text.as_bytes()));
+        let mut stream = opened.await.unwrap();
         let (done, answer) = tokio::sync::oneshot::channel();
         std::thread::spawn(move || {
-            let mut stream = web::open(port, text.as_bytes());
             let mut answer = String::new();
             let _ = stream.read_to_string(&mut answer);
             let _ = stream.write_all(b"late");
             let _ = done.send(answer);
         });
-        async move { answer.await.unwrap() }
+        answer.await.unwrap()
     };
     let half_a_head = slow("GET / HTTP/1.1\r\nHost: ".into()).await;
     assert!(half_a_head.is_empty() || half_a_head.starts_with("HTTP/1.1 408"), "{half_a_head}");
