@@ -17,7 +17,7 @@
 //! let mapper = builder.on_agent(history.hook()).start().await?;
 //! let invitations = Invitations::default();
 //! let listener = tokio::net::TcpListener::bind("127.0.0.1:4000").await?;
-//! println!("http://127.0.0.1:4000{}", invitations.issue()?);
+//! println!("http://127.0.0.1:4000{}", invitations.issue()?.as_str());
 //! let stop = async { tokio::signal::ctrl_c().await.unwrap_or_default() };
 //! ControlTower::new(mapper, history, Access::Invited(invitations)).serve(listener, stop).await?;
 //! # Ok(())

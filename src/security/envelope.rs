@@ -47,9 +47,9 @@ pub struct Header {
     pub in_reply_to: Option<MessageId>,
     /// In which codec the body is.
     pub codec: String,
-    /// The digest of the recipients' key ids ([`recipients_digest`]).
+    /// The digest of the recipients' key ids (`recipients_digest`).
     pub recipients: [u8; 32],
-    /// The digest of the salt and the body ([`commitment`]).
+    /// The digest of the salt and the body (`commitment`).
     pub commitment: [u8; 32],
 }
 
