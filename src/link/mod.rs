@@ -5,37 +5,26 @@
 //! arrival. What is refused is counted, logged without its content, acknowledged and gone; what another mapper may be able to open
 //! goes back to it.
 
+mod receive;
+mod refusals;
 mod returned;
+mod send;
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use futures_util::stream::FuturesOrdered;
 use tokio::sync::{Semaphore, mpsc, watch};
 
-use self::returned::{Returned, is_for_others};
+pub use self::receive::{Received, Subscription, acknowledge};
+use self::refusals::Refusals;
+pub use self::send::{Letter, Ready, SendError};
 use crate::audit::{Asked, AuditLog, Record};
 use crate::clock::{Clock, Timestamp};
-use crate::packet::{Advertise, Identity, MessageId, Packet};
+use crate::packet::{Advertise, Identity};
 use crate::policy::Decision;
-use crate::serializer::{
-    Audience, Channel, Class, Inbound, OpenContext, OpenError, OpenErrorKind, Outdated, Provenance, SealError,
-    SealRequest, Sealed, Serializer,
-};
-use crate::transport::{
-    Acker, Consumer, Delivery, Destination, Exchange, Outgoing, Queue, Transport, TransportError, topology,
-};
+use crate::serializer::{Audience, OpenErrorKind, Outdated, Serializer};
+use crate::transport::{Destination, Exchange, Transport, topology};
 
-/// How long a publish may take, unless the message expires sooner.
-const PUBLISH_TIMEOUT: Duration = Duration::from_secs(20);
-/// The lifetime of a live message.
-const LIVE: Duration = Duration::from_secs(60);
-/// How many refusals are logged in one second; the others are only counted.
-const LOGGED_PER_SECOND: u64 = 20;
 /// How long one waits for the other mappers once one has made itself known.
 const OTHERS: Duration = Duration::from_millis(200);
 /// How many nodes wait to be spoken to since a message of theirs was refused.
@@ -71,59 +60,6 @@ pub(crate) enum Stray {
     Outdated(Identity, Outdated),
 }
 
-/// What is to be sent, to whom, and how.
-#[derive(Clone, Debug)]
-pub struct Letter {
-    /// The content.
-    pub packet: Packet,
-    /// Who can open it.
-    pub audience: Audience,
-    /// How long it is valid.
-    pub lifetime: Duration,
-    /// Live or stored.
-    pub class: Class,
-    /// The message it answers.
-    pub in_reply_to: Option<MessageId>,
-    /// Whether it outlives a restart of the broker.
-    pub persistent: bool,
-}
-
-impl Letter {
-    /// A live, transient message, valid for 60 s.
-    pub fn new(packet: impl Into<Packet>, audience: impl Into<Audience>) -> Self {
-        Self {
-            packet: packet.into(),
-            audience: audience.into(),
-            lifetime: LIVE,
-            class: Class::Live,
-            in_reply_to: None,
-            persistent: false,
-        }
-    }
-
-    /// The same, in answer to a message.
-    #[must_use]
-    pub fn in_reply_to(mut self, id: Option<MessageId>) -> Self {
-        self.in_reply_to = id;
-        self
-    }
-}
-
-/// Why a message was not sent.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum SendError {
-    /// It could not be sealed.
-    #[error("cannot seal the message")]
-    Seal(#[from] SealError),
-    /// It could not be published.
-    #[error("cannot publish the message")]
-    Transport(#[from] TransportError),
-    /// The process is stopping.
-    #[error("stopping")]
-    Stopped,
-}
-
 /// Why a link cannot be made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the certificate is {certificate}'s, not {identity}'s")]
@@ -132,22 +68,6 @@ pub struct IdentityMismatch {
     pub identity: Identity,
     /// Whom the serializer signs for.
     pub certificate: Identity,
-}
-
-/// A sealed message that is ready to be published, to one place or several.
-#[derive(Clone, Debug)]
-pub struct Ready {
-    sealed_id: MessageId,
-    body: Arc<[u8]>,
-    expires_at: Timestamp,
-    persistent: bool,
-}
-
-impl Ready {
-    /// The id in its header.
-    pub fn id(&self) -> MessageId {
-        self.sealed_id
-    }
 }
 
 impl Link {
@@ -264,7 +184,7 @@ impl Link {
     /// Does nothing when this node learns nobody from messages.
     ///
     /// # Errors
-    /// [`SendError`] when it could not be sent: [`TransportError::Unroutable`] when no mapper runs.
+    /// [`SendError`] when it could not be sent: [`Unroutable`](crate::transport::TransportError::Unroutable) when no mapper runs.
     pub async fn say_hello(&self) -> Result<(), SendError> {
         if self.learns_peers() { self.call_mappers().await } else { Ok(()) }
     }
@@ -290,95 +210,6 @@ impl Link {
         self.0.refusals.counts()
     }
 
-    /// Seals a message and publishes it; returns its id once the broker has confirmed it.
-    ///
-    /// # Errors
-    /// [`SendError`] when it could not be sealed or published.
-    pub async fn send(&self, letter: Letter, to: Destination) -> Result<MessageId, SendError> {
-        let ready = self.seal(letter).await?;
-        self.publish(&ready, to).await?;
-        Ok(ready.sealed_id)
-    }
-
-    /// Seals a message.
-    ///
-    /// # Errors
-    /// [`SendError::Seal`] when it could not be sealed.
-    pub async fn seal(&self, letter: Letter) -> Result<Ready, SendError> {
-        let persistent = letter.persistent;
-        let seal = move |inner: &Inner| {
-            let how = SealRequest {
-                audience: &letter.audience,
-                now: inner.clock.now(),
-                lifetime: letter.lifetime,
-                class: letter.class,
-                in_reply_to: letter.in_reply_to,
-            };
-            inner.serializer.seal(&letter.packet, &how)
-        };
-        let Sealed { id, bytes, expires_at } = self.on_worker(seal).await.ok_or(SendError::Stopped)??;
-        Ok(Ready { sealed_id: id, body: bytes.into(), expires_at, persistent })
-    }
-
-    /// Publishes a sealed message.
-    ///
-    /// # Errors
-    /// [`TransportError`] when it could not be published.
-    pub async fn publish(&self, ready: &Ready, to: Destination) -> Result<(), TransportError> {
-        let expires_in = ready.expires_at.since(self.now()).max(Duration::from_millis(1));
-        let message = Outgoing {
-            destination: to,
-            body: ready.body.clone(),
-            content_type: self.0.serializer.content_type().to_owned(),
-            message_id: ready.sealed_id.to_string(),
-            expires_in: Some(expires_in),
-            persistent: ready.persistent,
-        };
-        self.0.transport.publish(message, PUBLISH_TIMEOUT.min(expires_in)).await
-    }
-
-    /// Consumes from a queue. At most `prefetch` messages are unacknowledged at a time.
-    ///
-    /// # Errors
-    /// [`TransportError`] when the queue cannot be consumed.
-    pub async fn subscribe(
-        &self,
-        queue: &Queue,
-        channel: Channel,
-        prefetch: u16,
-    ) -> Result<Subscription, TransportError> {
-        let consumer = self.0.transport.consume(queue, prefetch).await?;
-        // Presence is ordered by a strictly growing sequence, which is checked while opening: one at a time.
-        let parallel = match channel {
-            Channel::Presence => 1,
-            _ => self.0.workers.available_permits().max(1) * 2,
-        };
-        Ok(Subscription {
-            link: self.clone(),
-            consumer,
-            channel,
-            parallel,
-            opening: FuturesOrdered::new(),
-            ended: false,
-            returned: Returned::default(),
-        })
-    }
-
-    /// A message from the offline queue has been carried out: should it come again, it is refused.
-    pub fn spent(&self, provenance: &Provenance) {
-        if let Provenance::Verified(verified) = provenance {
-            self.0.serializer.spent(verified, self.now());
-        }
-    }
-
-    /// Whether a message from the offline queue has been carried out.
-    pub fn is_spent(&self, provenance: &Provenance) -> bool {
-        match provenance {
-            Provenance::Verified(verified) => self.0.serializer.is_spent(verified),
-            Provenance::Unverified => false,
-        }
-    }
-
     /// Runs CPU-bound work of the serializer: here when it is cheap, else on one of the workers. None when the runtime stops.
     async fn on_worker<T: Send + 'static>(&self, work: impl FnOnce(&Inner) -> T + Send + 'static) -> Option<T> {
         if self.0.serializer.is_cheap() {
@@ -387,156 +218,6 @@ impl Link {
         let _permit = self.0.workers.acquire().await.ok()?;
         let inner = self.0.clone();
         tokio::task::spawn_blocking(move || work(&inner)).await.ok()
-    }
-
-    async fn open(self, delivery: Delivery, channel: Channel) -> Option<Opened> {
-        let Delivery { body, content_type, redelivered, acker } = delivery;
-        let opened = if content_type == self.0.serializer.content_type() {
-            let bytes = body.clone();
-            let open =
-                move |inner: &Inner| inner.serializer.open(&bytes, &OpenContext::new(channel, inner.clock.now()));
-            self.on_worker(open).await?
-        } else {
-            Err(OpenError::new(OpenErrorKind::Unsupported, "another content type"))
-        };
-        match opened {
-            Ok(inbound) => {
-                if let Some(audit) = &self.0.audit {
-                    audit.record(Record::accepted(&self.0.identity, self.now(), &inbound, channel)).await;
-                }
-                Some(Opened::Good(Received { inbound, redelivered, acker }))
-            }
-            Err(error) => {
-                self.0.refusals.count(error.kind);
-                self.note_stray(&error, channel);
-                if is_for_others(&error, channel) {
-                    return Some(Opened::ForOthers { error, body, redelivered, acker });
-                }
-                self.refuse(&error, channel, redelivered, acker).await;
-                None
-            }
-        }
-    }
-
-    /// Has somebody spoken to whose message was refused, where that can help.
-    fn note_stray(&self, error: &OpenError, channel: Channel) {
-        let (Some(strays), Some(claimed)) = (&self.0.strays, &error.claimed) else { return };
-        let stray = match (error.kind, error.outdated) {
-            (OpenErrorKind::UnknownSigner, _) if channel.asks_strangers() && self.learns_peers() => {
-                Stray::Unknown(claimed.clone())
-            }
-            (OpenErrorKind::Replayed, Some(outdated)) => Stray::Outdated(claimed.clone(), outdated),
-            _ => return,
-        };
-        // When many wait already, this one has its turn another time.
-        let _ = strays.try_send(stray);
-    }
-
-    /// Logs and acknowledges what was refused.
-    async fn refuse(&self, error: &OpenError, channel: Channel, redelivered: bool, acker: Acker) {
-        if let Some(audit) = &self.0.audit {
-            audit.record(Record::refused(&self.0.identity, self.now(), error, channel)).await;
-        }
-        self.0.refusals.log(&self.0.identity, error, channel, redelivered, self.now());
-        if let Err(error) = acker.ack().await {
-            tracing::debug!(%error, "a refused message could not be acknowledged and will come again");
-        }
-    }
-}
-
-/// What became of a delivery that was not refused.
-enum Opened {
-    Good(Received),
-    /// It cannot be opened here, but perhaps by another mapper.
-    ForOthers {
-        error: OpenError,
-        body: Arc<[u8]>,
-        redelivered: bool,
-        acker: Acker,
-    },
-}
-
-type Opening = Pin<Box<dyn Future<Output = Option<Opened>> + Send>>;
-
-/// A stream of opened messages from one queue, in the order in which they arrived.
-pub struct Subscription {
-    link: Link,
-    consumer: Consumer,
-    channel: Channel,
-    /// How many are being opened at a time.
-    parallel: usize,
-    opening: FuturesOrdered<Opening>,
-    ended: bool,
-    returned: Returned,
-}
-
-impl Subscription {
-    /// The next message that was not refused; `None` when the transport was closed. Cancel safe.
-    pub async fn next(&mut self) -> Option<Received> {
-        loop {
-            tokio::select! {
-                biased;
-                Some(opened) = self.opening.next(), if !self.opening.is_empty() => match opened {
-                    Some(Opened::Good(received)) => return Some(received),
-                    Some(Opened::ForOthers { error, body, redelivered, acker }) => {
-                        let (channel, now) = (self.channel, self.link.now());
-                        if let Err(acker) = self.returned.take(&error, channel, &body, acker, now) {
-                            // A task of its own: this call can be dropped at any moment.
-                            let link = self.link.clone();
-                            tokio::spawn(async move { link.refuse(&error, channel, redelivered, acker).await });
-                        }
-                    }
-                    None => {}
-                },
-                delivery = self.consumer.next(), if !self.ended && self.opening.len() < self.parallel => match delivery {
-                    Some(delivery) => {
-                        let open = self.link.clone().open(delivery, self.channel);
-                        if self.parallel > 1 && !self.link.0.serializer.is_cheap() {
-                            // A task of its own: it goes on while the caller is busy with the message before it.
-                            let task = tokio::spawn(open);
-                            self.opening.push_back(Box::pin(async move { task.await.ok().flatten() }));
-                        } else {
-                            self.opening.push_back(Box::pin(open));
-                        }
-                    }
-                    None => self.ended = true,
-                },
-                else => return None,
-            }
-        }
-    }
-}
-
-impl Subscription {
-    /// How many messages of the offline queue this mapper keeps that it cannot open itself. They go back when this is dropped.
-    pub(crate) fn kept_for_others(&self) -> usize {
-        self.returned.kept()
-    }
-}
-
-impl std::fmt::Debug for Subscription {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Subscription").field("channel", &self.channel).finish_non_exhaustive()
-    }
-}
-
-/// A message that was opened, and the means to acknowledge it.
-#[derive(Debug)]
-pub struct Received {
-    /// The message.
-    pub inbound: Inbound,
-    /// Whether the broker may have delivered it before.
-    pub redelivered: bool,
-    /// Settles it.
-    pub acker: Acker,
-}
-
-impl Received {
-    /// Acknowledges the message and hands out its content. That the broker cannot be told is logged: it comes again, and is
-    /// recognised then.
-    pub async fn accept(self) -> Inbound {
-        acknowledge(self.acker).await;
-        self.inbound
     }
 }
 
@@ -550,54 +231,5 @@ pub(crate) async fn mappers_known(mut advertised: watch::Receiver<u64>, limit: D
     };
     if tokio::time::timeout(limit, heard).await.is_err() {
         tracing::debug!("no mapper has made itself known");
-    }
-}
-
-/// Acknowledges; a failure means that the message comes again, and is recognised then.
-pub async fn acknowledge(acker: Acker) {
-    if let Err(error) = acker.ack().await {
-        tracing::debug!(%error, "a message could not be acknowledged and will come again");
-    }
-}
-
-/// Counts and logs what was refused.
-#[derive(Debug, Default)]
-struct Refusals {
-    by_kind: [AtomicU64; OpenErrorKind::ALL.len()],
-    second: AtomicU64,
-    in_second: AtomicU64,
-}
-
-impl Refusals {
-    fn count(&self, kind: OpenErrorKind) {
-        if let Some(count) = self.by_kind.get(kind as usize) {
-            count.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    fn log(&self, identity: &Identity, error: &OpenError, channel: Channel, redelivered: bool, now: Timestamp) {
-        if redelivered && error.kind == OpenErrorKind::Replayed {
-            tracing::debug!(%identity, "a redelivered message was already seen");
-            return;
-        }
-        if self.second.swap(now.as_secs(), Ordering::Relaxed) != now.as_secs() {
-            self.in_second.store(0, Ordering::Relaxed);
-        }
-        match self.in_second.fetch_add(1, Ordering::Relaxed) {
-            LOGGED_PER_SECOND => tracing::warn!(%identity, "more messages refused in this second: counted, not logged"),
-            n if n < LOGGED_PER_SECOND => tracing::warn!(
-                %identity,
-                kind = %error.kind,
-                why = %error.why,
-                claimed = error.claimed.as_ref().map(tracing::field::display),
-                ?channel,
-                "message refused"
-            ),
-            _ => {}
-        }
-    }
-
-    fn counts(&self) -> Vec<(OpenErrorKind, u64)> {
-        OpenErrorKind::ALL.into_iter().zip(&self.by_kind).map(|(kind, n)| (kind, n.load(Ordering::Relaxed))).collect()
     }
 }

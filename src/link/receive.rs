@@ -1,0 +1,215 @@
+//! Receiving: what arrives on a queue is opened, and handed on in the order of arrival.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesOrdered;
+
+use super::returned::{Returned, is_for_others};
+use super::{Inner, Link, Stray};
+use crate::audit::Record;
+use crate::serializer::{Channel, Inbound, OpenContext, OpenError, OpenErrorKind, Provenance};
+use crate::transport::{Acker, Consumer, Delivery, Queue, TransportError};
+
+impl Link {
+    /// Consumes from a queue. At most `prefetch` messages are unacknowledged at a time.
+    ///
+    /// # Errors
+    /// [`TransportError`] when the queue cannot be consumed.
+    pub async fn subscribe(
+        &self,
+        queue: &Queue,
+        channel: Channel,
+        prefetch: u16,
+    ) -> Result<Subscription, TransportError> {
+        let consumer = self.0.transport.consume(queue, prefetch).await?;
+        // Presence is ordered by a strictly growing sequence, which is checked while opening: one at a time.
+        let parallel = match channel {
+            Channel::Presence => 1,
+            _ => self.0.workers.available_permits().max(1) * 2,
+        };
+        Ok(Subscription {
+            link: self.clone(),
+            consumer,
+            channel,
+            parallel,
+            opening: FuturesOrdered::new(),
+            ended: false,
+            returned: Returned::default(),
+        })
+    }
+
+    /// A message from the offline queue has been carried out: should it come again, it is refused.
+    pub fn spent(&self, provenance: &Provenance) {
+        if let Provenance::Verified(verified) = provenance {
+            self.0.serializer.spent(verified, self.now());
+        }
+    }
+
+    /// Whether a message from the offline queue has been carried out.
+    pub fn is_spent(&self, provenance: &Provenance) -> bool {
+        match provenance {
+            Provenance::Verified(verified) => self.0.serializer.is_spent(verified),
+            Provenance::Unverified => false,
+        }
+    }
+
+    async fn open(self, delivery: Delivery, channel: Channel) -> Option<Opened> {
+        let Delivery { body, content_type, redelivered, acker } = delivery;
+        let opened = if content_type == self.0.serializer.content_type() {
+            let bytes = body.clone();
+            let open =
+                move |inner: &Inner| inner.serializer.open(&bytes, &OpenContext::new(channel, inner.clock.now()));
+            self.on_worker(open).await?
+        } else {
+            Err(OpenError::new(OpenErrorKind::Unsupported, "another content type"))
+        };
+        match opened {
+            Ok(inbound) => {
+                if let Some(audit) = &self.0.audit {
+                    audit.record(Record::accepted(&self.0.identity, self.now(), &inbound, channel)).await;
+                }
+                Some(Opened::Good(Received { inbound, redelivered, acker }))
+            }
+            Err(error) => {
+                self.0.refusals.count(error.kind);
+                self.note_stray(&error, channel);
+                if is_for_others(&error, channel) {
+                    return Some(Opened::ForOthers { error, body, redelivered, acker });
+                }
+                self.refuse(&error, channel, redelivered, acker).await;
+                None
+            }
+        }
+    }
+
+    /// Has somebody spoken to whose message was refused, where that can help.
+    fn note_stray(&self, error: &OpenError, channel: Channel) {
+        let (Some(strays), Some(claimed)) = (&self.0.strays, &error.claimed) else { return };
+        let stray = match (error.kind, error.outdated) {
+            (OpenErrorKind::UnknownSigner, _) if channel.asks_strangers() && self.learns_peers() => {
+                Stray::Unknown(claimed.clone())
+            }
+            (OpenErrorKind::Replayed, Some(outdated)) => Stray::Outdated(claimed.clone(), outdated),
+            _ => return,
+        };
+        // When many wait already, this one has its turn another time.
+        let _ = strays.try_send(stray);
+    }
+
+    /// Logs and acknowledges what was refused.
+    async fn refuse(&self, error: &OpenError, channel: Channel, redelivered: bool, acker: Acker) {
+        if let Some(audit) = &self.0.audit {
+            audit.record(Record::refused(&self.0.identity, self.now(), error, channel)).await;
+        }
+        self.0.refusals.log(&self.0.identity, error, channel, redelivered, self.now());
+        if let Err(error) = acker.ack().await {
+            tracing::debug!(%error, "a refused message could not be acknowledged and will come again");
+        }
+    }
+}
+
+/// What became of a delivery that was not refused.
+enum Opened {
+    Good(Received),
+    /// It cannot be opened here, but perhaps by another mapper.
+    ForOthers {
+        error: OpenError,
+        body: Arc<[u8]>,
+        redelivered: bool,
+        acker: Acker,
+    },
+}
+
+type Opening = Pin<Box<dyn Future<Output = Option<Opened>> + Send>>;
+
+/// A stream of opened messages from one queue, in the order in which they arrived.
+pub struct Subscription {
+    link: Link,
+    consumer: Consumer,
+    channel: Channel,
+    /// How many are being opened at a time.
+    parallel: usize,
+    opening: FuturesOrdered<Opening>,
+    ended: bool,
+    returned: Returned,
+}
+
+impl Subscription {
+    /// The next message that was not refused; `None` when the transport was closed. Cancel safe.
+    pub async fn next(&mut self) -> Option<Received> {
+        loop {
+            tokio::select! {
+                biased;
+                Some(opened) = self.opening.next(), if !self.opening.is_empty() => match opened {
+                    Some(Opened::Good(received)) => return Some(received),
+                    Some(Opened::ForOthers { error, body, redelivered, acker }) => {
+                        let (channel, now) = (self.channel, self.link.now());
+                        if let Err(acker) = self.returned.take(&error, channel, &body, acker, now) {
+                            // A task of its own: this call can be dropped at any moment.
+                            let link = self.link.clone();
+                            tokio::spawn(async move { link.refuse(&error, channel, redelivered, acker).await });
+                        }
+                    }
+                    None => {}
+                },
+                delivery = self.consumer.next(), if !self.ended && self.opening.len() < self.parallel => match delivery {
+                    Some(delivery) => {
+                        let open = self.link.clone().open(delivery, self.channel);
+                        if self.parallel > 1 && !self.link.0.serializer.is_cheap() {
+                            // A task of its own: it goes on while the caller is busy with the message before it.
+                            let task = tokio::spawn(open);
+                            self.opening.push_back(Box::pin(async move { task.await.ok().flatten() }));
+                        } else {
+                            self.opening.push_back(Box::pin(open));
+                        }
+                    }
+                    None => self.ended = true,
+                },
+                else => return None,
+            }
+        }
+    }
+}
+
+impl Subscription {
+    /// How many messages of the offline queue this mapper keeps that it cannot open itself. They go back when this is dropped.
+    pub(crate) fn kept_for_others(&self) -> usize {
+        self.returned.kept()
+    }
+}
+
+impl std::fmt::Debug for Subscription {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Subscription").field("channel", &self.channel).finish_non_exhaustive()
+    }
+}
+
+/// A message that was opened, and the means to acknowledge it.
+#[derive(Debug)]
+pub struct Received {
+    /// The message.
+    pub inbound: Inbound,
+    /// Whether the broker may have delivered it before.
+    pub redelivered: bool,
+    /// Settles it.
+    pub acker: Acker,
+}
+
+impl Received {
+    /// Acknowledges the message and hands out its content. That the broker cannot be told is logged: it comes again, and is
+    /// recognised then.
+    pub async fn accept(self) -> Inbound {
+        acknowledge(self.acker).await;
+        self.inbound
+    }
+}
+
+/// Acknowledges; a failure means that the message comes again, and is recognised then.
+pub async fn acknowledge(acker: Acker) {
+    if let Err(error) = acker.ack().await {
+        tracing::debug!(%error, "a message could not be acknowledged and will come again");
+    }
+}

@@ -1,0 +1,133 @@
+//! Sending: seal once, publish to one place or several.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Inner, Link};
+use crate::clock::Timestamp;
+use crate::packet::{MessageId, Packet};
+use crate::serializer::{Audience, Class, SealError, SealRequest, Sealed};
+use crate::transport::{Destination, Outgoing, TransportError};
+
+/// How long a publish may take, unless the message expires sooner.
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(20);
+/// The lifetime of a live message.
+const LIVE: Duration = Duration::from_secs(60);
+
+/// What is to be sent, to whom, and how.
+#[derive(Clone, Debug)]
+pub struct Letter {
+    /// The content.
+    pub packet: Packet,
+    /// Who can open it.
+    pub audience: Audience,
+    /// How long it is valid.
+    pub lifetime: Duration,
+    /// Live or stored.
+    pub class: Class,
+    /// The message it answers.
+    pub in_reply_to: Option<MessageId>,
+    /// Whether it outlives a restart of the broker.
+    pub persistent: bool,
+}
+
+impl Letter {
+    /// A live, transient message, valid for 60 s.
+    pub fn new(packet: impl Into<Packet>, audience: impl Into<Audience>) -> Self {
+        Self {
+            packet: packet.into(),
+            audience: audience.into(),
+            lifetime: LIVE,
+            class: Class::Live,
+            in_reply_to: None,
+            persistent: false,
+        }
+    }
+
+    /// The same, in answer to a message.
+    #[must_use]
+    pub fn in_reply_to(mut self, id: Option<MessageId>) -> Self {
+        self.in_reply_to = id;
+        self
+    }
+}
+
+/// Why a message was not sent.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SendError {
+    /// It could not be sealed.
+    #[error("cannot seal the message")]
+    Seal(#[from] SealError),
+    /// It could not be published.
+    #[error("cannot publish the message")]
+    Transport(#[from] TransportError),
+    /// The process is stopping.
+    #[error("stopping")]
+    Stopped,
+}
+
+/// A sealed message that is ready to be published, to one place or several.
+#[derive(Clone, Debug)]
+pub struct Ready {
+    sealed_id: MessageId,
+    body: Arc<[u8]>,
+    expires_at: Timestamp,
+    persistent: bool,
+}
+
+impl Ready {
+    /// The id in its header.
+    pub fn id(&self) -> MessageId {
+        self.sealed_id
+    }
+}
+
+impl Link {
+    /// Seals a message and publishes it; returns its id once the broker has confirmed it.
+    ///
+    /// # Errors
+    /// [`SendError`] when it could not be sealed or published.
+    pub async fn send(&self, letter: Letter, to: Destination) -> Result<MessageId, SendError> {
+        let ready = self.seal(letter).await?;
+        self.publish(&ready, to).await?;
+        Ok(ready.sealed_id)
+    }
+
+    /// Seals a message.
+    ///
+    /// # Errors
+    /// [`SendError::Seal`] when it could not be sealed.
+    pub async fn seal(&self, letter: Letter) -> Result<Ready, SendError> {
+        let persistent = letter.persistent;
+        let seal = move |inner: &Inner| {
+            let how = SealRequest {
+                audience: &letter.audience,
+                now: inner.clock.now(),
+                lifetime: letter.lifetime,
+                class: letter.class,
+                in_reply_to: letter.in_reply_to,
+            };
+            inner.serializer.seal(&letter.packet, &how)
+        };
+        let Sealed { id, bytes, expires_at } = self.on_worker(seal).await.ok_or(SendError::Stopped)??;
+        Ok(Ready { sealed_id: id, body: bytes.into(), expires_at, persistent })
+    }
+
+    /// Publishes a sealed message.
+    ///
+    /// # Errors
+    /// [`TransportError`] when it could not be published.
+    pub async fn publish(&self, ready: &Ready, to: Destination) -> Result<(), TransportError> {
+        let expires_in = ready.expires_at.since(self.now()).max(Duration::from_millis(1));
+        let message = Outgoing {
+            destination: to,
+            body: ready.body.clone(),
+            content_type: self.0.serializer.content_type().to_owned(),
+            message_id: ready.sealed_id.to_string(),
+            expires_in: Some(expires_in),
+            persistent: ready.persistent,
+        };
+        self.0.transport.publish(message, PUBLISH_TIMEOUT.min(expires_in)).await
+    }
+}
