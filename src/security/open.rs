@@ -85,19 +85,7 @@ impl Inner {
                 certificates: leaf_first(&message.certificates, &signer),
             })
         });
-        let verified = Verified {
-            signer: signer.identity().clone(),
-            certificate: *signer.fingerprint(),
-            instance: header.instance,
-            sequence: header.sequence,
-            id: header.id,
-            issued_at: header.issued_at,
-            expires_at: header.expires_at,
-            class: header.class,
-            in_reply_to: header.in_reply_to,
-            proof,
-        };
-        Ok(Inbound::verified(packet, verified))
+        Ok(Inbound::verified(packet, verified(&signer, header, proof)))
     }
 
     /// The end of step 3: an advertise is in the clear, everything else is encrypted, unless this node was built to take less.
@@ -365,6 +353,22 @@ pub(super) fn check_signature_over(attributes: &[u8], signature: &[u8], signer: 
 /// Of which kinds a proof is kept: those by which mappers know agents.
 pub(super) fn has_proof(kind: Kind) -> bool {
     matches!(kind, Kind::Register | Kind::Ping)
+}
+
+/// What was found out about a message that passed every check.
+pub(super) fn verified(signer: &Certificate, header: &Header, proof: Option<Arc<Proof>>) -> Verified {
+    Verified {
+        signer: signer.identity().clone(),
+        certificate: *signer.fingerprint(),
+        instance: header.instance,
+        sequence: header.sequence,
+        id: header.id,
+        issued_at: header.issued_at,
+        expires_at: header.expires_at,
+        class: header.class,
+        in_reply_to: header.in_reply_to,
+        proof,
+    }
 }
 
 /// The salt and the body of what was decrypted.

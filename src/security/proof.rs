@@ -7,12 +7,12 @@ use std::sync::Arc;
 
 use super::cms::{self, SignerInfo};
 use super::envelope::{Header, HeaderFault, commitment};
-use super::open::{check_signature_over, has_proof};
+use super::open::{check_signature_over, has_proof, verified};
 use super::secure::{Inner, makes_known};
 use crate::certs::KeyId;
 use crate::clock::Timestamp;
 use crate::packet::Kind;
-use crate::serializer::{Audience, Channel, Class, Inbound, OpenError, OpenErrorKind, Proof, Verified};
+use crate::serializer::{Audience, Channel, Class, Inbound, OpenError, OpenErrorKind, Proof};
 
 impl Inner {
     /// Verifies a proof: the steps of opening, without those that concern its way here.
@@ -87,19 +87,7 @@ impl Inner {
             return Err(OpenError::new(OpenErrorKind::CannotOpen, "the body is not what was signed"));
         }
         let packet = self.decode(header, &proof.body)?;
-        let verified = Verified {
-            signer: signer.identity().clone(),
-            certificate: *signer.fingerprint(),
-            instance: header.instance,
-            sequence: header.sequence,
-            id: header.id,
-            issued_at: header.issued_at,
-            expires_at: header.expires_at,
-            class: header.class,
-            in_reply_to: header.in_reply_to,
-            proof: Some(proof.clone()),
-        };
-        Ok(Inbound::verified(packet, verified))
+        Ok(Inbound::verified(packet, verified(&signer, header, Some(proof.clone()))))
     }
 
     /// What of freshness holds for what is kept: it may be old, but must have been good once. Its expiry is part of what was

@@ -17,10 +17,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::{Stream, StreamExt};
 
-#[cfg(all(feature = "amqp", feature = "cli"))]
-pub(crate) use amqp::logs_secrets;
 #[cfg(feature = "amqp")]
 pub use amqp::{AmqpOptions, AmqpTransport, Tls};
+#[cfg(all(feature = "amqp", feature = "cli"))]
+pub(crate) use amqp::{logs_secrets, segment};
 pub use error::TransportError;
 pub use memory::{Limits, MemoryBroker, MemoryTransport, Passed, Tap, Waiting};
 

@@ -227,19 +227,6 @@ fn parse(answer: &[u8]) -> Option<(u16, String)> {
     Some((status.parse().ok()?, body.to_owned()))
 }
 
-/// A name as one segment of a path.
-pub(super) fn segment(name: &str) -> String {
-    let mut encoded = String::with_capacity(name.len());
-    for byte in name.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            encoded.push(char::from(byte));
-        } else {
-            encoded.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    encoded
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -273,8 +260,6 @@ mod tests {
         for bad in [&b""[..], b"AMQP\x00\x00\x09\x01", b"HTTP/1.1 abc\r\n\r\n", b"HTTP/1.1 200 OK\r\n", b"\xff\xff"] {
             assert_eq!(parse(bad), None, "{bad:?}");
         }
-        assert_eq!(segment("/"), "%2F");
-        assert_eq!(segment("nanite-fred"), "nanite-fred");
     }
 
     #[test]

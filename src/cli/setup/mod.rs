@@ -15,7 +15,8 @@ use super::error::{CliError, Exit};
 use super::text::printable;
 use super::{Global, broker, node, output};
 use crate::packet::{Identity, Role};
-use http::{Api, ApiError, ApiUrl, segment};
+use crate::transport::segment;
+use http::{Api, ApiError, ApiUrl};
 use wanted::Permissions;
 
 /// The environment variable of the administrator's password.

@@ -29,6 +29,8 @@ use super::{
 use connection::{Generation, Link};
 use declare::Declared;
 pub use options::AmqpOptions;
+#[cfg(feature = "cli")]
+pub(crate) use options::segment;
 use publisher::{Job, Names};
 pub use tls::Tls;
 

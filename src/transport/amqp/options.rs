@@ -160,8 +160,8 @@ impl fmt::Display for AmqpOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
         let scheme = if self.is_secure { "amqps" } else { "amqp" };
-        let user = self.login().map(|(user, _)| format!("{}@", encode(user))).unwrap_or_default();
-        write!(f, "{scheme}://{user}{host}:{}/{}", self.port, encode(&self.vhost))
+        let user = self.login().map(|(user, _)| format!("{}@", segment(user))).unwrap_or_default();
+        write!(f, "{scheme}://{user}{host}:{}/{}", self.port, segment(&self.vhost))
     }
 }
 
@@ -208,7 +208,8 @@ fn decode(text: &str, what: &str) -> Result<String, TransportError> {
     std::str::from_utf8(&decoded).map(str::to_owned).map_err(|_| wrong())
 }
 
-fn encode(text: &str) -> String {
+/// A name as one segment of a URL's path: all but RFC 3986's unreserved characters is escaped.
+pub(crate) fn segment(text: &str) -> String {
     let mut encoded = String::with_capacity(text.len());
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
