@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, TryLockError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use notify::event::{AccessKind, AccessMode};
@@ -121,26 +121,28 @@ impl DirectoryCertificateStore {
 
     /// The state, after a look at whether it is still that of the directory.
     fn current(&self, now: Timestamp) -> Result<Arc<State>, StoreError> {
-        // While one looks, the others do not wait: they use what there is.
-        let upkeep = match self.upkeep.try_lock() {
-            Ok(upkeep) => Some(upkeep),
-            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        };
-        if let Some(mut upkeep) = upkeep {
-            let told = self.told.load(Ordering::Acquire) != upkeep.told;
-            // The clock may have gone back.
-            let due = upkeep.looked_at.is_none_or(|at| now.since(at).max(at.since(now)) >= LOOK);
-            if told || due {
-                // A failure is kept in the state.
-                let _ = self.load(&mut upkeep, now);
-            }
+        if let Some(mut upkeep) = self.due(now) {
+            // A failure is kept in the state.
+            let _ = self.load(&mut upkeep, now);
         }
         let state = self.state();
         match state.gone {
             Some(kind) => Err(StoreError::Unreadable { path: self.directory.path().to_owned(), source: kind.into() }),
             None => Ok(state),
         }
+    }
+
+    /// The means to look at the directory, if it is time to. While one looks, the others do not wait: they use what there is.
+    fn due(&self, now: Timestamp) -> Option<MutexGuard<'_, Upkeep>> {
+        let upkeep = match self.upkeep.try_lock() {
+            Ok(upkeep) => upkeep,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return None,
+        };
+        let told = self.told.load(Ordering::Acquire) != upkeep.told;
+        // The clock may have gone back.
+        let due = told || upkeep.looked_at.is_none_or(|at| now.since(at).max(at.since(now)) >= LOOK);
+        due.then_some(upkeep)
     }
 
     fn load(&self, upkeep: &mut Upkeep, now: Timestamp) -> Result<(), DirectoryError> {
@@ -297,6 +299,10 @@ impl CertificateStore for DirectoryCertificateStore {
 
     fn recipients(&self, query: &RecipientQuery<'_>) -> Result<Vec<Arc<Certificate>>, StoreError> {
         Ok(self.current(query.now)?.peers.recipients(query))
+    }
+
+    fn may_block(&self, now: Timestamp) -> bool {
+        self.due(now).is_some()
     }
 
     /// Counts up when the system tells of a change, and when one has been read. Where the system does not tell, a change is

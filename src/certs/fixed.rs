@@ -66,6 +66,10 @@ impl CertificateStore for StaticCertificateStore {
         Ok(self.recipients.recipients(query))
     }
 
+    fn may_block(&self, _now: Timestamp) -> bool {
+        false
+    }
+
     fn generation(&self) -> Option<u64> {
         Some(0)
     }

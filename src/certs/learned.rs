@@ -295,6 +295,10 @@ impl CertificateStore for TrustStore {
         true
     }
 
+    fn may_block(&self, now: Timestamp) -> bool {
+        self.known.may_block(now)
+    }
+
     fn generation(&self) -> Option<u64> {
         Some(self.known.generation()?.saturating_add(self.learned.load(Ordering::Acquire)))
     }

@@ -15,7 +15,8 @@ use crate::packet::Identity;
 ///   that the certificate's identity is the one asked for (see [`Trust`](super::Trust)).
 /// * The identities and key ids in a query come from messages that are not verified yet: treat them as text from anybody. They
 ///   are well formed and short, but there may be any number of different ones; bound what you remember of them.
-/// * Both questions may block (they are asked on worker threads), and are asked for every message: keep what is expensive.
+/// * Both questions may block (they are asked on worker threads unless [`may_block`](CertificateStore::may_block) says otherwise),
+///   and are asked for every message: keep what is expensive.
 /// * 'Not known' is `Ok(None)` or an empty list; an error means that the store itself failed, and refuses the message.
 pub trait CertificateStore: fmt::Debug + Send + Sync {
     /// The certificate that this identity signs with under this key id.
@@ -43,6 +44,12 @@ pub trait CertificateStore: fmt::Debug + Send + Sync {
     /// Whether it comes to know others by [`learned`](Self::learned). Nodes with such a store make themselves known to each other.
     fn learns(&self) -> bool {
         false
+    }
+
+    /// Whether a question that is asked now may take longer than a look into memory. While it does not, messages are opened and
+    /// sealed on the runtime's own threads, which is faster. Asked for every message.
+    fn may_block(&self, _now: Timestamp) -> bool {
+        true
     }
 
     /// Counts up whenever what the store knows may have changed, so that callers can keep answers until then. A store that

@@ -1,7 +1,7 @@
 //! Where a serializer meets a transport: the one hot path of agents, mappers, proxies and files.
 //!
-//! [`Link::send`] seals and publishes; a [`Subscription`] delivers and opens. Sealing and opening use the CPU for a good part of
-//! a millisecond, so they run on a bounded number of worker threads; what arrives on one queue is handed on in the order of
+//! [`Link::send`] seals and publishes; a [`Subscription`] delivers and opens. Short work of the serializer is done on the runtime's
+//! threads, long work on a bounded number of worker threads ([`Effort`]); what arrives on one queue is handed on in the order of
 //! arrival. What is refused is counted, logged without its content, acknowledged and gone; what another mapper may be able to open
 //! goes back to it.
 
@@ -13,6 +13,7 @@ mod send;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc, watch};
 
 pub use self::receive::{Received, Subscription, acknowledge};
@@ -22,7 +23,7 @@ use crate::audit::{Asked, AuditLog, Record};
 use crate::clock::{Clock, Timestamp};
 use crate::packet::{Advertise, Identity};
 use crate::policy::Decision;
-use crate::serializer::{Audience, OpenErrorKind, Outdated, Serializer};
+use crate::serializer::{Audience, Effort, OpenErrorKind, Outdated, Serializer};
 use crate::transport::{Destination, Exchange, Transport, topology};
 
 /// How long one waits for the other mappers once one has made itself known.
@@ -210,9 +211,18 @@ impl Link {
         self.0.refusals.counts()
     }
 
-    /// Runs CPU-bound work of the serializer: here when it is cheap, else on one of the workers. None when the runtime stops.
-    async fn on_worker<T: Send + 'static>(&self, work: impl FnOnce(&Inner) -> T + Send + 'static) -> Option<T> {
-        if self.0.serializer.is_cheap() {
+    /// Runs work of the serializer: here, or on one of the workers. None when the runtime stops.
+    async fn work<T: Send + 'static>(
+        &self,
+        effort: Effort,
+        work: impl FnOnce(&Inner) -> T + Send + 'static,
+    ) -> Option<T> {
+        let here = match effort {
+            Effort::Trifle => true,
+            Effort::Short => Handle::try_current().is_ok_and(|runtime| runtime.metrics().num_workers() > 1),
+            Effort::Long => false,
+        };
+        if here {
             return Some(work(&self.0));
         }
         let _permit = self.0.workers.acquire().await.ok()?;

@@ -10,7 +10,7 @@ use futures_util::stream::FuturesOrdered;
 use super::returned::{Returned, is_for_others};
 use super::{Inner, Link, Stray};
 use crate::audit::Record;
-use crate::serializer::{Channel, Inbound, OpenContext, OpenError, OpenErrorKind, Provenance};
+use crate::serializer::{Channel, Effort, Inbound, OpenContext, OpenError, OpenErrorKind, Provenance};
 use crate::transport::{Acker, Consumer, Delivery, Queue, TransportError};
 
 impl Link {
@@ -56,13 +56,13 @@ impl Link {
         }
     }
 
-    async fn open(self, delivery: Delivery, channel: Channel) -> Option<Opened> {
+    async fn open(self, delivery: Delivery, channel: Channel, effort: Effort) -> Option<Opened> {
         let Delivery { body, content_type, redelivered, acker } = delivery;
         let opened = if content_type == self.0.serializer.content_type() {
             let bytes = body.clone();
             let open =
                 move |inner: &Inner| inner.serializer.open(&bytes, &OpenContext::new(channel, inner.clock.now()));
-            self.on_worker(open).await?
+            self.work(effort, open).await?
         } else {
             Err(OpenError::new(OpenErrorKind::Unsupported, "another content type"))
         };
@@ -157,8 +157,9 @@ impl Subscription {
                 },
                 delivery = self.consumer.next(), if !self.ended && self.opening.len() < self.parallel => match delivery {
                     Some(delivery) => {
-                        let open = self.link.clone().open(delivery, self.channel);
-                        if self.parallel > 1 && !self.link.0.serializer.is_cheap() {
+                        let effort = self.effort(delivery.body.len());
+                        let open = self.link.clone().open(delivery, self.channel, effort);
+                        if self.parallel > 1 && effort != Effort::Trifle {
                             // A task of its own: it goes on while the caller is busy with the message before it.
                             let task = tokio::spawn(open);
                             self.opening.push_back(Box::pin(async move { task.await.ok().flatten() }));
@@ -175,6 +176,14 @@ impl Subscription {
 }
 
 impl Subscription {
+    /// What opening a message of so many bytes takes. Registrations bring certificates along, whose chains take longer.
+    fn effort(&self, bytes: usize) -> Effort {
+        match self.link.0.serializer.effort(bytes, self.link.now()) {
+            Effort::Short if self.channel == Channel::Presence => Effort::Long,
+            effort => effort,
+        }
+    }
+
     /// How many messages of the offline queue this mapper keeps that it cannot open itself. They go back when this is dropped.
     pub(crate) fn kept_for_others(&self) -> usize {
         self.returned.kept()

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{Inner, Link};
 use crate::clock::Timestamp;
 use crate::packet::{MessageId, Packet};
-use crate::serializer::{Audience, Class, SealError, SealRequest, Sealed};
+use crate::serializer::{Audience, Class, Effort, SealError, SealRequest, Sealed};
 use crate::transport::{Destination, Outgoing, TransportError};
 
 /// How long a publish may take, unless the message expires sooner.
@@ -41,6 +41,17 @@ impl Letter {
             class: Class::Live,
             in_reply_to: None,
             persistent: false,
+        }
+    }
+
+    /// About how many bytes the content will have, as far as it is known without encoding it.
+    fn bytes(&self) -> usize {
+        match &self.packet {
+            Packet::Request(request) | Packet::Push(request) => request.payload.about_bytes(),
+            Packet::Outcome(outcome) => outcome.results.about_bytes(),
+            Packet::Intermediate(part) => part.value.about_bytes(),
+            Packet::FileChunk(chunk) => chunk.chunk.0.len(),
+            _ => 0,
         }
     }
 
@@ -100,6 +111,12 @@ impl Link {
     /// [`SendError::Seal`] when it could not be sealed.
     pub async fn seal(&self, letter: Letter) -> Result<Ready, SendError> {
         let persistent = letter.persistent;
+        let effort = self.0.serializer.effort(letter.bytes(), self.now());
+        // For each of several recipients a key may have to be agreed on.
+        let effort = match &letter.audience {
+            Audience::Mappers | Audience::Many(_) if effort == Effort::Short => Effort::Long,
+            _ => effort,
+        };
         let seal = move |inner: &Inner| {
             let how = SealRequest {
                 audience: &letter.audience,
@@ -110,7 +127,7 @@ impl Link {
             };
             inner.serializer.seal(&letter.packet, &how)
         };
-        let Sealed { id, bytes, expires_at } = self.on_worker(seal).await.ok_or(SendError::Stopped)??;
+        let Sealed { id, bytes, expires_at } = self.work(effort, seal).await.ok_or(SendError::Stopped)??;
         Ok(Ready { sealed_id: id, body: bytes.into(), expires_at, persistent })
     }
 

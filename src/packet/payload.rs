@@ -34,6 +34,19 @@ impl Payload {
         serde_json::from_value(self.0)
     }
 
+    /// About how many bytes it takes when it is encoded.
+    pub(crate) fn about_bytes(&self) -> usize {
+        fn weigh(value: &Value) -> usize {
+            match value {
+                Value::Null | Value::Bool(_) | Value::Number(_) => 4,
+                Value::String(text) => text.len(),
+                Value::Array(values) => values.iter().map(weigh).sum(),
+                Value::Object(fields) => fields.iter().map(|(name, value)| name.len() + weigh(value)).sum(),
+            }
+        }
+        weigh(&self.0)
+    }
+
     /// The payload a text stands for: JSON where it parses, else the text itself.
     pub fn from_text(text: &str) -> Self {
         serde_json::from_str(text).unwrap_or_else(|_| Payload(Value::String(text.to_owned())))

@@ -144,6 +144,11 @@ impl Known {
         self.store.heard(signer, now);
     }
 
+    /// Whether the store may block when it is asked now.
+    pub fn may_block(&self, now: Timestamp) -> bool {
+        self.store.may_block(now)
+    }
+
     /// Whether the store comes to know others by their messages.
     pub fn learns(&self) -> bool {
         self.store.learns()

@@ -21,12 +21,14 @@ use crate::certs::{Certificate, CertificateStore, Credentials, Recipient, Suite,
 use crate::clock::Timestamp;
 use crate::packet::{Identity, Kind, MessageId, NoRandomness, Packet, Role};
 use crate::serializer::{
-    Audience, Channel, Class, Codec, Inbound, OpenContext, OpenError, Proof, SealError, SealRequest, Sealed,
+    Audience, Channel, Class, Codec, Effort, Inbound, OpenContext, OpenError, Proof, SealError, SealRequest, Sealed,
     Serializer, Verified,
 };
 
 /// What stands before the body in what is encrypted: the salt, then the digest of the header.
 pub(super) const PREFIX: usize = 64;
+/// Up to this many bytes, it is the signatures and key agreements that take time, and not the bytes.
+const SHORT: usize = 16 << 10;
 /// How many ids of own messages are kept for answers by slower clocks.
 const ASKED: usize = 16_384;
 
@@ -176,6 +178,11 @@ impl Serializer for SecureSerializer {
 
     fn learns_peers(&self) -> bool {
         self.0.known.learns()
+    }
+
+    fn effort(&self, bytes: usize, now: Timestamp) -> Effort {
+        let quick = self.0.own().newest().suite() == Suite::P256;
+        if quick && bytes <= SHORT && !self.0.known.may_block(now) { Effort::Short } else { Effort::Long }
     }
 }
 

@@ -6,8 +6,8 @@ use crate::packet::Packet;
 
 /// Turns packets into bytes and back, without protection: the inside of a secure envelope, or a plain message.
 ///
-/// `decode` gets bytes that may come from anybody: it must not panic and must refuse what it does not understand. Both run on
-/// worker threads.
+/// `decode` gets bytes that may come from anybody: it must not panic and must refuse what it does not understand. Neither
+/// may block.
 pub trait Codec: fmt::Debug + Send + Sync {
     /// The name that stands in a secure header: 1 to 32 bytes of `a-z`, `0-9`, `.`, `-`.
     fn name(&self) -> &'static str;

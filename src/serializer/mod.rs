@@ -28,8 +28,8 @@ pub use plain::Plain;
 ///
 /// Implement it to plug in a format of your own.
 ///
-/// * `seal` and `open` may block and may use the CPU for milliseconds: they are called on worker threads, never on the reactor,
-///   unless [`is_cheap`](Serializer::is_cheap) says otherwise.
+/// * `seal` and `open` may block and may use the CPU for milliseconds: they are called on worker threads, never on those of the
+///   runtime, unless [`effort`](Serializer::effort) says otherwise.
 /// * The bytes given to `open` come from anybody. It must not panic, must bound what it allocates, and must return an error for
 ///   all it does not understand; no other format is tried.
 /// * Only [`crate::security::SecureSerializer`] can return a [`Provenance::Verified`].
@@ -86,10 +86,22 @@ pub trait Serializer: fmt::Debug + Send + Sync {
         false
     }
 
-    /// Whether `seal` and `open` take microseconds and never block, so that they can run on the reactor.
-    fn is_cheap(&self) -> bool {
-        false
+    /// What `seal` or `open` will take for a message of about this many bytes at this moment. Asked before each, so it has to be quick.
+    fn effort(&self, _bytes: usize, _now: Timestamp) -> Effort {
+        Effort::Long
     }
+}
+
+/// What one call of a serializer takes; it decides on which thread the call is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Effort {
+    /// Microseconds: the call is made at once, one message after the other.
+    Trifle,
+    /// As a rule less than 200 microseconds of the CPU, and nothing that blocks: the call is made on the runtime's threads where it has
+    /// several, since handing it to another thread and back would take as long again.
+    Short,
+    /// Longer, or it may block: the call is made on a worker thread.
+    Long,
 }
 
 /// Whom a message is for.

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use super::{Codec, Inbound, Json, OpenContext, OpenError, OpenErrorKind, SealError, SealRequest, Sealed, Serializer};
+use super::{
+    Codec, Effort, Inbound, Json, OpenContext, OpenError, OpenErrorKind, SealError, SealRequest, Sealed, Serializer,
+};
+use crate::clock::Timestamp;
 use crate::packet::{Identity, MessageId, Packet};
 
 /// Plain messages in the format of a [`Codec`]: no signature, no encryption, no protection of any kind.
@@ -61,7 +64,7 @@ impl Serializer for Plain {
         Ok(Inbound::unverified(packet))
     }
 
-    fn is_cheap(&self) -> bool {
-        true
+    fn effort(&self, _bytes: usize, _now: Timestamp) -> Effort {
+        Effort::Trifle
     }
 }

@@ -1,20 +1,23 @@
 //! s02: a certificate store of the user's own decides whom a node knows; trust decides whom it believes.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 use nanite::certs::{
     Certificate, CertificateStore, Credentials, KeyType, PrivateKey, Recipient, RecipientQuery, SignerQuery,
     StoreError, Trust,
 };
-use nanite::clock::Timestamp;
+use nanite::clock::{Clock, SystemClock, Timestamp};
+use nanite::link::{Letter, Link};
 use nanite::packet::{Advertise, Packet, Payload, Ping, Register, Request, Role, Status};
 use nanite::security::SecureSerializer;
 use nanite::serializer::{Audience, Channel, OpenContext, OpenErrorKind, SealError, SealRequest, Serializer};
+use nanite::transport::MemoryBroker;
 use openssl::nid::Nid;
 
 use crate::harness::forge::{Forge, Forged};
-use crate::harness::pki::{Pki, agent, at, mapper};
+use crate::harness::pki::{Peers, Pki, agent, at, mapper};
 use crate::harness::tamper::{self, Der};
 
 /// Knows nobody at first, and keeps the certificates of those whose messages proved good.
@@ -236,4 +239,60 @@ fn s10_revoked_signers_and_recipients_are_refused() {
     assert!(matches!(&error, SealError::NoRecipient(whom) if whom.contains("revoked")), "{error}");
     let (_, other) = with_trust(credentials(&fred, vec![]), trust(&[]));
     other.open(&advertise, &context).unwrap();
+}
+
+/// Answers when it is told to.
+#[derive(Debug)]
+struct Slow {
+    known: Arc<Peers>,
+    open: Mutex<bool>,
+    opened: Condvar,
+}
+
+impl Slow {
+    fn wait(&self) {
+        drop(self.opened.wait_while(self.open.lock().unwrap(), |open| !*open).unwrap());
+    }
+}
+
+impl CertificateStore for Slow {
+    fn signer(&self, query: &SignerQuery<'_>) -> Result<Option<Arc<Certificate>>, StoreError> {
+        self.wait();
+        self.known.signer(query)
+    }
+
+    fn recipients(&self, query: &RecipientQuery<'_>) -> Result<Vec<Arc<Certificate>>, StoreError> {
+        self.wait();
+        self.known.recipients(query)
+    }
+}
+
+#[test]
+fn s02_a_store_that_blocks_holds_up_nothing_but_its_messages() {
+    let now = SystemClock.now();
+    let pki = Pki::starting(KeyType::P256, now);
+    pki.credentials(&agent("fred"));
+    let m1 = pki.credentials(&mapper("m1"));
+    let store = Arc::new(Slow { known: pki.peers.clone(), open: Mutex::new(false), opened: Condvar::new() });
+    let serializer = SecureSerializer::builder(m1, store.clone(), pki.ca.trust().unwrap()).build().unwrap();
+    let transport = Arc::new(MemoryBroker::new().connect());
+    let link = Link::new(mapper("m1"), Arc::new(serializer), transport, Arc::new(SystemClock)).unwrap();
+
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let seal = || {
+        let link = link.clone();
+        async move { link.seal(Letter::new(request(), agent("fred"))).await }
+    };
+    let sealing: Vec<_> = (0..8).map(|_| runtime.spawn(seal())).collect();
+    let (done, other_work) = std::sync::mpsc::channel();
+    runtime.spawn(async move { done.send(()).unwrap() });
+    let other_work = other_work.recv_timeout(Duration::from_secs(20));
+    assert!(sealing.iter().all(|task| !task.is_finished()), "the store has not answered yet");
+
+    *store.open.lock().unwrap() = true;
+    store.opened.notify_all();
+    for task in sealing {
+        runtime.block_on(task).unwrap().unwrap();
+    }
+    assert_eq!(other_work, Ok(()), "all threads waited for the store");
 }

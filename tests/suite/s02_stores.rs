@@ -116,6 +116,26 @@ fn s02_new_and_removed_files_take_effect_by_themselves() {
 }
 
 #[test]
+fn s02_a_directory_says_when_it_has_to_be_looked_at() {
+    let place = Place::new();
+    let store = place.open();
+    let ask = |now| to(&store, Recipient::One(&agent("fred")), now).len();
+    assert_eq!(ask(T0), 0);
+    assert!(!store.may_block(T0), "it was looked at a moment ago");
+    let later = T0.saturating_add(Duration::from_secs(60));
+    assert!(store.may_block(later));
+    assert_eq!(ask(later), 0);
+    assert!(!store.may_block(later));
+    place.put(&place.issue(&agent("fred"), T0));
+    eventually("the change is told of", || store.may_block(later));
+    eventually("fred is known", || ask(later) == 1);
+    eventually("nothing is to be looked at any more", || {
+        ask(later);
+        !store.may_block(later)
+    });
+}
+
+#[test]
 fn s02_a_replaced_certificate_is_known_beside_the_new_one_for_an_hour() {
     let place = Place::new();
     let fred = agent("fred");

@@ -172,6 +172,10 @@ impl CertificateStore for CachedCertificateStore {
         self.inner.heard(certificate, now);
     }
 
+    fn may_block(&self, now: Timestamp) -> bool {
+        self.inner.may_block(now)
+    }
+
     fn learns(&self) -> bool {
         self.inner.learns()
     }

@@ -393,9 +393,6 @@ async fn verify<T: Send + 'static>(
     shared: &Arc<Shared>,
     work: impl FnOnce(&Shared) -> Vec<T> + Send + 'static,
 ) -> Vec<T> {
-    if shared.belief.serializer.is_cheap() {
-        return work(shared);
-    }
     let shared = shared.clone();
     tokio::task::spawn_blocking(move || work(&shared)).await.unwrap_or_default()
 }

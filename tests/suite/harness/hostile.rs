@@ -433,6 +433,10 @@ impl Serializer for Watched {
         Ok(inbound)
     }
 
+    fn effort(&self, bytes: usize, now: nanite::clock::Timestamp) -> nanite::serializer::Effort {
+        self.inner.effort(bytes, now)
+    }
+
     fn spent(&self, message: &Verified, now: nanite::clock::Timestamp) {
         self.inner.spent(message, now);
     }
