@@ -143,6 +143,16 @@ fn refusals(c: &mut Criterion, bench: &Bench) {
         c.benchmark_group(format!("{}-256-open", bench.name))
             .bench_function(what, |b| b.iter(|| to.open(&bytes, &context).unwrap_err()));
     }
+    let good = from.seal(&advertise, &SealRequest::new(&Audience::Agents, NOW)).unwrap().bytes;
+    let context = OpenContext::new(Channel::AgentControl, NOW);
+    c.benchmark_group(format!("{}-256-open", bench.name)).bench_function("newcomer", |b| {
+        let never_met = || bench.serializer(&bench.to, true);
+        let open = |to: SecureSerializer| {
+            to.open(&good, &context).unwrap();
+            to
+        };
+        b.iter_batched(never_met, open, BatchSize::SmallInput);
+    });
 }
 
 /// How many certificates the longer revocation list revokes.
@@ -471,12 +481,13 @@ fn print_refusals() {
     println!("\nrefusing over opening, 256 bytes");
     for name in ["p256", "rsa2048"] {
         let group = format!("{name}-256-open");
-        for (what, which) in [
-            ("a changed signature", "forged"),
-            ("a certificate of another CA that came along", "stranger"),
-            ("garbage", "garbage"),
+        for (what, which, good) in [
+            ("a changed signature, over a good one", "forged", "ours"),
+            ("a certificate of another CA that came along, over a known one", "stranger", "ours"),
+            ("the same, over one of the own CA that is seen for the first time", "stranger", "newcomer"),
+            ("garbage, over a message", "garbage", "ours"),
         ] {
-            if let (Some(refused), Some(opened)) = (median(&group, which), median(&group, "ours")) {
+            if let (Some(refused), Some(opened)) = (median(&group, which), median(&group, good)) {
                 println!("{name:>16} {:>10.2} {what}", refused / opened);
             }
         }

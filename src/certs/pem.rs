@@ -64,8 +64,14 @@ fn crl(block: &str) -> Option<X509Crl> {
     (crl.to_der().ok()? == der).then_some(crl)
 }
 
+/// Whether a line ends where this begins.
+fn ends(text: &str) -> bool {
+    let text = text.trim_start_matches([' ', '\t', '\r']);
+    text.is_empty() || text.starts_with('\n')
+}
+
 /// Every revocation list of a PEM text; `None` when there is none or one cannot be read, or could be passed over because its first or last
-/// line is damaged.
+/// line is damaged or does not stand alone.
 pub(super) fn crls(pem: &[u8]) -> Option<Vec<X509Crl>> {
     if pem.len() > MAX_CRLS {
         return None;
@@ -75,7 +81,9 @@ pub(super) fn crls(pem: &[u8]) -> Option<Vec<X509Crl>> {
     let mut rest = text;
     while let Some((before, from)) = rest.split_once("-----BEGIN X509 CRL-----") {
         let (block, after) = from.split_once("-----END X509 CRL-----")?;
-        if before.contains(MARK) || block.contains(MARK) {
+        let alone =
+            (before.is_empty() || before.ends_with('\n')) && block.ends_with('\n') && ends(block) && ends(after);
+        if !alone || before.contains(MARK) || block.contains(MARK) {
             return None;
         }
         all.push(crl(block)?);

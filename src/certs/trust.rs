@@ -436,6 +436,13 @@ mod tests {
                 assert!(matches!(with(first + &second), Err(AuthorityError::Crl)), "{damaged}");
             }
         }
+        for (sound, damaged) in [("-----BEGIN", "x-----BEGIN"), ("BEGIN X509 CRL-----\n", "BEGIN X509 CRL-----")] {
+            assert!(matches!(with(texts[0].replace(sound, damaged)), Err(AuthorityError::Crl)), "{damaged}");
+        }
+        for (sound, damaged) in [("\n-----END", "-----END"), ("END X509 CRL-----", "END X509 CRL-----x")] {
+            assert!(matches!(with(texts[0].replace(sound, damaged)), Err(AuthorityError::Crl)), "{damaged}");
+        }
+        with(format!("a note\n{}", texts.concat().replace('\n', " \r\n"))).unwrap();
         // The lines between two lists are gone, or damaged beyond recognition: the second list is in the block of the first.
         let [first, second] = texts.each_ref().map(String::as_str);
         let (first, second) = (first.split("-----END").next().unwrap(), second.split("CRL-----\n").nth(1).unwrap());

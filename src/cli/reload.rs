@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 
 use super::error::{CliError, Exit};
 use super::{output, remedy};
-use crate::certs::{CertificateDirectory, DirectoryCertificateStore, Trust};
+use crate::certs::{CertificateDirectory, DirectoryCertificateStore, Trust, TrustError};
 use crate::clock::{Clock, SystemClock};
 use crate::packet::Identity;
 use crate::security::SecureSerializer;
@@ -29,6 +29,16 @@ pub(super) struct Reload {
     pub serializer: Arc<SecureSerializer>,
     pub store: Arc<DirectoryCertificateStore>,
     pub trust: Arc<Trust>,
+}
+
+/// How it stands with the node's own certificate.
+#[derive(PartialEq, Eq)]
+enum Standing {
+    Good,
+    /// Less than a third of its time is left.
+    Ending,
+    /// Others refuse it.
+    Bad(TrustError),
 }
 
 /// Follows the files until it is dropped.
@@ -61,11 +71,16 @@ impl Reload {
             let mut ticks = interval(LOOK);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             let mut seen = self.signatures();
+            let mut standing = Standing::Good;
             loop {
                 let told = tokio::select! {
                     _ = hangups.recv() => true,
                     _ = ticks.tick() => false,
                 };
+                let before = std::mem::replace(&mut standing, self.standing());
+                if standing != before {
+                    self.say(&standing);
+                }
                 let now = self.signatures();
                 if !told && now == seen {
                     continue;
@@ -88,6 +103,33 @@ impl Reload {
             }
         });
         Ok(Follower(task.abort_handle()))
+    }
+
+    fn standing(&self) -> Standing {
+        let (now, certificate) = (SystemClock.now(), self.serializer.certificate());
+        let (from, to) = (certificate.not_before(), certificate.not_after());
+        match self.serializer.check_own_certificate(now) {
+            Err(error) => Standing::Bad(error),
+            Ok(()) if to.since(now) < to.since(from) / 3 => Standing::Ending,
+            Ok(()) => Standing::Good,
+        }
+    }
+
+    fn say(&self, standing: &Standing) {
+        match standing {
+            Standing::Good => tracing::info!("the certificate of {} is good", self.identity),
+            Standing::Ending => tracing::warn!(
+                remedy = format!("nanite certs renew {} {}", self.identity.role(), self.identity.name()),
+                "the certificate of {} has to be renewed: it is valid until {}",
+                self.identity,
+                self.serializer.certificate().not_after()
+            ),
+            Standing::Bad(error) => tracing::error!(
+                remedy = remedy::trust(error),
+                "others refuse what {} sends: of its certificate, {error}",
+                self.identity
+            ),
+        }
     }
 
     fn signatures(&self) -> [Signature; 2] {

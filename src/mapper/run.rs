@@ -141,7 +141,7 @@ pub(super) async fn reaper(shared: Arc<Shared>) {
         match shared.state.reap(shared.silent_since()).await {
             Ok(silent) => {
                 for record in silent {
-                    tracing::info!(agent = %record.identity, "silent for too long");
+                    tracing::debug!(agent = %record.identity, "silent for too long");
                     shared.jobs.lost(&record.identity, None);
                     shared.tell(&AgentEvent::TimedOut(record));
                 }

@@ -17,7 +17,7 @@ use super::envelope::{Header, commitment, may_be_stored, recipients_digest};
 use super::known::Known;
 use super::own::Own;
 use super::replay::ReplayMemory;
-use crate::certs::{Certificate, CertificateStore, Credentials, Recipient, Suite, Trust};
+use crate::certs::{Certificate, CertificateStore, Credentials, Recipient, Suite, Trust, TrustError};
 use crate::clock::Timestamp;
 use crate::packet::{Identity, Kind, MessageId, NoRandomness, Packet, Role};
 use crate::serializer::{
@@ -98,7 +98,8 @@ impl SecureSerializer {
 
     /// Takes new credentials of the same identity, as after a renewal, while messages come and go. What carries the certificate along
     /// (registrations and advertises: have the node [announce](crate::agent::Announcer::announce) itself) is signed by them at once,
-    /// everything else once others have had the time to learn it ([`Builder::settle`]). What was sealed to the credentials before
+    /// everything else once others have had the time to learn it ([`Builder::settle`]), or at once when the certificate before is not
+    /// to be believed any more. What was sealed to the credentials before
     /// is opened until these expire; so is what was sealed to the `older` ones that are given.
     ///
     /// # Errors
@@ -113,15 +114,27 @@ impl SecureSerializer {
         if let Some(other) = older.iter().chain([&new]).find(|other| *other.certificate().identity() != own) {
             return Err(BuildError::OtherIdentity { own, found: other.certificate().identity().clone() });
         }
+        let before = self.0.own().signing(Kind::Ping, now).certificate().clone();
+        // What others refuse, as one that is revoked, is not signed by any longer.
+        let settle = if self.0.known.trusts(&before, &[], now).is_ok() { self.0.settle } else { Duration::ZERO };
         self.0.known.set_own_chain(new.intermediates().to_vec());
         let mut current = self.0.own.write().unwrap_or_else(PoisonError::into_inner);
-        *current = Arc::new(current.followed_by(new, older, now, self.0.settle));
+        *current = Arc::new(current.followed_by(new, older, now, settle));
         Ok(())
     }
 
     /// The certificate of this node: the newest, when it was renewed.
     pub fn certificate(&self) -> Arc<Certificate> {
         self.0.own().newest().clone()
+    }
+
+    /// Whether this node's own certificate may be believed now, as far as it can tell itself: its dates, its chain, and the
+    /// revocation lists it has.
+    ///
+    /// # Errors
+    /// [`TrustError`]: why others refuse what is signed by it.
+    pub fn check_own_certificate(&self, now: Timestamp) -> Result<(), TrustError> {
+        self.0.known.trusts(self.0.own().newest(), &[], now)
     }
 
     /// How many messages are in the replay memory.

@@ -139,7 +139,7 @@ impl How {
             };
             output::line(&format!("{} {what}", paint.bold(identity)))?;
         }
-        output::line(&format!("list {} of {} revoked, valid until {}", made.number, made.in_all, made.next_update))?;
+        output::line(&format!("list {}: {} revoked, valid until {}", made.number, made.in_all, made.next_update))?;
         output::line(&format!("  {:<11}  {}", "list", path.display()))?;
         Ok(Exit::Success)
     }
