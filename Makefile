@@ -44,7 +44,7 @@ fuzz: deps-test
 audit:
 	$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-deny
 	$(CARGO) deny check licenses bans sources
-	$(CARGO) deny --manifest-path fuzz/Cargo.toml check --config deny.toml licenses bans sources
+	$(CARGO) deny --manifest-path fuzz/Cargo.toml --config deny.toml check licenses bans sources
 
 bench:
 	$(CARGO) bench --locked --all-features

@@ -77,12 +77,16 @@ fn judge(text: &[u8]) -> Option<Vec<Vec<u8>>> {
     (kept || revoked).then(|| lists.iter().filter_map(|one| der::signed_part(&one.to_der().unwrap())).collect())
 }
 
-/// The lists in a text.
+/// The lists in a text. Spaces and empty lines mean nothing (RFC 7468, section 2), which OpenSSL's reader sees otherwise.
 fn lists(text: &[u8]) -> Vec<X509Crl> {
     let text = String::from_utf8_lossy(text);
     let blocks = text.split("-----BEGIN X509 CRL-----").skip(1).filter_map(|rest| rest.split("-----END").next());
-    let pem = blocks.map(|block| format!("-----BEGIN X509 CRL-----{block}-----END X509 CRL-----\n"));
-    pem.filter_map(|block| X509Crl::from_pem(block.as_bytes()).ok()).collect()
+    let lines = blocks.map(|block| {
+        let base64: Vec<u8> = block.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
+        base64.chunks(64).map(<[u8]>::to_vec).collect::<Vec<_>>().join(&b'\n')
+    });
+    let pem = lines.map(|lines| [b"-----BEGIN X509 CRL-----\n", &lines[..], b"\n-----END X509 CRL-----\n"].concat());
+    pem.filter_map(|block| X509Crl::from_pem(&block).ok()).collect()
 }
 
 /// Whether a list is the CA's, is current, and does not revoke a leaf, as another parser reads it where it can.
