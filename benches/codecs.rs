@@ -30,6 +30,10 @@ fn packet(length: usize) -> Packet {
 }
 
 fn main() {
+    p01_codecs();
+}
+
+fn p01_codecs() {
     let codecs: [&dyn Codec; 3] = [&Json, &MsgPack, &Yaml];
     let packets = [("small", packet(1)), ("4KiB", packet(4096))];
     let mut criterion = Criterion::default()

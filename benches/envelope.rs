@@ -97,7 +97,7 @@ fn packet(size: usize) -> Packet {
     Packet::Request(Request::new("/simple/echo".parse().unwrap(), Payload::from("x".repeat(size).as_str())))
 }
 
-fn envelope(c: &mut Criterion, bench: &Bench) {
+fn p01_seal_and_open(c: &mut Criterion, bench: &Bench) {
     let audience = Audience::One(bench.to.certificate().identity().clone());
     let how = SealRequest::new(&audience, NOW);
     let context = OpenContext::new(Channel::AgentInbox, NOW);
@@ -523,7 +523,7 @@ fn main() {
         .configure_from_args();
     for (name, key_type) in [("p256", KeyType::P256), ("rsa2048", KeyType::Rsa2048)] {
         let bench = Bench::new(name, key_type);
-        envelope(&mut criterion, &bench);
+        p01_seal_and_open(&mut criterion, &bench);
         refusals(&mut criterion, &bench);
         trust(&mut criterion, &bench);
         primitives(&mut criterion, &bench);

@@ -40,6 +40,10 @@ fn known(agents: usize, service: &Service) -> LocalState {
 }
 
 fn main() {
+    p01_selectors();
+}
+
+fn p01_selectors() {
     let round_robin = RoundRobin::default();
     let selectors: [(&str, &dyn Selector); 4] =
         [("least_loaded", &LeastLoaded), ("random", &Random), ("rr", &round_robin), ("all", &All)];

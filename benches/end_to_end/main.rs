@@ -67,6 +67,10 @@ impl Way {
 }
 
 fn main() {
+    p01_round_trips();
+}
+
+fn p01_round_trips() {
     let rounds = option("--rounds", 7.0) as usize;
     let length = Duration::from_secs_f64(option("--seconds", 1.5));
     let broker = Broker::private();

@@ -215,20 +215,20 @@ fn policies() {
     let rules = r#"[[register]]
 name = "workers"
 agents = ["nanite-w*"]
-services = ["/work/*", "/agent/echo"]
+services = ["/jobs/*", "/agent/echo"]
 tags = ["eu", "gpu-*"]
 files = ["photos"]
 
 [[request]]
 name = "operators"
 callers = ["mapper-*", "nanite-boss"]
-services = ["/work/*"]
+services = ["/jobs/*"]
 
 [[request]]
 callers = ["nanite-*"]
 roles = ["agent"]
 through = ["mapper-main"]
-services = ["/work/light"]
+services = ["/jobs/light"]
 selectors = ["rr"]
 tags = ["eu"]
 "#;
@@ -242,7 +242,7 @@ tags = ["eu"]
     write(
         &seeds,
         "inline.toml",
-        "request = [{ callers = [\"nanite-f*d\"], services = ['/work/*'], roles = ['agent', 'mapper'] }]\n",
+        "request = [{ callers = [\"nanite-f*d\"], services = ['/jobs/*'], roles = ['agent', 'mapper'] }]\n",
     );
     write(&seeds, "pattern", "*a*b*c\naabbcc");
 }

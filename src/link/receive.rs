@@ -176,10 +176,11 @@ impl Subscription {
 }
 
 impl Subscription {
-    /// What opening a message of so many bytes takes. Registrations bring certificates along, whose chains take longer.
+    /// What opening a message of so many bytes takes. Registrations and stored messages bring certificates along,
+    /// whose chains take longer.
     fn effort(&self, bytes: usize) -> Effort {
         match self.link.0.serializer.effort(bytes, self.link.now()) {
-            Effort::Short if self.channel == Channel::Presence => Effort::Long,
+            Effort::Short if matches!(self.channel, Channel::Presence | Channel::Offline) => Effort::Long,
             effort => effort,
         }
     }

@@ -40,17 +40,14 @@ pub(super) type Gate = Arc<dyn Fn(&Identity, Kind, Channel) -> bool + Send + Syn
 ///
 /// It can be shared between threads; what it remembers (replays, key agreements) is its own, so use one per process and identity.
 ///
-/// ```no_run
+/// ```
 /// use std::sync::Arc;
 /// use nanite::certs::{CertificateStore, Credentials, Trust};
-/// use nanite::security::SecureSerializer;
-/// # fn credentials() -> Credentials { unimplemented!() }
-/// # fn store() -> Arc<dyn CertificateStore> { unimplemented!() }
-/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let trust = Trust::from_dir("certs".as_ref())?;
-/// let serializer = SecureSerializer::builder(credentials(), store(), trust).build()?;
-/// # Ok(())
-/// # }
+/// use nanite::security::{BuildError, SecureSerializer};
+///
+/// fn serializer(own: Credentials, store: Arc<dyn CertificateStore>, trust: Trust) -> Result<SecureSerializer, BuildError> {
+///     SecureSerializer::builder(own, store, trust).build()
+/// }
 /// ```
 pub struct SecureSerializer(pub(super) Inner);
 

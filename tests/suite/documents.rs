@@ -29,10 +29,10 @@ fn files(folder: &str, ending: &str) -> Vec<String> {
     found
 }
 
-/// The names of all tests, and the paths of all benchmarks.
+/// The names of all tests and benchmarks, and the files of the benchmarks.
 fn shown() -> BTreeSet<String> {
     let mut names: BTreeSet<String> = files("benches", "rs").into_iter().collect();
-    for file in [files("src", "rs"), files("tests", "rs")].concat() {
+    for file in ["src", "tests", "benches"].map(|folder| files(folder, "rs")).concat() {
         for after in read(&file).split("fn ").skip(1) {
             names.extend(after.split(['(', '<']).next().map(str::to_owned));
         }

@@ -112,9 +112,9 @@ fn asks() -> Vec<Ask> {
         ("nanite-fred", None),
     ] {
         for (service, selector, tags) in [
-            ("/work/light", SelectorName::Rr, &["eu"][..]),
-            ("/work/heavy", SelectorName::LeastLoaded, &[]),
-            ("/work", SelectorName::All, &["eu", "gpu"]),
+            ("/jobs/light", SelectorName::Rr, &["eu"][..]),
+            ("/jobs/heavy", SelectorName::LeastLoaded, &[]),
+            ("/jobs", SelectorName::All, &["eu", "gpu"]),
         ] {
             let mut request = Request::new(service.parse().unwrap(), Payload::default());
             request.selector = selector;
@@ -131,8 +131,8 @@ fn registers() -> Vec<Register> {
     let mut all = Vec::new();
     for identity in ["nanite-w1", "nanite-fred"] {
         for (services, tags, files) in [
-            (&["/work/light", "/agent/echo"][..], &["eu"][..], &[][..]),
-            (&["/work/heavy"], &[], &["photos"]),
+            (&["/jobs/light", "/agent/echo"][..], &["eu"][..], &[][..]),
+            (&["/jobs/heavy"], &[], &["photos"]),
             (&[], &[], &[]),
         ] {
             all.push(Register {
