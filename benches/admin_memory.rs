@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use nanite::certs::{CertificateAuthority, CertificateDirectory, DirectoryCertificateStore, KeyType, PrivateKey};
 use nanite::clock::{Clock, SystemClock};
-use nanite::link::{Letter, Link};
+use nanite::link::{Link, Outbound};
 use nanite::packet::{Identity, Ping, Register, Status};
 use nanite::security::SecureSerializer;
 use nanite::serializer::Audience;
@@ -92,7 +92,7 @@ async fn measure(agents: usize, heartbeats: usize) {
             instance: None,
         };
         let place = Destination::Exchange(Exchange(topology::REGISTRATION.into()));
-        link.send(Letter::new(register, Audience::Mappers), place).await.unwrap();
+        link.send(Outbound::new(register, Audience::Mappers), place).await.unwrap();
     }
     let (_, err) = tower.said();
     let (_, rest) = err.split_once("http://127.0.0.1:").unwrap();
@@ -110,7 +110,7 @@ async fn measure(agents: usize, heartbeats: usize) {
             let status = Status::new((round % 7) as f64);
             let ping = Ping { identity: link.identity().clone(), status, instance: None };
             let place = Destination::Exchange(Exchange(topology::HEARTBEAT.into()));
-            link.send(Letter::new(ping, Audience::Mappers), place).await.unwrap();
+            link.send(Outbound::new(ping, Audience::Mappers), place).await.unwrap();
         }
         tokio::time::sleep(Duration::from_millis(1100).saturating_sub(began.elapsed())).await;
     }

@@ -36,7 +36,7 @@ use nanite::files::{Broadcast, FileRoot};
 use nanite::mapper::Mapper;
 use nanite::packet::{Identity, Tag};
 use nanite::security::SecureSerializer;
-use nanite::serializer::{Plain, Serializer};
+use nanite::serializer::{PlainSerializer, Serializer};
 
 use broker::Broker;
 
@@ -209,7 +209,7 @@ impl Fleet {
 
 fn serializers(nodes: &[Identity], secure: bool) -> Vec<Arc<dyn Serializer>> {
     if !secure {
-        return nodes.iter().map(|_| Arc::new(Plain::json()) as Arc<dyn Serializer>).collect();
+        return nodes.iter().map(|_| Arc::new(PlainSerializer::json()) as Arc<dyn Serializer>).collect();
     }
     let now = SystemClock.now();
     let valid_for = CertificateAuthority::VALID_FOR;

@@ -20,7 +20,7 @@ use nanite::certs::{
 use nanite::clock::Timestamp;
 use nanite::packet::{Identity, Packet, Payload, Request};
 use nanite::security::SecureSerializer;
-use nanite::serializer::{Audience, Channel, OpenContext, SealRequest, Serializer};
+use nanite::serializer::{Audience, InboundQueue, OpenContext, SealRequest, Serializer};
 use openssl::cms::{CMSOptions, CmsContentInfo};
 use openssl::ec::{EcGroup, EcKey, EcPoint, PointConversionForm};
 use openssl::md::Md;
@@ -100,7 +100,7 @@ fn packet(size: usize) -> Packet {
 fn p01_seal_and_open(c: &mut Criterion, bench: &Bench) {
     let audience = Audience::One(bench.to.certificate().identity().clone());
     let how = SealRequest::new(&audience, NOW);
-    let context = OpenContext::new(Channel::AgentInbox, NOW);
+    let context = OpenContext::new(InboundQueue::AgentInbox, NOW);
     for size in SIZES {
         let packet = packet(size);
         for reuse in [true, false] {
@@ -135,16 +135,16 @@ fn refusals(c: &mut Criterion, bench: &Bench) {
     let strange = stranger.serializer(&stranger.from, true);
     let strange = strange.seal(&advertise, &SealRequest::new(&Audience::Agents, NOW)).unwrap().bytes;
     for (what, bytes, channel) in [
-        ("forged", forged, Channel::AgentInbox),
-        ("stranger", strange, Channel::AgentControl),
-        ("garbage", vec![0x30; sealed.len()], Channel::AgentInbox),
+        ("forged", forged, InboundQueue::AgentInbox),
+        ("stranger", strange, InboundQueue::AgentControl),
+        ("garbage", vec![0x30; sealed.len()], InboundQueue::AgentInbox),
     ] {
         let context = OpenContext::new(channel, NOW);
         c.benchmark_group(format!("{}-256-open", bench.name))
             .bench_function(what, |b| b.iter(|| to.open(&bytes, &context).unwrap_err()));
     }
     let good = from.seal(&advertise, &SealRequest::new(&Audience::Agents, NOW)).unwrap().bytes;
-    let context = OpenContext::new(Channel::AgentControl, NOW);
+    let context = OpenContext::new(InboundQueue::AgentControl, NOW);
     c.benchmark_group(format!("{}-256-open", bench.name)).bench_function("newcomer", |b| {
         let never_met = || bench.serializer(&bench.to, true);
         let open = |to: SecureSerializer| {
@@ -186,7 +186,7 @@ fn trust(c: &mut Criterion, bench: &Bench) {
         let to = builder.started_at(NOW).build().unwrap();
         let sealed = || from.seal(&packet, &how).unwrap().bytes;
         let mut group = c.benchmark_group(format!("{}-256-open", bench.name));
-        let context = OpenContext::new(Channel::AgentInbox, NOW);
+        let context = OpenContext::new(InboundQueue::AgentInbox, NOW);
         group.bench_function(format!("{what}-kept"), |b| {
             b.iter_batched(sealed, |bytes| to.open(&bytes, &context).unwrap(), BatchSize::SmallInput);
         });
@@ -205,7 +205,7 @@ fn trust(c: &mut Criterion, bench: &Bench) {
                 let bytes = sealed();
                 believed.replace_authorities(&believed);
                 second = 1 - second;
-                (bytes, OpenContext::new(Channel::AgentInbox, NOW.saturating_add(Duration::from_secs(second))))
+                (bytes, OpenContext::new(InboundQueue::AgentInbox, NOW.saturating_add(Duration::from_secs(second))))
             };
             b.iter_batched(setup, |(bytes, context)| to.open(&bytes, &context).unwrap(), BatchSize::PerIteration);
         });

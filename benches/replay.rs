@@ -11,7 +11,7 @@ use nanite::certs::{CertificateAuthority, KeyType, StaticCertificateStore};
 use nanite::clock::Timestamp;
 use nanite::packet::{Identity, Packet, Payload, Request};
 use nanite::security::SecureSerializer;
-use nanite::serializer::{Audience, Channel, OpenContext, SealRequest, Serializer};
+use nanite::serializer::{Audience, InboundQueue, OpenContext, SealRequest, Serializer};
 
 const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
 const PART: usize = 100_000;
@@ -35,7 +35,7 @@ fn main() {
     };
     let (from, to) = (serializer(desk), serializer(fred));
     let packet = Packet::Request(Request::new("/simple/echo".parse().unwrap(), Payload::default()));
-    let (how, context) = (SealRequest::new(&audience, NOW), OpenContext::new(Channel::AgentInbox, NOW));
+    let (how, context) = (SealRequest::new(&audience, NOW), OpenContext::new(InboundQueue::AgentInbox, NOW));
     let mut before = resident();
     for _ in 0..2 {
         let known = to.remembered();

@@ -18,7 +18,7 @@ use nanite::clock::{Clock, SystemClock};
 use nanite::mapper::{AgentQuery, AgentRecord, ClusterState, LocalState, RedisOptions, RedisState, StateContext};
 use nanite::packet::{Identity, Register, Status};
 use nanite::policy::AllowVerified;
-use nanite::serializer::Plain;
+use nanite::serializer::PlainSerializer;
 use report::{median, micros, ratio};
 
 const AGENTS: usize = 1_000;
@@ -74,8 +74,9 @@ fn main() {
         AgentQuery::new("/simple/echo".parse().unwrap(), tags.iter().map(|tag| tag.parse().unwrap()).collect())
     };
     // What is looked up is proven when it is read, not when it is looked up: proofs would not change what is measured.
-    let connect =
-        || RedisState::connect(&url, RedisOptions::new(Arc::new(Plain::json())).dangerous().accept_unsigned());
+    let connect = || {
+        RedisState::connect(&url, RedisOptions::new(Arc::new(PlainSerializer::json())).dangerous().accept_unsigned())
+    };
     let states = runtime.block_on(async {
         let one = loop {
             match connect().await {

@@ -17,7 +17,7 @@ use nanite::certs::{
 use nanite::clock::{Clock, SystemClock};
 use nanite::packet::{Identity, Packet, Payload, Request};
 use nanite::security::SecureSerializer;
-use nanite::serializer::{Audience, Channel, OpenContext, SealRequest, Serializer};
+use nanite::serializer::{Audience, InboundQueue, OpenContext, SealRequest, Serializer};
 
 /// Reads the file for every question: the cache in front of it sees to it that there are few.
 #[derive(Debug)]
@@ -81,7 +81,7 @@ fn exchange(
     let request = Packet::Request(Request::new("/simple/echo".parse()?, Payload::from("hello")));
     let sealed = mapper.seal(&request, &SealRequest::new(&to, SystemClock.now()))?;
     println!("sealed: {} bytes, of which nobody else can read anything", sealed.bytes.len());
-    let opened = agent.open(&sealed.bytes, &OpenContext::new(Channel::AgentInbox, SystemClock.now()))?;
+    let opened = agent.open(&sealed.bytes, &OpenContext::new(InboundQueue::AgentInbox, SystemClock.now()))?;
     let signer = opened.signer().ok_or("nobody vouches for it")?;
     if opened.packet != request {
         return Err("another packet came out".into());

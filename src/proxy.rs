@@ -9,10 +9,10 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use crate::clock::SystemClock;
-use crate::link::{IdentityMismatch, Letter, Link, Received, SendError, Subscription, mappers_known};
+use crate::link::{IdentityMismatch, Link, Outbound, Received, SendError, Subscription, mappers_known};
 use crate::packet::{Identity, Packet, Request, Role, Token};
-use crate::request::{Ask, Dispatch, Events, Jobs, RequestBuilder, RequestError};
-use crate::serializer::{Audience, Channel, Inbound, Serializer};
+use crate::request::{Dispatch, Events, PendingRequests, RequestBuilder, RequestError, RequestSpec};
+use crate::serializer::{Audience, Inbound, InboundQueue, Serializer};
 use crate::transport::{Destination, Queue, QueueKind, Transport, TransportError, topology};
 
 /// The longest lifetime of a message that asks for work; the work itself may take longer.
@@ -31,7 +31,7 @@ const PREFETCH: u16 = 256;
 #[derive(Clone, Debug)]
 pub struct MapperProxy {
     link: Link,
-    jobs: Arc<Jobs>,
+    jobs: Arc<PendingRequests>,
     /// What listens for answers, where this proxy has to do it itself.
     listener: Option<Arc<Listener>>,
 }
@@ -89,11 +89,11 @@ impl MapperProxy {
         let link = Link::new(identity, serializer, transport, Arc::new(SystemClock))?;
         let (name, instance) = (link.identity().as_str(), link.instance());
         let (queue, channel) = match link.identity().role() {
-            Role::Agent => (topology::agent_control(name, instance), Channel::AgentControl),
+            Role::Agent => (topology::agent_control(name, instance), InboundQueue::AgentControl),
             // As with an agent, nothing of it stays at the broker when its connection is gone.
             Role::Mapper => {
                 let inbox = Queue { kind: QueueKind::Exclusive, ..topology::mapper_inbox(name, instance) };
-                (inbox, Channel::MapperInbox)
+                (inbox, InboundQueue::MapperInbox)
             }
         };
         let answers = link.subscribe(&queue, channel, PREFETCH).await?;
@@ -136,18 +136,18 @@ impl MapperProxy {
         if *listener.advertised.borrow() > 0 {
             if is_due {
                 let link = self.link.clone();
-                tokio::spawn(async move { link.say_hello().await });
+                tokio::spawn(async move { link.announce_to_mappers().await });
             }
             return true;
         }
-        match self.link.say_hello().await {
+        match self.link.announce_to_mappers().await {
             Ok(()) => mappers_known(listener.advertised.clone(), limit).await,
             Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "no mapper could be asked"),
         }
         *listener.advertised.borrow() > 0
     }
 
-    async fn send(&self, ask: &Ask, events: Option<&Events>) -> Result<(), RequestError> {
+    async fn send(&self, ask: &RequestSpec, events: Option<&Events>) -> Result<(), RequestError> {
         // What is sealed for the mappers is for those that are known: without one, nobody could open it.
         if !self.know_mappers(MAPPERS_KNOWN.min(ask.timeout)).await {
             return Err(RequestError::NoMapper);
@@ -171,10 +171,10 @@ impl MapperProxy {
                 Packet::Push(request)
             }
         };
-        let mut letter = Letter::new(packet, Audience::Mappers);
-        letter.lifetime = lifetime;
-        letter.persistent = ask.request.persistent.unwrap_or(false);
-        let ready = self.link.seal(letter).await?;
+        let mut message = Outbound::new(packet, Audience::Mappers);
+        message.lifetime = lifetime;
+        message.persistent = ask.request.persistent.unwrap_or(false);
+        let ready = self.link.seal(message).await?;
         // Before it is sent: the answer may be faster than the broker's confirmation.
         if let Some(events) = events {
             events.jobs().hand_over(events.job(), ready.id());
@@ -188,20 +188,20 @@ impl MapperProxy {
 
 #[async_trait]
 impl Dispatch for MapperProxy {
-    async fn request(self, ask: Ask) -> Result<Events, RequestError> {
+    async fn request(self, ask: RequestSpec) -> Result<Events, RequestError> {
         let events = Events::begin(&self.jobs, Token::random()?, ask.timeout, self.clone());
         self.send(&ask, Some(&events)).await?;
         Ok(events)
     }
 
-    async fn push(self, ask: Ask) -> Result<Vec<Identity>, RequestError> {
+    async fn push(self, ask: RequestSpec) -> Result<Vec<Identity>, RequestError> {
         self.send(&ask, None).await?;
         Ok(Vec::new())
     }
 }
 
 /// Takes answers in, for a proxy of its own.
-async fn listen(mut answers: Subscription, jobs: Arc<Jobs>, advertises: watch::Sender<u64>) {
+async fn listen(mut answers: Subscription, jobs: Arc<PendingRequests>, advertises: watch::Sender<u64>) {
     while let Some(received) = answers.next().await {
         let inbound = Received::accept(received).await;
         if let Packet::Advertise(advertise) = &inbound.packet {

@@ -29,8 +29,8 @@ use nanite::mapper::Mapper;
 use nanite::packet::Identity;
 use nanite::proxy::MapperProxy;
 use nanite::security::SecureSerializer;
-use nanite::serializer::{Plain, Serializer};
-use nanite::transport::{Destination, Outgoing, Queue, QueueKind, Transport};
+use nanite::serializer::{PlainSerializer, Serializer};
+use nanite::transport::{Destination, PublishRequest, Queue, QueueKind, Transport};
 
 use bare::Bare;
 use broker::Broker;
@@ -153,7 +153,7 @@ async fn over_transport(broker: &Broker) -> Way {
         let kind = QueueKind::Durable { expires: None, quorum: false, ordered: false };
         Queue { name: name.into(), kind, bindings: Vec::new() }
     };
-    let message = |queue: &str, id: String, body: Arc<[u8]>| Outgoing {
+    let message = |queue: &str, id: String, body: Arc<[u8]>| PublishRequest {
         destination: Destination::Queue(queue.into()),
         body,
         // There is no other place for it here.
@@ -245,7 +245,7 @@ async fn over_proxy(broker: &Broker, name: &'static str, secure: bool) -> (Way, 
 
 fn serializers<const N: usize>(nodes: [&Identity; N], secure: bool) -> [Arc<dyn Serializer>; N] {
     if !secure {
-        return nodes.map(|_| Arc::new(Plain::json()) as Arc<dyn Serializer>);
+        return nodes.map(|_| Arc::new(PlainSerializer::json()) as Arc<dyn Serializer>);
     }
     let now = SystemClock.now();
     let valid_for = CertificateAuthority::VALID_FOR;

@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 
 use super::password::{PasswordError, PasswordHash};
 use super::secret::{Digest, random};
-use crate::packet::NoRandomness;
+use crate::packet::RandomnessError;
 
 /// How many passwords are checked at a time: each check takes memory and time.
 const CHECKS: usize = 1;
@@ -38,7 +38,7 @@ impl Invitations {
     ///
     /// # Errors
     /// When the system's random generator fails.
-    pub fn issue(&self) -> Result<Zeroizing<String>, NoRandomness> {
+    pub fn issue(&self) -> Result<Zeroizing<String>, RandomnessError> {
         let token = random()?;
         *self.0.open.lock().unwrap_or_else(PoisonError::into_inner) = Some(Digest::of(&token));
         Ok(Zeroizing::new(format!("/login?token={}", token.as_str())))

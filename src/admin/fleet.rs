@@ -9,7 +9,7 @@ use super::router::Tower;
 use crate::clock::Timestamp;
 use crate::mapper::AgentRecord;
 use crate::packet::Service;
-use crate::request::Work;
+use crate::request::AgentWorkload;
 
 /// How often the agents are looked at.
 const EVERY: Duration = Duration::from_secs(1);
@@ -31,7 +31,7 @@ pub(super) struct Snapshot {
 #[derive(Clone, Debug)]
 pub(super) struct Seen {
     pub record: Arc<AgentRecord>,
-    pub work: Work,
+    pub work: AgentWorkload,
 }
 
 impl Snapshot {

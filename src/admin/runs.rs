@@ -10,7 +10,7 @@ use super::router::stopped;
 use super::text::{Value, visible};
 use crate::clock::Timestamp;
 use crate::mapper::Mapper;
-use crate::packet::{Identity, NoRandomness, Payload, SelectorName, Service, Tag, Token};
+use crate::packet::{Identity, Payload, RandomnessError, SelectorName, Service, Tag, Token};
 use crate::request::Event;
 
 /// How many requests are under way at a time.
@@ -108,8 +108,8 @@ pub(super) enum NotSent {
     Random,
 }
 
-impl From<NoRandomness> for NotSent {
-    fn from(_: NoRandomness) -> Self {
+impl From<RandomnessError> for NotSent {
+    fn from(_: RandomnessError) -> Self {
         NotSent::Random
     }
 }

@@ -5,7 +5,7 @@ use openssl::rand::rand_bytes;
 use openssl::sha::sha256;
 use zeroize::Zeroizing;
 
-use crate::packet::NoRandomness;
+use crate::packet::RandomnessError;
 
 /// Bytes of a secret: nobody guesses 256 bits.
 const LENGTH: usize = 32;
@@ -26,9 +26,9 @@ impl Digest {
 }
 
 /// A new secret of 64 hexadecimal digits.
-pub(super) fn random() -> Result<Zeroizing<String>, NoRandomness> {
+pub(super) fn random() -> Result<Zeroizing<String>, RandomnessError> {
     let mut bytes = Zeroizing::new([0; LENGTH]);
-    rand_bytes(bytes.as_mut_slice()).map_err(|_| NoRandomness)?;
+    rand_bytes(bytes.as_mut_slice()).map_err(|_| RandomnessError)?;
     Ok(Zeroizing::new(hex(bytes.as_slice())))
 }
 

@@ -14,7 +14,7 @@ use super::page::Refusal;
 use super::router::Tower;
 use super::secret::{Digest, random};
 use crate::clock::Timestamp;
-use crate::packet::NoRandomness;
+use crate::packet::RandomnessError;
 
 /// How long a session lasts.
 pub(super) const LASTS: Duration = Duration::from_secs(12 * 3600);
@@ -48,7 +48,7 @@ impl Session {
 
 impl Sessions {
     /// Begins a session; gives what its cookie holds.
-    pub fn begin(&self, now: Timestamp) -> Result<Zeroizing<String>, NoRandomness> {
+    pub fn begin(&self, now: Timestamp) -> Result<Zeroizing<String>, RandomnessError> {
         let (cookie, csrf) = (random()?, Arc::new(random()?));
         let mut open = self.lock(now);
         if open.len() >= SESSIONS {

@@ -171,7 +171,7 @@ mod tests {
     use crate::clock::Timestamp;
     use crate::mapper::AgentRecord;
     use crate::packet::{Identity, Register, Status};
-    use crate::request::Work;
+    use crate::request::AgentWorkload;
 
     fn snapshot(agents: &[(&str, f64, &str)]) -> Snapshot {
         let seen = |(name, load, tag): &(&str, f64, &str)| {
@@ -184,7 +184,7 @@ mod tests {
                 instance: None,
             };
             let record = AgentRecord::new(register, 1, Timestamp::from_secs(*load as u64), None);
-            Seen { record: Arc::new(record), work: Work { failed: *load as u64, ..Work::default() } }
+            Seen { record: Arc::new(record), work: AgentWorkload { failed: *load as u64, ..AgentWorkload::default() } }
         };
         Snapshot { agents: agents.iter().map(seen).collect(), ..Snapshot::nothing(Timestamp::from_secs(0)) }
     }

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use super::context::{Context, Emitted, Inner};
 use super::{Actor, ExposeError, Reply};
-use crate::audit::Asked;
+use crate::audit::DecisionSubject;
 use crate::clock::Timestamp;
 use crate::link::{Link, Received, acknowledge};
 use crate::packet::{Failure, FailureCode, Identity, Kind, Packet, Payload, Request, Service, Token};
@@ -167,7 +167,7 @@ impl Dispatcher {
     ) -> Reply<Payload> {
         let service = context.service().clone();
         let decision = self.policy.authorize_request(&context.as_caller(), &request);
-        let asked = Asked {
+        let asked = DecisionSubject {
             kind: if context.wants_answer() { Kind::Request } else { Kind::Push },
             from: context.sender(),
             id: context.signer().map(Verified::id),

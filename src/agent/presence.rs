@@ -7,7 +7,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::dispatch::Services;
 use super::status::SharedStatus;
-use crate::link::{Letter, Link, SendError};
+use crate::link::{Link, Outbound, SendError};
 use crate::packet::{Kind, MessageId, Packet, Ping, Register, Tag, Unregister};
 use crate::serializer::{Audience, SealError};
 use crate::transport::{Destination, Exchange, TransportError, topology};
@@ -94,7 +94,7 @@ impl Presence {
 
     /// Makes the agent known, where the mappers are not known by other means.
     async fn hello(&self) {
-        match self.link.say_hello().await {
+        match self.link.announce_to_mappers().await {
             Ok(()) => {}
             Err(SendError::Transport(TransportError::Unroutable(_))) => tracing::debug!("no mapper runs"),
             Err(error) => {
@@ -114,8 +114,8 @@ impl Presence {
 
     async fn say(&self, packet: Packet, exchange: &str, asked: Option<MessageId>) {
         let kind = packet.kind().as_str();
-        let letter = Letter::new(packet, Audience::Mappers).in_reply_to(asked);
-        match self.link.send(letter, Destination::Exchange(Exchange(exchange.into()))).await {
+        let message = Outbound::new(packet, Audience::Mappers).in_reply_to(asked);
+        match self.link.send(message, Destination::Exchange(Exchange(exchange.into()))).await {
             Ok(_) => tracing::debug!(kind, "said to the mappers"),
             Err(SendError::Seal(SealError::NoRecipient(_))) => {
                 tracing::info!(kind, "no mapper is known yet: waiting for one to ask");

@@ -14,10 +14,10 @@ use super::status::SharedStatus;
 use crate::clock::Timestamp;
 use crate::files::{FileBox, FileRoot};
 use crate::link::{Link, Subscription};
-use crate::packet::{Advertise, MessageId, Packet, Tag, Twin};
+use crate::packet::{Advertise, DuplicateInstance, MessageId, Packet, Tag};
 use crate::policy::Policy;
 use crate::proxy::MapperProxy;
-use crate::serializer::{Channel, OpenErrorKind};
+use crate::serializer::{InboundQueue, OpenErrorKind};
 use crate::transport::{TransportError, topology};
 
 /// How many control messages are unacknowledged at a time.
@@ -25,7 +25,7 @@ const CONTROL_PREFETCH: u16 = 32;
 /// How long it may take to say that the agent goes.
 const FAREWELL: Duration = Duration::from_secs(5);
 /// How many other processes of this agent are remembered as spoken of.
-const TWINS: usize = 16;
+const MAX_DUPLICATES: usize = 16;
 /// How long the mappers may take to say whether another process of this agent runs.
 const ANSWERS: Duration = Duration::from_secs(2);
 /// How long one waits for the other mappers when one has answered.
@@ -174,11 +174,11 @@ impl Agent {
     async fn open(self) -> Result<Open, AgentError> {
         let (link, name) = (&self.link, self.link.identity().as_str());
         let control = topology::agent_control(name, link.instance());
-        let mut control = link.subscribe(&control, Channel::AgentControl, CONTROL_PREFETCH).await?;
+        let mut control = link.subscribe(&control, InboundQueue::AgentControl, CONTROL_PREFETCH).await?;
         if self.give_way {
             self.look_for_another(&mut control).await?;
         }
-        let inbox = link.subscribe(&topology::agent_inbox(name), Channel::AgentInbox, self.prefetch).await?;
+        let inbox = link.subscribe(&topology::agent_inbox(name), InboundQueue::AgentInbox, self.prefetch).await?;
         let presence = Presence {
             link: link.clone(),
             services: self.services.clone(),
@@ -205,7 +205,7 @@ impl Agent {
 impl Agent {
     /// Asks the mappers whether they know of another process of this identity that lives.
     async fn look_for_another(&self, control: &mut Subscription) -> Result<(), AgentError> {
-        if let Err(error) = self.link.call_mappers().await {
+        if let Err(error) = self.link.advertise_to_mappers().await {
             tracing::info!(
                 error = &error as &dyn std::error::Error,
                 "no mapper can say whether this agent runs already"
@@ -216,8 +216,9 @@ impl Agent {
         while let Ok(said) = tokio::time::timeout_at(until, control.next()).await {
             let said = said.ok_or(AgentError::Closed)?.accept().await;
             let Packet::Advertise(advertise) = &said.packet else { continue };
-            if let Some(twin) = advertise.twin.filter(|twin| twin.instance != self.link.instance()) {
-                return Err(AgentError::RunsAlready(Timestamp::from_micros(twin.instance)));
+            if let Some(duplicate) = advertise.duplicate.filter(|duplicate| duplicate.instance != self.link.instance())
+            {
+                return Err(AgentError::RunsAlready(Timestamp::from_micros(duplicate.instance)));
             }
             if advertise.target.as_ref() == Some(self.link.identity()) {
                 until = until.min(tokio::time::Instant::now() + OTHERS);
@@ -273,16 +274,16 @@ impl Open {
                     let id = said.signer().map(|signer| signer.id());
                     match &said.packet {
                         Packet::Advertise(Advertise { target: Some(target), .. }) if target != self.agent.link.identity() => {}
-                        Packet::Advertise(Advertise { twin: Some(twin), .. }) => {
+                        Packet::Advertise(Advertise { duplicate: Some(duplicate), .. }) => {
                             // Each mapper says it.
-                            let is_news = !told.contains(twin);
-                            if is_news && let Some(replaced) = self.told_of(*twin, id) {
+                            let is_news = !told.contains(duplicate);
+                            if is_news && let Some(replaced) = self.told_of(*duplicate, id) {
                                 self.finish(jobs, false).await;
                                 return Err(replaced);
                             }
                             if is_news {
-                                told.push_front(*twin);
-                                told.truncate(TWINS);
+                                told.push_front(*duplicate);
+                                told.truncate(MAX_DUPLICATES);
                             }
                         }
                         Packet::Advertise(_) => self.register(id),
@@ -297,10 +298,10 @@ impl Open {
     }
 
     /// A mapper knows of another process of this identity. The later one has the place; what this one is to end with, if it is not it.
-    fn told_of(&self, twin: Twin, asked: Option<MessageId>) -> Option<AgentError> {
-        let (own, other) = (self.agent.link.instance(), Timestamp::from_micros(twin.instance));
+    fn told_of(&self, duplicate: DuplicateInstance, asked: Option<MessageId>) -> Option<AgentError> {
+        let (own, other) = (self.agent.link.instance(), Timestamp::from_micros(duplicate.instance));
         let agent = self.agent.link.identity();
-        match (twin.instance > own, twin.replaced) {
+        match (duplicate.instance > own, duplicate.replaced) {
             (true, true) => {
                 tracing::warn!("another process of {agent}, started {other}, has taken the place of this one: it ends");
                 return Some(AgentError::Replaced(other));

@@ -13,7 +13,7 @@ use serde::Serialize;
 use crate::clock::Timestamp;
 use crate::packet::{Identity, Kind, MessageId, Service};
 use crate::policy::Decision;
-use crate::serializer::{Channel, Inbound, OpenError};
+use crate::serializer::{Inbound, InboundQueue, OpenError};
 
 pub use log::{AuditError, AuditLog, AuditOptions, Overflow};
 pub use verify::{Problem, Report, verify};
@@ -82,7 +82,7 @@ impl Record {
     }
 
     /// A message that `node` opened.
-    pub fn accepted(node: &Identity, now: Timestamp, inbound: &Inbound, channel: Channel) -> Self {
+    pub fn accepted(node: &Identity, now: Timestamp, inbound: &Inbound, channel: InboundQueue) -> Self {
         Self {
             kind: Some(inbound.packet.kind().as_str()),
             from: inbound.sender().cloned(),
@@ -94,7 +94,7 @@ impl Record {
     }
 
     /// A message that `node` refused to open.
-    pub fn refused(node: &Identity, now: Timestamp, error: &OpenError, channel: Channel) -> Self {
+    pub fn refused(node: &Identity, now: Timestamp, error: &OpenError, channel: InboundQueue) -> Self {
         Self {
             from: error.claimed.clone(),
             channel: Some(channel.as_str()),
@@ -105,7 +105,7 @@ impl Record {
     }
 
     /// What `node` decided about what a message asks for.
-    pub fn decided(node: &Identity, now: Timestamp, about: &Asked<'_>, decision: &Decision) -> Self {
+    pub fn decided(node: &Identity, now: Timestamp, about: &DecisionSubject<'_>, decision: &Decision) -> Self {
         let verdict = if decision.allowed { Verdict::Allowed } else { Verdict::Denied };
         Self {
             kind: Some(about.kind.as_str()),
@@ -123,7 +123,7 @@ impl Record {
 
 /// What was decided about.
 #[derive(Clone, Copy, Debug)]
-pub struct Asked<'a> {
+pub struct DecisionSubject<'a> {
     /// The kind of message.
     pub kind: Kind,
     /// Who sent it.

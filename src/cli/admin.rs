@@ -13,7 +13,7 @@ use super::error::{CliError, Exit};
 use super::{Global, broker, guard, node, output, remedy, runtime, signals};
 use crate::admin::{Access, AdminError, ControlTower, History, Invitations, PasswordError, PasswordHash, PublicUrl};
 use crate::mapper::Mapper;
-use crate::packet::{NoRandomness, Role};
+use crate::packet::{RandomnessError, Role};
 
 /// Where it listens, when nothing else is said.
 const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 4000);
@@ -137,7 +137,7 @@ async fn with_invitations(
             ));
             invitations.used().await;
             if !std::io::stderr().is_terminal() {
-                return std::future::pending::<Result<(), NoRandomness>>().await;
+                return std::future::pending::<Result<(), RandomnessError>>().await;
             }
         }
     };

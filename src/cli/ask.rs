@@ -8,7 +8,7 @@ use super::fleet::Fleet;
 use super::kept::Turns;
 use super::text::counted;
 use super::{Global, duration, payload};
-use crate::mapper::{AgentRecord, ByMapper, RoundRobin};
+use crate::mapper::{AgentRecord, MapperDispatch, RoundRobin};
 use crate::packet::{Identity, Payload, Role, SelectorName, Service, Tag};
 use crate::proxy::MapperProxy;
 use crate::request::{Dispatch, RequestBuilder};
@@ -100,7 +100,7 @@ impl Args {
         fleet: &mut Fleet,
         payload: Payload,
         limit: Duration,
-    ) -> Result<RequestBuilder<ByMapper>, CliError> {
+    ) -> Result<RequestBuilder<MapperDispatch>, CliError> {
         match self.look_around(fleet, limit).await {
             Err(error) if error.exit() != Exit::NotOffered || !self.offline => return Err(error),
             _ => {}

@@ -134,12 +134,13 @@ pub(super) mod tests {
     use super::*;
     use crate::agent::{Agent, AgentHandle, actor};
     use crate::packet::{Failure, Payload};
-    use crate::serializer::Plain;
+    use crate::serializer::PlainSerializer;
     use crate::transport::MemoryBroker;
 
     pub(in crate::cli) async fn fleet(broker: &MemoryBroker) -> Fleet {
         let transport: Arc<dyn Transport> = Arc::new(broker.connect());
-        let mapper = Mapper::builder(Identity::mapper("m").unwrap(), Arc::new(Plain::json()), transport.clone());
+        let mapper =
+            Mapper::builder(Identity::mapper("m").unwrap(), Arc::new(PlainSerializer::json()), transport.clone());
         Fleet::of(mapper, transport, "memory".into()).await.unwrap()
     }
 
@@ -148,7 +149,8 @@ pub(super) mod tests {
             .expose("echo", async |payload: Payload| Ok::<_, Failure>(payload))
             .expose("fail", async |_: Payload| Err::<(), _>(Failure::failed("on purpose")));
         let identity = Identity::agent(name).unwrap();
-        let mut agent = Agent::builder(identity, Arc::new(Plain::json()), Arc::new(broker.connect())).actor(echo);
+        let mut agent =
+            Agent::builder(identity, Arc::new(PlainSerializer::json()), Arc::new(broker.connect())).actor(echo);
         for tag in tags {
             agent = agent.tag(tag.parse().unwrap());
         }

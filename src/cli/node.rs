@@ -14,7 +14,7 @@ use crate::certs::{CertificateDirectory, CertificateStore, DirectoryCertificateS
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::packet::{Identity, Role};
 use crate::security::SecureSerializer;
-use crate::serializer::{Codec, Json, MsgPack, Plain, Serializer, Yaml};
+use crate::serializer::{Codec, Json, MsgPack, PlainSerializer, Serializer, Yaml};
 use crate::transport::{AmqpOptions, AmqpTransport, Transport};
 
 /// Who the node is, by a certificate.
@@ -154,7 +154,7 @@ impl Node {
 
 impl Who {
     /// A serializer with the certificate of this node. `started_at`: see
-    /// [`Builder::started_at`](crate::security::Builder::started_at).
+    /// [`Builder::started_at`](crate::security::SecureSerializerBuilder::started_at).
     ///
     /// # Errors
     /// [`CliError`] with what is missing or wrong.
@@ -295,9 +295,9 @@ pub(super) fn names_with_keys(directory: &Path, role: Role) -> Vec<String> {
 }
 
 impl Format {
-    fn serializer(self) -> Plain {
-        fn of(codec: impl Codec + 'static) -> Plain {
-            Plain::new(codec)
+    fn serializer(self) -> PlainSerializer {
+        fn of(codec: impl Codec + 'static) -> PlainSerializer {
+            PlainSerializer::new(codec)
         }
         match self {
             Format::Json => of(Json),

@@ -10,7 +10,9 @@ use super::error::{CliError, Exit};
 use super::{Global, node, output, payload, remedy};
 use crate::clock::{Clock, SystemClock};
 use crate::packet::{Identity, MessageId, Packet, Request, Role, Service, Token};
-use crate::serializer::{Audience, Channel, Class, OpenContext, SealError, SealRequest, Serializer, Verified};
+use crate::serializer::{
+    Audience, InboundQueue, MessageClass, OpenContext, SealError, SealRequest, Serializer, Verified,
+};
 
 /// How long before this process a message may have been made: live ones are refused by processes that started later, since these
 /// cannot know whether they have been opened before. One that is given by hand is meant to be opened; its lifetime still counts.
@@ -92,12 +94,12 @@ pub(super) fn open(global: &Global, args: &Open) -> Result<Exit, CliError> {
     let secure = args.who.secure(&global.config, Role::Agent, Some(now.saturating_sub(BEFORE_START)))?;
     let mut bytes = Vec::new();
     // One byte more than is accepted: a message that is too long is refused as such.
-    let limit = Channel::AgentInbox.max_bytes() as u64 + 1;
+    let limit = InboundQueue::AgentInbox.max_bytes() as u64 + 1;
     stdin
         .take(limit)
         .read_to_end(&mut bytes)
         .map_err(|error| CliError::of(Exit::Failure, &error).context("cannot read stdin"))?;
-    let inbound = match secure.serializer.open(&bytes, &OpenContext::new(Channel::AgentInbox, SystemClock.now())) {
+    let inbound = match secure.serializer.open(&bytes, &OpenContext::new(InboundQueue::AgentInbox, SystemClock.now())) {
         Ok(inbound) => inbound,
         Err(error) => {
             output::note(&format!("refused: {error}"));
@@ -119,8 +121,8 @@ fn signer(verified: &Verified) -> Signer<'_> {
         issued_at: verified.issued_at().to_string(),
         expires_at: verified.expires_at().to_string(),
         class: match verified.class() {
-            Class::Live => "live",
-            Class::Stored => "stored",
+            MessageClass::Live => "live",
+            MessageClass::Stored => "stored",
         },
         in_reply_to: verified.in_reply_to(),
     }

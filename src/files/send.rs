@@ -11,9 +11,10 @@ use openssl::hash::{Hasher, MessageDigest};
 
 use super::receive::hex;
 use super::{CHUNK, CONFIRMED, WINDOW, is_file_name};
-use crate::link::{Letter, Link, Ready, SendError};
+use crate::link::{Link, Outbound, SealedMessage, SendError};
 use crate::packet::{
-    Advertise, Chunk, Failure, FailureCode, FileChunk, FileEnd, FileStart, Identity, NoRandomness, Packet, Tag, Token,
+    Advertise, Chunk, Failure, FailureCode, FileChunk, FileEnd, FileStart, Identity, Packet, RandomnessError, Tag,
+    Token,
 };
 use crate::request::{Answers, Event, Events};
 use crate::serializer::{Audience, SealError};
@@ -89,8 +90,8 @@ pub enum BroadcastError {
     Send(#[from] SendError),
 }
 
-impl From<NoRandomness> for BroadcastError {
-    fn from(error: NoRandomness) -> Self {
+impl From<RandomnessError> for BroadcastError {
+    fn from(error: RandomnessError) -> Self {
         Self::Send(SealError::from(error).into())
     }
 }
@@ -170,7 +171,7 @@ impl<'a> Transfer<'a> {
         let receivers: Vec<Receiver> = self.receivers.values().map(|(receiver, _)| receiver.clone()).collect();
         for group in receivers.chunks(Audience::MAX) {
             let audience = Audience::Many(group.iter().map(|receiver| receiver.identity.clone()).collect());
-            let ready = self.link.seal(Letter::new(packet.clone(), audience)).await?;
+            let ready = self.link.seal(Outbound::new(packet.clone(), audience)).await?;
             if first {
                 let (jobs, job) = (self.events.jobs(), self.events.job());
                 group.iter().for_each(|r| jobs.expect(job, &r.identity, r.instance, ready.id()));
@@ -184,7 +185,7 @@ impl<'a> Transfer<'a> {
         Ok(())
     }
 
-    async fn publish<'r>(&self, receiver: &'r Receiver, ready: &Ready) -> (&'r Receiver, Option<SendError>) {
+    async fn publish<'r>(&self, receiver: &'r Receiver, ready: &SealedMessage) -> (&'r Receiver, Option<SendError>) {
         let queue = topology::process_queue_name(receiver.identity.as_str(), receiver.instance);
         let published = self.link.publish(ready, Destination::Queue(queue)).await;
         (receiver, published.err().map(SendError::from))
@@ -222,11 +223,11 @@ impl<'a> Transfer<'a> {
     async fn ask(&mut self, behind: impl Fn(u64) -> bool) {
         for receiver in self.behind(behind) {
             let target = Some(receiver.identity.clone());
-            let letter =
-                Letter::new(Advertise { target, ..Advertise::default() }, Audience::One(receiver.identity.clone()));
+            let message =
+                Outbound::new(Advertise { target, ..Advertise::default() }, Audience::One(receiver.identity.clone()));
             let queue = topology::process_queue_name(receiver.identity.as_str(), receiver.instance);
             if let Err(error @ SendError::Transport(TransportError::Unroutable(_))) =
-                self.link.send(letter, Destination::Queue(queue)).await
+                self.link.send(message, Destination::Queue(queue)).await
             {
                 self.lost(&receiver.identity, &error);
             }

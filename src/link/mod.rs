@@ -1,7 +1,7 @@
 //! Where a serializer meets a transport: the one hot path of agents, mappers, proxies and files.
 //!
 //! [`Link::send`] seals and publishes; a [`Subscription`] delivers and opens. Short work of the serializer is done on the runtime's
-//! threads, long work on a bounded number of worker threads ([`Effort`]); what arrives on one queue is handed on in the order of
+//! threads, long work on a bounded number of worker threads ([`Cost`]); what arrives on one queue is handed on in the order of
 //! arrival. What is refused is counted, logged without its content, acknowledged and gone; what another mapper may be able to open
 //! goes back to it.
 
@@ -18,18 +18,18 @@ use tokio::sync::{Semaphore, mpsc, watch};
 
 pub use self::receive::{Received, Subscription, acknowledge};
 use self::refusals::Refusals;
-pub use self::send::{Letter, Ready, SendError};
-use crate::audit::{Asked, AuditLog, Record};
+pub use self::send::{Outbound, SealedMessage, SendError};
+use crate::audit::{AuditLog, DecisionSubject, Record};
 use crate::clock::{Clock, Timestamp};
 use crate::packet::{Advertise, Identity};
 use crate::policy::Decision;
-use crate::serializer::{Audience, Effort, OpenErrorKind, Outdated, Serializer};
+use crate::serializer::{Audience, Cost, OpenErrorKind, Serializer, SupersededProcess};
 use crate::transport::{Destination, Exchange, Transport, topology};
 
 /// How long one waits for the other mappers once one has made itself known.
 const OTHERS: Duration = Duration::from_millis(200);
 /// How many nodes wait to be spoken to since a message of theirs was refused.
-const STRAYS: usize = 64;
+const MAX_UNVERIFIED_PEERS: usize = 64;
 
 /// A node's end of the wire. Cloning it is cheap.
 #[derive(Clone, Debug)]
@@ -47,18 +47,18 @@ struct Inner {
     refusals: Refusals,
     audit: Option<AuditLog>,
     /// Who is to be spoken to since a message of it was refused.
-    strays: Option<mpsc::Sender<Stray>>,
+    unverified_peers: Option<mpsc::Sender<UnverifiedPeer>>,
     /// Whether this node is a mapper that takes requests of other nodes.
     serves: bool,
 }
 
 /// A node whose message was refused, and that can be helped.
 #[derive(Clone, Debug)]
-pub(crate) enum Stray {
+pub(crate) enum UnverifiedPeer {
     /// It claims to be this one, and is not known: nothing about it is verified.
     Unknown(Identity),
     /// A process of this node that another has taken the place of.
-    Outdated(Identity, Outdated),
+    SupersededProcess(Identity, SupersededProcess),
 }
 
 /// Why a link cannot be made.
@@ -102,7 +102,7 @@ impl Link {
             workers,
             refusals: Refusals::default(),
             audit: None,
-            strays: None,
+            unverified_peers: None,
             serves: false,
         })))
     }
@@ -110,11 +110,11 @@ impl Link {
     /// The same link, and the nodes that are to be spoken to since presence messages of theirs were refused. To be asked for before
     /// the link is cloned.
     #[must_use]
-    pub(crate) fn with_strays(mut self) -> (Self, Option<mpsc::Receiver<Stray>>) {
+    pub(crate) fn with_unverified_peers(mut self) -> (Self, Option<mpsc::Receiver<UnverifiedPeer>>) {
         match Arc::get_mut(&mut self.0) {
             Some(inner) => {
-                let (sender, receiver) = mpsc::channel(STRAYS);
-                inner.strays = Some(sender);
+                let (sender, receiver) = mpsc::channel(MAX_UNVERIFIED_PEERS);
+                inner.unverified_peers = Some(sender);
                 (self, Some(receiver))
             }
             None => (self, None),
@@ -145,7 +145,7 @@ impl Link {
     }
 
     /// Records what was decided about a message that this node opened.
-    pub async fn decided(&self, asked: Asked<'_>, decision: &Decision) {
+    pub async fn decided(&self, asked: DecisionSubject<'_>, decision: &Decision) {
         if let Some(audit) = &self.0.audit {
             audit.record(Record::decided(&self.0.identity, self.now(), &asked, decision)).await;
         }
@@ -186,17 +186,17 @@ impl Link {
     ///
     /// # Errors
     /// [`SendError`] when it could not be sent: [`Unroutable`](crate::transport::TransportError::Unroutable) when no mapper runs.
-    pub async fn say_hello(&self) -> Result<(), SendError> {
-        if self.learns_peers() { self.call_mappers().await } else { Ok(()) }
+    pub async fn announce_to_mappers(&self) -> Result<(), SendError> {
+        if self.learns_peers() { self.advertise_to_mappers().await } else { Ok(()) }
     }
 
     /// The same, also when this node learns nobody from messages: the mappers answer in any case.
     ///
     /// # Errors
-    /// As [`say_hello`](Self::say_hello).
-    pub(crate) async fn call_mappers(&self) -> Result<(), SendError> {
+    /// As [`announce_to_mappers`](Self::announce_to_mappers).
+    pub(crate) async fn advertise_to_mappers(&self) -> Result<(), SendError> {
         let hello = Advertise { serves: self.0.serves, ..Advertise::default() };
-        let hello = Letter::new(hello, Audience::Mappers);
+        let hello = Outbound::new(hello, Audience::Mappers);
         self.send(hello, Destination::Exchange(Exchange(topology::REGISTRATION.into()))).await?;
         Ok(())
     }
@@ -212,15 +212,11 @@ impl Link {
     }
 
     /// Runs work of the serializer: here, or on one of the workers. None when the runtime stops.
-    async fn work<T: Send + 'static>(
-        &self,
-        effort: Effort,
-        work: impl FnOnce(&Inner) -> T + Send + 'static,
-    ) -> Option<T> {
-        let here = match effort {
-            Effort::Trifle => true,
-            Effort::Short => Handle::try_current().is_ok_and(|runtime| runtime.metrics().num_workers() > 1),
-            Effort::Long => false,
+    async fn work<T: Send + 'static>(&self, cost: Cost, work: impl FnOnce(&Inner) -> T + Send + 'static) -> Option<T> {
+        let here = match cost {
+            Cost::Trivial => true,
+            Cost::Short => Handle::try_current().is_ok_and(|runtime| runtime.metrics().num_workers() > 1),
+            Cost::Long => false,
         };
         if here {
             return Some(work(&self.0));

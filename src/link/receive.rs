@@ -8,9 +8,9 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
 
 use super::returned::{Returned, is_for_others};
-use super::{Inner, Link, Stray};
+use super::{Inner, Link, UnverifiedPeer};
 use crate::audit::Record;
-use crate::serializer::{Channel, Effort, Inbound, OpenContext, OpenError, OpenErrorKind, Provenance};
+use crate::serializer::{Cost, Inbound, InboundQueue, OpenContext, OpenError, OpenErrorKind, Provenance};
 use crate::transport::{Acker, Consumer, Delivery, Queue, TransportError};
 
 impl Link {
@@ -21,13 +21,13 @@ impl Link {
     pub async fn subscribe(
         &self,
         queue: &Queue,
-        channel: Channel,
+        channel: InboundQueue,
         prefetch: u16,
     ) -> Result<Subscription, TransportError> {
         let consumer = self.0.transport.consume(queue, prefetch).await?;
         // Presence is ordered by a strictly growing sequence, which is checked while opening: one at a time.
         let parallel = match channel {
-            Channel::Presence => 1,
+            InboundQueue::Presence => 1,
             _ => self.0.workers.available_permits().max(1) * 2,
         };
         Ok(Subscription {
@@ -42,27 +42,27 @@ impl Link {
     }
 
     /// A message from the offline queue has been carried out: should it come again, it is refused.
-    pub fn spent(&self, provenance: &Provenance) {
+    pub fn mark_completed(&self, provenance: &Provenance) {
         if let Provenance::Verified(verified) = provenance {
-            self.0.serializer.spent(verified, self.now());
+            self.0.serializer.mark_completed(verified, self.now());
         }
     }
 
     /// Whether a message from the offline queue has been carried out.
-    pub fn is_spent(&self, provenance: &Provenance) -> bool {
+    pub fn is_completed(&self, provenance: &Provenance) -> bool {
         match provenance {
-            Provenance::Verified(verified) => self.0.serializer.is_spent(verified),
+            Provenance::Verified(verified) => self.0.serializer.is_completed(verified),
             Provenance::Unverified => false,
         }
     }
 
-    async fn open(self, delivery: Delivery, channel: Channel, effort: Effort) -> Option<Opened> {
+    async fn open(self, delivery: Delivery, channel: InboundQueue, cost: Cost) -> Option<Opened> {
         let Delivery { body, content_type, redelivered, acker } = delivery;
         let opened = if content_type == self.0.serializer.content_type() {
             let bytes = body.clone();
             let open =
                 move |inner: &Inner| inner.serializer.open(&bytes, &OpenContext::new(channel, inner.clock.now()));
-            self.work(effort, open).await?
+            self.work(cost, open).await?
         } else {
             Err(OpenError::new(OpenErrorKind::Unsupported, "another content type"))
         };
@@ -75,7 +75,7 @@ impl Link {
             }
             Err(error) => {
                 self.0.refusals.count(error.kind);
-                self.note_stray(&error, channel);
+                self.note_unverified_peer(&error, channel);
                 if is_for_others(&error, channel) {
                     return Some(Opened::ForOthers { error, body, redelivered, acker });
                 }
@@ -86,21 +86,23 @@ impl Link {
     }
 
     /// Has somebody spoken to whose message was refused, where that can help.
-    fn note_stray(&self, error: &OpenError, channel: Channel) {
-        let (Some(strays), Some(claimed)) = (&self.0.strays, &error.claimed) else { return };
-        let stray = match (error.kind, error.outdated) {
+    fn note_unverified_peer(&self, error: &OpenError, channel: InboundQueue) {
+        let (Some(unverified_peers), Some(claimed)) = (&self.0.unverified_peers, &error.claimed) else { return };
+        let peer = match (error.kind, error.superseded) {
             (OpenErrorKind::UnknownSigner, _) if channel.asks_strangers() && self.learns_peers() => {
-                Stray::Unknown(claimed.clone())
+                UnverifiedPeer::Unknown(claimed.clone())
             }
-            (OpenErrorKind::Replayed, Some(outdated)) => Stray::Outdated(claimed.clone(), outdated),
+            (OpenErrorKind::Replayed, Some(superseded)) => {
+                UnverifiedPeer::SupersededProcess(claimed.clone(), superseded)
+            }
             _ => return,
         };
         // When many wait already, this one has its turn another time.
-        let _ = strays.try_send(stray);
+        let _ = unverified_peers.try_send(peer);
     }
 
     /// Logs and acknowledges what was refused.
-    async fn refuse(&self, error: &OpenError, channel: Channel, redelivered: bool, acker: Acker) {
+    async fn refuse(&self, error: &OpenError, channel: InboundQueue, redelivered: bool, acker: Acker) {
         if let Some(audit) = &self.0.audit {
             audit.record(Record::refused(&self.0.identity, self.now(), error, channel)).await;
         }
@@ -129,7 +131,7 @@ type Opening = Pin<Box<dyn Future<Output = Option<Opened>> + Send>>;
 pub struct Subscription {
     link: Link,
     consumer: Consumer,
-    channel: Channel,
+    channel: InboundQueue,
     /// How many are being opened at a time.
     parallel: usize,
     opening: FuturesOrdered<Opening>,
@@ -157,9 +159,9 @@ impl Subscription {
                 },
                 delivery = self.consumer.next(), if !self.ended && self.opening.len() < self.parallel => match delivery {
                     Some(delivery) => {
-                        let effort = self.effort(delivery.body.len());
-                        let open = self.link.clone().open(delivery, self.channel, effort);
-                        if self.parallel > 1 && effort != Effort::Trifle {
+                        let cost = self.cost(delivery.body.len());
+                        let open = self.link.clone().open(delivery, self.channel, cost);
+                        if self.parallel > 1 && cost != Cost::Trivial {
                             // A task of its own: it goes on while the caller is busy with the message before it.
                             let task = tokio::spawn(open);
                             self.opening.push_back(Box::pin(async move { task.await.ok().flatten() }));
@@ -178,10 +180,10 @@ impl Subscription {
 impl Subscription {
     /// What opening a message of so many bytes takes. Registrations and stored messages bring certificates along,
     /// whose chains take longer.
-    fn effort(&self, bytes: usize) -> Effort {
-        match self.link.0.serializer.effort(bytes, self.link.now()) {
-            Effort::Short if matches!(self.channel, Channel::Presence | Channel::Offline) => Effort::Long,
-            effort => effort,
+    fn cost(&self, bytes: usize) -> Cost {
+        match self.link.0.serializer.cost(bytes, self.link.now()) {
+            Cost::Short if matches!(self.channel, InboundQueue::Presence | InboundQueue::Offline) => Cost::Long,
+            cost => cost,
         }
     }
 

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::clock::Timestamp;
 use crate::packet::Identity;
-use crate::serializer::{Channel, OpenError, OpenErrorKind};
+use crate::serializer::{InboundQueue, OpenError, OpenErrorKind};
 
 /// How many refusals are logged in one second; the others are only counted.
 const LOGGED_PER_SECOND: u64 = 20;
@@ -28,7 +28,7 @@ impl Refusals {
         &self,
         identity: &Identity,
         error: &OpenError,
-        channel: Channel,
+        channel: InboundQueue,
         redelivered: bool,
         now: Timestamp,
     ) {

@@ -13,7 +13,7 @@ use lru::LruCache;
 use tokio::sync::Semaphore;
 
 use crate::clock::Timestamp;
-use crate::serializer::{Channel, OpenError, OpenErrorKind};
+use crate::serializer::{InboundQueue, OpenError, OpenErrorKind};
 use crate::transport::Acker;
 
 /// How long a message is held before it goes back.
@@ -46,7 +46,7 @@ impl Default for Returned {
 }
 
 /// Whether another reader of this queue may be able to open what was refused here.
-pub(super) fn is_for_others(error: &OpenError, channel: Channel) -> bool {
+pub(super) fn is_for_others(error: &OpenError, channel: InboundQueue) -> bool {
     channel.is_shared() && (error.for_others || error.kind == OpenErrorKind::UnknownSigner)
 }
 
@@ -56,12 +56,12 @@ impl Returned {
     pub fn take(
         &mut self,
         error: &OpenError,
-        channel: Channel,
+        channel: InboundQueue,
         body: &[u8],
         acker: Acker,
         now: Timestamp,
     ) -> Result<(), Acker> {
-        if channel == Channel::Offline {
+        if channel == InboundQueue::Offline {
             return self.keep(error, acker);
         }
         let Ok(permit) = self.permits.clone().try_acquire_owned() else { return Err(acker) };

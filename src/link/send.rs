@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::{Inner, Link};
 use crate::clock::Timestamp;
 use crate::packet::{MessageId, Packet};
-use crate::serializer::{Audience, Class, Effort, SealError, SealRequest, Sealed};
-use crate::transport::{Destination, Outgoing, TransportError};
+use crate::serializer::{Audience, Cost, MessageClass, SealError, SealRequest, Sealed};
+use crate::transport::{Destination, PublishRequest, TransportError};
 
 /// How long a publish may take, unless the message expires sooner.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(20);
@@ -16,7 +16,7 @@ const LIVE: Duration = Duration::from_secs(60);
 
 /// What is to be sent, to whom, and how.
 #[derive(Clone, Debug)]
-pub struct Letter {
+pub struct Outbound {
     /// The content.
     pub packet: Packet,
     /// Who can open it.
@@ -24,21 +24,21 @@ pub struct Letter {
     /// How long it is valid.
     pub lifetime: Duration,
     /// Live or stored.
-    pub class: Class,
+    pub class: MessageClass,
     /// The message it answers.
     pub in_reply_to: Option<MessageId>,
     /// Whether it outlives a restart of the broker.
     pub persistent: bool,
 }
 
-impl Letter {
+impl Outbound {
     /// A live, transient message, valid for 60 s.
     pub fn new(packet: impl Into<Packet>, audience: impl Into<Audience>) -> Self {
         Self {
             packet: packet.into(),
             audience: audience.into(),
             lifetime: LIVE,
-            class: Class::Live,
+            class: MessageClass::Live,
             in_reply_to: None,
             persistent: false,
         }
@@ -80,14 +80,14 @@ pub enum SendError {
 
 /// A sealed message that is ready to be published, to one place or several.
 #[derive(Clone, Debug)]
-pub struct Ready {
+pub struct SealedMessage {
     sealed_id: MessageId,
     body: Arc<[u8]>,
     expires_at: Timestamp,
     persistent: bool,
 }
 
-impl Ready {
+impl SealedMessage {
     /// The id in its header.
     pub fn id(&self) -> MessageId {
         self.sealed_id
@@ -99,8 +99,8 @@ impl Link {
     ///
     /// # Errors
     /// [`SendError`] when it could not be sealed or published.
-    pub async fn send(&self, letter: Letter, to: Destination) -> Result<MessageId, SendError> {
-        let ready = self.seal(letter).await?;
+    pub async fn send(&self, message: Outbound, to: Destination) -> Result<MessageId, SendError> {
+        let ready = self.seal(message).await?;
         self.publish(&ready, to).await?;
         Ok(ready.sealed_id)
     }
@@ -109,35 +109,35 @@ impl Link {
     ///
     /// # Errors
     /// [`SendError::Seal`] when it could not be sealed.
-    pub async fn seal(&self, letter: Letter) -> Result<Ready, SendError> {
-        let persistent = letter.persistent;
-        let effort = self.0.serializer.effort(letter.bytes(), self.now());
+    pub async fn seal(&self, message: Outbound) -> Result<SealedMessage, SendError> {
+        let persistent = message.persistent;
+        let cost = self.0.serializer.cost(message.bytes(), self.now());
         // For each of several recipients a key may have to be agreed on.
-        let effort = match &letter.audience {
-            Audience::Mappers | Audience::Many(_) if effort == Effort::Short => Effort::Long,
-            _ => effort,
+        let cost = match &message.audience {
+            Audience::Mappers | Audience::Many(_) if cost == Cost::Short => Cost::Long,
+            _ => cost,
         };
         let seal = move |inner: &Inner| {
             let how = SealRequest {
-                audience: &letter.audience,
+                audience: &message.audience,
                 now: inner.clock.now(),
-                lifetime: letter.lifetime,
-                class: letter.class,
-                in_reply_to: letter.in_reply_to,
+                lifetime: message.lifetime,
+                class: message.class,
+                in_reply_to: message.in_reply_to,
             };
-            inner.serializer.seal(&letter.packet, &how)
+            inner.serializer.seal(&message.packet, &how)
         };
-        let Sealed { id, bytes, expires_at } = self.work(effort, seal).await.ok_or(SendError::Stopped)??;
-        Ok(Ready { sealed_id: id, body: bytes.into(), expires_at, persistent })
+        let Sealed { id, bytes, expires_at } = self.work(cost, seal).await.ok_or(SendError::Stopped)??;
+        Ok(SealedMessage { sealed_id: id, body: bytes.into(), expires_at, persistent })
     }
 
     /// Publishes a sealed message.
     ///
     /// # Errors
     /// [`TransportError`] when it could not be published.
-    pub async fn publish(&self, ready: &Ready, to: Destination) -> Result<(), TransportError> {
+    pub async fn publish(&self, ready: &SealedMessage, to: Destination) -> Result<(), TransportError> {
         let expires_in = ready.expires_at.since(self.now()).max(Duration::from_millis(1));
-        let message = Outgoing {
+        let message = PublishRequest {
             destination: to,
             body: ready.body.clone(),
             content_type: self.0.serializer.content_type().to_owned(),

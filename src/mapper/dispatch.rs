@@ -11,9 +11,9 @@ use futures_util::future::join_all;
 use super::selector::{Candidate, Selector};
 use super::state::AgentQuery;
 use super::{Mapper, Shared};
-use crate::link::{Letter, Ready, SendError};
+use crate::link::{Outbound, SealedMessage, SendError};
 use crate::packet::{Failure, FailureCode, Identity, Packet, Request, Tag, Token};
-use crate::request::{Ask, Dispatch, Events, RequestBuilder, RequestError, after};
+use crate::request::{Dispatch, Events, RequestBuilder, RequestError, RequestSpec, after};
 use crate::serializer::{Audience, SealError};
 use crate::transport::{Destination, TransportError, topology};
 
@@ -26,12 +26,12 @@ const LIFETIME: Duration = Duration::from_secs(60);
 
 /// A mapper that is asked for work, with the selector that was given to it.
 #[derive(Clone, Debug)]
-pub struct ByMapper {
+pub struct MapperDispatch {
     pub(super) mapper: Mapper,
     pub(super) selector: Option<Arc<dyn Selector>>,
 }
 
-impl RequestBuilder<ByMapper> {
+impl RequestBuilder<MapperDispatch> {
     /// Chooses by a rule of your own.
     pub fn selector_by(mut self, selector: Arc<dyn Selector>) -> Self {
         self.dispatch.selector = Some(selector);
@@ -40,12 +40,12 @@ impl RequestBuilder<ByMapper> {
 }
 
 #[async_trait]
-impl Dispatch for ByMapper {
-    async fn request(self, ask: Ask) -> Result<Events, RequestError> {
+impl Dispatch for MapperDispatch {
+    async fn request(self, ask: RequestSpec) -> Result<Events, RequestError> {
         self.mapper.shared.request(&ask, self.selector.as_deref(), self.mapper.clone()).await
     }
 
-    async fn push(self, ask: Ask) -> Result<Vec<Identity>, RequestError> {
+    async fn push(self, ask: RequestSpec) -> Result<Vec<Identity>, RequestError> {
         self.mapper.shared.push(&ask, self.selector.as_deref()).await
     }
 }
@@ -54,7 +54,7 @@ impl Shared {
     /// Sends a request; `keep` is kept until the request has ended.
     pub(super) async fn request(
         &self,
-        ask: &Ask,
+        ask: &RequestSpec,
         selector: Option<&dyn Selector>,
         keep: impl Debug + Send + Sync + 'static,
     ) -> Result<Events, RequestError> {
@@ -64,13 +64,17 @@ impl Shared {
     }
 
     /// Sends a push; gives who got it: nobody yet, when it waits in the offline queue.
-    pub(super) async fn push(&self, ask: &Ask, selector: Option<&dyn Selector>) -> Result<Vec<Identity>, RequestError> {
+    pub(super) async fn push(
+        &self,
+        ask: &RequestSpec,
+        selector: Option<&dyn Selector>,
+    ) -> Result<Vec<Identity>, RequestError> {
         self.send_or_store(ask, selector, None).await
     }
 
     async fn send_or_store(
         &self,
-        ask: &Ask,
+        ask: &RequestSpec,
         selector: Option<&dyn Selector>,
         events: Option<&Events>,
     ) -> Result<Vec<Identity>, RequestError> {
@@ -91,7 +95,7 @@ struct Sending<'a> {
     selector: Option<&'a dyn Selector>,
     /// Where the answers go; none for a push.
     events: Option<&'a Events>,
-    ask: &'a Ask,
+    ask: &'a RequestSpec,
 }
 
 impl Sending<'_> {
@@ -215,14 +219,14 @@ impl Sending<'_> {
         }
     }
 
-    async fn seal(&self, packet: &Packet, audience: Audience) -> Result<Ready, SendError> {
-        let mut letter = Letter::new(packet.clone(), audience);
-        letter.lifetime = if self.events.is_some() { self.ask.timeout.min(LIFETIME) } else { LIFETIME };
-        letter.persistent = self.ask.request.persistent.unwrap_or(self.shared.persistent);
-        self.shared.link.seal(letter).await
+    async fn seal(&self, packet: &Packet, audience: Audience) -> Result<SealedMessage, SendError> {
+        let mut message = Outbound::new(packet.clone(), audience);
+        message.lifetime = if self.events.is_some() { self.ask.timeout.min(LIFETIME) } else { LIFETIME };
+        message.persistent = self.ask.request.persistent.unwrap_or(self.shared.persistent);
+        self.shared.link.seal(message).await
     }
 
-    async fn publish(&self, candidate: &Candidate, ready: &Ready) -> (Identity, Result<(), SendError>) {
+    async fn publish(&self, candidate: &Candidate, ready: &SealedMessage) -> (Identity, Result<(), SendError>) {
         let record = &candidate.record;
         // Before it is sent: the answer may be faster than the broker's confirmation.
         if let Some(events) = self.events {

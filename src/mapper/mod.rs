@@ -1,6 +1,7 @@
 //! Mappers: they know the agents and give them work.
 
 mod dispatch;
+mod duplicates;
 mod offline;
 mod others;
 #[cfg(feature = "redis")]
@@ -8,7 +9,6 @@ mod redis;
 mod run;
 mod selector;
 mod state;
-mod twins;
 
 use std::fmt;
 use std::future::Future;
@@ -19,7 +19,7 @@ use serde::Serialize;
 use tokio::sync::{Notify, OnceCell, watch};
 use tokio::task::AbortHandle;
 
-pub use dispatch::ByMapper;
+pub use dispatch::MapperDispatch;
 #[cfg(feature = "redis")]
 pub use redis::{DangerousRedis, RedisError, RedisOptions, RedisRefusal, RedisState};
 pub use selector::{All, Candidate, LeastLoaded, Random, RoundRobin, Selector};
@@ -31,8 +31,8 @@ use crate::files::{Broadcast, BroadcastError, Progress, Receiver, Transfer};
 use crate::link::{IdentityMismatch, Link, SendError};
 use crate::packet::{Identity, Role, Token};
 use crate::policy::{AllowVerified, Policy};
-use crate::request::{Answers, Events, Jobs, RequestBuilder, RequestError, Work};
-use crate::serializer::{Channel, OpenErrorKind, Serializer};
+use crate::request::{AgentWorkload, Answers, Events, PendingRequests, RequestBuilder, RequestError};
+use crate::serializer::{InboundQueue, OpenErrorKind, Serializer};
 use crate::transport::{QueueKind, Transport, TransportError, topology};
 use selector::Selectors;
 
@@ -92,7 +92,7 @@ struct Shared {
     link: Link,
     state: Arc<dyn ClusterState>,
     policy: Arc<dyn Policy>,
-    jobs: Arc<Jobs>,
+    jobs: Arc<PendingRequests>,
     selectors: Selectors,
     agent_timeout: Duration,
     request_timeout: Duration,
@@ -226,7 +226,7 @@ impl MapperBuilder {
             return Err(MapperError::Role(self.identity));
         }
         let link = Link::new(self.identity, self.serializer, self.transport, self.clock)?.with_audit(self.audit);
-        let (link, strays) = link.serving(!self.short_lived).with_strays();
+        let (link, unverified_peers) = link.serving(!self.short_lived).with_unverified_peers();
         let shared = Arc::new(Shared {
             link,
             state: self.state,
@@ -247,28 +247,28 @@ impl MapperBuilder {
         let context = StateContext::new(shared.policy.clone(), link.clock().clone(), shared.agent_timeout);
         shared.state.start(context).await?;
         let presence = topology::mapper_presence(name, link.instance());
-        let presence = link.subscribe(&presence, Channel::Presence, PREFETCH).await?;
+        let presence = link.subscribe(&presence, InboundQueue::Presence, PREFETCH).await?;
         let mut inbox = topology::mapper_inbox(name, link.instance());
         if self.short_lived {
             inbox.kind = QueueKind::Exclusive;
         }
-        let inbox = link.subscribe(&inbox, Channel::MapperInbox, PREFETCH).await?;
+        let inbox = link.subscribe(&inbox, InboundQueue::MapperInbox, PREFETCH).await?;
         let mut tasks = vec![
             tokio::spawn(run::presence(shared.clone(), presence)).abort_handle(),
             tokio::spawn(run::answers(shared.clone(), inbox)).abort_handle(),
             tokio::spawn(run::reaper(shared.clone())).abort_handle(),
             tokio::spawn(run::elsewhere(shared.clone())).abort_handle(),
         ];
-        if let Some(strays) = strays {
-            tasks.push(tokio::spawn(run::strays(shared.clone(), strays)).abort_handle());
+        if let Some(unverified_peers) = unverified_peers {
+            tasks.push(tokio::spawn(run::unverified_peers(shared.clone(), unverified_peers)).abort_handle());
         }
         if link.learns_peers() {
             tasks.push(tokio::spawn(run::hellos(shared.clone())).abort_handle());
         }
         if !self.short_lived {
-            let requests = link.subscribe(&topology::requests(), Channel::Requests, PREFETCH).await?;
+            let requests = link.subscribe(&topology::requests(), InboundQueue::Requests, PREFETCH).await?;
             tasks.push(tokio::spawn(others::requests(shared.clone(), requests)).abort_handle());
-            let stored = link.subscribe(&topology::offline(), Channel::Offline, offline::HELD).await?;
+            let stored = link.subscribe(&topology::offline(), InboundQueue::Offline, offline::HELD).await?;
             tasks.push(tokio::spawn(offline::redeliver(shared.clone(), stored)).abort_handle());
         }
         let mapper = Mapper { shared, _tasks: Arc::new(Tasks(tasks)) };
@@ -303,8 +303,8 @@ impl Mapper {
     }
 
     /// A request for `service`. It is sent when it is awaited, and gives the answers of all its targets.
-    pub fn request(&self, service: &str, payload: impl Serialize) -> RequestBuilder<ByMapper> {
-        let by = ByMapper { mapper: self.clone(), selector: None };
+    pub fn request(&self, service: &str, payload: impl Serialize) -> RequestBuilder<MapperDispatch> {
+        let by = MapperDispatch { mapper: self.clone(), selector: None };
         RequestBuilder::new(by, service, payload).timeout(self.shared.request_timeout)
     }
 
@@ -350,7 +350,7 @@ impl Mapper {
     }
 
     /// What this mapper has each of these agents do, and how the work ended that it gave them.
-    pub fn work<'a>(&self, agents: impl IntoIterator<Item = &'a Identity>) -> Vec<Work> {
+    pub fn work<'a>(&self, agents: impl IntoIterator<Item = &'a Identity>) -> Vec<AgentWorkload> {
         self.shared.jobs.work(agents.into_iter())
     }
 
@@ -385,7 +385,7 @@ impl Mapper {
     /// [`SendError`] when it could not be sent.
     pub async fn announce(&self) -> Result<(), SendError> {
         self.shared.advertise(None).await?;
-        self.shared.link.say_hello().await
+        self.shared.link.announce_to_mappers().await
     }
 
     /// Who this mapper is.

@@ -2,7 +2,7 @@
 //!
 //! What is read and cannot be given to an agent yet is held unacknowledged, in its order; the broker gives it to another mapper
 //! when this one dies. The serializer's replay memory takes note of a message only when it has been carried out
-//! ([`Link::spent`](crate::link::Link::spent)), so that one that comes again after a lost connection is opened again; a copy that was
+//! ([`Link::mark_completed`](crate::link::Link::mark_completed)), so that one that comes again after a lost connection is opened again; a copy that was
 //! opened before that is recognised when its turn comes.
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -14,10 +14,10 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::Shared;
 use super::others::{Order, Placed, follow};
-use crate::link::{Letter, Received, SendError, Subscription, acknowledge, mappers_known};
+use crate::link::{Outbound, Received, SendError, Subscription, acknowledge, mappers_known};
 use crate::packet::{Failure, Identity, Packet, Token};
-use crate::request::{Ask, Events, RequestError};
-use crate::serializer::{Audience, Channel, Class, Provenance, SealError};
+use crate::request::{Events, RequestError, RequestSpec};
+use crate::serializer::{Audience, InboundQueue, MessageClass, Provenance, SealError};
 use crate::transport::{Acker, Destination, TransportError, topology};
 
 /// How many messages of the offline queue one mapper holds. Those behind them wait at the broker.
@@ -63,7 +63,7 @@ pub(super) async fn redeliver(shared: Arc<Shared>, mut messages: Subscription) {
     let mut under_way = JoinSet::new();
     let mut ticks = interval(shared.offline_redelivery);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    // Asked for before what is held is looked at, and kept meanwhile: so an agent that registers then is not missed.
+    // DecisionSubject for before what is held is looked at, and kept meanwhile: so an agent that registers then is not missed.
     let mut came = Box::pin(shared.changed.notified());
     loop {
         let new = tokio::select! {
@@ -104,7 +104,7 @@ async fn give_way(shared: &Shared, messages: Subscription) -> Option<Subscriptio
     );
     drop(messages);
     loop {
-        match shared.link.subscribe(&topology::offline(), Channel::Offline, HELD).await {
+        match shared.link.subscribe(&topology::offline(), InboundQueue::Offline, HELD).await {
             Ok(messages) => return Some(messages),
             Err(TransportError::Closed) => return None,
             Err(error) => {
@@ -139,7 +139,7 @@ async fn deliver(shared: &Arc<Shared>, ackers: &Arc<Ackers>, held: &mut VecDeque
     for _ in 0..held.len() {
         let Some(Held { order, provenance }) = held.pop_front() else { return };
         let key = order.key();
-        if shared.link.is_spent(&provenance) {
+        if shared.link.is_completed(&provenance) {
             tracing::debug!("a copy of what has been carried out");
             finish(shared, ackers, &key, &provenance).await;
             continue;
@@ -156,7 +156,7 @@ async fn deliver(shared: &Arc<Shared>, ackers: &Arc<Ackers>, held: &mut VecDeque
                 finish(shared, ackers, &key, &provenance).await;
             }
             Some(Ok(Placed::Pushed)) => finish(shared, ackers, &key, &provenance).await,
-            Some(Ok(Placed::Asked(events, reply_to))) => {
+            Some(Ok(Placed::DecisionSubject(events, reply_to))) => {
                 let (shared, ackers) = (shared.clone(), ackers.clone());
                 under_way.spawn(async move {
                     follow(&shared, events, reply_to).await;
@@ -177,7 +177,7 @@ async fn deliver(shared: &Arc<Shared>, ackers: &Arc<Ackers>, held: &mut VecDeque
 
 /// The message has been carried out: it is never taken again.
 async fn finish(shared: &Shared, ackers: &Ackers, key: &Key, provenance: &Provenance) {
-    shared.link.spent(provenance);
+    shared.link.mark_completed(provenance);
     if let Some(acker) = ackers.take(key) {
         acknowledge(acker).await;
     }
@@ -195,18 +195,23 @@ fn may_pass(error: &RequestError) -> bool {
 
 impl Shared {
     /// Puts a request into the offline queue; one that is answered waits there until its deadline.
-    pub(super) async fn store(&self, ask: &Ask, packet: Packet, events: Option<&Events>) -> Result<(), RequestError> {
+    pub(super) async fn store(
+        &self,
+        ask: &RequestSpec,
+        packet: Packet,
+        events: Option<&Events>,
+    ) -> Result<(), RequestError> {
         let queue = topology::offline();
         self.link.transport().declare(&queue).await?;
         if self.link.learns_peers() {
             // Who reads it later is a mapper that is known now.
             self.settled.get_or_init(|| mappers_known(self.advertised.subscribe(), OTHERS_KNOWN)).await;
         }
-        let mut letter = Letter::new(packet, Audience::Mappers);
-        letter.class = Class::Stored;
-        letter.lifetime = if events.is_some() { ask.timeout } else { Duration::MAX };
-        letter.persistent = true;
-        let ready = self.link.seal(letter).await?;
+        let mut message = Outbound::new(packet, Audience::Mappers);
+        message.class = MessageClass::Stored;
+        message.lifetime = if events.is_some() { ask.timeout } else { Duration::MAX };
+        message.persistent = true;
+        let ready = self.link.seal(message).await?;
         if let Some(events) = events {
             events.jobs().hand_over(events.job(), ready.id());
         }

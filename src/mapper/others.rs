@@ -6,11 +6,11 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 
 use super::Shared;
-use crate::audit::Asked;
+use crate::audit::DecisionSubject;
 use crate::link::{Received, Subscription, acknowledge};
 use crate::packet::{Failure, FailureCode, Identity, Kind, Packet, Payload, Request, Role};
 use crate::policy::Caller;
-use crate::request::{Answers, Ask, Event, Events, ReplyTo, RequestError};
+use crate::request::{Answers, Event, Events, ReplyTo, RequestError, RequestSpec};
 use crate::serializer::{Inbound, Verified};
 
 /// The longest time that a request of another node may take.
@@ -50,7 +50,7 @@ pub(super) struct Order {
 #[derive(Debug)]
 pub(super) enum Placed {
     /// Their answers have to be collected.
-    Asked(Events, ReplyTo),
+    DecisionSubject(Events, ReplyTo),
     /// Nobody waits for an answer.
     Pushed,
 }
@@ -77,7 +77,7 @@ impl Order {
     /// Has it done, and answers.
     async fn carry_out(self, shared: &Arc<Shared>) {
         match self.place(shared).await {
-            Ok(Placed::Asked(events, reply_to)) => follow(shared, events, reply_to).await,
+            Ok(Placed::DecisionSubject(events, reply_to)) => follow(shared, events, reply_to).await,
             Ok(Placed::Pushed) => {}
             Err(error) => self.fail(shared, error).await,
         }
@@ -87,7 +87,7 @@ impl Order {
     pub async fn place(&self, shared: &Arc<Shared>) -> Result<Placed, RequestError> {
         let caller = Caller { on_behalf_of: self.origin(), ..Caller::new(&self.sender, self.signer.as_ref()) };
         let decision = shared.policy.authorize_request(&caller, &self.request);
-        let asked = Asked {
+        let asked = DecisionSubject {
             kind: if self.reply_to.is_some() { Kind::Request } else { Kind::Push },
             from: &self.sender,
             id: self.signer.as_ref().map(Verified::id),
@@ -101,14 +101,14 @@ impl Order {
         let mut request = self.request.clone();
         request.on_behalf_of = Some(caller.origin().clone());
         let left = request.deadline.map(|deadline| deadline.since(shared.link.now()));
-        let ask = Ask {
+        let ask = RequestSpec {
             timeout: left.unwrap_or(shared.request_timeout).min(LONGEST),
             patience: Duration::ZERO,
             offline: request.offline,
             request,
         };
         match &self.reply_to {
-            Some(reply_to) => Ok(Placed::Asked(shared.request(&ask, None, ()).await?, reply_to.clone())),
+            Some(reply_to) => Ok(Placed::DecisionSubject(shared.request(&ask, None, ()).await?, reply_to.clone())),
             None => shared.push(&ask, None).await.map(|_| Placed::Pushed),
         }
     }

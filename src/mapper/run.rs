@@ -9,13 +9,13 @@ use lru::LruCache;
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
+use super::duplicates::{self, DuplicateInstances};
 use super::state::{AgentRecord, Heartbeat};
-use super::twins::{self, Twins};
 use super::{AgentEvent, Shared};
-use crate::audit::Asked;
+use crate::audit::DecisionSubject;
 use crate::clock::Timestamp;
-use crate::link::{Letter, SendError, Stray, Subscription};
-use crate::packet::{Advertise, Identity, Kind, Packet, Ping, Register, Role, Twin, Unregister};
+use crate::link::{Outbound, SendError, Subscription, UnverifiedPeer};
+use crate::packet::{Advertise, DuplicateInstance, Identity, Kind, Packet, Ping, Register, Role, Unregister};
 use crate::policy::Caller;
 use crate::serializer::{Audience, Verified};
 use crate::transport::{Destination, Exchange, topology};
@@ -35,7 +35,7 @@ const ASKED: usize = 4096;
 pub(super) async fn presence(shared: Arc<Shared>, mut messages: Subscription) {
     let mut asked = LruCache::new(NonZeroUsize::new(ASKED).unwrap_or(NonZeroUsize::MIN));
     let mut answered = LruCache::new(NonZeroUsize::new(ASKED).unwrap_or(NonZeroUsize::MIN));
-    let mut twins = Twins::default();
+    let mut duplicates = DuplicateInstances::default();
     while let Some(received) = messages.next().await {
         let inbound = received.accept().await;
         let (Some(sender), signer) = (inbound.sender().cloned(), inbound.signer()) else { continue };
@@ -45,11 +45,11 @@ pub(super) async fn presence(shared: Arc<Shared>, mut messages: Subscription) {
                 if shared.register(register, &sender, signer).await
                     && let Some(instance) = instance
                 {
-                    twins.registered(&shared, &sender, instance).await;
+                    duplicates.registered(&shared, &sender, instance).await;
                 }
             }
             Packet::Unregister(unregister) => {
-                twins.left(&sender, signer.map(Verified::instance));
+                duplicates.left(&sender, signer.map(Verified::instance));
                 shared.unregister(unregister, &sender, signer).await;
             }
             Packet::Ping(ping) => {
@@ -67,9 +67,9 @@ pub(super) async fn presence(shared: Arc<Shared>, mut messages: Subscription) {
                 let now = shared.link.now();
                 let process = (sender.clone(), instance);
                 if !own && answered.put(process, now).is_none_or(|before| now.since(before) >= ASK_AGAIN) {
-                    twins.mapper(&shared, &sender, instance, advertise);
-                    let twin = twins.before(&shared, &sender, instance).await;
-                    shared.ask_process(&sender, instance, twin).await;
+                    duplicates.mapper(&shared, &sender, instance, advertise);
+                    let duplicate = duplicates.before(&shared, &sender, instance).await;
+                    shared.ask_process(&sender, instance, duplicate).await;
                 }
             }
             _ => {}
@@ -79,12 +79,12 @@ pub(super) async fn presence(shared: Arc<Shared>, mut messages: Subscription) {
 
 /// Takes answers in.
 pub(super) async fn answers(shared: Arc<Shared>, mut messages: Subscription) {
-    let mut twins = Twins::default();
+    let mut duplicates = DuplicateInstances::default();
     while let Some(received) = messages.next().await {
         let inbound = received.accept().await;
         if let Packet::Advertise(advertise) = &inbound.packet {
             if let (Some(sender), Some(signer)) = (inbound.sender(), inbound.signer()) {
-                twins.mapper(&shared, sender, signer.instance(), advertise);
+                duplicates.mapper(&shared, sender, signer.instance(), advertise);
             }
             shared.advertised.send_modify(|heard| *heard = heard.saturating_add(1));
         } else if !shared.jobs.answered(inbound) {
@@ -99,7 +99,7 @@ pub(super) async fn hellos(shared: Arc<Shared>) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        if let Err(error) = shared.link.say_hello().await {
+        if let Err(error) = shared.link.announce_to_mappers().await {
             tracing::warn!(error = &error as &dyn std::error::Error, "cannot make this mapper known to others");
         }
     }
@@ -109,25 +109,25 @@ pub(super) async fn hellos(shared: Arc<Shared>) {
 ///
 /// Who is not known is asked who it is: an agent that was away when this mapper came. Only the one who is asked answers, with its
 /// certificate. Who asks for it is anybody, so it is done seldom. A process that another has taken the place of is told so.
-pub(super) async fn strays(shared: Arc<Shared>, mut strays: mpsc::Receiver<Stray>) {
+pub(super) async fn unverified_peers(shared: Arc<Shared>, mut unverified_peers: mpsc::Receiver<UnverifiedPeer>) {
     let mut spoken_to = LruCache::new(NonZeroUsize::new(ASKED).unwrap_or(NonZeroUsize::MIN));
     let mut ticks = interval(ASK_UNKNOWN);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    while let Some(stray) = strays.recv().await {
+    while let Some(peer) = unverified_peers.recv().await {
         let now = shared.link.now();
-        let (identity, outdated) = match stray {
-            Stray::Unknown(identity) => (identity, None),
-            Stray::Outdated(identity, outdated) => (identity, Some(outdated)),
+        let (identity, superseded) = match peer {
+            UnverifiedPeer::Unknown(identity) => (identity, None),
+            UnverifiedPeer::SupersededProcess(identity, superseded) => (identity, Some(superseded)),
         };
-        let process = (identity.clone(), outdated.map(|outdated| outdated.instance));
+        let process = (identity.clone(), superseded.map(|superseded| superseded.instance));
         let is_due = |before: Timestamp| now.since(before) >= ASK_UNKNOWN_AGAIN;
         if identity.role() != Role::Agent || !spoken_to.put(process, now).is_none_or(is_due) {
             continue;
         }
         ticks.tick().await;
-        match outdated {
+        match superseded {
             None => shared.ask(Some((identity, None))).await,
-            Some(outdated) => twins::replaced(&shared, &identity, outdated.instance, outdated.latest).await,
+            Some(superseded) => duplicates::replaced(&shared, &identity, superseded.instance, superseded.latest).await,
         }
     }
 }
@@ -185,23 +185,28 @@ impl Shared {
             }
             None => (Audience::Agents, Destination::Exchange(Exchange(topology::ADVERTISE.into())), None),
         };
-        let advertise = Advertise { target, twin: None, serves: self.link.serves() };
-        self.link.send(Letter::new(advertise, audience), destination).await?;
+        let advertise = Advertise { target, duplicate: None, serves: self.link.serves() };
+        self.link.send(Outbound::new(advertise, audience), destination).await?;
         Ok(())
     }
 
     /// Asks the process that was heard, and tells it of another under its identity; that it cannot be done is logged.
-    async fn ask_process(&self, node: &Identity, instance: u64, twin: Option<Twin>) {
-        if let Err(error) = self.say(node, instance, twin).await {
+    async fn ask_process(&self, node: &Identity, instance: u64, duplicate: Option<DuplicateInstance>) {
+        if let Err(error) = self.say(node, instance, duplicate).await {
             tracing::warn!(error = &error as &dyn std::error::Error, %node, "a node that made itself known has no answer");
         }
     }
 
     /// Says to one process who this is, and of another process under its identity.
-    pub(super) async fn say(&self, node: &Identity, instance: u64, twin: Option<Twin>) -> Result<(), SendError> {
+    pub(super) async fn say(
+        &self,
+        node: &Identity,
+        instance: u64,
+        duplicate: Option<DuplicateInstance>,
+    ) -> Result<(), SendError> {
         let queue = topology::process_queue_name(node.as_str(), instance);
-        let advertise = Advertise { target: Some(node.clone()), twin, serves: self.link.serves() };
-        self.link.send(Letter::new(advertise, node.clone()), Destination::Queue(queue)).await?;
+        let advertise = Advertise { target: Some(node.clone()), duplicate, serves: self.link.serves() };
+        self.link.send(Outbound::new(advertise, node.clone()), Destination::Queue(queue)).await?;
         Ok(())
     }
 
@@ -271,7 +276,9 @@ impl Shared {
     ) -> bool {
         let decision = self.policy.authorize_registration(&Caller::new(sender, signer), register);
         let id = signer.map(Verified::id);
-        self.link.decided(Asked { kind, from: sender, id, service: None, on_behalf_of: None }, &decision).await;
+        self.link
+            .decided(DecisionSubject { kind, from: sender, id, service: None, on_behalf_of: None }, &decision)
+            .await;
         if !decision.allowed {
             tracing::warn!(agent = %sender, why = decision.why, rule = decision.rule, "registration denied");
         }

@@ -15,9 +15,9 @@ use serde::{Deserialize, Serialize};
 pub use file::{Chunk, FileChunk, FileEnd, FileStart};
 pub use identity::{Identity, InvalidIdentity, Role, is_domain};
 pub use payload::{MAX_DEPTH, Payload};
-pub use presence::{Advertise, Ping, Register, Status, Twin, Unregister};
+pub use presence::{Advertise, DuplicateInstance, Ping, Register, Status, Unregister};
 pub use request::{Failure, FailureCode, Intermediate, Outcome, Request, SelectorName, UnknownSelector};
-pub use text::{InvalidId, InvalidService, InvalidTag, MessageId, NoRandomness, Service, Tag, Token};
+pub use text::{InvalidId, InvalidService, InvalidTag, MessageId, RandomnessError, Service, Tag, Token};
 
 /// The content of one message.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

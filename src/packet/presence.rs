@@ -144,7 +144,7 @@ pub struct Advertise {
     pub target: Option<Identity>,
     /// Another process that runs under the identity of the one that is told of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub twin: Option<Twin>,
+    pub duplicate: Option<DuplicateInstance>,
     /// Whether the sender is a mapper that takes requests of other nodes.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub serves: bool,
@@ -152,7 +152,7 @@ pub struct Advertise {
 
 /// Another process under the same identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Twin {
+pub struct DuplicateInstance {
     /// Its instance: when it was started, in microseconds.
     pub instance: u64,
     /// Whether the later of the two has registered, and so has the place of the earlier one.

@@ -131,9 +131,9 @@ macro_rules! random_id {
             ///
             /// # Errors
             /// When the generator fails.
-            pub fn random() -> Result<Self, NoRandomness> {
+            pub fn random() -> Result<Self, RandomnessError> {
                 let mut bytes = [0; 16];
-                openssl::rand::rand_bytes(&mut bytes).map_err(|_| NoRandomness)?;
+                openssl::rand::rand_bytes(&mut bytes).map_err(|_| RandomnessError)?;
                 Ok(Self(bytes))
             }
 
@@ -198,7 +198,7 @@ pub struct InvalidId(&'static str);
 /// The system's random generator failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the system's random generator failed")]
-pub struct NoRandomness;
+pub struct RandomnessError;
 
 random_id! {
     /// What ties the answers to a request together: chosen by whoever asks.

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::job::{Job, Jobs};
+use super::pending::{PendingRequest, PendingRequests};
 use super::{Answers, Event, RequestError};
 use crate::packet::{Failure, FailureCode, Identity, Payload, Request, SelectorName, Service, Tag, Token};
 
@@ -24,19 +24,19 @@ pub trait Dispatch: Clone + Send + Sync + 'static {
     ///
     /// # Errors
     /// [`RequestError`] when nobody got it.
-    async fn request(self, ask: Ask) -> Result<Events, RequestError>;
+    async fn request(self, ask: RequestSpec) -> Result<Events, RequestError>;
 
     /// Sends a push; gives who got it, where that is known.
     ///
     /// # Errors
     /// [`RequestError`] when nobody got it.
-    async fn push(self, ask: Ask) -> Result<Vec<Identity>, RequestError>;
+    async fn push(self, ask: RequestSpec) -> Result<Vec<Identity>, RequestError>;
 }
 
 /// A request as it was put together.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct Ask {
+pub struct RequestSpec {
     /// What is asked, of whom.
     pub request: Request,
     /// How long the answers may take.
@@ -52,7 +52,7 @@ pub struct Ask {
 #[must_use = "nothing is sent until it is awaited"]
 pub struct RequestBuilder<D> {
     pub(crate) dispatch: D,
-    ask: Result<Ask, RequestError>,
+    ask: Result<RequestSpec, RequestError>,
 }
 
 impl<D: Dispatch> RequestBuilder<D> {
@@ -60,12 +60,12 @@ impl<D: Dispatch> RequestBuilder<D> {
         let ask = || {
             let service: Service = service.parse()?;
             let request = Request::new(service, Payload::new(payload).map_err(RequestError::Payload)?);
-            Ok(Ask { request, timeout: TIMEOUT, patience: Duration::ZERO, offline: None })
+            Ok(RequestSpec { request, timeout: TIMEOUT, patience: Duration::ZERO, offline: None })
         };
         Self { dispatch, ask: ask() }
     }
 
-    fn with(mut self, change: impl FnOnce(&mut Ask)) -> Self {
+    fn with(mut self, change: impl FnOnce(&mut RequestSpec)) -> Self {
         if let Ok(ask) = &mut self.ask {
             change(ask);
         }
@@ -137,8 +137,8 @@ impl<D: Dispatch> IntoFuture for RequestBuilder<D> {
 /// What happens to a request, as it comes. Dropping it ends the request: what comes later is dropped.
 #[derive(Debug)]
 pub struct Events {
-    job: Arc<Job>,
-    jobs: Arc<Jobs>,
+    job: Arc<PendingRequest>,
+    jobs: Arc<PendingRequests>,
     deadline: Instant,
     /// Whoever listens for the answers lives as long as they are waited for.
     _listener: Box<dyn Debug + Send + Sync>,
@@ -147,7 +147,7 @@ pub struct Events {
 impl Events {
     /// Begins a request; it ends when this is dropped. `listener` is kept until then.
     pub(crate) fn begin(
-        jobs: &Arc<Jobs>,
+        jobs: &Arc<PendingRequests>,
         token: Token,
         timeout: Duration,
         listener: impl Debug + Send + Sync + 'static,
@@ -156,11 +156,11 @@ impl Events {
         Self { job: jobs.begin(token), jobs: jobs.clone(), deadline: after(timeout), _listener }
     }
 
-    pub(crate) fn job(&self) -> &Job {
+    pub(crate) fn job(&self) -> &PendingRequest {
         &self.job
     }
 
-    pub(crate) fn jobs(&self) -> &Jobs {
+    pub(crate) fn jobs(&self) -> &PendingRequests {
         &self.jobs
     }
 

@@ -1,7 +1,7 @@
 //! Asking for work: what mappers and proxies share. How a request is put together, what comes back, and the requests under way.
 
 mod builder;
-mod job;
+mod pending;
 mod reply;
 
 use std::collections::BTreeMap;
@@ -9,14 +9,14 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::link::SendError;
-use crate::packet::{Failure, FailureCode, Identity, InvalidService, NoRandomness, Payload};
+use crate::packet::{Failure, FailureCode, Identity, InvalidService, Payload, RandomnessError};
 use crate::serializer::SealError;
 use crate::transport::TransportError;
 
 pub(crate) use builder::after;
-pub use builder::{Ask, Dispatch, Events, RequestBuilder};
-pub(crate) use job::Jobs;
-pub use job::Work;
+pub use builder::{Dispatch, Events, RequestBuilder, RequestSpec};
+pub use pending::AgentWorkload;
+pub(crate) use pending::PendingRequests;
 pub(crate) use reply::ReplyTo;
 
 /// What happens to a request.
@@ -136,8 +136,8 @@ impl From<TransportError> for RequestError {
     }
 }
 
-impl From<NoRandomness> for RequestError {
-    fn from(error: NoRandomness) -> Self {
+impl From<RandomnessError> for RequestError {
+    fn from(error: RandomnessError) -> Self {
         RequestError::Send(SealError::from(error).into())
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::clock::Timestamp;
-use crate::link::{Letter, Link, SendError};
+use crate::link::{Link, Outbound, SendError};
 use crate::packet::{
     Failure, FailureCode, Identity, Intermediate, MessageId, Outcome, Packet, Payload, Request, Token,
 };
@@ -95,8 +95,8 @@ impl ReplyTo {
     }
 
     async fn send(&self, link: &Link, packet: Packet) -> Result<MessageId, SendError> {
-        let letter = Letter::new(packet, self.to.clone()).in_reply_to(self.request_id);
-        link.send(letter, Destination::Queue(self.queue.clone())).await
+        let message = Outbound::new(packet, self.to.clone()).in_reply_to(self.request_id);
+        link.send(message, Destination::Queue(self.queue.clone())).await
     }
 }
 

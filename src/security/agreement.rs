@@ -107,8 +107,8 @@ impl Ephemeral {
 
     /// The secret it shares with a recipient.
     pub fn shared(&self, crypto: &Crypto, recipient: &Certificate) -> Result<Arc<Secret>, Failed> {
-        let known = self.shared.lock().unwrap_or_else(PoisonError::into_inner).get(recipient.fingerprint()).cloned();
-        if let Some(secret) = known {
+        let peers = self.shared.lock().unwrap_or_else(PoisonError::into_inner).get(recipient.fingerprint()).cloned();
+        if let Some(secret) = peers {
             return Ok(secret);
         }
         let secret = Arc::new(crypto.agree(&self.key, recipient.public_key())?);

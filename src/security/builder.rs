@@ -5,18 +5,18 @@ use std::time::Duration;
 
 use super::agreement::Agreements;
 use super::counters::Counters;
+use super::credentials::{CredentialSet, ROTATION_GRACE_PERIOD};
 use super::crypto::Crypto;
 use super::envelope::is_codec_name;
-use super::known::Known;
-use super::own::{self, Own};
+use super::peers::PeerCertificates;
 use super::replay::{ReplayLimits, ReplayMemory};
-use super::secure::{Asked, Gate, Inner, SecureSerializer};
+use super::secure::{Authorize, Inner, SecureSerializer, SentIds};
 use crate::certs::{CertificateStore, Credentials, Trust};
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::packet::{Identity, Kind};
 #[cfg(feature = "msgpack")]
 use crate::serializer::MsgPack;
-use crate::serializer::{Channel, Class, Codec, Json};
+use crate::serializer::{Codec, InboundQueue, Json, MessageClass};
 
 /// Why a [`SecureSerializer`] could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -42,8 +42,8 @@ pub enum BuildError {
 }
 
 /// Makes a [`SecureSerializer`]; see [`SecureSerializer::builder`].
-pub struct Builder {
-    own: Credentials,
+pub struct SecureSerializerBuilder {
+    credentials: Credentials,
     older: Vec<Credentials>,
     store: Arc<dyn CertificateStore>,
     trust: Arc<Trust>,
@@ -52,21 +52,21 @@ pub struct Builder {
     stored: Duration,
     replay: ReplayLimits,
     started_at: Option<Timestamp>,
-    gate: Option<Gate>,
-    settle: Duration,
+    authorize: Option<Authorize>,
+    rotation_grace_period: Duration,
     reuse: bool,
     accept_signed_only: bool,
     seal_signed_only: bool,
 }
 
-impl Builder {
+impl SecureSerializerBuilder {
     pub(super) fn new(credentials: Credentials, store: Arc<dyn CertificateStore>, trust: Arc<Trust>) -> Self {
         #[cfg(feature = "msgpack")]
         let codecs: Vec<Arc<dyn Codec>> = vec![Arc::new(MsgPack), Arc::new(Json)];
         #[cfg(not(feature = "msgpack"))]
         let codecs: Vec<Arc<dyn Codec>> = vec![Arc::new(Json)];
         Self {
-            own: credentials,
+            credentials,
             older: Vec::new(),
             store,
             trust,
@@ -75,8 +75,8 @@ impl Builder {
             stored: Duration::from_secs(7 * 24 * 3600),
             replay: ReplayLimits::default(),
             started_at: None,
-            gate: None,
-            settle: own::SETTLE,
+            authorize: None,
+            rotation_grace_period: ROTATION_GRACE_PERIOD,
             reuse: true,
             accept_signed_only: false,
             seal_signed_only: false,
@@ -110,10 +110,10 @@ impl Builder {
     /// The longest a message of this class may be valid: 60 seconds for live and 7 days for stored ones by default. Both ends
     /// need the same.
     #[must_use]
-    pub fn max_lifetime(mut self, class: Class, lifetime: Duration) -> Self {
+    pub fn max_lifetime(mut self, class: MessageClass, lifetime: Duration) -> Self {
         match class {
-            Class::Live => self.live = lifetime,
-            Class::Stored => self.stored = lifetime,
+            MessageClass::Live => self.live = lifetime,
+            MessageClass::Stored => self.stored = lifetime,
         }
         self
     }
@@ -121,8 +121,8 @@ impl Builder {
     /// How long others have to learn a new certificate before everything is signed by it; 15 s by default. See
     /// [`SecureSerializer::replace_credentials`].
     #[must_use]
-    pub fn settle(mut self, time: Duration) -> Self {
-        self.settle = time;
+    pub fn rotation_grace_period(mut self, time: Duration) -> Self {
+        self.rotation_grace_period = time;
         self
     }
 
@@ -133,7 +133,7 @@ impl Builder {
         self
     }
 
-    /// When this process started; by default the moment of [`build`](Builder::build). It names the instance in headers and must
+    /// When this process started; by default the moment of [`build`](SecureSerializerBuilder::build). It names the instance in headers and must
     /// grow from one process to the next; live messages that were made before it are refused.
     #[must_use]
     pub fn started_at(mut self, at: Timestamp) -> Self {
@@ -144,15 +144,15 @@ impl Builder {
     /// Asks this, for a message whose signature is good, whether its signer may send this kind on this channel; it is asked before
     /// the message is decrypted, and after the roles were checked. It must not block.
     #[must_use]
-    pub fn authorize(mut self, may: impl Fn(&Identity, Kind, Channel) -> bool + Send + Sync + 'static) -> Self {
-        self.gate = Some(Arc::new(may));
+    pub fn authorize(mut self, may: impl Fn(&Identity, Kind, InboundQueue) -> bool + Send + Sync + 'static) -> Self {
+        self.authorize = Some(Arc::new(may));
         self
     }
 
     /// What weakens.
     #[must_use]
-    pub fn dangerous(self) -> Dangerous {
-        Dangerous(self)
+    pub fn dangerous(self) -> DangerousOptions {
+        DangerousOptions(self)
     }
 
     /// Makes the serializer.
@@ -160,7 +160,7 @@ impl Builder {
     /// # Errors
     /// [`BuildError`] says what does not fit together.
     pub fn build(self) -> Result<SecureSerializer, BuildError> {
-        let own = self.own.certificate().identity().clone();
+        let own = self.credentials.certificate().identity().clone();
         if let Some(other) = self.older.iter().find(|other| *other.certificate().identity() != own) {
             return Err(BuildError::OtherIdentity { own, found: other.certificate().identity().clone() });
         }
@@ -173,17 +173,17 @@ impl Builder {
         let started_at = self.started_at.unwrap_or_else(|| SystemClock.now());
         Ok(SecureSerializer::from_inner(Inner {
             identity: own,
-            known: Known::new(self.store, self.trust, self.own.intermediates().to_vec()),
-            own: RwLock::new(Arc::new(Own::new(self.own, self.older))),
-            settle: self.settle,
+            peers: PeerCertificates::new(self.store, self.trust, self.credentials.intermediates().to_vec()),
+            credentials: RwLock::new(Arc::new(CredentialSet::new(self.credentials, self.older))),
+            rotation_grace_period: self.rotation_grace_period,
             codecs: self.codecs,
             live: self.live,
             stored: self.stored,
             replay: ReplayMemory::new(self.replay, super::SKEW),
-            asked: Asked::new(started_at.saturating_add(self.live).saturating_add(super::SKEW)),
+            sent_ids: SentIds::new(started_at.saturating_add(self.live).saturating_add(super::SKEW)),
             started_at,
             sequence: Default::default(),
-            gate: self.gate,
+            authorize: self.authorize,
             accept_signed_only: self.accept_signed_only,
             seal_signed_only: self.seal_signed_only,
             agreements: Agreements::new(self.reuse),
@@ -193,20 +193,20 @@ impl Builder {
     }
 }
 
-/// Options that weaken what a [`SecureSerializer`] promises, or cost time; see [`Builder::dangerous`].
-pub struct Dangerous(Builder);
+/// Options that weaken what a [`SecureSerializer`] promises, or cost time; see [`SecureSerializerBuilder::dangerous`].
+pub struct DangerousOptions(SecureSerializerBuilder);
 
-impl Dangerous {
+impl DangerousOptions {
     /// Takes messages that are signed but not encrypted.
     #[must_use]
-    pub fn accept_signed_only(mut self) -> Builder {
+    pub fn accept_signed_only(mut self) -> SecureSerializerBuilder {
         self.0.accept_signed_only = true;
         self.0
     }
 
     /// Signs messages without encrypting them: the broker reads them.
     #[must_use]
-    pub fn seal_signed_only(mut self) -> Builder {
+    pub fn seal_signed_only(mut self) -> SecureSerializerBuilder {
         self.0.seal_signed_only = true;
         self.0
     }
@@ -214,7 +214,7 @@ impl Dangerous {
     /// Makes an ephemeral key for every message and remembers no shared secret. It weakens nothing, but takes about twice as long;
     /// it is here to be measured against.
     #[must_use]
-    pub fn without_key_reuse(mut self) -> Builder {
+    pub fn without_key_reuse(mut self) -> SecureSerializerBuilder {
         self.0.reuse = false;
         self.0
     }

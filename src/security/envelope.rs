@@ -9,7 +9,7 @@ use super::crypto::sha256;
 use super::fields::{Fields, constructed, field, primitive, put, put_number};
 use crate::clock::Timestamp;
 use crate::packet::{Identity, Kind, MessageId};
-use crate::serializer::{Audience, Class};
+use crate::serializer::{Audience, MessageClass};
 
 /// The version of the format.
 pub(super) const VERSION: u64 = 2;
@@ -42,7 +42,7 @@ pub struct Header {
     /// When it ends to be valid.
     pub expires_at: Timestamp,
     /// Live or stored.
-    pub class: Class,
+    pub class: MessageClass,
     /// The message it answers.
     pub in_reply_to: Option<MessageId>,
     /// In which codec the body is.
@@ -141,8 +141,8 @@ impl Header {
         let issued_at = Timestamp::from_micros(fields.number(Tag::Integer)?);
         let expires_at = Timestamp::from_micros(fields.number(Tag::Integer)?);
         let class = match fields.number(Tag::Enumerated)? {
-            0 => Class::Live,
-            1 => Class::Stored,
+            0 => MessageClass::Live,
+            1 => MessageClass::Stored,
             _ => return Err(HeaderFault::Malformed("no such class")),
         };
         let in_reply_to = if fields.next_is(Tag::Null) {
@@ -181,7 +181,7 @@ impl Header {
 
     /// What the fields may not say together.
     fn consistent(&self) -> std::result::Result<(), HeaderFault> {
-        if self.class == Class::Stored && !may_be_stored(self.kind, &self.to) {
+        if self.class == MessageClass::Stored && !may_be_stored(self.kind, &self.to) {
             return Err(HeaderFault::Malformed("only requests and pushes to the mappers can be stored"));
         }
         if self.to == Audience::Agents && self.kind != Kind::Advertise {
@@ -206,10 +206,10 @@ pub(super) fn may_be_stored(kind: Kind, to: &Audience) -> bool {
     matches!(kind, Kind::Request | Kind::Push) && *to == Audience::Mappers
 }
 
-fn class_number(class: Class) -> u64 {
+fn class_number(class: MessageClass) -> u64 {
     match class {
-        Class::Live => 0,
-        Class::Stored => 1,
+        MessageClass::Live => 0,
+        MessageClass::Stored => 1,
     }
 }
 
@@ -276,7 +276,7 @@ mod tests {
             id: MessageId::from_bytes([0xa5; 16]),
             issued_at: Timestamp::from_secs(1_795_492_801),
             expires_at: Timestamp::from_secs(1_795_492_861),
-            class: Class::Live,
+            class: MessageClass::Live,
             in_reply_to: None,
             codec: "json".into(),
             recipients: [1; 32],
@@ -292,7 +292,7 @@ mod tests {
         let mut many = header();
         many.to = Audience::Many(vec![Identity::agent("fred").unwrap(), bob]);
         let mut stored = header();
-        (stored.to, stored.class) = (Audience::Mappers, Class::Stored);
+        (stored.to, stored.class) = (Audience::Mappers, MessageClass::Stored);
         let mut advertise = header();
         (advertise.to, advertise.kind) = (Audience::Agents, Kind::Advertise);
         for header in [header(), answer, many, stored, advertise] {
@@ -303,7 +303,7 @@ mod tests {
     #[test]
     fn headers_that_contradict_themselves_are_refused() {
         let mut stored_for_one = header();
-        stored_for_one.class = Class::Stored;
+        stored_for_one.class = MessageClass::Stored;
         let mut result_for_agents = header();
         (result_for_agents.to, result_for_agents.kind) = (Audience::Agents, Kind::Outcome);
         let mut nobody = header();

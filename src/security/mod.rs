@@ -33,6 +33,7 @@ mod agreement;
 mod builder;
 mod cms;
 mod counters;
+mod credentials;
 mod crypto;
 mod envelope;
 mod fields;
@@ -40,16 +41,15 @@ mod fields;
 #[doc(hidden)]
 pub mod fuzzing;
 mod inspect;
-mod known;
 mod open;
-mod own;
+mod peers;
 mod proof;
 mod replay;
 mod secure;
 
 use std::time::Duration;
 
-pub use builder::{BuildError, Builder, Dangerous};
+pub use builder::{BuildError, DangerousOptions, SecureSerializerBuilder};
 pub use counters::Counters;
 pub use envelope::Header;
 pub use inspect::{Inspection, inspect};

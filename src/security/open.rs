@@ -5,12 +5,14 @@ use std::sync::Arc;
 use super::cms::{self, Content, Message};
 use super::crypto::{self, Failed, Secret};
 use super::envelope::{Header, HeaderFault, commitment, recipients_digest};
-use super::known::Presented;
+use super::peers::Presented;
 use super::secure::{Inner, PREFIX, may_carry_certificates};
 use crate::certs::{Certificate, Credentials, KeyId};
 use crate::clock::Timestamp;
 use crate::packet::{Kind, Packet};
-use crate::serializer::{Channel, Class, Inbound, OpenContext, OpenError, OpenErrorKind, Outdated, Proof, Verified};
+use crate::serializer::{
+    Inbound, InboundQueue, MessageClass, OpenContext, OpenError, OpenErrorKind, Proof, SupersededProcess, Verified,
+};
 
 /// Reads a message's shape and header (steps 1 to 3), without a channel.
 pub(super) fn parse(bytes: &[u8], limit: usize) -> Result<(Message<'_>, Header), OpenError> {
@@ -56,7 +58,7 @@ impl Inner {
         self.check_freshness(header, context.now)?;
         let key_id = KeyId::new(message.key_id)
             .ok_or_else(|| OpenError::new(OpenErrorKind::Malformed, "the key id has no length"))?;
-        let presented = self.known.present(&message.certificates, &key_id);
+        let presented = self.peers.present(&message.certificates, &key_id);
         let presented = presented.map_err(|error| OpenError::new(OpenErrorKind::BadCertificate, error.to_string()));
         let signer =
             self.find_signer(header, &key_id, presented.as_ref().ok().and_then(Option::as_ref), context.now)?;
@@ -67,8 +69,8 @@ impl Inner {
         self.check_replay(header, context)?;
         self.check_authority(header, context.channel)?;
         match presented.filter(|presented| presented.leaf.fingerprint() == signer.fingerprint()) {
-            Some(presented) => self.known.learn(presented, context.now),
-            None => self.known.heard(&signer, context.now),
+            Some(presented) => self.peers.learn(presented, context.now),
+            None => self.peers.heard(&signer, context.now),
         }
         let plaintext = self.decrypt(message, header).map_err(|Failed| {
             OpenError::new(OpenErrorKind::CannotOpen, "it cannot be decrypted, or holds something else than was signed")
@@ -102,7 +104,7 @@ impl Inner {
     }
 
     /// Step 4.
-    fn check_destination(&self, header: &Header, channel: Channel) -> Result<(), OpenError> {
+    fn check_destination(&self, header: &Header, channel: InboundQueue) -> Result<(), OpenError> {
         let refuse = |why: &'static str| Err(OpenError::new(OpenErrorKind::WrongDestination, why));
         if !header.is_for(&self.identity) {
             return refuse("it is for others");
@@ -111,9 +113,11 @@ impl Inner {
             return refuse("this is not the queue for it");
         }
         match (channel, header.class) {
-            (Channel::Offline, Class::Live) => refuse("only stored messages wait in this queue"),
+            (InboundQueue::Offline, MessageClass::Live) => refuse("only stored messages wait in this queue"),
             // Elsewhere it would be carried out beside the one that waits.
-            (_, Class::Stored) if channel != Channel::Offline => refuse("a stored message that is not in its queue"),
+            (_, MessageClass::Stored) if channel != InboundQueue::Offline => {
+                refuse("a stored message that is not in its queue")
+            }
             _ => Ok(()),
         }
     }
@@ -133,9 +137,9 @@ impl Inner {
         if header.expires_at.since(header.issued_at) > self.lifetime(header.class) {
             return refuse("it is valid for longer than its class may be");
         }
-        if header.class == Class::Live
+        if header.class == MessageClass::Live
             && header.issued_at < self.started_at
-            && !header.in_reply_to.is_some_and(|id| self.asked.knows(id))
+            && !header.in_reply_to.is_some_and(|id| self.sent_ids.knows(id))
         {
             return refuse("it was issued before this process started");
         }
@@ -150,7 +154,7 @@ impl Inner {
         presented: Option<&Presented>,
         now: Timestamp,
     ) -> Result<Arc<Certificate>, OpenError> {
-        match self.known.signer(&header.from, key_id, presented, now) {
+        match self.peers.signer(&header.from, key_id, presented, now) {
             Ok(Some(certificate)) => Ok(certificate),
             Ok(None) => Err(OpenError::new(
                 OpenErrorKind::UnknownSigner,
@@ -179,18 +183,18 @@ impl Inner {
             if *certificate.identity() != header.from {
                 return refuse(format!("it is of {}", certificate.identity()));
             }
-            self.known.trusts(certificate, others, now).or_else(|error| refuse(error.to_string()))?;
+            self.peers.trusts(certificate, others, now).or_else(|error| refuse(error.to_string()))?;
         }
         Ok(())
     }
 
     /// A part of step 11, before this node takes note of the message: what mappers take from a queue that they share may be sealed to
     /// others of them only. It can be given back then, so its sender has to be one that may send it.
-    fn check_own_key(&self, message: &Message<'_>, header: &Header, channel: Channel) -> Result<(), OpenError> {
+    fn check_own_key(&self, message: &Message<'_>, header: &Header, channel: InboundQueue) -> Result<(), OpenError> {
         let (Some(Content::Encrypted(enveloped)), true) = (&message.content, channel.is_shared()) else {
             return Ok(());
         };
-        let own = self.own();
+        let own = self.credentials();
         let is_own = |recipient: &cms::Recipient<'_>| {
             own.all().any(|credentials| credentials.certificate().key_id().as_bytes() == recipient.key_id())
         };
@@ -209,7 +213,7 @@ impl Inner {
                 self.replay.advance(&header.from, header.instance, header.sequence, self.lifetime(header.class), now)
             }
             // Noted when it has been carried out: until then it may come again.
-            (_, Channel::Offline) => self.replay.check(&header.from, header.id, header.expires_at, now),
+            (_, InboundQueue::Offline) => self.replay.check(&header.from, header.id, header.expires_at, now),
             _ => self.replay.admit(&header.from, header.id, header.expires_at, now),
         };
         admitted.map_err(|why| {
@@ -217,18 +221,18 @@ impl Inner {
                 Kind::Register | Kind::Ping => self.replay.later_than(&header.from, header.instance),
                 _ => None,
             };
-            let outdated = latest.map(|latest| Outdated { instance: header.instance, latest });
-            OpenError { outdated, ..OpenError::new(OpenErrorKind::Replayed, why) }
+            let superseded = latest.map(|latest| SupersededProcess { instance: header.instance, latest });
+            OpenError { superseded, ..OpenError::new(OpenErrorKind::Replayed, why) }
         })
     }
 
     /// Step 10.
-    pub(super) fn check_authority(&self, header: &Header, channel: Channel) -> Result<(), OpenError> {
+    pub(super) fn check_authority(&self, header: &Header, channel: InboundQueue) -> Result<(), OpenError> {
         let refuse = |why: &'static str| Err(OpenError::new(OpenErrorKind::NotAuthorized, why));
         if !channel.permits(header.from.role(), header.kind) {
             return refuse("its sender's role may not send this");
         }
-        if self.gate.as_ref().is_some_and(|may| !may(&header.from, header.kind, channel)) {
+        if self.authorize.as_ref().is_some_and(|may| !may(&header.from, header.kind, channel)) {
             return refuse("this node's rules do not let its sender send this");
         }
         Ok(())
@@ -258,7 +262,7 @@ impl Inner {
 
     /// The content encryption key, by whichever of the own keys a recipient is named.
     fn content_key<'a>(&self, enveloped: &cms::Enveloped<'a>) -> Result<OpenedKey<'a>, Failed> {
-        let own = self.own();
+        let own = self.credentials();
         for credentials in own.all() {
             let key_id = credentials.certificate().key_id().as_bytes();
             if let Some(recipient) = enveloped.recipients.iter().find(|recipient| recipient.key_id() == key_id) {
@@ -276,9 +280,9 @@ impl Inner {
         let (own, index) = (credentials.key(), credentials.certificate().fingerprint());
         match (recipient, own.suite()) {
             (cms::Recipient::Agreement(agreement), crate::certs::Suite::P256) => {
-                let known = self.agreements.recall(agreement.point, index);
-                let new = known.is_none();
-                let shared = match known {
+                let peers = self.agreements.recall(agreement.point, index);
+                let new = peers.is_none();
+                let shared = match peers {
                     Some(shared) => shared,
                     None => self.agreements.agree(&self.crypto, agreement.point, own)?,
                 };

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use super::cms::{self, SignerInfo};
 use super::envelope::{Header, HeaderFault, commitment};
 use super::open::{check_signature_over, has_proof, verified};
-use super::secure::{Inner, makes_known};
+use super::secure::{Inner, announces_certificate};
 use crate::certs::KeyId;
 use crate::clock::Timestamp;
 use crate::packet::Kind;
-use crate::serializer::{Audience, Channel, Class, Inbound, OpenError, OpenErrorKind, Proof};
+use crate::serializer::{Audience, Inbound, InboundQueue, MessageClass, OpenError, OpenErrorKind, Proof};
 
 impl Inner {
     /// Verifies a proof: the steps of opening, without those that concern its way here.
@@ -48,7 +48,7 @@ impl Inner {
             return Err(unsupported("a kind of which no proofs are kept"));
         }
         let carried = proof.certificates.len();
-        if carried > cms::MAX_CERTIFICATES || (carried > 0 && !makes_known(header.kind)) {
+        if carried > cms::MAX_CERTIFICATES || (carried > 0 && !announces_certificate(header.kind)) {
             return Err(malformed("more certificates than its kind carries"));
         }
         Ok((signer_info, header))
@@ -69,7 +69,7 @@ impl Inner {
             .ok_or_else(|| OpenError::new(OpenErrorKind::Malformed, "the key id has no length"))?;
         let certificates: Vec<&[u8]> = proof.certificates.iter().map(Vec::as_slice).collect();
         let presented = self
-            .known
+            .peers
             .present(&certificates, &key_id)
             .map_err(|error| OpenError::new(OpenErrorKind::BadCertificate, error.to_string()))?;
         let signer = self.find_signer(header, &key_id, presented.as_ref(), now)?;
@@ -79,9 +79,9 @@ impl Inner {
             return Err(OpenError::new(OpenErrorKind::BadSignature, why));
         }
         check_signature_over(signer_info.attributes, signer_info.signature, &signer)?;
-        self.check_authority(header, Channel::Presence)?;
+        self.check_authority(header, InboundQueue::Presence)?;
         if let Some(presented) = presented.filter(|presented| presented.leaf.fingerprint() == signer.fingerprint()) {
-            self.known.learn(presented, now);
+            self.peers.learn(presented, now);
         }
         if commitment(&proof.salt, &proof.body) != header.commitment {
             return Err(OpenError::new(OpenErrorKind::CannotOpen, "the body is not what was signed"));
@@ -98,7 +98,7 @@ impl Inner {
             return refuse("it was issued in the future");
         }
         if header.expires_at < header.issued_at
-            || header.expires_at.since(header.issued_at) > self.lifetime(Class::Live)
+            || header.expires_at.since(header.issued_at) > self.lifetime(MessageClass::Live)
         {
             return refuse("it was valid for longer than its class may be");
         }

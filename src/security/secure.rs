@@ -9,20 +9,20 @@ use std::time::Duration;
 use zeroize::Zeroizing;
 
 use super::agreement::Agreements;
-use super::builder::{BuildError, Builder};
+use super::builder::{BuildError, SecureSerializerBuilder};
 use super::cms;
 use super::counters::Counters;
+use super::credentials::CredentialSet;
 use super::crypto::{self, Crypto, Failed, Secret};
 use super::envelope::{Header, commitment, may_be_stored, recipients_digest};
-use super::known::Known;
-use super::own::Own;
+use super::peers::PeerCertificates;
 use super::replay::ReplayMemory;
 use crate::certs::{Certificate, CertificateStore, Credentials, Recipient, Suite, Trust, TrustError};
 use crate::clock::Timestamp;
-use crate::packet::{Identity, Kind, MessageId, NoRandomness, Packet, Role};
+use crate::packet::{Identity, Kind, MessageId, Packet, RandomnessError, Role};
 use crate::serializer::{
-    Audience, Channel, Class, Codec, Effort, Inbound, OpenContext, OpenError, Proof, SealError, SealRequest, Sealed,
-    Serializer, Verified,
+    Audience, Codec, Cost, Inbound, InboundQueue, MessageClass, OpenContext, OpenError, Proof, SealError, SealRequest,
+    Sealed, Serializer, Verified,
 };
 
 /// What stands before the body in what is encrypted: the salt, then the digest of the header.
@@ -33,7 +33,7 @@ const SHORT: usize = 16 << 10;
 const ASKED: usize = 16_384;
 
 /// Whether a signer may send this kind on this channel.
-pub(super) type Gate = Arc<dyn Fn(&Identity, Kind, Channel) -> bool + Send + Sync>;
+pub(super) type Authorize = Arc<dyn Fn(&Identity, Kind, InboundQueue) -> bool + Send + Sync>;
 
 /// Packets in the secure envelope: signed by this node, encrypted for their recipients, and opened in the order that the
 /// [module](super) documents.
@@ -54,18 +54,18 @@ pub struct SecureSerializer(pub(super) Inner);
 /// What a serializer is made of; steps of sealing and opening are written as methods of it.
 pub(super) struct Inner {
     pub identity: Identity,
-    pub own: RwLock<Arc<Own>>,
-    pub settle: Duration,
-    pub known: Known,
+    pub credentials: RwLock<Arc<CredentialSet>>,
+    pub rotation_grace_period: Duration,
+    pub peers: PeerCertificates,
     /// The first one writes; all read.
     pub codecs: Vec<Arc<dyn Codec>>,
     pub live: Duration,
     pub stored: Duration,
     pub replay: ReplayMemory,
-    pub asked: Asked,
+    pub sent_ids: SentIds,
     pub started_at: Timestamp,
     pub sequence: AtomicU64,
-    pub gate: Option<Gate>,
+    pub authorize: Option<Authorize>,
     pub accept_signed_only: bool,
     pub seal_signed_only: bool,
     pub agreements: Agreements,
@@ -80,8 +80,8 @@ impl SecureSerializer {
         credentials: Credentials,
         store: Arc<dyn CertificateStore>,
         trust: impl Into<Arc<Trust>>,
-    ) -> Builder {
-        Builder::new(credentials, store, trust.into())
+    ) -> SecureSerializerBuilder {
+        SecureSerializerBuilder::new(credentials, store, trust.into())
     }
 
     pub(super) fn from_inner(inner: Inner) -> Self {
@@ -95,7 +95,7 @@ impl SecureSerializer {
 
     /// Takes new credentials of the same identity, as after a renewal, while messages come and go. What carries the certificate along
     /// (registrations and advertises: have the node [announce](crate::agent::Announcer::announce) itself) is signed by them at once,
-    /// everything else once others have had the time to learn it ([`Builder::settle`]), or at once when the certificate before is not
+    /// everything else once others have had the time to learn it ([`SecureSerializerBuilder::rotation_grace_period`]), or at once when the certificate before is not
     /// to be believed any more. What was sealed to the credentials before
     /// is opened until these expire; so is what was sealed to the `older` ones that are given.
     ///
@@ -111,18 +111,19 @@ impl SecureSerializer {
         if let Some(other) = older.iter().chain([&new]).find(|other| *other.certificate().identity() != own) {
             return Err(BuildError::OtherIdentity { own, found: other.certificate().identity().clone() });
         }
-        let before = self.0.own().signing(Kind::Ping, now).certificate().clone();
+        let before = self.0.credentials().signing(Kind::Ping, now).certificate().clone();
         // What others refuse, as one that is revoked, is not signed by any longer.
-        let settle = if self.0.known.trusts(&before, &[], now).is_ok() { self.0.settle } else { Duration::ZERO };
-        self.0.known.set_own_chain(new.intermediates().to_vec());
-        let mut current = self.0.own.write().unwrap_or_else(PoisonError::into_inner);
-        *current = Arc::new(current.followed_by(new, older, now, settle));
+        let rotation_grace_period =
+            if self.0.peers.trusts(&before, &[], now).is_ok() { self.0.rotation_grace_period } else { Duration::ZERO };
+        self.0.peers.set_own_chain(new.intermediates().to_vec());
+        let mut current = self.0.credentials.write().unwrap_or_else(PoisonError::into_inner);
+        *current = Arc::new(current.followed_by(new, older, now, rotation_grace_period));
         Ok(())
     }
 
     /// The certificate of this node: the newest, when it was renewed.
     pub fn certificate(&self) -> Arc<Certificate> {
-        self.0.own().newest().clone()
+        self.0.credentials().newest().clone()
     }
 
     /// Whether this node's own certificate may be believed now, as far as it can tell itself: its dates, its chain, and the
@@ -131,7 +132,7 @@ impl SecureSerializer {
     /// # Errors
     /// [`TrustError`]: why others refuse what is signed by it.
     pub fn check_own_certificate(&self, now: Timestamp) -> Result<(), TrustError> {
-        self.0.known.trusts(self.0.own().newest(), &[], now)
+        self.0.peers.trusts(self.0.credentials().newest(), &[], now)
     }
 
     /// How many messages are in the replay memory.
@@ -168,13 +169,13 @@ impl Serializer for SecureSerializer {
         opened
     }
 
-    fn spent(&self, message: &Verified, now: Timestamp) {
+    fn mark_completed(&self, message: &Verified, now: Timestamp) {
         let (id, expires_at) = (message.id(), message.expires_at());
         // It was checked that there is room when it was opened; what has expired meanwhile is refused without being remembered.
         let _ = self.0.replay.admit(message.signer(), id, expires_at, now);
     }
 
-    fn is_spent(&self, message: &Verified) -> bool {
+    fn is_completed(&self, message: &Verified) -> bool {
         self.0.replay.knows(message.signer(), message.id())
     }
 
@@ -187,12 +188,12 @@ impl Serializer for SecureSerializer {
     }
 
     fn learns_peers(&self) -> bool {
-        self.0.known.learns()
+        self.0.peers.learns()
     }
 
-    fn effort(&self, bytes: usize, now: Timestamp) -> Effort {
-        let quick = self.0.own().newest().suite() == Suite::P256;
-        if quick && bytes <= SHORT && !self.0.known.may_block(now) { Effort::Short } else { Effort::Long }
+    fn cost(&self, bytes: usize, now: Timestamp) -> Cost {
+        let quick = self.0.credentials().newest().suite() == Suite::P256;
+        if quick && bytes <= SHORT && !self.0.peers.may_block(now) { Cost::Short } else { Cost::Long }
     }
 }
 
@@ -203,7 +204,7 @@ impl fmt::Debug for SecureSerializer {
 }
 
 /// What is drawn at random for one message.
-pub(super) struct Drawn {
+pub(super) struct MessageRandomness {
     id: MessageId,
     nonce: [u8; cms::NONCE],
     ukm: [u8; 32],
@@ -211,12 +212,12 @@ pub(super) struct Drawn {
     key: Secret,
 }
 
-impl Drawn {
+impl MessageRandomness {
     pub fn draw() -> Result<Self, SealError> {
         let mut public = [0; 16 + cms::NONCE + 32];
-        openssl::rand::rand_bytes(&mut public).map_err(|_| NoRandomness)?;
+        openssl::rand::rand_bytes(&mut public).map_err(|_| RandomnessError)?;
         let mut secret = Zeroizing::new([0; 64]);
-        openssl::rand::rand_priv_bytes(&mut secret[..]).map_err(|_| NoRandomness)?;
+        openssl::rand::rand_priv_bytes(&mut secret[..]).map_err(|_| RandomnessError)?;
         let (public, secret) = (&mut &public[..], &mut &secret[..]);
         Ok(Self {
             id: MessageId::from_bytes(take(public)?),
@@ -229,8 +230,8 @@ impl Drawn {
 }
 
 /// The next `N` bytes.
-fn take<const N: usize>(bytes: &mut &[u8]) -> Result<[u8; N], NoRandomness> {
-    let (first, rest) = bytes.split_first_chunk().ok_or(NoRandomness)?;
+fn take<const N: usize>(bytes: &mut &[u8]) -> Result<[u8; N], RandomnessError> {
+    let (first, rest) = bytes.split_first_chunk().ok_or(RandomnessError)?;
     *bytes = rest;
     Ok(*first)
 }
@@ -243,22 +244,22 @@ impl From<Failed> for SealError {
 
 impl Inner {
     /// The longest that messages of this class may be valid.
-    pub fn lifetime(&self, class: Class) -> Duration {
+    pub fn lifetime(&self, class: MessageClass) -> Duration {
         match class {
-            Class::Live => self.live,
-            Class::Stored => self.stored,
+            MessageClass::Live => self.live,
+            MessageClass::Stored => self.stored,
         }
     }
 
     /// The credentials as they are now.
-    pub fn own(&self) -> Arc<Own> {
-        self.own.read().unwrap_or_else(PoisonError::into_inner).clone()
+    pub fn credentials(&self) -> Arc<CredentialSet> {
+        self.credentials.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn seal(&self, packet: &Packet, how: &SealRequest<'_>) -> Result<Sealed, SealError> {
         let kind = packet.kind();
         let to = self.audience(packet, how)?;
-        let own = self.own();
+        let own = self.credentials();
         let signing = own.signing(kind, how.now);
         let certificate = signing.certificate();
         if !certificate.is_valid_at(how.now) {
@@ -276,7 +277,7 @@ impl Inner {
             return Err(SealError::TooLarge(body.len(), limit));
         }
 
-        let drawn = Drawn::draw()?;
+        let drawn = MessageRandomness::draw()?;
         let expires_at = how.now.saturating_add(how.lifetime.min(self.lifetime(how.class)));
         let header = Header {
             kind,
@@ -297,7 +298,7 @@ impl Inner {
         if bytes.len() > limit {
             return Err(SealError::TooLarge(bytes.len(), limit));
         }
-        self.asked.note(drawn.id, how.now);
+        self.sent_ids.note(drawn.id, how.now);
         Ok(Sealed { id: drawn.id, bytes, expires_at })
     }
 
@@ -307,7 +308,7 @@ impl Inner {
         if packet.claimed_sender().is_some_and(|sender| *sender != self.identity) {
             return Err(SealError::NotAllowed("sent in the name of another"));
         }
-        if how.class == Class::Stored && !may_be_stored(kind, how.audience) {
+        if how.class == MessageClass::Stored && !may_be_stored(kind, how.audience) {
             return Err(SealError::NotAllowed("stored: only requests and pushes to the mappers can"));
         }
         match how.audience {
@@ -336,19 +337,19 @@ impl Inner {
     /// The certificates to encrypt to: each key once.
     fn recipients(&self, to: &Audience, now: Timestamp) -> Result<Vec<Arc<Certificate>>, SealError> {
         let mut found = match to {
-            Audience::One(identity) => self.known.recipients(Recipient::One(identity), now)?,
+            Audience::One(identity) => self.peers.recipients(Recipient::One(identity), now)?,
             Audience::Many(identities) => {
                 let mut all = Vec::with_capacity(identities.len());
                 for identity in identities {
-                    all.extend(self.known.recipients(Recipient::One(identity), now)?);
+                    all.extend(self.peers.recipients(Recipient::One(identity), now)?);
                 }
                 all
             }
             Audience::Mappers => {
-                let mut all = self.known.recipients(Recipient::Mappers, now);
+                let mut all = self.peers.recipients(Recipient::Mappers, now);
                 if self.identity.role() == Role::Mapper {
                     // A mapper is one of them, whether or not its store says so.
-                    let own = self.own().newest().clone();
+                    let own = self.credentials().newest().clone();
                     match &mut all {
                         Ok(all) => all.push(own),
                         Err(SealError::NoRecipient(_)) => all = Ok(vec![own]),
@@ -374,7 +375,7 @@ impl Inner {
         &self,
         signing: &Credentials,
         header: &Header,
-        drawn: &Drawn,
+        drawn: &MessageRandomness,
         body: &[u8],
         recipients: Option<&[Arc<Certificate>]>,
     ) -> Result<Vec<u8>, SealError> {
@@ -410,7 +411,7 @@ impl Inner {
     fn recipient_infos(
         &self,
         recipients: &[Arc<Certificate>],
-        drawn: &Drawn,
+        drawn: &MessageRandomness,
         now: Timestamp,
     ) -> Result<Vec<Vec<u8>>, Failed> {
         let mut infos = Vec::with_capacity(recipients.len());
@@ -434,26 +435,26 @@ impl Inner {
     }
 }
 
-/// In which messages certificates may come along: those from which peers learn them, and those that are opened when nobody may know
+/// In which messages certificates may come along: those from which known learn them, and those that are opened when nobody may know
 /// their sender any more.
-pub(super) fn may_carry_certificates(kind: Kind, class: Class) -> bool {
-    makes_known(kind) || class == Class::Stored
+pub(super) fn may_carry_certificates(kind: Kind, class: MessageClass) -> bool {
+    announces_certificate(kind) || class == MessageClass::Stored
 }
 
 /// By which messages a node makes its certificate known.
-pub(super) fn makes_known(kind: Kind) -> bool {
+pub(super) fn announces_certificate(kind: Kind) -> bool {
     matches!(kind, Kind::Advertise | Kind::Register)
 }
 
 /// The ids of own messages since the start, as long as an answer to one could seem to be older than this process: a sender's clock
 /// may be behind, and its answer still answers what this process asked.
-pub(super) struct Asked {
+pub(super) struct SentIds {
     until: Timestamp,
     over: AtomicBool,
     ids: Mutex<HashSet<MessageId>>,
 }
 
-impl Asked {
+impl SentIds {
     pub fn new(until: Timestamp) -> Self {
         Self { until, over: AtomicBool::new(false), ids: Mutex::default() }
     }
@@ -484,14 +485,14 @@ mod tests {
     #[test]
     fn what_was_asked_is_known_for_a_time_and_up_to_a_number() {
         let at = Timestamp::from_secs;
-        let asked = Asked::new(at(100));
+        let sent_ids = SentIds::new(at(100));
         let id = |number: u64| MessageId::from_bytes([number.to_be_bytes(), [0; 8]].concat().try_into().unwrap());
         for number in 0..=ASKED as u64 {
-            asked.note(id(number), at(100));
+            sent_ids.note(id(number), at(100));
         }
-        assert!(asked.knows(id(0)) && asked.knows(id(ASKED as u64 - 1)));
-        assert!(!asked.knows(id(ASKED as u64)), "what no longer fits in gets no exemption");
-        asked.note(id(0), at(101));
-        assert!(!asked.knows(id(0)));
+        assert!(sent_ids.knows(id(0)) && sent_ids.knows(id(ASKED as u64 - 1)));
+        assert!(!sent_ids.knows(id(ASKED as u64)), "what no longer fits in gets no exemption");
+        sent_ids.note(id(0), at(101));
+        assert!(!sent_ids.knows(id(0)));
     }
 }

@@ -5,7 +5,7 @@ use crate::packet::{Kind, Role};
 /// The kind of queue a message arrives on. Each takes few kinds of packet, so a message moved to another queue is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Channel {
+pub enum InboundQueue {
     /// An agent's own queue: its work.
     AgentInbox,
     /// What is said to one agent or to all beside its work: advertise, files, answers to its own requests.
@@ -20,24 +20,24 @@ pub enum Channel {
     Offline,
 }
 
-impl Channel {
+impl InboundQueue {
     /// The kind of queue as a word, for people.
     pub const fn as_str(self) -> &'static str {
         match self {
-            Channel::AgentInbox => "agent-inbox",
-            Channel::AgentControl => "agent-control",
-            Channel::MapperInbox => "mapper-inbox",
-            Channel::Presence => "presence",
-            Channel::Requests => "requests",
-            Channel::Offline => "offline",
+            InboundQueue::AgentInbox => "agent-inbox",
+            InboundQueue::AgentControl => "agent-control",
+            InboundQueue::MapperInbox => "mapper-inbox",
+            InboundQueue::Presence => "presence",
+            InboundQueue::Requests => "requests",
+            InboundQueue::Offline => "offline",
         }
     }
 
     /// Whether a packet of this kind may arrive here.
     pub const fn accepts(self, kind: Kind) -> bool {
         match self {
-            Channel::AgentInbox => matches!(kind, Kind::Request | Kind::Push),
-            Channel::AgentControl => matches!(
+            InboundQueue::AgentInbox => matches!(kind, Kind::Request | Kind::Push),
+            InboundQueue::AgentControl => matches!(
                 kind,
                 Kind::Advertise
                     | Kind::Outcome
@@ -46,27 +46,29 @@ impl Channel {
                     | Kind::FileChunk
                     | Kind::FileEnd
             ),
-            Channel::MapperInbox => matches!(kind, Kind::Outcome | Kind::Intermediate | Kind::Advertise),
-            Channel::Presence => matches!(kind, Kind::Register | Kind::Unregister | Kind::Ping | Kind::Advertise),
-            Channel::Requests | Channel::Offline => matches!(kind, Kind::Request | Kind::Push),
+            InboundQueue::MapperInbox => matches!(kind, Kind::Outcome | Kind::Intermediate | Kind::Advertise),
+            InboundQueue::Presence => matches!(kind, Kind::Register | Kind::Unregister | Kind::Ping | Kind::Advertise),
+            InboundQueue::Requests | InboundQueue::Offline => matches!(kind, Kind::Request | Kind::Push),
         }
     }
 
     /// Whether several mappers read from the same queue, and each message is for one of them.
     pub const fn is_shared(self) -> bool {
-        matches!(self, Channel::Requests | Channel::Offline)
+        matches!(self, InboundQueue::Requests | InboundQueue::Offline)
     }
 
     /// Whether somebody who is not known is asked for its certificate when a message of it comes here.
     pub const fn asks_strangers(self) -> bool {
-        matches!(self, Channel::Presence | Channel::Requests)
+        matches!(self, InboundQueue::Presence | InboundQueue::Requests)
     }
 
     /// Which role reads here.
     pub const fn reader(self) -> Role {
         match self {
-            Channel::AgentInbox | Channel::AgentControl => Role::Agent,
-            Channel::MapperInbox | Channel::Presence | Channel::Requests | Channel::Offline => Role::Mapper,
+            InboundQueue::AgentInbox | InboundQueue::AgentControl => Role::Agent,
+            InboundQueue::MapperInbox | InboundQueue::Presence | InboundQueue::Requests | InboundQueue::Offline => {
+                Role::Mapper
+            }
         }
     }
 
@@ -74,17 +76,17 @@ impl Channel {
     pub const fn permits(self, sender: Role, kind: Kind) -> bool {
         let right_role = match (self, kind) {
             // A mapper tells another that it is there.
-            (Channel::MapperInbox, Kind::Advertise) => matches!(sender, Role::Mapper),
+            (InboundQueue::MapperInbox, Kind::Advertise) => matches!(sender, Role::Mapper),
             // Answers come to a mapper from agents, and from other mappers when it asked them as a proxy.
-            (Channel::MapperInbox, _) => true,
+            (InboundQueue::MapperInbox, _) => true,
             // Whoever knows no mapper yet, or may not know all of them, makes itself known to them.
-            (Channel::Presence, Kind::Advertise) => true,
-            (Channel::Presence, _) => matches!(sender, Role::Agent),
+            (InboundQueue::Presence, Kind::Advertise) => true,
+            (InboundQueue::Presence, _) => matches!(sender, Role::Agent),
             // Agents, and programs with a mapper's certificate but no mapper of their own.
-            (Channel::Requests, _) => true,
+            (InboundQueue::Requests, _) => true,
             // Only mappers put anything there.
-            (Channel::Offline, _) => matches!(sender, Role::Mapper),
-            (Channel::AgentInbox | Channel::AgentControl, _) => matches!(sender, Role::Mapper),
+            (InboundQueue::Offline, _) => matches!(sender, Role::Mapper),
+            (InboundQueue::AgentInbox | InboundQueue::AgentControl, _) => matches!(sender, Role::Mapper),
         };
         right_role && self.accepts(kind)
     }

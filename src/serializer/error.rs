@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 use super::CodecError;
-use crate::packet::{Identity, NoRandomness};
+use crate::packet::{Identity, RandomnessError};
 
 /// Why a message could not be sealed.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +36,7 @@ pub enum SealError {
     Crypto(String),
     /// The random generator failed.
     #[error(transparent)]
-    Random(#[from] NoRandomness),
+    Random(#[from] RandomnessError),
 }
 
 /// At which step a message was refused; the steps are in this order, and the first failure ends the opening.
@@ -124,12 +124,12 @@ pub struct OpenError {
     /// Whether it is for the mappers, verified, and sealed to the keys of others of them: one of these can open it.
     pub for_others: bool,
     /// When it is a registration or heartbeat, verified, of an earlier process of its sender than one that was heard: both instances.
-    pub outdated: Option<Outdated>,
+    pub superseded: Option<SupersededProcess>,
 }
 
 /// Two processes of one sender, by their instances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Outdated {
+pub struct SupersededProcess {
     /// The one that said it.
     pub instance: u64,
     /// The later one, which was heard before.
@@ -139,7 +139,7 @@ pub struct Outdated {
 impl OpenError {
     /// A refusal at this step.
     pub fn new(kind: OpenErrorKind, why: impl Into<Cow<'static, str>>) -> Self {
-        Self { kind, why: why.into(), claimed: None, for_others: false, outdated: None }
+        Self { kind, why: why.into(), claimed: None, for_others: false, superseded: None }
     }
 
     /// The same refusal of a message that is sealed to the keys of other mappers.

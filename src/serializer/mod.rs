@@ -1,6 +1,6 @@
 //! From packets to bytes and back, behind one trait.
 //!
-//! A [`Serializer`] turns a [`Packet`] for an [`Audience`] into bytes, and bytes that came on a [`Channel`] into an
+//! A [`Serializer`] turns a [`Packet`] for an [`Audience`] into bytes, and bytes that came on a [`InboundQueue`] into an
 //! [`Inbound`]. The secure one lives in [`crate::security`]; the plain ones here wrap a [`Codec`] and vouch for nothing.
 
 mod channel;
@@ -15,21 +15,21 @@ use std::time::Duration;
 use crate::clock::Timestamp;
 use crate::packet::{Identity, MessageId, Packet};
 
-pub use channel::Channel;
+pub use channel::InboundQueue;
 #[cfg(feature = "msgpack")]
 pub use codec::MsgPack;
 #[cfg(feature = "yaml")]
 pub use codec::Yaml;
 pub use codec::{Codec, CodecError, Json};
-pub use error::{OpenError, OpenErrorKind, Outdated, SealError};
-pub use plain::Plain;
+pub use error::{OpenError, OpenErrorKind, SealError, SupersededProcess};
+pub use plain::PlainSerializer;
 
 /// Turns packets into bytes and bytes into packets.
 ///
 /// Implement it to plug in a format of your own.
 ///
 /// * `seal` and `open` may block and may use the CPU for milliseconds: they are called on worker threads, never on those of the
-///   runtime, unless [`effort`](Serializer::effort) says otherwise.
+///   runtime, unless [`cost`](Serializer::cost) says otherwise.
 /// * The bytes given to `open` come from anybody. It must not panic, must bound what it allocates, and must return an error for
 ///   all it does not understand; no other format is tried.
 /// * Only [`crate::security::SecureSerializer`] can return a [`Provenance::Verified`].
@@ -57,12 +57,12 @@ pub trait Serializer: fmt::Debug + Send + Sync {
     /// [`OpenError`] when the bytes are refused; its kind says at which step.
     fn open(&self, bytes: &[u8], context: &OpenContext) -> Result<Inbound, OpenError>;
 
-    /// Told when a message that came on [`Channel::Offline`] has been carried out. Such a message is held for long, and the broker
+    /// Told when a message that came on [`InboundQueue::Offline`] has been carried out. Such a message is held for long, and the broker
     /// gives it again when a connection is lost meanwhile: so its being opened is not what makes it a replay, but this.
-    fn spent(&self, _message: &Verified, _now: Timestamp) {}
+    fn mark_completed(&self, _message: &Verified, _now: Timestamp) {}
 
-    /// Whether [`spent`](Serializer::spent) was told of this message: a copy of it that was opened before that is not carried out.
-    fn is_spent(&self, _message: &Verified) -> bool {
+    /// Whether [`mark_completed`](Serializer::mark_completed) was told of this message: a copy of it that was opened before that is not carried out.
+    fn is_completed(&self, _message: &Verified) -> bool {
         false
     }
 
@@ -87,16 +87,16 @@ pub trait Serializer: fmt::Debug + Send + Sync {
     }
 
     /// What `seal` or `open` will take for a message of about this many bytes at this moment. Asked before each, so it has to be quick.
-    fn effort(&self, _bytes: usize, _now: Timestamp) -> Effort {
-        Effort::Long
+    fn cost(&self, _bytes: usize, _now: Timestamp) -> Cost {
+        Cost::Long
     }
 }
 
 /// What one call of a serializer takes; it decides on which thread the call is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Effort {
+pub enum Cost {
     /// Microseconds: the call is made at once, one message after the other.
-    Trifle,
+    Trivial,
     /// As a rule less than 200 microseconds of the CPU, and nothing that blocks: the call is made on the runtime's threads where it has
     /// several, since handing it to another thread and back would take as long again.
     Short,
@@ -130,7 +130,7 @@ impl From<Identity> for Audience {
 
 /// How long a message may take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Class {
+pub enum MessageClass {
     /// For now: seconds; refused by a process that started after it was made.
     #[default]
     Live,
@@ -149,7 +149,7 @@ pub struct SealRequest<'a> {
     /// How long it is valid; cut to the largest lifetime of its class.
     pub lifetime: Duration,
     /// The class.
-    pub class: Class,
+    pub class: MessageClass,
     /// The message it answers.
     pub in_reply_to: Option<MessageId>,
 }
@@ -157,7 +157,7 @@ pub struct SealRequest<'a> {
 impl<'a> SealRequest<'a> {
     /// A live message for `audience`, made `now`, valid for the default lifetime of 60 s.
     pub fn new(audience: &'a Audience, now: Timestamp) -> Self {
-        Self { audience, now, lifetime: Duration::from_secs(60), class: Class::Live, in_reply_to: None }
+        Self { audience, now, lifetime: Duration::from_secs(60), class: MessageClass::Live, in_reply_to: None }
     }
 }
 
@@ -177,14 +177,14 @@ pub struct Sealed {
 #[non_exhaustive]
 pub struct OpenContext {
     /// The kind of queue.
-    pub channel: Channel,
+    pub channel: InboundQueue,
     /// The moment.
     pub now: Timestamp,
 }
 
 impl OpenContext {
     /// Bytes that arrived on `channel` at `now`.
-    pub fn new(channel: Channel, now: Timestamp) -> Self {
+    pub fn new(channel: InboundQueue, now: Timestamp) -> Self {
         Self { channel, now }
     }
 }
@@ -246,7 +246,7 @@ pub struct Verified {
     pub(crate) id: MessageId,
     pub(crate) issued_at: Timestamp,
     pub(crate) expires_at: Timestamp,
-    pub(crate) class: Class,
+    pub(crate) class: MessageClass,
     pub(crate) in_reply_to: Option<MessageId>,
     pub(crate) proof: Option<Arc<Proof>>,
 }
@@ -288,7 +288,7 @@ impl Verified {
     }
 
     /// Live or stored.
-    pub fn class(&self) -> Class {
+    pub fn class(&self) -> MessageClass {
         self.class
     }
 

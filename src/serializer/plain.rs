@@ -1,32 +1,32 @@
-//! Plain messages: a codec and nothing else. Anybody can read, forge and replay them.
+//! PlainSerializer messages: a codec and nothing else. Anybody can read, forge and replay them.
 
 use std::sync::Arc;
 
 use super::{
-    Codec, Effort, Inbound, Json, OpenContext, OpenError, OpenErrorKind, SealError, SealRequest, Sealed, Serializer,
+    Codec, Cost, Inbound, Json, OpenContext, OpenError, OpenErrorKind, SealError, SealRequest, Sealed, Serializer,
 };
 use crate::clock::Timestamp;
 use crate::packet::{Identity, MessageId, Packet};
 
-/// Plain messages in the format of a [`Codec`]: no signature, no encryption, no protection of any kind.
+/// PlainSerializer messages in the format of a [`Codec`]: no signature, no encryption, no protection of any kind.
 #[derive(Debug)]
-pub struct Plain {
+pub struct PlainSerializer {
     codec: Arc<dyn Codec>,
 }
 
-impl Plain {
-    /// Plain messages in this codec.
+impl PlainSerializer {
+    /// PlainSerializer messages in this codec.
     pub fn new(codec: impl Codec + 'static) -> Self {
         Self { codec: Arc::new(codec) }
     }
 
-    /// Plain JSON, as the original wrote it.
+    /// PlainSerializer JSON, as the original wrote it.
     pub fn json() -> Self {
         Self::new(Json)
     }
 }
 
-impl Serializer for Plain {
+impl Serializer for PlainSerializer {
     fn content_type(&self) -> &str {
         self.codec.content_type()
     }
@@ -64,7 +64,7 @@ impl Serializer for Plain {
         Ok(Inbound::unverified(packet))
     }
 
-    fn effort(&self, _bytes: usize, _now: Timestamp) -> Effort {
-        Effort::Trifle
+    fn cost(&self, _bytes: usize, _now: Timestamp) -> Cost {
+        Cost::Trivial
     }
 }

@@ -22,7 +22,7 @@ pub use amqp::{AmqpOptions, AmqpTransport, Tls};
 #[cfg(all(feature = "amqp", feature = "cli"))]
 pub(crate) use amqp::{logs_secrets, segment};
 pub use error::TransportError;
-pub use memory::{Limits, MemoryBroker, MemoryTransport, Passed, Tap, Waiting};
+pub use memory::{Limits, MemoryBroker, MemoryTransport, PublishedMessage, QueuedMessage, Tap};
 
 /// The largest body that is carried, in bytes: what RabbitMQ 4 takes by default.
 pub const MAX_BODY: usize = 16 * 1024 * 1024;
@@ -50,7 +50,7 @@ pub trait Transport: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// [`TransportError`]; whether trying again can help is [`TransportError::is_retryable`].
-    async fn publish(&self, message: Outgoing, timeout: Duration) -> Result<(), TransportError>;
+    async fn publish(&self, message: PublishRequest, timeout: Duration) -> Result<(), TransportError>;
 
     /// Declares a queue with its bindings (and the exchanges these name) and consumes from it. At most `prefetch` deliveries are
     /// unacknowledged at a time; zero counts as one.
@@ -78,7 +78,7 @@ pub trait Transport: fmt::Debug + Send + Sync {
 
 /// A message to publish.
 #[derive(Clone, Debug)]
-pub struct Outgoing {
+pub struct PublishRequest {
     /// Where it goes.
     pub destination: Destination,
     /// The message.
@@ -114,7 +114,7 @@ fn check_name(name: &str) -> Result<(), TransportError> {
     Ok(())
 }
 
-fn check_message(message: &Outgoing) -> Result<(), TransportError> {
+fn check_message(message: &PublishRequest) -> Result<(), TransportError> {
     if message.body.len() > MAX_BODY {
         return Err(TransportError::TooLarge { length: message.body.len(), limit: MAX_BODY });
     }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use nanite::transport::{AmqpOptions, AmqpTransport, MAX_BODY, Outgoing, Transport, TransportError};
+use nanite::transport::{AmqpOptions, AmqpTransport, MAX_BODY, PublishRequest, Transport, TransportError};
 use serde_json::json;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
@@ -229,7 +229,7 @@ async fn d04_a_broker_that_restarts_or_is_killed_loses_nothing_that_was_confirme
     for n in 0..100 {
         one.publish(to_queue("kept", n.to_string()), PATIENCE).await.unwrap();
     }
-    one.publish(Outgoing { persistent: false, ..to_queue("kept", "not persistent") }, PATIENCE).await.unwrap();
+    one.publish(PublishRequest { persistent: false, ..to_queue("kept", "not persistent") }, PATIENCE).await.unwrap();
     let traffic = Traffic::start(&one, &two).await;
     traffic.flows().await;
     tokio::task::block_in_place(|| {

@@ -8,8 +8,8 @@ use nanite::packet::{
     Packet, Payload, Ping, Register, Request, SelectorName, Status, Token, Unregister,
 };
 use nanite::serializer::{
-    Audience, Channel, Codec, CodecError, Inbound, Json, MsgPack, OpenContext, OpenErrorKind, Plain, SealRequest,
-    Serializer, Yaml,
+    Audience, Codec, CodecError, Inbound, InboundQueue, Json, MsgPack, OpenContext, OpenErrorKind, PlainSerializer,
+    SealRequest, Serializer, Yaml,
 };
 
 use crate::harness::system::json;
@@ -198,18 +198,20 @@ fn n23_what_is_no_packet_is_refused_by_every_format() {
 
 #[test]
 fn n23_the_content_type_and_the_channel_decide_and_nothing_is_guessed() {
-    let plain = Plain::new(MsgPack);
+    let plain = PlainSerializer::new(MsgPack);
     let packet = Packet::from(Ping { identity: fred(), status: Status::new(1.0), instance: None });
     let now = Timestamp::from_secs(1);
     let sealed = plain.seal(&packet, &SealRequest::new(&Audience::Mappers, now)).unwrap();
-    let opened = plain.open(&sealed.bytes, &OpenContext::new(Channel::Presence, now)).unwrap();
+    let opened = plain.open(&sealed.bytes, &OpenContext::new(InboundQueue::Presence, now)).unwrap();
     assert_eq!(opened.packet, packet);
     assert!(opened.signer().is_none(), "a plain format vouches for nobody");
-    let elsewhere = plain.open(&sealed.bytes, &OpenContext::new(Channel::AgentInbox, now)).unwrap_err();
+    let elsewhere = plain.open(&sealed.bytes, &OpenContext::new(InboundQueue::AgentInbox, now)).unwrap_err();
     assert_eq!(elsewhere.kind, OpenErrorKind::WrongDestination);
-    let other = Plain::json().open(&sealed.bytes, &OpenContext::new(Channel::Presence, now)).unwrap_err();
+    let other =
+        PlainSerializer::json().open(&sealed.bytes, &OpenContext::new(InboundQueue::Presence, now)).unwrap_err();
     assert_eq!(other.kind, OpenErrorKind::BadBody);
-    let long = Plain::json().open(&vec![b' '; 3 << 20], &OpenContext::new(Channel::Presence, now)).unwrap_err();
+    let long =
+        PlainSerializer::json().open(&vec![b' '; 3 << 20], &OpenContext::new(InboundQueue::Presence, now)).unwrap_err();
     assert_eq!(long.kind, OpenErrorKind::TooLarge);
 }
 
@@ -240,12 +242,12 @@ impl Codec for Backwards {
 
 #[test]
 fn n23_a_format_of_the_users_own() {
-    let serializer: Arc<dyn Serializer> = Arc::new(Plain::new(Backwards));
+    let serializer: Arc<dyn Serializer> = Arc::new(PlainSerializer::new(Backwards));
     let packet = Packet::from(Advertise::default());
     let now = Timestamp::from_secs(1);
     let sealed = serializer.seal(&packet, &SealRequest::new(&Audience::Agents, now)).unwrap();
     assert_eq!(sealed.bytes.first(), Some(&b'}'));
     let Inbound { packet: opened, .. } =
-        serializer.open(&sealed.bytes, &OpenContext::new(Channel::AgentControl, now)).unwrap();
+        serializer.open(&sealed.bytes, &OpenContext::new(InboundQueue::AgentControl, now)).unwrap();
     assert_eq!(opened, packet);
 }

@@ -10,7 +10,7 @@ mod files;
 mod formats;
 mod harness;
 mod layers;
-mod n02_twins;
+mod n02_duplicate_instances;
 mod n10_two_mappers;
 mod n12_offline;
 #[cfg(feature = "redis")]

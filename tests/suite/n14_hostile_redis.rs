@@ -8,7 +8,7 @@ use nanite::clock::Timestamp;
 use nanite::mapper::{AgentQuery, AgentRecord, ClusterState, RedisOptions, RedisRefusal, RedisState, StateContext};
 use nanite::packet::{Register, Request};
 use nanite::policy::{AllowVerified, Caller, Decision, Policy};
-use nanite::serializer::{Plain, Serializer};
+use nanite::serializer::{PlainSerializer, Serializer};
 
 use crate::harness::pki::{Pki, agent, at, mapper};
 use crate::harness::redis::RedisServer;
@@ -386,7 +386,7 @@ async fn n14_no_name_reaches_another_key_and_no_prefix_another_prefix() {
 async fn n14_what_nothing_proves_is_believed_only_by_those_who_asked_for_it() {
     let redis = RedisServer::start();
     let stage = Stage { redis, ..Stage::new() };
-    let plain: Arc<dyn Serializer> = Arc::new(Plain::json());
+    let plain: Arc<dyn Serializer> = Arc::new(PlainSerializer::json());
     let careless = options(plain).dangerous().accept_unsigned();
     let careless = RedisState::connect(&stage.redis.url(), careless).await.unwrap();
     careless.start(StateContext::new(Arc::new(AllowVerified), stage.clock.clone(), AGENT_TIMEOUT)).await.unwrap();

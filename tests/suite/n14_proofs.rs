@@ -8,7 +8,7 @@ use nanite::clock::Timestamp;
 use nanite::packet::{Packet, Ping, Register, Status};
 use nanite::security::SecureSerializer;
 use nanite::serializer::{
-    Audience, Channel, OpenContext, OpenErrorKind, Plain, Proof, SealRequest, Serializer, Verified,
+    Audience, InboundQueue, OpenContext, OpenErrorKind, PlainSerializer, Proof, SealRequest, Serializer, Verified,
 };
 
 use crate::harness::pki::{Pki, T0, agent, at, mapper};
@@ -31,7 +31,7 @@ fn kept(
     now: Timestamp,
 ) -> (Verified, Arc<Proof>) {
     let sealed = sender.seal(packet, &SealRequest::new(&Audience::Mappers, now)).unwrap();
-    let opened = mapper.open(&sealed.bytes, &OpenContext::new(Channel::Presence, now)).unwrap();
+    let opened = mapper.open(&sealed.bytes, &OpenContext::new(InboundQueue::Presence, now)).unwrap();
     let signer = opened.signer().unwrap();
     (signer.clone(), signer.proof().unwrap().clone())
 }
@@ -126,13 +126,13 @@ fn n14_only_what_agents_say_to_the_mappers_has_a_proof() {
     // For one mapper only.
     let audience = Audience::One(mapper("one"));
     let sealed = fred.seal(&register("fred"), &SealRequest::new(&audience, at(1))).unwrap();
-    let opened = one.open(&sealed.bytes, &OpenContext::new(Channel::Presence, at(1))).unwrap();
+    let opened = one.open(&sealed.bytes, &OpenContext::new(InboundQueue::Presence, at(1))).unwrap();
     let proof = opened.signer().unwrap().proof().unwrap();
     assert_eq!(one.verify_proof(proof, at(1)).unwrap_err().kind, OpenErrorKind::WrongDestination);
     // A node whose rules let nobody register.
     let (_, proof) = kept(&fred, &one, &register("fred"), at(1));
     let strict = pki.builder(&mapper("strict")).authorize(|_, _, _| false).build().unwrap();
     assert_eq!(strict.verify_proof(&proof, at(1)).unwrap_err().kind, OpenErrorKind::NotAuthorized);
-    // Plain messages prove nothing.
-    assert_eq!(Plain::json().verify_proof(&proof, at(1)).unwrap_err().kind, OpenErrorKind::Unsupported);
+    // PlainSerializer messages prove nothing.
+    assert_eq!(PlainSerializer::json().verify_proof(&proof, at(1)).unwrap_err().kind, OpenErrorKind::Unsupported);
 }

@@ -14,7 +14,7 @@ use nanite::packet::{Identity, Payload, SelectorName};
 use nanite::policy::AllowVerified;
 use nanite::request::RequestError;
 use nanite::security::SecureSerializer;
-use nanite::serializer::{Plain, Serializer};
+use nanite::serializer::{PlainSerializer, Serializer};
 use nanite::transport::{MemoryBroker, Transport};
 
 use crate::harness::pki::{agent, mapper};
@@ -318,8 +318,8 @@ async fn n14_a_flood_of_heartbeats_is_a_few_round_trips() {
     assert!(asked < 200, "{asked} scripts for 2000 heartbeats");
 }
 
-fn redis_len(stage: &Stage, letter: &str) -> i64 {
-    stage.redis.run(&["HLEN", &format!("{{nanite}}:{letter}")])
+fn redis_len(stage: &Stage, message: &str) -> i64 {
+    stage.redis.run(&["HLEN", &format!("{{nanite}}:{message}")])
 }
 
 #[tokio::test]
@@ -333,12 +333,15 @@ async fn n14_a_later_registration_is_never_replaced_by_an_earlier_one() {
     let (one, two) = (stage.state("one").await, stage.state("two").await);
     one.register(new.clone()).await.unwrap();
     // The broker brings the two messages to the other mapper late.
-    two.register(old).await.or_else(|error| matches!(error, StateError::Outdated).then_some(()).ok_or(error)).unwrap();
+    two.register(old)
+        .await
+        .or_else(|error| matches!(error, StateError::SupersededProcess).then_some(()).ok_or(error))
+        .unwrap();
     wait_until("the other knows the later one", async || {
         two.agents().await.unwrap().first().is_some_and(|record| record.services == new.services)
     })
     .await;
-    assert!(matches!(two.register(older_again).await, Err(StateError::Outdated)));
+    assert!(matches!(two.register(older_again).await, Err(StateError::SupersededProcess)));
     // What the earlier process says when it goes does not concern the later one.
     assert!(!two.remove(&agent("fred"), Some(earlier.instance().unwrap())).await.unwrap());
     for state in [&one, &two] {
@@ -433,7 +436,7 @@ async fn n14_a_mapper_does_not_start_with_a_redis_that_cannot_be_used() {
 #[tokio::test]
 async fn n14_plain_registrations_are_not_shared_unless_asked_for() {
     let redis = RedisServer::start();
-    let plain: Arc<dyn Serializer> = Arc::new(Plain::json());
+    let plain: Arc<dyn Serializer> = Arc::new(PlainSerializer::json());
     assert_eq!(RedisState::connect(&redis.url(), options(plain.clone())).await.unwrap_err(), RedisError::NotSigned);
     assert_eq!(redis.run::<i64>(&["DBSIZE"]), 0, "nothing was written");
     let dangerous = options(plain).dangerous().accept_unsigned();

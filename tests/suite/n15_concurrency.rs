@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 
 use crate::harness::system::{System, knows, start};
 
-/// Jobs that begin when they are given to a worker, and end when the test lets them.
+/// PendingRequests that begin when they are given to a worker, and end when the test lets them.
 struct Gate {
     begun: mpsc::UnboundedReceiver<usize>,
     leave: Arc<Semaphore>,

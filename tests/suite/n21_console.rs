@@ -58,7 +58,7 @@ fn n21_requests_are_typed_with_completion_and_history() {
         ("agents --json", r#""nanite-fred": {"#),
         ("ping all", "nanite-fred: "),
         ("push /simple/echo work", "given to nanite-fred"),
-        ("help", "Ask agents to do something"),
+        ("help", "RequestSpec agents to do something"),
         ("help request", "--selector"),
         ("nonsense", "unrecognized subcommand 'nonsense'"),
         ("/nobody/offers", "no agent offers /nobody/offers"),

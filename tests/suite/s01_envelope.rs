@@ -2,7 +2,7 @@
 
 use nanite::certs::KeyType;
 use nanite::packet::{Advertise, Packet, Payload, Ping, Register, Request, Status};
-use nanite::serializer::{Audience, Channel, Class, OpenContext, SealRequest, Serializer};
+use nanite::serializer::{Audience, InboundQueue, MessageClass, OpenContext, SealRequest, Serializer};
 
 use crate::harness::pki::{Pki, agent, at, mapper};
 
@@ -22,7 +22,7 @@ fn s01_requests_are_opened_by_whom_they_are_for_in_both_suites() {
             let sealed = from.seal(&packet, &SealRequest::new(&audience, at(1))).unwrap();
             assert!(!sealed.bytes.windows(5).any(|w| w == b"hello" || w == b"/simp"));
             for reader in readers {
-                let inbound = reader.open(&sealed.bytes, &OpenContext::new(Channel::AgentInbox, at(2))).unwrap();
+                let inbound = reader.open(&sealed.bytes, &OpenContext::new(InboundQueue::AgentInbox, at(2))).unwrap();
                 assert_eq!(inbound.packet, packet);
                 let signer = inbound.signer().unwrap();
                 assert_eq!(signer.signer(), &m1);
@@ -54,7 +54,7 @@ fn s01_presence_goes_to_every_mapper_and_registrations_leave_a_proof() {
     for (packet, has_proof) in [(register, true), (ping, true)] {
         let sealed = from.seal(&packet, &SealRequest::new(&Audience::Mappers, at(1))).unwrap();
         for reader in &mappers {
-            let inbound = reader.open(&sealed.bytes, &OpenContext::new(Channel::Presence, at(1))).unwrap();
+            let inbound = reader.open(&sealed.bytes, &OpenContext::new(InboundQueue::Presence, at(1))).unwrap();
             assert_eq!(inbound.packet, packet);
             assert_eq!(inbound.sender(), Some(&fred));
             assert_eq!(inbound.signer().unwrap().proof().is_some(), has_proof);
@@ -71,7 +71,7 @@ fn s01_an_advertise_is_signed_for_agents_that_are_not_known_yet() {
     let reader = pki.builder_for(pki.stranger(&agent("new"))).build().unwrap();
     for audience in [Audience::Agents, Audience::One(agent("new"))] {
         let sealed = from.seal(&packet, &SealRequest::new(&audience, at(1))).unwrap();
-        let inbound = reader.open(&sealed.bytes, &OpenContext::new(Channel::AgentControl, at(1))).unwrap();
+        let inbound = reader.open(&sealed.bytes, &OpenContext::new(InboundQueue::AgentControl, at(1))).unwrap();
         assert_eq!((inbound.sender(), &inbound.packet), (Some(&mapper("m1")), &packet));
     }
 }
@@ -83,9 +83,9 @@ fn s01_stored_requests_wait_for_days() {
     let day = 24 * 3600;
     let reader = pki.builder(&mapper("m1")).started_at(at(day)).build().unwrap();
     let mut how = SealRequest::new(&Audience::Mappers, at(1));
-    (how.class, how.lifetime) = (Class::Stored, std::time::Duration::from_secs(2 * day));
+    (how.class, how.lifetime) = (MessageClass::Stored, std::time::Duration::from_secs(2 * day));
     let sealed = from.seal(&request("later"), &how).unwrap();
     assert_eq!(sealed.expires_at, at(1 + 2 * day));
-    let inbound = reader.open(&sealed.bytes, &OpenContext::new(Channel::Offline, at(day + 5))).unwrap();
+    let inbound = reader.open(&sealed.bytes, &OpenContext::new(InboundQueue::Offline, at(day + 5))).unwrap();
     assert_eq!(inbound.packet, request("later"));
 }

@@ -2,7 +2,9 @@
 
 use nanite::certs::KeyType;
 use nanite::packet::{Advertise, MessageId, Outcome, Packet, Payload, Register, Request, Status, Token};
-use nanite::serializer::{Audience, Channel, Class, Codec, Json, OpenContext, OpenErrorKind, SealRequest, Serializer};
+use nanite::serializer::{
+    Audience, Codec, InboundQueue, Json, MessageClass, OpenContext, OpenErrorKind, SealRequest, Serializer,
+};
 use serde_json::{Value, json};
 
 use crate::harness::oracle::{Files, openssl, oracle};
@@ -103,7 +105,7 @@ fn s01_what_an_independent_writer_makes_is_opened() {
             })
         };
         let reply = json!({"in_reply_to": "ab".repeat(16)});
-        type Case<'a> = (&'a str, &'a [&'a str], Value, Packet, Value, Channel);
+        type Case<'a> = (&'a str, &'a [&'a str], Value, Packet, Value, InboundQueue);
         let cases: Vec<Case<'_>> = vec![
             (
                 "m1",
@@ -111,7 +113,7 @@ fn s01_what_an_independent_writer_makes_is_opened() {
                 header("request", 1, json!(["nanite-fred"]), "live"),
                 request(),
                 json!({}),
-                Channel::AgentInbox,
+                InboundQueue::AgentInbox,
             ),
             (
                 "m1",
@@ -120,7 +122,7 @@ fn s01_what_an_independent_writer_makes_is_opened() {
                 request(),
                 // Parameters of SHA-256 as NULL, and no user keying material: other ways that RFCs allow.
                 json!({"null": true, "how": {"ukm": null}}),
-                Channel::AgentInbox,
+                InboundQueue::AgentInbox,
             ),
             (
                 "m1",
@@ -128,7 +130,7 @@ fn s01_what_an_independent_writer_makes_is_opened() {
                 header("advertise", 3, json!("agents"), "live"),
                 Advertise::default().into(),
                 json!({"encrypt": false, "certificates": true}),
-                Channel::AgentControl,
+                InboundQueue::AgentControl,
             ),
             (
                 "fred",
@@ -136,9 +138,16 @@ fn s01_what_an_independent_writer_makes_is_opened() {
                 header("register", 4, json!("mappers"), "live"),
                 register(),
                 json!({"certificates": true}),
-                Channel::Presence,
+                InboundQueue::Presence,
             ),
-            ("m1", &["m2"], header("request", 5, json!("mappers"), "stored"), request(), json!({}), Channel::Offline),
+            (
+                "m1",
+                &["m2"],
+                header("request", 5, json!("mappers"), "stored"),
+                request(),
+                json!({}),
+                InboundQueue::Offline,
+            ),
         ];
         for (signer, recipients, mut header, packet, options, channel) in cases {
             if header["sequence"] == 2 {
@@ -159,11 +168,11 @@ fn s01_what_an_independent_writer_makes_is_opened() {
             let verified = inbound.signer().unwrap();
             assert_eq!(verified.signer(), node(signer));
             assert_eq!(verified.sequence(), header["sequence"].as_u64().unwrap());
-            assert_eq!(verified.class() == Class::Stored, header["class"] == "stored");
+            assert_eq!(verified.class() == MessageClass::Stored, header["class"] == "stored");
             assert_eq!(verified.in_reply_to().is_some(), header["sequence"] == 2);
-            if channel == Channel::Offline {
+            if channel == InboundQueue::Offline {
                 // Such a message is done with when its work is, not when it is opened.
-                reader.spent(verified, at(2));
+                reader.mark_completed(verified, at(2));
             }
             assert_eq!(reader.open(&bytes, &context).unwrap_err().kind, OpenErrorKind::Replayed);
         }

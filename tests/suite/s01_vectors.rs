@@ -10,7 +10,7 @@ use nanite::certs::{Certificate, Credentials, PrivateKey, Trust};
 use nanite::clock::Timestamp;
 use nanite::packet::Packet;
 use nanite::security::{SecureSerializer, inspect};
-use nanite::serializer::{Channel, Codec, Json, OpenContext, OpenErrorKind, Serializer};
+use nanite::serializer::{Codec, InboundQueue, Json, OpenContext, OpenErrorKind, Serializer};
 use serde::Deserialize;
 
 use crate::harness::pki::Peers;
@@ -62,14 +62,14 @@ fn reader(name: &str, started_at: u64) -> SecureSerializer {
     builder.started_at(Timestamp::from_secs(started_at)).build().unwrap()
 }
 
-fn channel(name: &str) -> Channel {
+fn channel(name: &str) -> InboundQueue {
     match name {
-        "agent-inbox" => Channel::AgentInbox,
-        "agent-control" => Channel::AgentControl,
-        "mapper-inbox" => Channel::MapperInbox,
-        "presence" => Channel::Presence,
-        "requests" => Channel::Requests,
-        "offline" => Channel::Offline,
+        "agent-inbox" => InboundQueue::AgentInbox,
+        "agent-control" => InboundQueue::AgentControl,
+        "mapper-inbox" => InboundQueue::MapperInbox,
+        "presence" => InboundQueue::Presence,
+        "requests" => InboundQueue::Requests,
+        "offline" => InboundQueue::Offline,
         other => panic!("{other} is no channel"),
     }
 }

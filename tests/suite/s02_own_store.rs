@@ -9,10 +9,10 @@ use nanite::certs::{
     StoreError, Trust,
 };
 use nanite::clock::{Clock, SystemClock, Timestamp};
-use nanite::link::{Letter, Link};
+use nanite::link::{Link, Outbound};
 use nanite::packet::{Advertise, Packet, Payload, Ping, Register, Request, Role, Status};
 use nanite::security::SecureSerializer;
-use nanite::serializer::{Audience, Channel, OpenContext, OpenErrorKind, SealError, SealRequest, Serializer};
+use nanite::serializer::{Audience, InboundQueue, OpenContext, OpenErrorKind, SealError, SealRequest, Serializer};
 use nanite::transport::MemoryBroker;
 use openssl::nid::Nid;
 
@@ -94,13 +94,13 @@ fn s02_nodes_that_know_only_the_ca_come_to_know_each_other() {
     assert!(matches!(error, SealError::NoRecipient(_)), "nobody to encrypt to yet: {error}");
 
     let advertise = m1.seal(&Advertise::default().into(), &SealRequest::new(&Audience::Agents, at(1))).unwrap();
-    fred.open(&advertise.bytes, &OpenContext::new(Channel::AgentControl, at(2))).unwrap();
+    fred.open(&advertise.bytes, &OpenContext::new(InboundQueue::AgentControl, at(2))).unwrap();
     assert_eq!((at_agent.knows(), at_mapper.knows()), (1, 0));
     let register = fred.seal(&register(), &to_mappers).unwrap();
-    m1.open(&register.bytes, &OpenContext::new(Channel::Presence, at(2))).unwrap();
+    m1.open(&register.bytes, &OpenContext::new(InboundQueue::Presence, at(2))).unwrap();
     assert_eq!(at_mapper.knows(), 1);
     let request_to_fred = m1.seal(&request(), &SealRequest::new(&Audience::One(agent("fred")), at(3))).unwrap();
-    let inbound = fred.open(&request_to_fred.bytes, &OpenContext::new(Channel::AgentInbox, at(3))).unwrap();
+    let inbound = fred.open(&request_to_fred.bytes, &OpenContext::new(InboundQueue::AgentInbox, at(3))).unwrap();
     assert_eq!(inbound.sender(), Some(&mapper("m1")));
     assert!(at_mapper.asked.load(Ordering::SeqCst) > 0);
 }
@@ -109,7 +109,7 @@ fn s02_nodes_that_know_only_the_ca_come_to_know_each_other() {
 fn s02_a_store_is_told_only_of_certificates_that_proved_good() {
     let pki = Pki::new(KeyType::P256);
     let (at_agent, fred) = node(&pki, pki.stranger(&agent("fred")));
-    let context = OpenContext::new(Channel::AgentControl, at(2));
+    let context = OpenContext::new(InboundQueue::AgentControl, at(2));
     let advertise = |pki: &Pki| {
         let (_, m1) = node(pki, pki.stranger(&mapper("m1")));
         m1.seal(&Advertise::default().into(), &SealRequest::new(&Audience::Agents, at(1))).unwrap().bytes
@@ -138,7 +138,7 @@ fn s02_a_store_that_fails_refuses_and_loses_nothing() {
     assert!(matches!(error, SealError::Store(_)), "{error}");
 
     let advertise = m1.seal(&Advertise::default().into(), &SealRequest::new(&Audience::Agents, at(1))).unwrap();
-    let context = OpenContext::new(Channel::AgentControl, at(2));
+    let context = OpenContext::new(InboundQueue::AgentControl, at(2));
     at_agent.broken.store(true, Ordering::SeqCst);
     let error = fred.open(&advertise.bytes, &context).unwrap_err();
     assert_eq!(error.kind, OpenErrorKind::UnknownSigner);
@@ -168,10 +168,10 @@ fn s02_certificates_in_between_come_with_a_registration_and_are_remembered() {
     let (at_mapper, m1) = with_trust(below(&root, &mappers, "mapper/m1"), trust());
     let (_, fred) = with_trust(below(&root, &agents, "agent/fred"), trust());
     let advertise = m1.seal(&Advertise::default().into(), &SealRequest::new(&Audience::Agents, at(1))).unwrap();
-    fred.open(&advertise.bytes, &OpenContext::new(Channel::AgentControl, at(1))).unwrap();
+    fred.open(&advertise.bytes, &OpenContext::new(InboundQueue::AgentControl, at(1))).unwrap();
 
     let register = fred.seal(&register(), &SealRequest::new(&Audience::Mappers, at(2))).unwrap();
-    let opened = m1.open(&register.bytes, &OpenContext::new(Channel::Presence, at(2))).unwrap();
+    let opened = m1.open(&register.bytes, &OpenContext::new(InboundQueue::Presence, at(2))).unwrap();
     let proof = opened.signer().unwrap().proof().unwrap();
     assert_eq!(proof.certificates.len(), 2);
     assert_eq!(proof.certificates[0], at_mapper.known.lock().unwrap()[0].der(), "the sender's in front");
@@ -179,9 +179,9 @@ fn s02_certificates_in_between_come_with_a_registration_and_are_remembered() {
     let ping = Packet::Ping(Ping { identity: agent("fred"), status: Status::new(0.5), instance: None });
     let later = at(7_200);
     let ping = fred.seal(&ping, &SealRequest::new(&Audience::Mappers, later)).unwrap();
-    m1.open(&ping.bytes, &OpenContext::new(Channel::Presence, later)).unwrap();
+    m1.open(&ping.bytes, &OpenContext::new(InboundQueue::Presence, later)).unwrap();
     let work = m1.seal(&request(), &SealRequest::new(&Audience::One(agent("fred")), later)).unwrap();
-    fred.open(&work.bytes, &OpenContext::new(Channel::AgentInbox, later)).unwrap();
+    fred.open(&work.bytes, &OpenContext::new(InboundQueue::AgentInbox, later)).unwrap();
 }
 
 /// What comes along is not signed: whoever carries a message can put other certificates beside the signer's.
@@ -202,7 +202,7 @@ fn s10_certificates_put_into_a_message_on_its_way_do_not_shut_its_sender_out() {
         at_agent.learned(credentials(&mapper_leaf, vec![]).certificate(), at(0));
         let seal = |packet: Packet, now| fred.seal(&packet, &SealRequest::new(&Audience::Mappers, now)).unwrap().bytes;
         let ping = || Packet::Ping(Ping { identity: agent("fred"), status: Status::new(0.5), instance: None });
-        let open = |bytes: &[u8], now| m1.open(bytes, &OpenContext::new(Channel::Presence, now)).map(drop);
+        let open = |bytes: &[u8], now| m1.open(bytes, &OpenContext::new(InboundQueue::Presence, now)).map(drop);
         open(&seal(register(), at(2)), at(2)).unwrap();
 
         let mut carried = tamper::Forged::new(&seal(register(), at(3)));
@@ -229,7 +229,7 @@ fn s10_revoked_signers_and_recipients_are_refused() {
     let (_, sender) = with_trust(credentials(&m1, vec![]), trust(&[]));
     let advertise =
         sender.seal(&Advertise::default().into(), &SealRequest::new(&Audience::Agents, at(1))).unwrap().bytes;
-    let context = OpenContext::new(Channel::AgentControl, at(2));
+    let context = OpenContext::new(InboundQueue::AgentControl, at(2));
     let (store, reader) = with_trust(credentials(&fred, vec![]), trust(&[&m1.x509]));
     let error = reader.open(&advertise, &context).unwrap_err();
     assert_eq!((error.kind, &*error.why), (OpenErrorKind::BadCertificate, "it is revoked"));
@@ -281,7 +281,7 @@ fn s02_a_store_that_blocks_holds_up_nothing_but_its_messages() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let seal = || {
         let link = link.clone();
-        async move { link.seal(Letter::new(request(), agent("fred"))).await }
+        async move { link.seal(Outbound::new(request(), agent("fred"))).await }
     };
     let sealing: Vec<_> = (0..8).map(|_| runtime.spawn(seal())).collect();
     let (done, other_work) = std::sync::mpsc::channel();

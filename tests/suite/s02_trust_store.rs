@@ -12,9 +12,9 @@ use nanite::mapper::Mapper;
 use nanite::packet::{Advertise, Failure, Identity, Packet, Payload, Ping, Register, Request, Status};
 use nanite::proxy::MapperProxy;
 use nanite::security::SecureSerializer;
-use nanite::serializer::{Audience, Channel, OpenContext, OpenErrorKind, SealError, SealRequest, Serializer};
+use nanite::serializer::{Audience, InboundQueue, OpenContext, OpenErrorKind, SealError, SealRequest, Serializer};
 use nanite::transport::{
-    Consumer, Destination, Exchange, MemoryBroker, MemoryTransport, Outgoing, Queue, Transport, TransportError,
+    Consumer, Destination, Exchange, MemoryBroker, MemoryTransport, PublishRequest, Queue, Transport, TransportError,
     topology,
 };
 
@@ -86,7 +86,7 @@ struct Mute {
 
 #[async_trait::async_trait]
 impl Transport for Mute {
-    async fn publish(&self, message: Outgoing, timeout: Duration) -> Result<(), TransportError> {
+    async fn publish(&self, message: PublishRequest, timeout: Duration) -> Result<(), TransportError> {
         if message.destination == Destination::Exchange(Exchange(topology::ADVERTISE.into()))
             && self.missed.fetch_add(1, Ordering::SeqCst) == 0
         {
@@ -204,32 +204,32 @@ fn s02_nothing_is_learned_from_what_was_not_verified() {
     // With one bit changed, on another queue, or by a mapper of another CA: refused, and nobody is known.
     let mut changed = said.clone();
     *changed.last_mut().unwrap() ^= 1;
-    assert_eq!(open(&fred, &changed, Channel::AgentControl).unwrap_err(), OpenErrorKind::BadSignature);
-    assert_eq!(open(&fred, &said, Channel::AgentInbox).unwrap_err(), OpenErrorKind::WrongDestination);
+    assert_eq!(open(&fred, &changed, InboundQueue::AgentControl).unwrap_err(), OpenErrorKind::BadSignature);
+    assert_eq!(open(&fred, &said, InboundQueue::AgentInbox).unwrap_err(), OpenErrorKind::WrongDestination);
     let elsewhere = Apart::new();
     let forger = elsewhere.node(mapper("m1"));
     let forged = seal(&forger, &advertise, &Audience::Agents).unwrap();
-    assert_eq!(open(&fred, &forged, Channel::AgentControl).unwrap_err(), OpenErrorKind::BadCertificate);
+    assert_eq!(open(&fred, &forged, InboundQueue::AgentControl).unwrap_err(), OpenErrorKind::BadCertificate);
     // An agent with a good certificate is no mapper.
     let bob = apart.node(agent("bob"));
     let posing = seal(&bob, &advertise, &Audience::Agents).unwrap();
-    assert_eq!(open(&fred, &posing, Channel::AgentControl).unwrap_err(), OpenErrorKind::NotAuthorized);
+    assert_eq!(open(&fred, &posing, InboundQueue::AgentControl).unwrap_err(), OpenErrorKind::NotAuthorized);
     assert!(fred.store.learned_certificates().is_empty());
 
-    open(&fred, &said, Channel::AgentControl).unwrap();
+    open(&fred, &said, InboundQueue::AgentControl).unwrap();
     assert_eq!(fred.store.learned_certificates().len(), 1);
     // Now it can register, and by that the mapper can speak to it; a heartbeat before that is of nobody.
     let ping = Packet::Ping(Ping { identity: fred.identity.clone(), status: Status::new(1.0), instance: None });
     let early = seal(&fred, &ping, &Audience::Mappers).unwrap();
-    assert_eq!(open(&m1, &early, Channel::Presence).unwrap_err(), OpenErrorKind::UnknownSigner);
+    assert_eq!(open(&m1, &early, InboundQueue::Presence).unwrap_err(), OpenErrorKind::UnknownSigner);
     let registration = seal(&fred, &register(&fred.identity), &Audience::Mappers).unwrap();
-    open(&m1, &registration, Channel::Presence).unwrap();
+    open(&m1, &registration, InboundQueue::Presence).unwrap();
     let to_fred = Audience::One(fred.identity.clone());
     let packet = Packet::Push(Request::new("/simple/echo".parse().unwrap(), Payload::from("work")));
     let pushed = seal(&m1, &packet, &to_fred).unwrap();
-    open(&fred, &pushed, Channel::AgentInbox).unwrap();
+    open(&fred, &pushed, InboundQueue::AgentInbox).unwrap();
     let heartbeat = seal(&fred, &ping, &Audience::Mappers).unwrap();
-    open(&m1, &heartbeat, Channel::Presence).unwrap();
+    open(&m1, &heartbeat, InboundQueue::Presence).unwrap();
 }
 
 #[test]

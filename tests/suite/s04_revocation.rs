@@ -10,7 +10,7 @@ use nanite::certs::{CertificateDirectory, DirectoryCertificateStore, TrustError}
 use nanite::clock::{Clock, SystemClock, Timestamp};
 use nanite::packet::{Identity, Packet, Ping, Status};
 use nanite::security::SecureSerializer;
-use nanite::serializer::{Audience, Channel, OpenContext, OpenErrorKind, SealRequest, Serializer};
+use nanite::serializer::{Audience, InboundQueue, OpenContext, OpenErrorKind, SealRequest, Serializer};
 use serde_json::Value;
 
 use crate::harness::pki::{agent, mapper};
@@ -113,7 +113,7 @@ fn s04_a_running_node_refuses_what_was_revoked_whatever_it_believed_before() {
         let identity = by.identity().unwrap().clone();
         let ping = Packet::Ping(Ping { identity, status: Status::new(1.0), instance: None });
         let bytes = by.seal(&ping, &SealRequest::new(&Audience::Mappers, now)).unwrap().bytes;
-        m1.open(&bytes, &OpenContext::new(Channel::Presence, now)).map(drop)
+        m1.open(&bytes, &OpenContext::new(InboundQueue::Presence, now)).map(drop)
     };
     let now = SystemClock.now();
     assert!(say(&fred, now).is_ok() && say(&bob, now).is_ok());

@@ -5,7 +5,7 @@ use nanite::packet::{
     FileStart, Identity, Intermediate, Outcome, Packet, Payload, Ping, Register, Request, Status, Token, Unregister,
 };
 use nanite::serializer::{
-    Audience, Channel, Codec, CodecError, Json, OpenContext, OpenErrorKind, SealError, SealRequest, Serializer,
+    Audience, Codec, CodecError, InboundQueue, Json, OpenContext, OpenErrorKind, SealError, SealRequest, Serializer,
 };
 
 use crate::harness::pki::{Pki, agent, at, mapper};
@@ -71,11 +71,11 @@ fn packets(from: &Identity, to: &Identity) -> Vec<Packet> {
     ]
 }
 
-fn way(packet: &Packet) -> (Audience, Channel) {
+fn way(packet: &Packet) -> (Audience, InboundQueue) {
     match packet {
-        Packet::Outcome(_) | Packet::Intermediate(_) => (Audience::One(mapper("m1")), Channel::MapperInbox),
-        Packet::Request(_) | Packet::Push(_) => (Audience::Mappers, Channel::Requests),
-        _ => (Audience::Mappers, Channel::Presence),
+        Packet::Outcome(_) | Packet::Intermediate(_) => (Audience::One(mapper("m1")), InboundQueue::MapperInbox),
+        Packet::Request(_) | Packet::Push(_) => (Audience::Mappers, InboundQueue::Requests),
+        _ => (Audience::Mappers, InboundQueue::Presence),
     }
 }
 
@@ -144,7 +144,7 @@ fn s05_registrations_of_more_than_one_agent_may_offer_are_refused() {
     let from = pki.serializer(&fred);
     let open = |packet: &Packet| {
         let sealed = from.seal(packet, &SealRequest::new(&Audience::Mappers, at(1))).unwrap();
-        m1.open(&sealed.bytes, &OpenContext::new(Channel::Presence, at(2))).map_err(|error| error.kind)
+        m1.open(&sealed.bytes, &OpenContext::new(InboundQueue::Presence, at(2))).map_err(|error| error.kind)
     };
     open(&register(Register::MAX_SERVICES, Register::MAX_TAGS)).unwrap();
     for (services, tags) in [(Register::MAX_SERVICES + 1, 0), (0, Register::MAX_TAGS + 1)] {
@@ -157,7 +157,7 @@ fn s05_another_process_and_another_senders_file_are_refused() {
     let pki = Pki::new(KeyType::P256);
     let (m1, fred) = (pki.serializer(&mapper("m1")), agent("fred"));
     let ping = |instance| Packet::Ping(Ping { identity: fred.clone(), status: Status::new(0.5), instance });
-    let (audience, context) = (Audience::Mappers, OpenContext::new(Channel::Presence, at(2)));
+    let (audience, context) = (Audience::Mappers, OpenContext::new(InboundQueue::Presence, at(2)));
     let liar = pki.builder(&fred).codec(Lying(ping(Some(1)))).build().unwrap();
     let sealed = liar.seal(&ping(None), &SealRequest::new(&audience, at(1))).unwrap();
     assert_eq!(m1.open(&sealed.bytes, &context).unwrap_err().kind, OpenErrorKind::BadBody);
@@ -177,6 +177,7 @@ fn s05_another_process_and_another_senders_file_are_refused() {
     let liar = pki.builder(&mapper("m1")).codec(Lying(file("m2"))).build().unwrap();
     let audience = Audience::One(fred.clone());
     let sealed = liar.seal(&file("m1"), &SealRequest::new(&audience, at(1))).unwrap();
-    let error = pki.serializer(&fred).open(&sealed.bytes, &OpenContext::new(Channel::AgentControl, at(2))).unwrap_err();
+    let error =
+        pki.serializer(&fred).open(&sealed.bytes, &OpenContext::new(InboundQueue::AgentControl, at(2))).unwrap_err();
     assert_eq!(error.kind, OpenErrorKind::BadBody);
 }

@@ -7,7 +7,7 @@ use nanite::certs::KeyType;
 use nanite::clock::Timestamp;
 use nanite::packet::{MessageId, Outcome, Packet, Payload, Ping, Request, Status, Token};
 use nanite::security::{ReplayLimits, SecureSerializer};
-use nanite::serializer::{Audience, Channel, Class, OpenContext, OpenErrorKind, SealRequest, Serializer};
+use nanite::serializer::{Audience, InboundQueue, MessageClass, OpenContext, OpenErrorKind, SealRequest, Serializer};
 
 use crate::harness::pki::{Pki, agent, at, mapper};
 
@@ -42,7 +42,7 @@ fn s06_an_answer_by_a_clock_that_is_behind_is_taken_by_the_process_that_asked() 
         how.in_reply_to = in_reply_to;
         fred.seal(&outcome(), &how).unwrap().bytes
     };
-    let context = OpenContext::new(Channel::MapperInbox, at(101));
+    let context = OpenContext::new(InboundQueue::MapperInbox, at(101));
     for unasked in [None, Some(MessageId::from_bytes([7; 16]))] {
         assert_eq!(m1.open(&answer(unasked), &context).unwrap_err().kind, OpenErrorKind::NotFresh);
     }
@@ -51,7 +51,7 @@ fn s06_an_answer_by_a_clock_that_is_behind_is_taken_by_the_process_that_asked() 
     assert_eq!(m1.open(&answered, &context).unwrap_err().kind, OpenErrorKind::Replayed);
     // The next process knows nothing of it.
     let next = pki.builder(&mapper("m1")).started_at(at(102)).build().unwrap();
-    let context = OpenContext::new(Channel::MapperInbox, at(103));
+    let context = OpenContext::new(InboundQueue::MapperInbox, at(103));
     assert_eq!(next.open(&answered, &context).unwrap_err().kind, OpenErrorKind::NotFresh);
     assert_eq!((next.counters().opened(), next.counters().refused(OpenErrorKind::NotFresh)), (0, 1));
 }
@@ -63,7 +63,7 @@ fn s06_the_edges_of_time() {
     let to = Audience::One(agent("fred"));
     let opens = |issued: Timestamp, now: Timestamp| {
         let fred = pki.builder(&agent("fred")).started_at(at(1)).build().unwrap();
-        let opened = fred.open(&seal(&m1, &request(), &to, issued), &OpenContext::new(Channel::AgentInbox, now));
+        let opened = fred.open(&seal(&m1, &request(), &to, issued), &OpenContext::new(InboundQueue::AgentInbox, now));
         opened.map(|_| ()).map_err(|error| error.kind)
     };
     let micro = Duration::from_micros(1);
@@ -83,16 +83,16 @@ fn s06_lifetimes_are_cut_to_what_receivers_grant() {
     let week = Duration::from_secs(7 * 24 * 3600);
     let (one, group) = (Audience::One(agent("fred")), Audience::Mappers);
     for (audience, class, asked, granted) in [
-        (&one, Class::Live, millis(1), millis(1)),
-        (&one, Class::Live, week, Duration::from_secs(60)),
-        (&group, Class::Stored, 2 * week, week),
+        (&one, MessageClass::Live, millis(1), millis(1)),
+        (&one, MessageClass::Live, week, Duration::from_secs(60)),
+        (&group, MessageClass::Stored, 2 * week, week),
     ] {
         let mut how = SealRequest::new(audience, at(1));
         (how.class, how.lifetime) = (class, asked);
         assert_eq!(m1.seal(&request(), &how).unwrap().expires_at, at(1).saturating_add(granted));
     }
     let mut how = SealRequest::new(&one, at(1));
-    how.class = Class::Stored;
+    how.class = MessageClass::Stored;
     assert!(m1.seal(&request(), &how).is_err(), "only for the mappers");
 }
 
@@ -104,7 +104,7 @@ fn s06_one_of_many_readers_at_once_opens_a_message() {
     let opened = AtomicU64::new(0);
     std::thread::scope(|scope| {
         for _ in 0..8 {
-            scope.spawn(|| match fred.open(&bytes, &OpenContext::new(Channel::AgentInbox, at(2))) {
+            scope.spawn(|| match fred.open(&bytes, &OpenContext::new(InboundQueue::AgentInbox, at(2))) {
                 Ok(_) => drop(opened.fetch_add(1, Ordering::SeqCst)),
                 Err(error) => assert_eq!(error.kind, OpenErrorKind::Replayed),
             });
@@ -123,7 +123,7 @@ fn s06_a_full_memory_refuses_until_what_it_holds_has_expired() {
     let senders = ["fred", "bob", "carl"].map(|name| pki.serializer(&agent(name)));
     let ask = |sender: usize, second: u64| {
         let bytes = seal(&senders[sender], &request(), &Audience::Mappers, at(second));
-        m1.open(&bytes, &OpenContext::new(Channel::Requests, at(second))).map(|_| ()).map_err(|error| error.kind)
+        m1.open(&bytes, &OpenContext::new(InboundQueue::Requests, at(second))).map(|_| ()).map_err(|error| error.kind)
     };
     assert_eq!([ask(0, 1), ask(0, 2)], [Ok(()), Ok(())]);
     assert_eq!(ask(0, 3), Err(OpenErrorKind::Replayed), "one sender's share");
@@ -138,7 +138,7 @@ fn s06_a_full_memory_refuses_until_what_it_holds_has_expired() {
         let identity = senders[sender].identity().unwrap().clone();
         let packet = Packet::Ping(Ping { identity, status: Status::new(0.5), instance: None });
         let bytes = seal(&senders[sender], &packet, &Audience::Mappers, at(second));
-        m1.open(&bytes, &OpenContext::new(Channel::Presence, at(second))).map(|_| ()).map_err(|error| error.kind)
+        m1.open(&bytes, &OpenContext::new(InboundQueue::Presence, at(second))).map(|_| ()).map_err(|error| error.kind)
     };
     assert_eq!([ping(0, 201), ping(0, 202)], [Ok(()), Ok(())]);
     assert_eq!(ping(1, 203), Err(OpenErrorKind::Replayed), "the places of heartbeats are bounded as well");
@@ -150,7 +150,7 @@ fn s06_every_refusal_is_counted_at_its_step() {
     let pki = Pki::new(KeyType::P256);
     let (m1, fred) = (pki.serializer(&mapper("m1")), pki.serializer(&agent("fred")));
     let bytes = seal(&m1, &request(), &Audience::One(agent("fred")), at(1));
-    let inbox = OpenContext::new(Channel::AgentInbox, at(2));
+    let inbox = OpenContext::new(InboundQueue::AgentInbox, at(2));
     fred.open(&bytes, &inbox).unwrap();
     for _ in 0..3 {
         fred.open(&bytes, &inbox).unwrap_err();
@@ -158,7 +158,7 @@ fn s06_every_refusal_is_counted_at_its_step() {
     for _ in 0..2 {
         fred.open(b"x", &inbox).unwrap_err();
     }
-    fred.open(&bytes, &OpenContext::new(Channel::AgentInbox, at(62))).unwrap_err();
+    fred.open(&bytes, &OpenContext::new(InboundQueue::AgentInbox, at(62))).unwrap_err();
     let counters = fred.counters();
     for kind in OpenErrorKind::ALL {
         let expected = match kind {

@@ -22,7 +22,7 @@ use crate::harness::wait_until;
 
 const HOUR: Duration = Duration::from_secs(3600);
 /// How long others have to learn a new certificate, in these tests.
-const SETTLE: Duration = Duration::from_millis(500);
+const ROTATION_GRACE_PERIOD: Duration = Duration::from_millis(500);
 
 struct World {
     ca: CertificateAuthority,
@@ -39,7 +39,12 @@ impl World {
         let credentials = self.ca.issue(identity, KeyType::P256, HOUR, SystemClock.now()).unwrap();
         let trust = Arc::new(self.ca.trust().unwrap());
         let store = Arc::new(TrustStore::new(trust.clone()));
-        Arc::new(SecureSerializer::builder(credentials, store, trust).settle(SETTLE).build().unwrap())
+        Arc::new(
+            SecureSerializer::builder(credentials, store, trust)
+                .rotation_grace_period(ROTATION_GRACE_PERIOD)
+                .build()
+                .unwrap(),
+        )
     }
 
     async fn agent(&self, name: &str) -> (Arc<SecureSerializer>, AgentHandle) {
@@ -101,7 +106,8 @@ async fn s07_every_certificate_is_renewed_under_load_and_no_request_is_lost() {
         let renewed = SystemClock.now();
         more("requests are answered after the mapper's renewal").await;
         // Until everything is signed by the new ones.
-        wait_until("the new certificates sign", async || SystemClock.now().since(renewed) > SETTLE).await;
+        wait_until("the new certificates sign", async || SystemClock.now().since(renewed) > ROTATION_GRACE_PERIOD)
+            .await;
         more("requests are answered by the new certificates").await;
     }
     over.store(true, Ordering::SeqCst);

@@ -8,7 +8,7 @@ use nanite::audit::{AuditError, AuditLog, AuditOptions, Overflow, Record, verify
 use nanite::clock::Timestamp;
 use nanite::packet::Identity;
 use nanite::policy::Rules;
-use nanite::serializer::{Channel, OpenError, OpenErrorKind};
+use nanite::serializer::{InboundQueue, OpenError, OpenErrorKind};
 use tempfile::TempDir;
 
 use crate::harness::system::{System, knows, start};
@@ -19,7 +19,7 @@ fn lines(path: &Path) -> Vec<serde_json::Value> {
 
 fn refusal(n: u64) -> Record {
     let error = OpenError::new(OpenErrorKind::BadSignature, format!("number {n}"));
-    Record::refused(&Identity::agent("fred").unwrap(), Timestamp::from_secs(n), &error, Channel::AgentInbox)
+    Record::refused(&Identity::agent("fred").unwrap(), Timestamp::from_secs(n), &error, InboundQueue::AgentInbox)
 }
 
 /// A closed log of this many lines.

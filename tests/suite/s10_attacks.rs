@@ -13,7 +13,8 @@ use nanite::clock::Timestamp;
 use nanite::packet::{Advertise, Packet, Payload, Ping, Register, Request, Status};
 use nanite::security::SecureSerializer;
 use nanite::serializer::{
-    Audience, Channel, Codec, Json, OpenContext, OpenError, OpenErrorKind, Plain, SealRequest, Serializer,
+    Audience, Codec, InboundQueue, Json, OpenContext, OpenError, OpenErrorKind, PlainSerializer, SealRequest,
+    Serializer,
 };
 
 use OpenErrorKind::*;
@@ -75,18 +76,18 @@ impl World {
     /// Hands bytes to fred's inbox: they are refused, counted, and nothing is remembered of them.
     #[track_caller]
     fn refused(&self, bytes: &[u8], kind: OpenErrorKind) -> OpenError {
-        self.refused_on(Channel::AgentInbox, bytes, kind)
+        self.refused_on(InboundQueue::AgentInbox, bytes, kind)
     }
 
     #[track_caller]
-    fn refused_on(&self, channel: Channel, bytes: &[u8], kind: OpenErrorKind) -> OpenError {
+    fn refused_on(&self, channel: InboundQueue, bytes: &[u8], kind: OpenErrorKind) -> OpenError {
         refused_by(&self.fred, bytes, channel, at(11), kind)
     }
 
     /// The honest message is still opened: the attack has used up nothing.
     #[track_caller]
     fn unharmed(&self) {
-        let inbound = self.fred.open(&self.message, &OpenContext::new(Channel::AgentInbox, at(12))).unwrap();
+        let inbound = self.fred.open(&self.message, &OpenContext::new(InboundQueue::AgentInbox, at(12))).unwrap();
         assert_eq!(inbound.packet, request());
         assert_eq!(inbound.sender(), Some(&mapper("m1")));
     }
@@ -96,7 +97,7 @@ impl World {
 fn refused_by(
     reader: &SecureSerializer,
     bytes: &[u8],
-    channel: Channel,
+    channel: InboundQueue,
     now: Timestamp,
     kind: OpenErrorKind,
 ) -> OpenError {
@@ -140,12 +141,17 @@ fn s10_signed_by_a_stranger_is_refused() {
 fn s10_retargeted_to_another_node_or_queue_is_refused() {
     let world = World::new();
     let bob = world.pki.serializer(&agent("bob"));
-    refused_by(&bob, &world.message, Channel::AgentInbox, at(11), WrongDestination);
+    refused_by(&bob, &world.message, InboundQueue::AgentInbox, at(11), WrongDestination);
     let mut forged = world.forged();
     forged.header.at(&[field::TO]).replace(b"nanite-fred", b"nanite-bob");
-    refused_by(&bob, &forged.bytes(), Channel::AgentInbox, at(11), BadSignature);
-    for channel in [Channel::AgentControl, Channel::MapperInbox, Channel::Presence, Channel::Requests, Channel::Offline]
-    {
+    refused_by(&bob, &forged.bytes(), InboundQueue::AgentInbox, at(11), BadSignature);
+    for channel in [
+        InboundQueue::AgentControl,
+        InboundQueue::MapperInbox,
+        InboundQueue::Presence,
+        InboundQueue::Requests,
+        InboundQueue::Offline,
+    ] {
         world.refused_on(channel, &world.message, WrongDestination);
     }
     // A recipient that the sender did not choose, in place of the one it did.
@@ -155,7 +161,7 @@ fn s10_retargeted_to_another_node_or_queue_is_refused() {
     forged.header.at(&[field::TO]).replace(b"nanite-fred", b"nanite-bob");
     *forged.header.at(&[field::FROM]).leaf() = b"mapper-m2".to_vec();
     let bytes = forged.signed_by(&world.credentials("m2"));
-    refused_by(&bob, &bytes, Channel::AgentInbox, at(11), CannotOpen);
+    refused_by(&bob, &bytes, InboundQueue::AgentInbox, at(11), CannotOpen);
     world.unharmed();
 }
 
@@ -184,10 +190,10 @@ fn s10_downgraded_to_less_protection_is_refused() {
     assert!(signed_only.windows(9).any(|window| window == b"/bank/pay"));
     world.refused(&signed_only, Unsupported);
     let taker = world.pki.builder(&agent("fred")).dangerous().accept_signed_only().build().unwrap();
-    let inbound = taker.open(&signed_only, &OpenContext::new(Channel::AgentInbox, at(11))).unwrap();
+    let inbound = taker.open(&signed_only, &OpenContext::new(InboundQueue::AgentInbox, at(11))).unwrap();
     assert_eq!(inbound.packet, request(), "only who was built to take it does");
 
-    let plaintext = Plain::json().seal(&request(), &how).unwrap().bytes;
+    let plaintext = PlainSerializer::json().seal(&request(), &how).unwrap().bytes;
     world.refused(&plaintext, Malformed);
     world.refused(&Json.encode(&request()).unwrap(), Malformed);
     world.refused(b"", Malformed);
@@ -211,9 +217,9 @@ fn s10_replayed_is_refused() {
     let world = World::new();
     world.unharmed();
     for now in [12, 13, 69] {
-        refused_by(&world.fred, &world.message, Channel::AgentInbox, at(now), Replayed);
+        refused_by(&world.fred, &world.message, InboundQueue::AgentInbox, at(now), Replayed);
     }
-    refused_by(&world.fred, &world.message, Channel::AgentInbox, at(71), NotFresh);
+    refused_by(&world.fred, &world.message, InboundQueue::AgentInbox, at(71), NotFresh);
     assert_eq!(world.fred.counters().opened(), 1);
 
     // Presence by its order: a registration after the farewell that followed it, a heartbeat after a later one.
@@ -222,21 +228,21 @@ fn s10_replayed_is_refused() {
         let packet = if second == 2 { ping("fred") } else { register("fred") };
         world.fred.seal(&packet, &SealRequest::new(&Audience::Mappers, at(second))).unwrap().bytes
     });
-    m1.open(&sealed[2], &OpenContext::new(Channel::Presence, at(4))).unwrap();
+    m1.open(&sealed[2], &OpenContext::new(InboundQueue::Presence, at(4))).unwrap();
     for bytes in &sealed {
-        refused_by(m1, bytes, Channel::Presence, at(4), Replayed);
+        refused_by(m1, bytes, InboundQueue::Presence, at(4), Replayed);
     }
 }
 
 #[test]
 fn s10_expired_future_and_long_lived_are_refused() {
     let world = World::new();
-    refused_by(&world.fred, &world.message, Channel::AgentInbox, at(71), NotFresh);
+    refused_by(&world.fred, &world.message, InboundQueue::AgentInbox, at(71), NotFresh);
     let future = world.seal(&request(), at(11 + 31));
     world.refused(&future, NotFresh);
-    refused_by(&world.fred, &world.seal(&request(), at(11 + 32)), Channel::AgentInbox, at(12), NotFresh);
+    refused_by(&world.fred, &world.seal(&request(), at(11 + 32)), InboundQueue::AgentInbox, at(12), NotFresh);
     let tolerated = world.seal(&request(), at(11 + 30));
-    world.fred.open(&tolerated, &OpenContext::new(Channel::AgentInbox, at(11))).unwrap();
+    world.fred.open(&tolerated, &OpenContext::new(InboundQueue::AgentInbox, at(11))).unwrap();
 
     // A node that gives its messages more time than others grant.
     let patient = world.pki.builder(&mapper("m1")).max_lifetime(Default::default(), Duration::from_secs(61));
@@ -252,10 +258,10 @@ fn s10_expired_future_and_long_lived_are_refused() {
     *forged.header.at(&[field::ISSUED_AT]) = later;
     *forged.header.at(&[field::EXPIRES_AT]) = issued_at;
     let bytes = forged.signed_by(&world.credentials("m1"));
-    refused_by(&world.fred, &bytes, Channel::AgentInbox, at(40), NotFresh);
+    refused_by(&world.fred, &bytes, InboundQueue::AgentInbox, at(40), NotFresh);
     // Made before this process started.
     let restarted = world.pki.builder(&agent("fred")).started_at(at(11)).build().unwrap();
-    refused_by(&restarted, &world.message, Channel::AgentInbox, at(12), NotFresh);
+    refused_by(&restarted, &world.message, InboundQueue::AgentInbox, at(12), NotFresh);
     world.unharmed();
 }
 
@@ -270,7 +276,7 @@ fn s10_certificates_that_are_not_good_are_refused() {
         let moment = late.saturating_add(Duration::from_secs(seconds)).as_micros().to_be_bytes();
         *forged.header.at(&[place]).leaf() = moment.iter().copied().skip_while(|byte| *byte == 0).collect();
     }
-    refused_by(&world.fred, &forged.signed_by(&key), Channel::AgentInbox, late, BadCertificate);
+    refused_by(&world.fred, &forged.signed_by(&key), InboundQueue::AgentInbox, late, BadCertificate);
     // Own certificates that have expired are not used.
     let late_seal = world.m1.seal(&request(), &SealRequest::new(&Audience::One(agent("fred")), late));
     assert!(late_seal.unwrap_err().to_string().contains("own certificate"));
@@ -297,7 +303,7 @@ fn s10_certificates_that_are_not_good_are_refused() {
     let builder =
         SecureSerializer::builder(world.credentials("fred"), store, world.pki.ca.trust().unwrap()).started_at(at(0));
     let fred = builder.build().unwrap();
-    refused_by(&fred, &world.forged().signed_by(&m2), Channel::AgentInbox, at(11), BadCertificate);
+    refused_by(&fred, &world.forged().signed_by(&m2), InboundQueue::AgentInbox, at(11), BadCertificate);
     let ping = fred.seal(&ping("fred"), &SealRequest::new(&Audience::One(mapper("m1")), at(1)));
     assert!(matches!(ping, Err(nanite::serializer::SealError::NoRecipient(_))), "nor is it encrypted to");
     world.unharmed();
@@ -314,10 +320,10 @@ fn s10_roles_that_may_not_are_refused() {
     // An agent asks others to advertise.
     let packet = Packet::Advertise(Advertise::default());
     let advertise = bob.seal(&packet, &SealRequest::new(&Audience::Agents, at(10))).unwrap().bytes;
-    world.refused_on(Channel::AgentControl, &advertise, NotAuthorized);
+    world.refused_on(InboundQueue::AgentControl, &advertise, NotAuthorized);
     // A node's own rules.
     let picky = world.pki.builder(&agent("fred")).authorize(|signer, _, _| signer.name() != "m1").build().unwrap();
-    refused_by(&picky, &world.message, Channel::AgentInbox, at(11), NotAuthorized);
+    refused_by(&picky, &world.message, InboundQueue::AgentInbox, at(11), NotAuthorized);
     world.unharmed();
 }
 
@@ -351,15 +357,15 @@ fn s10_an_embedded_certificate_of_a_stranger_proves_nothing() {
     );
     drop(stranger);
     let bytes = trusting.started_at(at(0)).build().unwrap().seal(&register("fred"), &how).unwrap().bytes;
-    refused_by(&world.m1, &bytes, Channel::Presence, at(11), UnknownSigner);
+    refused_by(&world.m1, &bytes, InboundQueue::Presence, at(11), UnknownSigner);
     let gullible = |trust: &Pki| {
         SecureSerializer::builder(world.credentials("m1"), Arc::new(Gullible), trust.ca.trust().unwrap())
             .started_at(at(0))
             .build()
             .unwrap()
     };
-    refused_by(&gullible(&world.pki), &bytes, Channel::Presence, at(11), BadCertificate);
-    gullible(&other).open(&bytes, &OpenContext::new(Channel::Presence, at(11))).unwrap();
+    refused_by(&gullible(&world.pki), &bytes, InboundQueue::Presence, at(11), BadCertificate);
+    gullible(&other).open(&bytes, &OpenContext::new(InboundQueue::Presence, at(11))).unwrap();
     assert!(world.pki.peers.learned.lock().unwrap().is_empty(), "nothing was learned of it");
 
     // A certificate where none may stand.
@@ -400,10 +406,10 @@ fn s10_certificates_in_another_shape_are_refused() {
         ("no certificate, though it looks like one", vec![Der::Node(0x30, vec![])], BadCertificate),
         ("others', without its own", others[..1].to_vec(), BadCertificate),
     ] {
-        let error = world.m1.open(&with(certificates), &OpenContext::new(Channel::Presence, at(11))).unwrap_err();
+        let error = world.m1.open(&with(certificates), &OpenContext::new(InboundQueue::Presence, at(11))).unwrap_err();
         assert_eq!(error.kind, kind, "{what}: {error}");
     }
-    world.m1.open(&with(vec![own]), &OpenContext::new(Channel::Presence, at(11))).unwrap();
+    world.m1.open(&with(vec![own]), &OpenContext::new(InboundQueue::Presence, at(11))).unwrap();
 }
 
 #[test]
@@ -415,7 +421,7 @@ fn s10_other_shapes_are_refused() {
         let mut forged = Forged::new(&world.seal(&request(), at(10)));
         change(&mut forged);
         let error =
-            world.fred.open(&forged.signed_by(&m1), &OpenContext::new(Channel::AgentInbox, at(11))).unwrap_err();
+            world.fred.open(&forged.signed_by(&m1), &OpenContext::new(InboundQueue::AgentInbox, at(11))).unwrap_err();
         assert_eq!(error.kind, kind, "{what}: {error}");
     };
     refused("a second signer", Malformed, |forged| {
@@ -525,17 +531,17 @@ fn s10_deep_nesting_is_refused() {
 #[test]
 fn s10_oversized_messages_are_refused_before_they_are_parsed() {
     let world = World::new();
-    let limit = Channel::AgentInbox.max_bytes();
+    let limit = InboundQueue::AgentInbox.max_bytes();
     world.refused(&vec![0; limit + 1], TooLarge);
     world.refused(&vec![0; limit], Malformed);
     // A request's limit is not a heartbeat's: as large as the queue takes, too large for its kind.
-    let presence = Channel::Presence.max_bytes();
+    let presence = InboundQueue::Presence.max_bytes();
     let mut forged =
         Forged::new(&world.fred.seal(&ping("fred"), &SealRequest::new(&Audience::Mappers, at(1))).unwrap().bytes);
     *forged.content.at(&[2, 2]).leaf() = vec![0; nanite::packet::Kind::Ping.max_bytes()];
     let bytes = forged.signed_by(&world.credentials("fred"));
     assert!(bytes.len() <= presence);
-    refused_by(&world.m1, &bytes, Channel::Presence, at(2), TooLarge);
+    refused_by(&world.m1, &bytes, InboundQueue::Presence, at(2), TooLarge);
     // Nor is it sealed.
     let large = Packet::Request(Request::new("/a/b".parse().unwrap(), Payload::from("x".repeat(limit).as_str())));
     let sealed = world.m1.seal(&large, &SealRequest::new(&Audience::One(agent("fred")), at(1)));
@@ -556,7 +562,7 @@ fn s10_other_algorithms_are_refused() {
         let mut forged = world.forged();
         change(&mut forged);
         let error =
-            world.fred.open(&forged.signed_by(&m1), &OpenContext::new(Channel::AgentInbox, at(11))).unwrap_err();
+            world.fred.open(&forged.signed_by(&m1), &OpenContext::new(InboundQueue::AgentInbox, at(11))).unwrap_err();
         assert_eq!(error.kind, Unsupported, "{what}: {error}");
     };
     for digest in [&sha1[..], &sha512] {
@@ -639,7 +645,7 @@ fn s10_changed_ciphertext_tag_and_keys_do_not_open_even_if_signed() {
         let mut forged = Forged::new(&world.seal(&request(), at(10)));
         forged.content.at(place).leaf()[0] ^= 1;
         let error =
-            world.fred.open(&forged.signed_by(&m1), &OpenContext::new(Channel::AgentInbox, at(11))).unwrap_err();
+            world.fred.open(&forged.signed_by(&m1), &OpenContext::new(InboundQueue::AgentInbox, at(11))).unwrap_err();
         assert_eq!(error.kind, CannotOpen, "{what}");
     }
     // Points that are not on the curve, and the other encodings of points.
@@ -652,7 +658,7 @@ fn s10_changed_ciphertext_tag_and_keys_do_not_open_even_if_signed() {
         let mut forged = Forged::new(&world.seal(&request(), at(10)));
         *forged.content.at(&[1, 0, 1, 0, 1]).leaf() = point;
         let error =
-            world.fred.open(&forged.signed_by(&m1), &OpenContext::new(Channel::AgentInbox, at(11))).unwrap_err();
+            world.fred.open(&forged.signed_by(&m1), &OpenContext::new(InboundQueue::AgentInbox, at(11))).unwrap_err();
         assert_eq!(error.kind, kind, "{what}");
     }
     world.unharmed();
@@ -684,7 +690,7 @@ fn s10_a_changed_header_is_refused() {
             9 => Malformed,                // stored, and not for the mappers
             _ => BadSignature,
         };
-        let error = world.fred.open(&forged.bytes(), &OpenContext::new(Channel::AgentInbox, at(11))).unwrap_err();
+        let error = world.fred.open(&forged.bytes(), &OpenContext::new(InboundQueue::AgentInbox, at(11))).unwrap_err();
         assert_eq!(error.kind, expected, "field {index}: {error}");
     }
     world.unharmed();
@@ -697,7 +703,7 @@ fn s10_peers_that_are_unknown_or_forgotten_are_refused() {
     let builder = SecureSerializer::builder(world.credentials("fred"), peers.clone(), world.pki.ca.trust().unwrap())
         .started_at(at(0));
     let fred = builder.build().unwrap();
-    refused_by(&fred, &world.message, Channel::AgentInbox, at(11), UnknownSigner);
+    refused_by(&fred, &world.message, InboundQueue::AgentInbox, at(11), UnknownSigner);
     peers.put(world.credentials("m1").certificate());
-    fred.open(&world.message, &OpenContext::new(Channel::AgentInbox, at(11))).unwrap();
+    fred.open(&world.message, &OpenContext::new(InboundQueue::AgentInbox, at(11))).unwrap();
 }

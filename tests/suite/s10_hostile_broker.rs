@@ -17,7 +17,7 @@ use nanite::proxy::MapperProxy;
 use nanite::request::{Answers, Event, RequestError};
 use nanite::security::{CONTENT_TYPE, SecureSerializer};
 use nanite::serializer::OpenErrorKind;
-use nanite::transport::{Destination, Outgoing, Transport, topology};
+use nanite::transport::{Destination, PublishRequest, Transport, topology};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -34,9 +34,9 @@ const SHORT: Duration = Duration::from_secs(2);
 /// How many requests are under way at a time.
 const ASKERS: usize = 12;
 
-/// Work that was asked for, and work that was done.
+/// AgentWorkload that was asked for, and work that was done.
 #[derive(Debug, Default)]
-struct Work {
+struct AgentWorkload {
     asked: Mutex<BTreeMap<u64, Asked>>,
     done: Mutex<BTreeMap<u64, Vec<Done>>>,
     answered: AtomicU64,
@@ -51,7 +51,7 @@ type Done = (&'static str, Identity);
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Asked(&'static str, bool);
 
-impl Work {
+impl AgentWorkload {
     fn ask(&self, service: &'static str, all: bool) -> u64 {
         let mut asked = self.asked.lock().unwrap();
         let number = asked.len() as u64;
@@ -108,7 +108,7 @@ struct World {
     ca: CertificateAuthority,
     broker: Arc<HostileBroker>,
     ledger: Arc<Ledger>,
-    work: Arc<Work>,
+    work: Arc<AgentWorkload>,
     processes: Mutex<Vec<Arc<Process>>>,
     source: TempDir,
     over: AtomicBool,
@@ -388,7 +388,7 @@ async fn stored(system: &System) -> Vec<Arc<[u8]>> {
 
 /// The broker puts a message into a queue.
 async fn put(system: &System, queue: &str, body: &Arc<[u8]>) {
-    let message = Outgoing {
+    let message = PublishRequest {
         destination: Destination::Queue(queue.into()),
         body: body.clone(),
         content_type: CONTENT_TYPE.into(),

@@ -4,7 +4,7 @@
 use nanite::certs::KeyType;
 use nanite::packet::{Packet, Payload, Register, Request, Status};
 use nanite::security::{SecureSerializer, inspect};
-use nanite::serializer::{Audience, Channel, OpenContext, OpenErrorKind, SealRequest, Serializer};
+use nanite::serializer::{Audience, InboundQueue, OpenContext, OpenErrorKind, SealRequest, Serializer};
 use openssl::bn::{BigNum, BigNumContext};
 use openssl::ec::EcGroup;
 use openssl::ecdsa::EcdsaSig;
@@ -17,7 +17,7 @@ use crate::harness::tamper::Forged;
 /// A reader, and a message that it would open.
 struct Case {
     reader: SecureSerializer,
-    channel: Channel,
+    channel: InboundQueue,
     message: Vec<u8>,
 }
 
@@ -28,7 +28,7 @@ impl Case {
         let packet = Packet::Request(Request::new("/a/b".parse().unwrap(), Payload::from("x")));
         let audience = Audience::One(agent("fred"));
         let message = pki.serializer(&mapper("m1")).seal(&packet, &SealRequest::new(&audience, at(1))).unwrap().bytes;
-        Self { reader, channel: Channel::AgentInbox, message }
+        Self { reader, channel: InboundQueue::AgentInbox, message }
     }
 
     fn register() -> Self {
@@ -39,7 +39,7 @@ impl Case {
             Register { identity: agent("fred"), services, status, tags: vec![], files: vec![], instance: None };
         let how = SealRequest::new(&Audience::Mappers, at(1));
         let message = pki.serializer(&agent("fred")).seal(&register.into(), &how).unwrap().bytes;
-        Self { reader, channel: Channel::Presence, message }
+        Self { reader, channel: InboundQueue::Presence, message }
     }
 
     fn opens(&self, bytes: &[u8]) -> bool {

@@ -10,7 +10,7 @@ use nanite::mapper::Mapper;
 use nanite::packet::Identity;
 use nanite::proxy::MapperProxy;
 use nanite::security::SecureSerializer;
-use nanite::serializer::{Plain, Serializer};
+use nanite::serializer::{PlainSerializer, Serializer};
 use nanite::transport::{Transport, topology};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
@@ -31,7 +31,7 @@ struct InPlain;
 
 impl Formats for InPlain {
     fn of(&self, _: &Identity) -> Arc<dyn Serializer> {
-        Arc::new(Plain::json())
+        Arc::new(PlainSerializer::json())
     }
 }
 

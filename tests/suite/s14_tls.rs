@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nanite::clock::{Clock, SystemClock};
-use nanite::transport::{AmqpOptions, AmqpTransport, Destination, Outgoing, Tls, Transport, TransportError};
+use nanite::transport::{AmqpOptions, AmqpTransport, Destination, PublishRequest, Tls, Transport, TransportError};
 use openssl::nid::Nid;
 use openssl::ssl::{SslAcceptor, SslMethod};
 
@@ -151,7 +151,7 @@ async fn s14_only_the_right_certificates_of_both_sides_make_a_connection() {
     let transport = world.connect("localhost", "ca", Some("client")).await.unwrap();
     let queue = nanite::transport::topology::agent_inbox("nanite-fred");
     let mut consumer = transport.consume(&queue, 1).await.unwrap();
-    let message = Outgoing {
+    let message = PublishRequest {
         destination: Destination::Queue(queue.name.clone()),
         body: vec![7; 200_000].into(),
         content_type: "application/octet-stream".into(),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::join_all;
 use nanite::transport::{
-    Consumer, Delivery, Destination, Exchange, MAX_BODY, MemoryBroker, Outgoing, Queue, QueueKind, Transport,
+    Consumer, Delivery, Destination, Exchange, MAX_BODY, MemoryBroker, PublishRequest, Queue, QueueKind, Transport,
     TransportError,
 };
 
@@ -43,8 +43,8 @@ pub fn bound(queue: Queue, exchanges: &[&str]) -> Queue {
     Queue { bindings: exchanges.iter().map(|name| Exchange((*name).into())).collect(), ..queue }
 }
 
-pub fn to_queue(name: &str, body: impl AsRef<[u8]>) -> Outgoing {
-    Outgoing {
+pub fn to_queue(name: &str, body: impl AsRef<[u8]>) -> PublishRequest {
+    PublishRequest {
         destination: Destination::Queue(name.into()),
         body: body.as_ref().into(),
         content_type: "text/plain".into(),
@@ -54,8 +54,8 @@ pub fn to_queue(name: &str, body: impl AsRef<[u8]>) -> Outgoing {
     }
 }
 
-pub fn to_exchange(name: &str, body: impl AsRef<[u8]>) -> Outgoing {
-    Outgoing { destination: Destination::Exchange(Exchange(name.into())), ..to_queue("", body) }
+pub fn to_exchange(name: &str, body: impl AsRef<[u8]>) -> PublishRequest {
+    PublishRequest { destination: Destination::Exchange(Exchange(name.into())), ..to_queue("", body) }
 }
 
 pub async fn next(consumer: &mut Consumer) -> Delivery {
@@ -110,7 +110,7 @@ for_both! {
         let every_byte: Vec<u8> = (0..=255).collect();
         let large = vec![7; 1_000_000];
         for body in [&every_byte[..], b"", &large] {
-            let message = Outgoing { content_type: "application/x-test".into(), ..to_queue("q", body) };
+            let message = PublishRequest { content_type: "application/x-test".into(), ..to_queue("q", body) };
             transport.publish(message, PATIENCE).await.unwrap();
         }
         assert_eq!(transport.depth("q").await, Ok(Some(3)));
@@ -141,7 +141,7 @@ for_both! {
             let publishes = (0..100).map(|n| {
                 let queue = if (n + round) % 3 == 0 { "nowhere" } else { "here" };
                 // Routed messages that are not persistent are confirmed together with those that come back.
-                let message = Outgoing { persistent: n % 2 == 0, ..to_queue(queue, format!("{n}")) };
+                let message = PublishRequest { persistent: n % 2 == 0, ..to_queue(queue, format!("{n}")) };
                 transport.publish(message, PATIENCE)
             });
             for (n, result) in join_all(publishes).await.into_iter().enumerate() {
@@ -376,9 +376,9 @@ for_both! {
     async fn a_message_expires(world) {
         let transport = world.connect().await;
         transport.declare(&durable("q")).await.unwrap();
-        let short = Outgoing { expires_in: Some(Duration::from_millis(50)), ..to_queue("q", "short") };
+        let short = PublishRequest { expires_in: Some(Duration::from_millis(50)), ..to_queue("q", "short") };
         transport.publish(short, PATIENCE).await.unwrap();
-        let long = Outgoing { expires_in: Some(Duration::MAX), ..to_queue("q", "long") };
+        let long = PublishRequest { expires_in: Some(Duration::MAX), ..to_queue("q", "long") };
         transport.publish(long, PATIENCE).await.unwrap();
         depth_becomes(&*transport, "q", Some(1)).await;
         let mut consumer = transport.consume(&durable("q"), 1).await.unwrap();

@@ -7,7 +7,9 @@ use std::sync::LazyLock;
 use nanite::certs::{Credentials, Suite};
 use nanite::packet::{Kind, Packet};
 use nanite::security::{Inspection, fuzzing, fuzzing::Shape, inspect};
-use nanite::serializer::{Channel, Class, Codec, Json, MsgPack, OpenContext, OpenError, OpenErrorKind, Serializer};
+use nanite::serializer::{
+    Codec, InboundQueue, Json, MessageClass, MsgPack, OpenContext, OpenError, OpenErrorKind, Serializer,
+};
 use openssl::cms::{CMSOptions, CmsContentInfo};
 use openssl::error::ErrorStack;
 use openssl::hash::MessageDigest;
@@ -129,10 +131,10 @@ fn open(data: &[u8], inspection: &Inspection) -> Option<(usize, Result<Packet, O
     let header = &inspection.header;
     let node = *world().readers(&header.to).first()?;
     let index = world().nodes.iter().position(|other| std::ptr::eq(other, node))?;
-    let fits = |channel: &Channel| {
+    let fits = |channel: &InboundQueue| {
         channel.reader() == node.certificate().identity().role()
             && channel.accepts(header.kind)
-            && (*channel == Channel::Offline) == (header.class == Class::Stored)
+            && (*channel == InboundQueue::Offline) == (header.class == MessageClass::Stored)
     };
     let channel = CHANNELS.into_iter().find(fits)?;
     let context = OpenContext::new(channel, header.issued_at.max(START));

@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 use nanite::certs::Suite;
 use nanite::packet::Packet;
 use nanite::security::{Header, Inspection, SecureSerializer, fuzzing, inspect};
-use nanite::serializer::{Channel, Codec, Json, OpenContext, OpenErrorKind, Serializer};
+use nanite::serializer::{Codec, InboundQueue, Json, OpenContext, OpenErrorKind, Serializer};
 use openssl::error::ErrorStack;
 use openssl::hash::MessageDigest;
 use openssl::rsa::Padding;
@@ -41,7 +41,7 @@ pub fn run(data: &[u8]) {
     match inspect(data) {
         Err(error) => {
             // The first three steps ask nothing of the reader, but how long a message may be in its queue.
-            let refused = READER.open(data, &OpenContext::new(Channel::AgentInbox, NOW)).unwrap_err();
+            let refused = READER.open(data, &OpenContext::new(InboundQueue::AgentInbox, NOW)).unwrap_err();
             let same = refused.kind == error.kind || refused.kind == OpenErrorKind::TooLarge;
             assert!(same, "refused as {refused}, and looked at as {error}");
         }
@@ -57,7 +57,7 @@ pub fn run(data: &[u8]) {
     }
 }
 
-fn open(reader: &SecureSerializer, data: &[u8], inspection: &Inspection, channel: Channel) {
+fn open(reader: &SecureSerializer, data: &[u8], inspection: &Inspection, channel: InboundQueue) {
     let header = &inspection.header;
     // As it would be at its best moment, and at the moment that it is.
     for now in [header.issued_at.max(START), NOW] {
@@ -75,7 +75,7 @@ fn open(reader: &SecureSerializer, data: &[u8], inspection: &Inspection, channel
         assert_eq!((signer.signer(), signer.id()), (&header.from, header.id));
         let again = reader.open(data, &context);
         let replayed = again.is_err_and(|error| error.kind == OpenErrorKind::Replayed);
-        assert!(replayed || channel == Channel::Offline, "opened twice");
+        assert!(replayed || channel == InboundQueue::Offline, "opened twice");
         return;
     }
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, LazyLock};
 use nanite::certs::Certificate;
 use nanite::packet::Packet;
 use nanite::security::{Header, SecureSerializer, fuzzing};
-use nanite::serializer::{Audience, Channel, Class, OpenContext, OpenErrorKind, Serializer};
+use nanite::serializer::{Audience, InboundQueue, MessageClass, OpenContext, OpenErrorKind, Serializer};
 
 use super::der;
 use super::world::{CHANNELS, START, world};
@@ -55,14 +55,14 @@ pub fn run(data: &[u8]) {
             assert_eq!(verified.signer(), &header.from);
             let again = reader.open(&message, &context);
             let replayed = again.is_err_and(|error| error.kind == OpenErrorKind::Replayed);
-            assert!(replayed || channel == Channel::Offline, "opened twice");
+            assert!(replayed || channel == InboundQueue::Offline, "opened twice");
             break;
         }
     }
 }
 
 /// What holds for everything that is opened.
-fn check(header: &Header, packet: &Packet, channel: Channel, encrypted: bool) {
+fn check(header: &Header, packet: &Packet, channel: InboundQueue, encrypted: bool) {
     let kind = packet.kind();
     assert_eq!(kind, header.kind);
     assert!(channel.permits(header.from.role(), kind), "its sender may not send it here");
@@ -74,11 +74,11 @@ fn check(header: &Header, packet: &Packet, channel: Channel, encrypted: bool) {
     );
     let lifetime = header.expires_at.since(header.issued_at).as_secs();
     match header.class {
-        Class::Live => assert!(lifetime <= 60 && header.issued_at >= START, "too long, or before the start"),
-        Class::Stored => assert!(lifetime <= 7 * 24 * 3600 && header.to == Audience::Mappers),
+        MessageClass::Live => assert!(lifetime <= 60 && header.issued_at >= START, "too long, or before the start"),
+        MessageClass::Stored => assert!(lifetime <= 7 * 24 * 3600 && header.to == Audience::Mappers),
     }
     assert!(header.issued_at <= header.expires_at);
-    assert!(channel != Channel::Offline || header.class == Class::Stored);
+    assert!(channel != InboundQueue::Offline || header.class == MessageClass::Stored);
     let instance = match packet {
         Packet::Register(register) => register.instance,
         Packet::Ping(ping) => ping.instance,

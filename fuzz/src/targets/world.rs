@@ -7,7 +7,7 @@ use nanite::certs::{Certificate, Credentials, PrivateKey, StaticCertificateStore
 use nanite::clock::Timestamp;
 use nanite::packet::{Identity, Role};
 use nanite::security::SecureSerializer;
-use nanite::serializer::{Audience, Channel};
+use nanite::serializer::{Audience, InboundQueue};
 
 /// When the readers started.
 pub const START: Timestamp = Timestamp::from_secs(1_795_500_000);
@@ -15,13 +15,13 @@ pub const START: Timestamp = Timestamp::from_secs(1_795_500_000);
 pub const NOW: Timestamp = Timestamp::from_secs(1_795_500_020);
 
 /// Every kind of queue.
-pub const CHANNELS: [Channel; 6] = [
-    Channel::AgentInbox,
-    Channel::AgentControl,
-    Channel::MapperInbox,
-    Channel::Presence,
-    Channel::Requests,
-    Channel::Offline,
+pub const CHANNELS: [InboundQueue; 6] = [
+    InboundQueue::AgentInbox,
+    InboundQueue::AgentControl,
+    InboundQueue::MapperInbox,
+    InboundQueue::Presence,
+    InboundQueue::Requests,
+    InboundQueue::Offline,
 ];
 
 /// The nodes, what they know of each other, and whom they believe.

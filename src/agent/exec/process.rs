@@ -47,7 +47,7 @@ pub(super) fn spawn(
     // What this process was started with and does not close by itself must not reach the program.
     let unknown = |error| io::Error::other(format!("the descriptors of this process cannot be listed: {error}"));
     let null = OwnedFd::from(File::open("/dev/null").map_err(unknown)?);
-    for stray in strays().map_err(unknown)? {
+    for stray in unverified_peers().map_err(unknown)? {
         descriptors.push(FdMapping { parent_fd: null.try_clone()?, child_fd: stray });
     }
     let mut command = Command::new(program);
@@ -79,11 +79,11 @@ pub(super) fn spawn(
 }
 
 /// The descriptors of this process, above [`PARTS`], that a program it starts would inherit. What Rust opens is not among them.
-fn strays() -> io::Result<Vec<i32>> {
+fn unverified_peers() -> io::Result<Vec<i32>> {
     const CLOSE_ON_EXEC: u32 = 0o2_000_000;
-    let mut strays = Vec::new();
+    let mut unverified_peers = Vec::new();
     if !cfg!(target_os = "linux") {
-        return Ok(strays);
+        return Ok(unverified_peers);
     }
     for entry in fs::read_dir("/proc/self/fdinfo")? {
         let entry = entry?;
@@ -92,10 +92,10 @@ fn strays() -> io::Result<Vec<i32>> {
         let Ok(info) = fs::read_to_string(entry.path()) else { continue };
         let flags = info.lines().find_map(|line| u32::from_str_radix(line.strip_prefix("flags:")?.trim(), 8).ok());
         if number > PARTS && flags.is_none_or(|flags| flags & CLOSE_ON_EXEC == 0) {
-            strays.push(number);
+            unverified_peers.push(number);
         }
     }
-    Ok(strays)
+    Ok(unverified_peers)
 }
 
 /// A process and all that it started in its group. Dropping it kills them at once.
@@ -108,7 +108,7 @@ pub(super) struct Group {
 impl Group {
     /// Waits until the leader has ended, without taking its exit status: its number stays taken.
     pub async fn ended(&self) -> io::Result<()> {
-        // Asked for before looking, so that an end in between is not missed.
+        // DecisionSubject for before looking, so that an end in between is not missed.
         let mut child_ended = signal(SignalKind::child())?;
         while !self.has_ended()? {
             child_ended.recv().await;

@@ -324,7 +324,7 @@ mod tests {
     use crate::link::Link;
     use crate::packet::Identity;
     use crate::proxy::MapperProxy;
-    use crate::serializer::Plain;
+    use crate::serializer::PlainSerializer;
     use crate::transport::MemoryBroker;
 
     /// A program alone in its directory.
@@ -356,7 +356,8 @@ mod tests {
             let (emitter, emitted) = mpsc::channel(1);
             let (agent, broker) = (Identity::agent("a").unwrap(), MemoryBroker::new());
             let link =
-                Link::new(agent, Arc::new(Plain::json()), Arc::new(broker.connect()), Arc::new(SystemClock)).unwrap();
+                Link::new(agent, Arc::new(PlainSerializer::json()), Arc::new(broker.connect()), Arc::new(SystemClock))
+                    .unwrap();
             let context = Context::new(Inner {
                 service: "/a/b".parse().unwrap(),
                 token: None,

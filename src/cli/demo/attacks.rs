@@ -10,8 +10,8 @@ use crate::cli::error::{CliError, Exit};
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::packet::{Identity, Payload, Request};
 use crate::security::CONTENT_TYPE;
-use crate::serializer::{Audience, Codec, Json, OpenErrorKind, Plain, SealRequest, Serializer};
-use crate::transport::{Destination, MemoryTransport, Outgoing, Passed, Transport, topology};
+use crate::serializer::{Audience, Codec, Json, OpenErrorKind, PlainSerializer, SealRequest, Serializer};
+use crate::transport::{Destination, MemoryTransport, PublishRequest, PublishedMessage, Transport, topology};
 
 /// How long an agent may take to refuse a message.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -29,7 +29,7 @@ struct Attack<'a> {
 }
 
 /// Puts each message into a queue, as anybody who reaches the broker could, and looks at what the agent does.
-pub(super) async fn play(pki: &Pki, world: &World, passed: &[Passed]) -> Result<Vec<Refusal>, CliError> {
+pub(super) async fn play(pki: &Pki, world: &World, passed: &[PublishedMessage]) -> Result<Vec<Refusal>, CliError> {
     let outside = world.broker.connect();
     let mut refusals = Vec::new();
     for attack in attacks(pki, world, passed)? {
@@ -38,7 +38,7 @@ pub(super) async fn play(pki: &Pki, world: &World, passed: &[Passed]) -> Result<
     Ok(refusals)
 }
 
-fn attacks<'a>(pki: &Pki, world: &'a World, passed: &[Passed]) -> Result<Vec<Attack<'a>>, CliError> {
+fn attacks<'a>(pki: &Pki, world: &'a World, passed: &[PublishedMessage]) -> Result<Vec<Attack<'a>>, CliError> {
     use OpenErrorKind::*;
     let (ada, bob, now) = (&world.ada, &world.bob, SystemClock.now());
     let tower = pki.serializer(&pki.tower)?;
@@ -55,7 +55,7 @@ fn attacks<'a>(pki: &Pki, world: &'a World, passed: &[Passed]) -> Result<Vec<Att
     let forged = order(stranger.as_ref(), ada, now)?;
     let of_agent = order(other_agent.as_ref(), ada, now)?;
     let old = order(tower.as_ref(), ada, now.saturating_sub(OLD))?;
-    let plain = order(&Plain::json(), ada, now)?;
+    let plain = order(&PlainSerializer::json(), ada, now)?;
     let mut noise = vec![0; 700];
     openssl::rand::rand_bytes(&mut noise).map_err(stopped("cannot make random bytes"))?;
 
@@ -85,7 +85,7 @@ fn order(by: &dyn Serializer, to: &Worker, at: Timestamp) -> Result<Vec<u8>, Cli
 }
 
 /// A request that has gone to this agent.
-fn captured(passed: &[Passed], to: &Identity) -> Result<Arc<[u8]>, CliError> {
+fn captured(passed: &[PublishedMessage], to: &Identity) -> Result<Arc<[u8]>, CliError> {
     let queue = Destination::Queue(topology::agent_inbox_name(to.as_str()));
     let message = passed.iter().find(|message| message.destination == queue);
     let none = || CliError::new(Exit::Failure, format!("no message went to {to}"));
@@ -96,7 +96,7 @@ fn captured(passed: &[Passed], to: &Identity) -> Result<Arc<[u8]>, CliError> {
 async fn carry_out(outside: &MemoryTransport, attack: Attack<'_>) -> Result<Refusal, CliError> {
     let Attack { name, how, at, content_type, bytes, expected } = attack;
     let (before, ran) = (at.handle.refusals(), at.ran());
-    let message = Outgoing {
+    let message = PublishRequest {
         destination: Destination::Queue(topology::agent_inbox_name(at.identity.as_str())),
         body: bytes,
         content_type: content_type.to_owned(),

@@ -6,10 +6,10 @@ use super::facts::{Agent, Asked, Broker, Failed, Parts, Searched};
 use super::world::{NUMBER, SHOUT, SHOUTED, TAG, TEXT, WORDS, World};
 use super::{millis, stopped};
 use crate::cli::error::{CliError, Exit};
-use crate::mapper::ByMapper;
+use crate::mapper::MapperDispatch;
 use crate::packet::{FailureCode, Identity, Payload, SelectorName, Tag};
 use crate::request::{Event, RequestBuilder, RequestError};
-use crate::transport::Passed;
+use crate::transport::PublishedMessage;
 
 /// A tag that nobody carries.
 const NOBODYS_TAG: &str = "on-the-moon";
@@ -20,7 +20,7 @@ pub(super) struct Seen {
     pub parts: Parts,
     pub failures: Vec<Failed>,
     /// All that went through the broker since the world began.
-    pub passed: Vec<Passed>,
+    pub passed: Vec<PublishedMessage>,
 }
 
 /// The agents, as the mapper knows them.
@@ -40,7 +40,7 @@ pub(super) async fn play(world: &World) -> Result<Seen, CliError> {
     let (ada, bob) = (&world.ada.identity, &world.bob.identity);
     let one_of_both = |from: &[Identity]| from.iter().all(|one| one == ada || one == bob);
     let in_turn = |from: &[Identity]| from.windows(2).all(|pair| pair.first() != pair.last());
-    let by = |name: SelectorName| move |request: RequestBuilder<ByMapper>| request.selector(name);
+    let by = |name: SelectorName| move |request: RequestBuilder<MapperDispatch>| request.selector(name);
     let (tag, moon) = (tag(TAG)?, tag(NOBODYS_TAG)?);
     let requests = vec![
         asked(world, "least_loaded", 3, by(SelectorName::LeastLoaded), |from| from.iter().all(|one| one == ada))
@@ -72,7 +72,7 @@ async fn asked(
     world: &World,
     by: &'static str,
     times: usize,
-    choose: impl Fn(RequestBuilder<ByMapper>) -> RequestBuilder<ByMapper>,
+    choose: impl Fn(RequestBuilder<MapperDispatch>) -> RequestBuilder<MapperDispatch>,
     should_answer: impl Fn(&[Identity]) -> bool,
 ) -> Result<Asked, CliError> {
     let began = Instant::now();
@@ -137,7 +137,7 @@ async fn fails_for_want_of_an_agent(world: &World, moon: Tag) -> Result<Failed, 
 }
 
 /// Searches what the broker carried, and as a check of the search the same messages as they look when they are plain.
-pub(super) fn what_the_broker_saw(passed: &[Passed], plain: &[Passed]) -> Broker {
+pub(super) fn what_the_broker_saw(passed: &[PublishedMessage], plain: &[PublishedMessage]) -> Broker {
     let words = [
         ("service", SHOUT, true),
         ("payload", TEXT, true),
@@ -166,7 +166,7 @@ pub(super) fn what_the_broker_saw(passed: &[Passed], plain: &[Passed]) -> Broker
 }
 
 /// How many of these messages hold this word.
-fn count(passed: &[Passed], word: &str) -> usize {
+fn count(passed: &[PublishedMessage], word: &str) -> usize {
     let holds = |body: &[u8]| body.windows(word.len()).any(|window| window == word.as_bytes());
     passed.iter().filter(|message| holds(&message.body)).count()
 }
@@ -174,7 +174,7 @@ fn count(passed: &[Passed], word: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::transport::{Destination, MemoryBroker, Outgoing, Transport};
+    use crate::transport::{Destination, MemoryBroker, PublishRequest, Transport};
     use std::time::Duration;
 
     #[tokio::test]
@@ -182,7 +182,7 @@ mod tests {
         let broker = MemoryBroker::new();
         let tap = broker.tap(10);
         for body in ["the eagle lands", "xxthe eagle lan", "eagl", "", "\0\u{1}eagle"] {
-            let message = Outgoing {
+            let message = PublishRequest {
                 destination: Destination::Exchange(crate::transport::Exchange("x".into())),
                 body: body.as_bytes().into(),
                 content_type: "text".into(),

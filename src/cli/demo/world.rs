@@ -13,7 +13,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::mapper::Mapper;
 use crate::packet::{Identity, Service, Tag};
 use crate::security::SecureSerializer;
-use crate::serializer::{Plain, Serializer};
+use crate::serializer::{PlainSerializer, Serializer};
 use crate::transport::{MemoryBroker, Tap};
 
 /// The trust domain.
@@ -128,7 +128,7 @@ impl World {
 
     /// Nobody does, with the same names: what the secure one is held against.
     pub async fn plain(pki: &Pki) -> Result<Self, CliError> {
-        Self::start(|_| Ok(Arc::new(Plain::json())), [&pki.tower, &pki.ada, &pki.bob]).await
+        Self::start(|_| Ok(Arc::new(PlainSerializer::json())), [&pki.tower, &pki.ada, &pki.bob]).await
     }
 
     async fn start(

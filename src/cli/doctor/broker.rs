@@ -10,7 +10,7 @@ use crate::cli::text::counted;
 use crate::clock::{Clock, SystemClock};
 use crate::packet::{Identity, Role};
 use crate::transport::{
-    AmqpOptions, AmqpTransport, Consumer, Destination, Outgoing, Transport, TransportError, topology,
+    AmqpOptions, AmqpTransport, Consumer, Destination, PublishRequest, Transport, TransportError, topology,
 };
 
 /// How long a message to oneself may take.
@@ -92,7 +92,7 @@ async fn to_oneself(identity: &Identity, transport: &Arc<dyn Transport>) -> Resu
     let consumer = transport.consume(&queue, 1).await?;
     // The name of this process's queue is in no other message.
     let body: Arc<[u8]> = queue.name.as_bytes().into();
-    let message = Outgoing {
+    let message = PublishRequest {
         destination: Destination::Queue(queue.name.clone()),
         body: body.clone(),
         content_type: "text/plain".to_owned(),

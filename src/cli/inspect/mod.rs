@@ -18,7 +18,7 @@ use super::{Global, node, output};
 use crate::certs::{Certificate, Suite};
 use crate::packet::{Identity, Kind, MessageId, Packet};
 use crate::security::{Header, Inspection, inspect};
-use crate::serializer::{Audience, Channel, Class, OpenErrorKind};
+use crate::serializer::{Audience, InboundQueue, MessageClass, OpenErrorKind};
 
 /// Show what a captured message says, whether this node would take it, and at which step it would not.
 ///
@@ -51,15 +51,15 @@ enum Queue {
     Offline,
 }
 
-impl From<Queue> for Channel {
-    fn from(queue: Queue) -> Channel {
+impl From<Queue> for InboundQueue {
+    fn from(queue: Queue) -> InboundQueue {
         match queue {
-            Queue::AgentInbox => Channel::AgentInbox,
-            Queue::AgentControl => Channel::AgentControl,
-            Queue::MapperInbox => Channel::MapperInbox,
-            Queue::Presence => Channel::Presence,
-            Queue::Requests => Channel::Requests,
-            Queue::Offline => Channel::Offline,
+            Queue::AgentInbox => InboundQueue::AgentInbox,
+            Queue::AgentControl => InboundQueue::AgentControl,
+            Queue::MapperInbox => InboundQueue::MapperInbox,
+            Queue::Presence => InboundQueue::Presence,
+            Queue::Requests => InboundQueue::Requests,
+            Queue::Offline => InboundQueue::Offline,
         }
     }
 }
@@ -151,7 +151,7 @@ pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
         Ok(inspection) => {
             let mut claims = claims(&inspection);
             if args.who.has_certs(&global.config) {
-                let channel = args.channel.map_or_else(|| usual_channel(&inspection.header), Channel::from);
+                let channel = args.channel.map_or_else(|| usual_channel(&inspection.header), InboundQueue::from);
                 match verdict::judge(global, &args.who, &inspection.header, channel, &bytes) {
                     Ok(judged) => {
                         name_keys(&mut claims, &judged.known);
@@ -226,8 +226,8 @@ fn claims(inspection: &Inspection) -> Claims {
         issued_at: header.issued_at.to_string(),
         expires_at: header.expires_at.to_string(),
         class: match header.class {
-            Class::Live => "live",
-            Class::Stored => "stored",
+            MessageClass::Live => "live",
+            MessageClass::Stored => "stored",
         },
         in_reply_to: header.in_reply_to,
         codec: header.codec.clone(),
@@ -267,7 +267,7 @@ fn name_keys(claims: &mut Claims, known: &[(String, Identity)]) {
 }
 
 /// The kind of queue where a message of this header belongs.
-fn usual_channel(header: &Header) -> Channel {
+fn usual_channel(header: &Header) -> InboundQueue {
     let to_agent = match &header.to {
         Audience::One(identity) => identity.role() == crate::packet::Role::Agent,
         Audience::Many(identities) => identities.first().is_none_or(|first| first.role() == crate::packet::Role::Agent),
@@ -275,12 +275,12 @@ fn usual_channel(header: &Header) -> Channel {
         Audience::Agents => true,
     };
     match (header.kind, to_agent) {
-        (Kind::Register | Kind::Unregister | Kind::Ping, _) => Channel::Presence,
-        (Kind::Request | Kind::Push, true) => Channel::AgentInbox,
-        (Kind::Request | Kind::Push, false) if header.class == Class::Stored => Channel::Offline,
-        (Kind::Request | Kind::Push, false) => Channel::Requests,
-        (Kind::Outcome | Kind::Intermediate, false) => Channel::MapperInbox,
-        _ => Channel::AgentControl,
+        (Kind::Register | Kind::Unregister | Kind::Ping, _) => InboundQueue::Presence,
+        (Kind::Request | Kind::Push, true) => InboundQueue::AgentInbox,
+        (Kind::Request | Kind::Push, false) if header.class == MessageClass::Stored => InboundQueue::Offline,
+        (Kind::Request | Kind::Push, false) => InboundQueue::Requests,
+        (Kind::Outcome | Kind::Intermediate, false) => InboundQueue::MapperInbox,
+        _ => InboundQueue::AgentControl,
     }
 }
 

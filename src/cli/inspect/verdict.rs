@@ -7,7 +7,7 @@ use crate::cli::{Global, node};
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::packet::Identity;
 use crate::security::{Header, SecureSerializer};
-use crate::serializer::{Channel, Inbound, OpenContext, OpenError, OpenErrorKind, Serializer};
+use crate::serializer::{Inbound, InboundQueue, OpenContext, OpenError, OpenErrorKind, Serializer};
 
 /// What came of asking a node.
 pub(super) struct Judged {
@@ -26,7 +26,7 @@ pub(super) fn judge(
     global: &Global,
     who: &node::Who,
     header: &Header,
-    channel: Channel,
+    channel: InboundQueue,
     bytes: &[u8],
 ) -> Result<Judged, CliError> {
     let now = SystemClock.now();
@@ -59,7 +59,12 @@ pub(super) fn judge(
     Ok(Judged { verdict, at_issue, opened, known })
 }
 
-fn open(serializer: &SecureSerializer, channel: Channel, bytes: &[u8], at: Timestamp) -> Result<Inbound, OpenError> {
+fn open(
+    serializer: &SecureSerializer,
+    channel: InboundQueue,
+    bytes: &[u8],
+    at: Timestamp,
+) -> Result<Inbound, OpenError> {
     serializer.open(bytes, &OpenContext::new(channel, at))
 }
 

@@ -100,7 +100,7 @@ impl Copy {
         let mut known = self.write();
         let (identity, version) = (record.identity.clone(), Version::of(&record));
         if known.roster.get(&identity).is_some_and(|before| Version::of(before) > version) {
-            return Err(StateError::Outdated);
+            return Err(StateError::SupersededProcess);
         }
         known.forget(&identity);
         let note = Note { sequence: record.sequence, heard: Some(record.last_seen), spoken: None, absent: false };

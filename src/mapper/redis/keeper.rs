@@ -174,8 +174,8 @@ impl<'a> Session<'a> {
         for _ in 0..PAGES {
             let mut questions = redis::pipe();
             questions.cmd("GET").arg(keys.of('e')).cmd("GET").arg(keys.of('n'));
-            for (letter, from) in [('d', self.removed), ('l', self.listed)] {
-                let question = questions.cmd("ZRANGEBYSCORE").arg(keys.of(letter)).arg(format!("({from}")).arg("+inf");
+            for (message, from) in [('d', self.removed), ('l', self.listed)] {
+                let question = questions.cmd("ZRANGEBYSCORE").arg(keys.of(message)).arg(format!("({from}")).arg("+inf");
                 question.arg("WITHSCORES").arg("LIMIT").arg(0).arg(PAGE);
             }
             let mut answers = self.connection.ask_all(&questions).await?.into_iter();
@@ -409,14 +409,14 @@ pub(super) async fn epoch(connection: &Connection, keys: &Keys) -> Result<Vec<u8
 async fn fields(
     connection: &Connection,
     keys: &Keys,
-    letter: char,
+    message: char,
     agents: &[Identity],
 ) -> Result<Vec<Option<Vec<u8>>>, Trouble> {
     if agents.is_empty() {
         return Ok(Vec::new());
     }
     let mut question = redis::cmd("HMGET");
-    question.arg(keys.of(letter));
+    question.arg(keys.of(message));
     agents.iter().for_each(|agent| {
         question.arg(agent.as_str());
     });

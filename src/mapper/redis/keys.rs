@@ -1,7 +1,7 @@
 //! Which keys there are in Redis, and the scripts that write them.
 //!
 //! Every key begins with `{PREFIX}:`, where the prefix has neither braces nor colons, so that no prefix can reach into another's
-//! keys. Behind it stands one letter for what belongs to all agents, whose parts are fields of hashes and members of sorted sets;
+//! keys. Behind it stands one message for what belongs to all agents, whose parts are fields of hashes and members of sorted sets;
 //! or `s:` and a service, or `t:` and a tag, up to the end of the key. So no name of an agent, service or tag, whatever it is, can
 //! be another key. (The braces keep all keys in one slot of a Redis cluster.)
 //!
@@ -71,8 +71,8 @@ impl Keys {
     }
 
     /// The key of what belongs to all agents.
-    pub fn of(&self, letter: char) -> String {
-        format!("{}{letter}", self.base)
+    pub fn of(&self, message: char) -> String {
+        format!("{}{message}", self.base)
     }
 
     /// The sets whose intersection is whom a query means.
@@ -148,7 +148,7 @@ end
 for name in string.gmatch(redis.call('HGET', base .. 'm', id) or '', '[^\n]+') do
   if string.find(name, '^[st]:') then redis.pcall('SREM', base .. name, id) end
 end
-for letter in string.gmatch('vrbm', '.') do redis.call('HDEL', base .. letter, id) end
+for message in string.gmatch('vrbm', '.') do redis.call('HDEL', base .. message, id) end
 if redis.call('ZREM', base .. 'l', id) == 1 then
   redis.call('ZADD', base .. 'd', redis.call('INCR', base .. 'n'), id)
   redis.call('ZREMRANGEBYRANK', base .. 'd', 0, -10001)
@@ -193,7 +193,7 @@ mod tests {
     fn all(prefix: &str, service: &Service, tags: &[Tag]) -> Vec<String> {
         let keys = Keys::new(prefix).unwrap();
         let query = AgentQuery::new(service.clone(), tags.to_vec());
-        keys.sets(&query).into_iter().chain("enldvrbm".chars().map(|letter| keys.of(letter))).collect()
+        keys.sets(&query).into_iter().chain("enldvrbm".chars().map(|message| keys.of(message))).collect()
     }
 
     #[test]

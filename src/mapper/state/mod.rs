@@ -201,7 +201,7 @@ pub enum StateError {
     InUse,
     /// A later registration of the agent is known.
     #[error("a later registration is known")]
-    Outdated,
+    SupersededProcess,
     /// There is no room.
     #[error("more than {0} agents")]
     Full(usize),

@@ -36,19 +36,19 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What publisher and consumers know of the connection.
 #[derive(Clone, Debug)]
-pub(super) enum Link {
+pub(super) enum ConnectionState {
     Up(Arc<Generation>),
     Down,
     Closed,
 }
 
 /// Waits until there is a connection.
-pub(super) async fn up(links: &mut watch::Receiver<Link>) -> Result<Arc<Generation>, TransportError> {
+pub(super) async fn up(links: &mut watch::Receiver<ConnectionState>) -> Result<Arc<Generation>, TransportError> {
     loop {
         match &*links.borrow_and_update() {
-            Link::Up(generation) if generation.is_up() => return Ok(Arc::clone(generation)),
-            Link::Up(_) | Link::Down => {}
-            Link::Closed => return Err(TransportError::Closed),
+            ConnectionState::Up(generation) if generation.is_up() => return Ok(Arc::clone(generation)),
+            ConnectionState::Up(_) | ConnectionState::Down => {}
+            ConnectionState::Closed => return Err(TransportError::Closed),
         }
         links.changed().await.map_err(|_| TransportError::Closed)?;
     }
@@ -221,7 +221,7 @@ impl AuthProvider for External {
 pub(super) async fn supervise(
     options: AmqpOptions,
     first: Opened,
-    links: watch::Sender<Link>,
+    links: watch::Sender<ConnectionState>,
     declared: Arc<Declared>,
     close: oneshot::Receiver<()>,
 ) {
@@ -231,7 +231,7 @@ pub(super) async fn supervise(
     loop {
         let since = Instant::now();
         let number = opened.generation.number;
-        links.send_replace(Link::Up(Arc::clone(&opened.generation)));
+        links.send_replace(ConnectionState::Up(Arc::clone(&opened.generation)));
         let lost = async {
             watch_over(&mut opened, &links, &declared).await;
         };
@@ -242,7 +242,7 @@ pub(super) async fn supervise(
             }
             () = lost => {}
         }
-        links.send_replace(Link::Down);
+        links.send_replace(ConnectionState::Down);
         tracing::warn!(broker = %options, "connection to the broker lost");
         if since.elapsed() >= STEADY {
             backoff.reset();
@@ -254,11 +254,11 @@ pub(super) async fn supervise(
         declared.declare_missing(&opened.generation).await;
         tracing::info!(broker = %options, "connection to the broker is back");
     }
-    links.send_replace(Link::Closed);
+    links.send_replace(ConnectionState::Closed);
 }
 
 /// Returns when the connection is lost.
-async fn watch_over(opened: &mut Opened, links: &watch::Sender<Link>, declared: &Declared) {
+async fn watch_over(opened: &mut Opened, links: &watch::Sender<ConnectionState>, declared: &Declared) {
     let mut tick = tokio::time::interval(WATCH_EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut has_events = true;
@@ -273,11 +273,11 @@ async fn watch_over(opened: &mut Opened, links: &watch::Sender<Link>, declared: 
         match event {
             Some(Event::ConnectionBlocked(reason)) => {
                 tracing::warn!(reason = printable(&reason), "the broker takes no messages for now");
-                links.send_replace(Link::Up(Arc::clone(&opened.generation)));
+                links.send_replace(ConnectionState::Up(Arc::clone(&opened.generation)));
             }
             Some(Event::ConnectionUnblocked) => {
                 tracing::info!("the broker takes messages again");
-                links.send_replace(Link::Up(Arc::clone(&opened.generation)));
+                links.send_replace(ConnectionState::Up(Arc::clone(&opened.generation)));
             }
             Some(_) => {}
             None => declared.declare_missing(&opened.generation).await,

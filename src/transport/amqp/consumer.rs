@@ -11,7 +11,7 @@ use lapin::types::{FieldTable, ShortString};
 use tokio::sync::{mpsc, watch};
 
 use super::backoff::Backoff;
-use super::connection::{Generation, Link, up};
+use super::connection::{ConnectionState, Generation, up};
 use super::declare;
 use super::error::{classify, within};
 use crate::transport::{Acker, CALL_TIMEOUT, Consumer, Delivery, MAX_BODY, Queue, Settle, Settlement, TransportError};
@@ -29,7 +29,7 @@ struct Subscription {
 /// Starts to consume. Errors now are the caller's; later ones are dealt with here.
 pub(super) async fn start(
     generation: &Generation,
-    links: watch::Receiver<Link>,
+    links: watch::Receiver<ConnectionState>,
     queue: &Queue,
     prefetch: u16,
 ) -> Result<Consumer, TransportError> {
@@ -55,7 +55,7 @@ async fn subscribe(generation: &Generation, queue: &Queue, prefetch: u16) -> Res
 
 async fn keep_consuming(
     first: Subscription,
-    mut links: watch::Receiver<Link>,
+    mut links: watch::Receiver<ConnectionState>,
     queue: Queue,
     prefetch: u16,
     sender: mpsc::Sender<(Channel, Delivery)>,
@@ -67,7 +67,7 @@ async fn keep_consuming(
         declare::close(&subscription.channel).await;
         let End::Lost(why) = end else { return };
         // With a connection that is lost or being closed everything ends: its supervisor says so, once.
-        if matches!(&*links.borrow(), Link::Up(generation) if generation.is_up()) {
+        if matches!(&*links.borrow(), ConnectionState::Up(generation) if generation.is_up()) {
             tracing::warn!(queue = queue.name, why, "consumption ended; starting it again");
         }
         let again = subscribe_again(&mut links, &queue, prefetch, &mut backoff);
@@ -127,7 +127,7 @@ async fn hand_over(subscription: &mut Subscription, queue: &Queue, sender: &mpsc
 
 /// Consumes again as soon as it works; none when the transport is closed. Says why it does not work when the reason changes.
 async fn subscribe_again(
-    links: &mut watch::Receiver<Link>,
+    links: &mut watch::Receiver<ConnectionState>,
     queue: &Queue,
     prefetch: u16,
     backoff: &mut Backoff,

@@ -8,7 +8,7 @@ mod connection;
 mod consumer;
 mod declare;
 mod error;
-mod flights;
+mod in_flight;
 mod options;
 mod publisher;
 mod tls;
@@ -23,10 +23,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{
-    CALL_TIMEOUT, Consumer, Destination, Outgoing, Queue, Transport, TransportError, check_message, check_name,
+    CALL_TIMEOUT, Consumer, Destination, PublishRequest, Queue, Transport, TransportError, check_message, check_name,
     check_queue,
 };
-use connection::{Generation, Link};
+use connection::{ConnectionState, Generation};
 use declare::Declared;
 pub use options::AmqpOptions;
 #[cfg(feature = "cli")]
@@ -52,7 +52,7 @@ pub(crate) fn logs_secrets(target: &str) -> bool {
 /// login with the password, and at the level *warn* the messages that come back.
 pub struct AmqpTransport {
     options: AmqpOptions,
-    links: watch::Receiver<Link>,
+    links: watch::Receiver<ConnectionState>,
     jobs: mpsc::Sender<Job>,
     declared: Arc<Declared>,
     /// The exchanges that are known to exist.
@@ -72,7 +72,7 @@ impl AmqpTransport {
     /// URL says `amqps` and no [`Tls`] is given, or the other way round.
     pub async fn connect(options: AmqpOptions) -> Result<Self, TransportError> {
         let first = connection::open(&options, 1).await?;
-        let (link, links) = watch::channel(Link::Up(Arc::clone(&first.generation)));
+        let (link, links) = watch::channel(ConnectionState::Up(Arc::clone(&first.generation)));
         let declared = Arc::new(Declared::default());
         let (close, closed) = oneshot::channel();
         tokio::spawn(connection::supervise(options.clone(), first, link, Arc::clone(&declared), closed));
@@ -108,7 +108,7 @@ impl AmqpTransport {
         Ok(())
     }
 
-    async fn publish_confirmed(&self, message: &Outgoing, names: Names) -> Result<(), TransportError> {
+    async fn publish_confirmed(&self, message: &PublishRequest, names: Names) -> Result<(), TransportError> {
         loop {
             if let Destination::Exchange(exchange) = &message.destination {
                 self.know_exchange(&exchange.0).await?;
@@ -131,7 +131,7 @@ impl AmqpTransport {
 
 #[async_trait]
 impl Transport for AmqpTransport {
-    async fn publish(&self, message: Outgoing, timeout: Duration) -> Result<(), TransportError> {
+    async fn publish(&self, message: PublishRequest, timeout: Duration) -> Result<(), TransportError> {
         check_message(&message)?;
         let names = Names::of(&message)?;
         let deadline = Instant::now().checked_add(timeout);
@@ -167,7 +167,7 @@ impl Transport for AmqpTransport {
         drop(self.close.lock().unwrap_or_else(PoisonError::into_inner).take());
         let mut links = self.links.clone();
         // The supervisor gives up waiting for the broker before this does.
-        let _ = timeout(CLOSE_TIMEOUT, links.wait_for(|link| matches!(link, Link::Closed))).await;
+        let _ = timeout(CLOSE_TIMEOUT, links.wait_for(|link| matches!(link, ConnectionState::Closed))).await;
     }
 }
 

@@ -21,11 +21,11 @@ use lapin::{BasicProperties, Channel, Confirmation};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::backoff::Backoff;
-use super::connection::{Generation, Link};
+use super::connection::{ConnectionState, Generation};
 use super::declare::milliseconds;
 use super::error::{classify, is_blame, soft, within};
-use super::flights::Flights;
-use crate::transport::{CALL_TIMEOUT, Destination, Outgoing, TransportError};
+use super::in_flight::InFlightPublishes;
+use crate::transport::{CALL_TIMEOUT, Destination, PublishRequest, TransportError};
 
 /// How many messages may be in flight.
 const WINDOW: usize = 1024;
@@ -39,7 +39,7 @@ const FORGET_EVERY: Duration = Duration::from_secs(1);
 
 /// A message to publish, and who waits for it.
 pub(super) struct Job {
-    pub(super) message: Outgoing,
+    pub(super) message: PublishRequest,
     pub(super) names: Names,
     /// An unroutable message to an exchange means that there is no such exchange.
     pub(super) reply: oneshot::Sender<Result<(), TransportError>>,
@@ -58,7 +58,7 @@ pub(super) struct Names {
 impl Names {
     /// # Errors
     /// [`TransportError::Name`] for the first that AMQP cannot carry.
-    pub(super) fn of(message: &Outgoing) -> Result<Self, TransportError> {
+    pub(super) fn of(message: &PublishRequest) -> Result<Self, TransportError> {
         let short = |text: &str| ShortString::try_new(text).map_err(|_| TransportError::Name(text.to_owned()));
         let (exchange, routing_key) = match &message.destination {
             Destination::Queue(queue) => (ShortString::default(), super::declare::name(queue)?),
@@ -77,12 +77,12 @@ type Outcome = lapin::Result<Confirmation>;
 
 struct Publisher {
     jobs: mpsc::Receiver<Job>,
-    links: watch::Receiver<Link>,
+    links: watch::Receiver<ConnectionState>,
     /// To be published next.
     waiting: VecDeque<Job>,
     /// The channel in use, none when it is to be opened.
     channel: Option<Channel>,
-    flights: Flights<Job, Outcome>,
+    in_flight: InFlightPublishes<Job, Outcome>,
     bytes: usize,
     /// Numbers the publishes.
     count: u64,
@@ -92,13 +92,13 @@ struct Publisher {
 }
 
 /// Publishes until the transport is closed. Callers that then still wait see their reply dropped.
-pub(super) async fn run(jobs: mpsc::Receiver<Job>, links: watch::Receiver<Link>) {
+pub(super) async fn run(jobs: mpsc::Receiver<Job>, links: watch::Receiver<ConnectionState>) {
     let mut publisher = Publisher {
         jobs,
         links,
         waiting: VecDeque::new(),
         channel: None,
-        flights: Flights::new(),
+        in_flight: InFlightPublishes::new(),
         bytes: 0,
         count: 0,
         returned: HashSet::new(),
@@ -109,9 +109,9 @@ pub(super) async fn run(jobs: mpsc::Receiver<Job>, links: watch::Receiver<Link>)
     loop {
         let link = publisher.links.borrow_and_update().clone();
         match link {
-            Link::Closed => return,
-            Link::Down => {}
-            Link::Up(generation) => {
+            ConnectionState::Closed => return,
+            ConnectionState::Down => {}
+            ConnectionState::Up(generation) => {
                 if publisher.channel.is_none() {
                     publisher.open(&generation).await;
                 }
@@ -128,7 +128,7 @@ pub(super) async fn run(jobs: mpsc::Receiver<Job>, links: watch::Receiver<Link>)
                     return;
                 }
             }
-            () = publisher.flights.woken() => publisher.land(),
+            () = publisher.in_flight.woken() => publisher.land(),
             job = publisher.jobs.recv(), if has_room => match job {
                 Some(job) => publisher.waiting.push_back(job),
                 None => return,
@@ -157,7 +157,7 @@ impl Publisher {
     /// Publishes what waits, as far as the window allows.
     fn launch(&mut self) {
         while let Some(channel) = &self.channel {
-            if self.flights.len() >= WINDOW || (self.bytes >= WINDOW_BYTES && self.flights.len() > 0) {
+            if self.in_flight.len() >= WINDOW || (self.bytes >= WINDOW_BYTES && self.in_flight.len() > 0) {
                 return;
             }
             let Some(job) = self.waiting.pop_front().or_else(|| self.jobs.try_recv().ok()) else { return };
@@ -165,14 +165,14 @@ impl Publisher {
                 continue;
             }
             // What may have broken the last channel flies alone.
-            if self.flights.len() > 0 && (job.suspect || self.flights.values().any(|job| job.suspect)) {
+            if self.in_flight.len() > 0 && (job.suspect || self.in_flight.values().any(|job| job.suspect)) {
                 self.waiting.push_front(job);
                 return;
             }
             self.count += 1;
             self.bytes += job.message.body.len();
             let flight = publish(channel.clone(), self.count, &job);
-            self.flights.launch(self.count, job, flight);
+            self.in_flight.launch(self.count, job, flight);
         }
     }
 
@@ -205,7 +205,7 @@ impl Publisher {
     }
 
     fn take_landed(&mut self) -> Vec<(u64, Job, Outcome)> {
-        let landed = self.flights.poll();
+        let landed = self.in_flight.poll();
         for (_, job, outcome) in &landed {
             self.bytes = self.bytes.saturating_sub(job.message.body.len());
             if let Ok(Confirmation::Ack(Some(message)) | Confirmation::Nack(Some(message))) = outcome
@@ -234,7 +234,7 @@ impl Publisher {
         self.channel = None;
         self.returned.clear();
         self.bytes = 0;
-        lost.extend(self.flights.abandon());
+        lost.extend(self.in_flight.abandon());
         let blame = is_blame(error);
         if blame && let [_] = lost.as_slice() {
             for job in lost {

@@ -19,11 +19,11 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::{
-    Acker, CALL_TIMEOUT, Consumer, Delivery, Outgoing, Queue, Settle, Settlement, Transport, TransportError,
+    Acker, CALL_TIMEOUT, Consumer, Delivery, PublishRequest, Queue, Settle, Settlement, Transport, TransportError,
     check_message, check_name, check_queue,
 };
 use state::{Receipt, State};
-pub use tap::{Passed, Tap};
+pub use tap::{PublishedMessage, Tap};
 
 /// A broker in this process. Clones are handles to the same one.
 #[derive(Clone, Debug, Default)]
@@ -32,7 +32,7 @@ pub struct MemoryBroker(Arc<Shared>);
 /// How much one queue may hold before publishes to it are [`TransportError::Nacked`].
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Waiting messages.
+    /// QueuedMessage messages.
     pub messages: usize,
     /// Bytes in the bodies of waiting messages.
     pub bytes: usize,
@@ -47,7 +47,7 @@ impl Default for Limits {
 
 /// A message that waits in a queue.
 #[derive(Clone, Debug)]
-pub struct Waiting {
+pub struct QueuedMessage {
     /// The message, byte for byte.
     pub body: Arc<[u8]>,
     /// The format that it claims.
@@ -107,9 +107,9 @@ impl MemoryBroker {
     }
 
     /// What waits in a queue, first to be delivered first; nothing when there is no such queue.
-    pub fn waiting(&self, queue: &str) -> Vec<Waiting> {
+    pub fn waiting(&self, queue: &str) -> Vec<QueuedMessage> {
         let waiting = self.0.state().waiting(queue, Instant::now());
-        let look = |message: state::Stored| Waiting {
+        let look = |message: state::Stored| QueuedMessage {
             body: message.body,
             content_type: message.content_type.as_ref().to_owned(),
             redelivered: message.redelivered,
@@ -194,7 +194,7 @@ impl MemoryTransport {
 
 #[async_trait]
 impl Transport for MemoryTransport {
-    async fn publish(&self, message: Outgoing, timeout: Duration) -> Result<(), TransportError> {
+    async fn publish(&self, message: PublishRequest, timeout: Duration) -> Result<(), TransportError> {
         check_message(&message)?;
         self.when_up(timeout, |state| state.publish(&message, Instant::now())).await
     }

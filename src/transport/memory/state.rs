@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::Limits;
 use super::tap::Taps;
-use crate::transport::{Destination, Outgoing, Queue, QueueKind, Settlement, TransportError};
+use crate::transport::{Destination, PublishRequest, Queue, QueueKind, Settlement, TransportError};
 
 /// A message in one queue.
 #[derive(Clone, Debug)]
@@ -276,7 +276,7 @@ impl State {
     }
 
     /// Puts a message where it has to go.
-    pub(super) fn publish(&mut self, message: &Outgoing, now: Instant) -> Result<(), TransportError> {
+    pub(super) fn publish(&mut self, message: &PublishRequest, now: Instant) -> Result<(), TransportError> {
         self.taps.record(message);
         match &message.destination {
             Destination::Queue(name) => {
@@ -299,7 +299,7 @@ impl State {
         }
     }
 
-    fn enqueue(&mut self, name: &str, message: &Outgoing, now: Instant) -> Result<(), TransportError> {
+    fn enqueue(&mut self, name: &str, message: &PublishRequest, now: Instant) -> Result<(), TransportError> {
         let place = self.next();
         let limits = self.limits;
         let Some(queue) = self.queues.get_mut(name) else { return Err(TransportError::Unroutable(name.to_owned())) };

@@ -3,11 +3,11 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use crate::transport::{Destination, Outgoing};
+use crate::transport::{Destination, PublishRequest};
 
 /// One message that passed.
 #[derive(Clone, Debug)]
-pub struct Passed {
+pub struct PublishedMessage {
     /// Where it was sent.
     pub destination: Destination,
     /// The message, byte for byte.
@@ -22,14 +22,14 @@ pub struct Tap(Arc<Mutex<Ring>>);
 
 #[derive(Debug)]
 struct Ring {
-    passed: VecDeque<Passed>,
+    passed: VecDeque<PublishedMessage>,
     capacity: usize,
     missed: u64,
 }
 
 impl Tap {
     /// Takes what has passed, oldest first.
-    pub fn take(&self) -> Vec<Passed> {
+    pub fn take(&self) -> Vec<PublishedMessage> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).passed.drain(..).collect()
     }
 
@@ -51,14 +51,14 @@ impl Taps {
         Tap(ring)
     }
 
-    pub(super) fn record(&self, message: &Outgoing) {
+    pub(super) fn record(&self, message: &PublishRequest) {
         for ring in self.0.iter().filter_map(Weak::upgrade) {
             let mut ring = ring.lock().unwrap_or_else(PoisonError::into_inner);
             if ring.passed.len() >= ring.capacity {
                 ring.passed.pop_front();
                 ring.missed += 1;
             }
-            ring.passed.push_back(Passed {
+            ring.passed.push_back(PublishedMessage {
                 destination: message.destination.clone(),
                 body: Arc::clone(&message.body),
                 content_type: message.content_type.clone(),

@@ -17,8 +17,8 @@ fn exclusive(name: &str, exchange: &str) -> Queue {
     Queue { name: name.into(), kind: QueueKind::Exclusive, bindings: vec![Exchange(exchange.into())] }
 }
 
-fn to_queue(name: &str, body: &str) -> Outgoing {
-    Outgoing {
+fn to_queue(name: &str, body: &str) -> PublishRequest {
+    PublishRequest {
         destination: Destination::Queue(name.into()),
         body: body.as_bytes().into(),
         content_type: "text/plain".into(),
@@ -28,8 +28,8 @@ fn to_queue(name: &str, body: &str) -> Outgoing {
     }
 }
 
-fn to_exchange(name: &str, body: &str) -> Outgoing {
-    Outgoing { destination: Destination::Exchange(Exchange(name.into())), ..to_queue("", body) }
+fn to_exchange(name: &str, body: &str) -> PublishRequest {
+    PublishRequest { destination: Destination::Exchange(Exchange(name.into())), ..to_queue("", body) }
 }
 
 async fn next(consumer: &mut Consumer) -> Delivery {
@@ -60,14 +60,14 @@ async fn messages_expire_where_they_wait() {
     let broker = MemoryBroker::new();
     let transport = broker.connect();
     transport.declare(&durable("q", None)).await.unwrap();
-    let short = Outgoing { expires_in: Some(Duration::from_secs(1)), ..to_queue("q", "short") };
+    let short = PublishRequest { expires_in: Some(Duration::from_secs(1)), ..to_queue("q", "short") };
     transport.publish(short.clone(), SOON).await.unwrap();
     transport.publish(to_queue("q", "long"), SOON).await.unwrap();
     tokio::time::advance(Duration::from_secs(2)).await;
     assert_eq!(transport.depth("q").await, Ok(Some(1)));
     let mut consumer = transport.consume(&durable("q", None), 2).await.unwrap();
     assert_eq!(&next(&mut consumer).await.body[..], b"long");
-    let at_once = Outgoing { expires_in: Some(Duration::ZERO), ..to_queue("q", "at once") };
+    let at_once = PublishRequest { expires_in: Some(Duration::ZERO), ..to_queue("q", "at once") };
     transport.publish(at_once.clone(), SOON).await.unwrap();
     assert_eq!(&next(&mut consumer).await.body[..], b"at once", "a waiting consumer gets it");
     transport.publish(at_once, SOON).await.unwrap();
@@ -124,7 +124,7 @@ async fn a_restart_keeps_what_is_persistent() {
     let transport = broker.connect();
     transport.declare(&durable("q", None)).await.unwrap();
     transport.publish(to_queue("q", "kept"), SOON).await.unwrap();
-    transport.publish(Outgoing { persistent: false, ..to_queue("q", "lost") }, SOON).await.unwrap();
+    transport.publish(PublishRequest { persistent: false, ..to_queue("q", "lost") }, SOON).await.unwrap();
     broker.restart();
     let waiting: Vec<_> = broker.waiting("q").into_iter().map(|message| message.body.to_vec()).collect();
     assert_eq!(waiting, [b"kept".to_vec()]);

@@ -12,11 +12,11 @@ use futures_util::{StreamExt, stream};
 use nanite::packet::{Identity, Packet};
 use nanite::security::SecureSerializer;
 use nanite::serializer::{
-    Channel, Inbound, OpenContext, OpenError, OpenErrorKind, Proof, SealError, SealRequest, Sealed, Serializer,
+    Inbound, InboundQueue, OpenContext, OpenError, OpenErrorKind, Proof, SealError, SealRequest, Sealed, Serializer,
     Verified,
 };
 use nanite::transport::{
-    Consumer, Destination, Exchange, MemoryBroker, MemoryTransport, Outgoing, Queue, Transport, TransportError,
+    Consumer, Destination, Exchange, MemoryBroker, MemoryTransport, PublishRequest, Queue, Transport, TransportError,
 };
 use openssl::sha::sha256;
 use tokio::sync::Notify;
@@ -87,8 +87,8 @@ pub struct HostileBroker {
 struct State {
     random: Random,
     is_hostile: bool,
-    captured: Vec<Outgoing>,
-    late: Vec<Outgoing>,
+    captured: Vec<PublishRequest>,
+    late: Vec<PublishRequest>,
     /// Queues that somebody reads, with the exchanges they are bound to.
     queues: BTreeMap<String, Vec<Exchange>>,
     wires: Vec<Arc<Wire>>,
@@ -195,7 +195,7 @@ impl HostileBroker {
     }
 
     /// One attack with a message that was captured; none when there is nothing to do.
-    fn attack(&self) -> Option<Outgoing> {
+    fn attack(&self) -> Option<PublishRequest> {
         let mut state = self.state();
         state.credit = state.credit.checked_sub(1)?;
         if state.random.below(20) == 0 && !state.late.is_empty() {
@@ -224,7 +224,7 @@ impl HostileBroker {
     }
 
     /// What becomes of a message that a node sends.
-    fn intercept(&self, message: &Outgoing) -> Vec<Outgoing> {
+    fn intercept(&self, message: &PublishRequest) -> Vec<PublishRequest> {
         let mut state = self.state();
         if !state.is_hostile {
             return vec![message.clone()];
@@ -257,7 +257,7 @@ impl HostileBroker {
             }
             Deed::Twice => vec![changed.clone(), changed],
             Deed::Elsewhere => match state.other_queue(&message.destination) {
-                Some(queue) => vec![Outgoing { destination: Destination::Queue(queue), ..changed }],
+                Some(queue) => vec![PublishRequest { destination: Destination::Queue(queue), ..changed }],
                 None => Vec::new(),
             },
             _ => vec![changed],
@@ -270,7 +270,7 @@ impl State {
         *self.deeds.entry(deed).or_default() += 1;
     }
 
-    fn alter(&mut self, deed: Deed, message: &mut Outgoing) {
+    fn alter(&mut self, deed: Deed, message: &mut PublishRequest) {
         let mut body = message.body.to_vec();
         match deed {
             Deed::Bit | Deed::BitElsewhere => {
@@ -333,7 +333,7 @@ impl Wire {
 
 #[async_trait]
 impl Transport for Wire {
-    async fn publish(&self, message: Outgoing, timeout: Duration) -> Result<(), TransportError> {
+    async fn publish(&self, message: PublishRequest, timeout: Duration) -> Result<(), TransportError> {
         for message in self.broker.intercept(&message) {
             self.inner.publish(message, timeout).await?;
         }
@@ -387,7 +387,7 @@ impl Ledger {
         self.faults.lock().unwrap().clone()
     }
 
-    fn opened(&self, by: &SecureSerializer, bytes: &[u8], inbound: &Inbound, channel: Channel) {
+    fn opened(&self, by: &SecureSerializer, bytes: &[u8], inbound: &Inbound, channel: InboundQueue) {
         let digest = sha256(bytes);
         let what = || format!("{} of {:?} by {:?}", inbound.packet.kind().as_str(), inbound.sender(), by.identity());
         if !self.sealed.lock().unwrap().contains(&digest) {
@@ -395,7 +395,7 @@ impl Ledger {
         }
         let process = (by.identity().unwrap().clone(), by.instance(), digest);
         // What waits for an agent may come again until it has been carried out.
-        if !self.opened.lock().unwrap().insert(process) && channel != Channel::Offline {
+        if !self.opened.lock().unwrap().insert(process) && channel != InboundQueue::Offline {
             self.faults.lock().unwrap().push(format!("opened twice: {}", what()));
         }
     }
@@ -433,16 +433,16 @@ impl Serializer for Watched {
         Ok(inbound)
     }
 
-    fn effort(&self, bytes: usize, now: nanite::clock::Timestamp) -> nanite::serializer::Effort {
-        self.inner.effort(bytes, now)
+    fn cost(&self, bytes: usize, now: nanite::clock::Timestamp) -> nanite::serializer::Cost {
+        self.inner.cost(bytes, now)
     }
 
-    fn spent(&self, message: &Verified, now: nanite::clock::Timestamp) {
-        self.inner.spent(message, now);
+    fn mark_completed(&self, message: &Verified, now: nanite::clock::Timestamp) {
+        self.inner.mark_completed(message, now);
     }
 
-    fn is_spent(&self, message: &Verified) -> bool {
-        self.inner.is_spent(message)
+    fn is_completed(&self, message: &Verified) -> bool {
+        self.inner.is_completed(message)
     }
 
     fn verify_proof(&self, proof: &Arc<Proof>, now: nanite::clock::Timestamp) -> Result<Inbound, OpenError> {

@@ -10,7 +10,7 @@ use nanite::certs::{
 };
 use nanite::clock::Timestamp;
 use nanite::packet::{Identity, Role};
-use nanite::security::{Builder, SecureSerializer};
+use nanite::security::{SecureSerializer, SecureSerializerBuilder};
 
 /// The moment at which tests with a scripted clock begin.
 pub const T0: Timestamp = Timestamp::from_secs(1_795_500_000);
@@ -97,12 +97,12 @@ impl Pki {
     }
 
     /// The beginnings of a serializer for a node that started at [`T0`].
-    pub fn builder(&self, identity: &Identity) -> Builder {
+    pub fn builder(&self, identity: &Identity) -> SecureSerializerBuilder {
         self.builder_for(self.credentials(identity))
     }
 
     /// The same, with credentials of the test's own.
-    pub fn builder_for(&self, credentials: Credentials) -> Builder {
+    pub fn builder_for(&self, credentials: Credentials) -> SecureSerializerBuilder {
         let trust = self.ca.trust().unwrap();
         SecureSerializer::builder(credentials, self.peers.clone(), trust).started_at(T0)
     }

@@ -11,8 +11,8 @@ use nanite::mapper::{
 use nanite::packet::{Identity, Packet, Ping, Register, Status};
 use nanite::policy::AllowVerified;
 use nanite::security::SecureSerializer;
-use nanite::serializer::{Audience, Channel, OpenContext, Proof, SealRequest, Serializer, Verified};
-use nanite::transport::{Consumer, MemoryTransport, Outgoing, Queue, Transport, TransportError};
+use nanite::serializer::{Audience, InboundQueue, OpenContext, Proof, SealRequest, Serializer, Verified};
+use nanite::transport::{Consumer, MemoryTransport, PublishRequest, Queue, Transport, TransportError};
 
 use super::pki::{Pki, T0, agent, mapper};
 use super::redis::RedisServer;
@@ -27,7 +27,7 @@ pub struct Deaf(pub Arc<MemoryTransport>);
 
 #[async_trait]
 impl Transport for Deaf {
-    async fn publish(&self, message: Outgoing, timeout: Duration) -> Result<(), TransportError> {
+    async fn publish(&self, message: PublishRequest, timeout: Duration) -> Result<(), TransportError> {
         self.0.publish(message, timeout).await
     }
 
@@ -132,7 +132,7 @@ impl Stage {
         let sealed = speaker.seal(packet, &SealRequest::new(&Audience::Mappers, self.now())).unwrap();
         // A new ear for each, so that a test can have things heard in any order.
         let ear = self.pki.serializer(&mapper("ear"));
-        let opened = ear.open(&sealed.bytes, &OpenContext::new(Channel::Presence, self.now())).unwrap();
+        let opened = ear.open(&sealed.bytes, &OpenContext::new(InboundQueue::Presence, self.now())).unwrap();
         opened.signer().unwrap().clone()
     }
 

@@ -6,12 +6,12 @@ use std::time::Duration;
 use nanite::agent::{Agent, AgentBuilder, AgentHandle};
 use nanite::certs::KeyType;
 use nanite::clock::{Clock, SystemClock};
-use nanite::link::{Letter, Link};
+use nanite::link::{Link, Outbound};
 use nanite::mapper::{Mapper, MapperBuilder};
 use nanite::packet::{FailureCode, FileStart, Identity, Packet, Payload, Register, Status, Token};
 use nanite::security::SecureSerializer;
-use nanite::serializer::{Audience, Channel, Plain, Serializer};
-use nanite::transport::{Destination, Exchange, MemoryBroker, MemoryTransport, QueueKind, Waiting, topology};
+use nanite::serializer::{Audience, InboundQueue, PlainSerializer, Serializer};
+use nanite::transport::{Destination, Exchange, MemoryBroker, MemoryTransport, QueueKind, QueuedMessage, topology};
 
 use super::pki::Pki;
 
@@ -41,7 +41,7 @@ impl System {
     }
 
     /// Waits until this many messages wait in a queue, and gives them.
-    pub async fn waiting(&self, queue: &str, count: usize) -> Vec<Waiting> {
+    pub async fn waiting(&self, queue: &str, count: usize) -> Vec<QueuedMessage> {
         super::wait_until("messages wait in the queue", async || self.broker.waiting(queue).len() == count).await;
         self.broker.waiting(queue)
     }
@@ -49,7 +49,7 @@ impl System {
     /// A serializer for a process of this node that starts now.
     pub fn serializer(&self, identity: &Identity) -> Arc<dyn Serializer> {
         match &self.format {
-            Format::Plain => Arc::new(Plain::json()),
+            Format::Plain => Arc::new(PlainSerializer::json()),
             Format::Secure(pki) => {
                 let credentials = pki.credentials(identity);
                 let builder = SecureSerializer::builder(credentials, pki.peers.clone(), pki.ca.trust().unwrap());
@@ -126,7 +126,7 @@ impl System {
             instance: None,
         };
         let registration = Destination::Exchange(Exchange(topology::REGISTRATION.into()));
-        link.send(Letter::new(register, Audience::Mappers), registration).await.unwrap();
+        link.send(Outbound::new(register, Audience::Mappers), registration).await.unwrap();
     }
 }
 
@@ -150,7 +150,7 @@ impl System {
         let link = Link::new(from.clone(), serializer, transport, clock).unwrap();
         let mut inbox = topology::mapper_inbox(from.as_str(), link.instance());
         inbox.kind = QueueKind::Exclusive;
-        let mut answers = link.subscribe(&inbox, Channel::MapperInbox, 10).await.unwrap();
+        let mut answers = link.subscribe(&inbox, InboundQueue::MapperInbox, 10).await.unwrap();
         let start = FileStart {
             filename: "x".into(),
             dest: dest.into(),
@@ -162,7 +162,7 @@ impl System {
             sha256: Some("00".repeat(32)),
         };
         let queue = topology::process_queue_name(to.as_str(), instance);
-        link.send(Letter::new(start, to), Destination::Queue(queue)).await.unwrap();
+        link.send(Outbound::new(start, to), Destination::Queue(queue)).await.unwrap();
         match answers.next().await.unwrap().accept().await.packet {
             Packet::Outcome(outcome) => outcome.into_result().map_err(|failure| failure.code),
             other => panic!("{other:?}"),

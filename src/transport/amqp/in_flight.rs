@@ -1,7 +1,7 @@
 //! Publishes that wait for their confirm.
 //!
 //! This is a set of futures that are polled when they were woken. Unlike the general-purpose kind it makes a promise:
-//! [`Flights::poll`] polls *every* future that was woken before the call. The publisher depends on it to know that it has seen
+//! [`InFlightPublishes::poll`] polls *every* future that was woken before the call. The publisher depends on it to know that it has seen
 //! all that the broker had said at a moment.
 
 use std::collections::BTreeMap;
@@ -13,12 +13,12 @@ use std::task::{Context, Poll, Wake, Waker};
 use tokio::sync::Notify;
 
 /// Futures with what they are for, in order of their tags.
-pub(super) struct Flights<T, O> {
-    flying: BTreeMap<u64, Flight<T, O>>,
+pub(super) struct InFlightPublishes<T, O> {
+    flying: BTreeMap<u64, InFlightPublish<T, O>>,
     woken: Arc<Woken>,
 }
 
-struct Flight<T, O> {
+struct InFlightPublish<T, O> {
     value: T,
     future: Pin<Box<dyn Future<Output = O> + Send>>,
     waker: Waker,
@@ -44,7 +44,7 @@ impl Wake for Tag {
     }
 }
 
-impl<T, O> Flights<T, O> {
+impl<T, O> InFlightPublishes<T, O> {
     pub(super) fn new() -> Self {
         Self { flying: BTreeMap::new(), woken: Arc::default() }
     }
@@ -62,7 +62,7 @@ impl<T, O> Flights<T, O> {
         let waker = Waker::from(Arc::new(Tag { tag, woken: Arc::clone(&self.woken) }));
         // Tokio's budget would make a future that is ready say that it is not.
         let future = Box::pin(tokio::task::unconstrained(future));
-        let mut flight = Flight { value, future, waker, output: None };
+        let mut flight = InFlightPublish { value, future, waker, output: None };
         if let Poll::Ready(output) = flight.future.as_mut().poll(&mut Context::from_waker(&flight.waker)) {
             flight.output = Some(output);
             flight.waker.wake_by_ref();
@@ -109,31 +109,31 @@ mod tests {
 
     #[tokio::test]
     async fn every_woken_future_is_polled_and_no_other() {
-        let mut flights = Flights::new();
+        let mut in_flight = InFlightPublishes::new();
         let mut ends = Vec::new();
         for tag in 0..1_000 {
             let (end, wait) = oneshot::channel::<u64>();
             ends.push(end);
-            flights.launch(tag, tag * 10, wait);
+            in_flight.launch(tag, tag * 10, wait);
         }
-        assert!(flights.poll().is_empty());
+        assert!(in_flight.poll().is_empty());
         for end in ends.drain(..500).rev() {
             end.send(7).unwrap();
         }
-        flights.woken().await;
-        let mut done = flights.poll();
+        in_flight.woken().await;
+        let mut done = in_flight.poll();
         done.sort_by_key(|(tag, ..)| *tag);
         assert_eq!(done.len(), 500);
         assert!(done.iter().enumerate().all(|(n, done)| *done == (n as u64, n as u64 * 10, Ok(7))));
-        assert_eq!(flights.abandon(), (500..1_000).map(|tag| tag * 10).collect::<Vec<_>>());
-        assert_eq!(flights.len(), 0);
+        assert_eq!(in_flight.abandon(), (500..1_000).map(|tag| tag * 10).collect::<Vec<_>>());
+        assert_eq!(in_flight.len(), 0);
     }
 
     #[tokio::test]
     async fn what_is_ready_at_once_is_not_lost() {
-        let mut flights = Flights::new();
-        flights.launch(1, (), std::future::ready("done"));
-        flights.woken().await;
-        assert_eq!(flights.poll(), [(1, (), "done")]);
+        let mut in_flight = InFlightPublishes::new();
+        in_flight.launch(1, (), std::future::ready("done"));
+        in_flight.woken().await;
+        assert_eq!(in_flight.poll(), [(1, (), "done")]);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! The agent's process that was started later has the place of the earlier one. Both are told of each other by the mappers that hear
 //! them; the earlier one ends then. Whether a process is there at all is seen by its control queue, which goes with it: an agent that
-//! was restarted has no twin. Mappers' processes under one identity work beside each other; both say so in their log.
+//! was restarted has no duplicate. Mappers' processes under one identity work beside each other; both say so in their log.
 
 use std::num::NonZeroUsize;
 
@@ -11,7 +11,7 @@ use lru::LruCache;
 use super::Shared;
 use crate::clock::Timestamp;
 use crate::link::SendError;
-use crate::packet::{Advertise, Identity, Role, Twin};
+use crate::packet::{Advertise, DuplicateInstance, Identity, Role};
 use crate::transport::TransportError;
 
 /// How many agents' processes are known; the ones that registered most recently stay.
@@ -21,19 +21,19 @@ const MAPPERS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(255);
 
 /// The latest process of each agent that registered here.
 #[derive(Debug)]
-pub(super) struct Twins {
+pub(super) struct DuplicateInstances {
     latest: LruCache<Identity, u64>,
     mappers: LruCache<u64, ()>,
 }
 
-impl Default for Twins {
+impl Default for DuplicateInstances {
     fn default() -> Self {
         // Grows with the agents: one with a capacity takes its memory at once.
         Self { latest: LruCache::unbounded(), mappers: LruCache::new(MAPPERS) }
     }
 }
 
-impl Twins {
+impl DuplicateInstances {
     /// A process of an agent has registered.
     pub async fn registered(&mut self, shared: &Shared, agent: &Identity, instance: u64) {
         let before = self.latest.put(agent.clone(), instance);
@@ -44,7 +44,8 @@ impl Twins {
             Some(before) if before < instance => replaced(shared, agent, before, instance).await,
             // In a plain format: nobody refused it before.
             Some(before)
-                if before > instance && tell(shared, agent, before, Twin { instance, replaced: false }).await =>
+                if before > instance
+                    && tell(shared, agent, before, DuplicateInstance { instance, replaced: false }).await =>
             {
                 self.latest.put(agent.clone(), before);
                 replaced(shared, agent, instance, before).await;
@@ -61,11 +62,11 @@ impl Twins {
     }
 
     /// The process that has the place of one that makes itself known, if it is there. It is told of it.
-    pub async fn before(&mut self, shared: &Shared, agent: &Identity, instance: u64) -> Option<Twin> {
+    pub async fn before(&mut self, shared: &Shared, agent: &Identity, instance: u64) -> Option<DuplicateInstance> {
         let before = self.latest.peek(agent).copied().filter(|before| *before != instance)?;
         // Its own registration, or a heartbeat of it, is what settles it.
-        let there = tell(shared, agent, before, Twin { instance, replaced: false }).await;
-        there.then_some(Twin { instance: before, replaced: false })
+        let there = tell(shared, agent, before, DuplicateInstance { instance, replaced: false }).await;
+        there.then_some(DuplicateInstance { instance: before, replaced: false })
     }
 
     /// A mapper has made itself known.
@@ -84,23 +85,23 @@ impl Twins {
 
 /// A later process of an agent has the place of an earlier one: if that still runs, both are told.
 pub(super) async fn replaced(shared: &Shared, agent: &Identity, earlier: u64, later: u64) {
-    if tell(shared, agent, earlier, Twin { instance: later, replaced: true }).await {
+    if tell(shared, agent, earlier, DuplicateInstance { instance: later, replaced: true }).await {
         tracing::warn!(
             "two processes run as {agent}: the one started {} has the place of the one started {}, and both were told",
             started(later),
             started(earlier)
         );
-        tell(shared, agent, later, Twin { instance: earlier, replaced: true }).await;
+        tell(shared, agent, later, DuplicateInstance { instance: earlier, replaced: true }).await;
     }
 }
 
 /// Tells a process of another; whether it is there to be told.
-async fn tell(shared: &Shared, agent: &Identity, instance: u64, twin: Twin) -> bool {
+async fn tell(shared: &Shared, agent: &Identity, instance: u64, duplicate: DuplicateInstance) -> bool {
     // Commands that are a mapper for a moment leave it to those that stay.
     if agent.role() != Role::Agent || !shared.link.serves() {
         return false;
     }
-    match shared.say(agent, instance, Some(twin)).await {
+    match shared.say(agent, instance, Some(duplicate)).await {
         Ok(()) => true,
         Err(SendError::Transport(TransportError::Unroutable(_))) => false,
         Err(error) => {

@@ -18,10 +18,10 @@ use crate::serializer::SealError;
 const PARSED: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1_023);
 
 /// The store and the trust.
-pub(super) struct Known {
+pub(super) struct PeerCertificates {
     store: Arc<dyn CertificateStore>,
     trust: Arc<Trust>,
-    /// The certificates between the own one and its CA: peers are often issued by the same.
+    /// The certificates between the own one and its CA: known are often issued by the same.
     own_chain: RwLock<Chain>,
     parsed: Mutex<LruCache<[u8; 32], Arc<Certificate>>>,
     /// The certificates that came along with a leaf, by its fingerprint: later messages of its owner come without them.
@@ -48,7 +48,7 @@ pub(super) enum Unusable {
     Missing,
 }
 
-impl Known {
+impl PeerCertificates {
     pub fn new(store: Arc<dyn CertificateStore>, trust: Arc<Trust>, own_chain: Vec<Vec<u8>>) -> Self {
         Self {
             store,

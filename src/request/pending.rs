@@ -17,7 +17,7 @@ const COUNTED: usize = 100_000;
 
 /// What one mapper has had an agent do, since the mapper started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Work {
+pub struct AgentWorkload {
     /// Requests that it works on now.
     pub in_flight: usize,
     /// Requests that it answered with a value.
@@ -28,7 +28,7 @@ pub struct Work {
 
 /// A request under way.
 #[derive(Debug)]
-pub(crate) struct Job {
+pub(crate) struct PendingRequest {
     pub token: Token,
     state: Mutex<State>,
     pub changed: Notify,
@@ -55,49 +55,49 @@ struct Target {
 
 /// All requests under way.
 #[derive(Debug)]
-pub(crate) struct Jobs {
-    by_token: Mutex<HashMap<Token, Arc<Job>>>,
+pub(crate) struct PendingRequests {
+    by_token: Mutex<HashMap<Token, Arc<PendingRequest>>>,
     /// How many requests each agent works on now.
     in_flight: Mutex<HashMap<Identity, usize>>,
     /// How the work of each agent ended: answered, failed.
     ended: Mutex<LruCache<Identity, (u64, u64)>>,
 }
 
-impl Default for Jobs {
+impl Default for PendingRequests {
     fn default() -> Self {
         // Grows with the agents that are asked: one with a capacity takes its memory at once.
         Self { by_token: Mutex::default(), in_flight: Mutex::default(), ended: Mutex::new(LruCache::unbounded()) }
     }
 }
 
-impl Jobs {
+impl PendingRequests {
     /// Begins a request.
-    pub fn begin(&self, token: Token) -> Arc<Job> {
-        let job = Arc::new(Job { token, state: Mutex::default(), changed: Notify::new() });
+    pub fn begin(&self, token: Token) -> Arc<PendingRequest> {
+        let job = Arc::new(PendingRequest { token, state: Mutex::default(), changed: Notify::new() });
         lock(&self.by_token).insert(token, job.clone());
         job
     }
 
     /// Ends a request: what still comes for it is dropped.
-    pub fn end(&self, job: &Job) {
+    pub fn end(&self, job: &PendingRequest) {
         lock(&self.by_token).remove(&job.token);
         let waiting = std::mem::take(&mut job.lock().waiting);
         waiting.keys().for_each(|identity| self.one_less(identity));
     }
 
     /// Has the request wait for one of the mappers, which asks agents in its place.
-    pub fn hand_over(&self, job: &Job, message: MessageId) {
+    pub fn hand_over(&self, job: &PendingRequest, message: MessageId) {
         job.lock().handed_over = Some(message);
     }
 
     /// Has the request wait for an agent's answer.
-    pub fn expect(&self, job: &Job, identity: &Identity, instance: u64, message: MessageId) {
+    pub fn expect(&self, job: &PendingRequest, identity: &Identity, instance: u64, message: MessageId) {
         job.lock().waiting.insert(identity.clone(), Target { instance, message, next_part: 0 });
         *lock(&self.in_flight).entry(identity.clone()).or_default() += 1;
     }
 
     /// Does not wait for this agent any more, without an outcome.
-    pub fn forget(&self, job: &Job, identity: &Identity) {
+    pub fn forget(&self, job: &PendingRequest, identity: &Identity) {
         if job.lock().waiting.remove(identity).is_some() {
             self.one_less(identity);
         }
@@ -155,7 +155,7 @@ impl Jobs {
     }
 
     /// Gives an agent's outcome to the request.
-    pub fn settle(&self, job: &Job, identity: &Identity, result: Result<Payload, Failure>) {
+    pub fn settle(&self, job: &PendingRequest, identity: &Identity, result: Result<Payload, Failure>) {
         let mut state = job.lock();
         if state.waiting.remove(identity).is_some() {
             self.count(identity, result.is_ok());
@@ -167,7 +167,7 @@ impl Jobs {
     }
 
     /// Gives an outcome for an agent that was never waited for.
-    pub fn refuse(&self, job: &Job, identity: &Identity, failure: Failure) {
+    pub fn refuse(&self, job: &PendingRequest, identity: &Identity, failure: Failure) {
         self.count(identity, false);
         job.lock().events.push_back(Event::Outcome { from: identity.clone(), result: Err(failure) });
         job.changed.notify_one();
@@ -175,7 +175,7 @@ impl Jobs {
 
     /// Ends the waiting for an agent that is gone, in every request; `alive` is the instance that took its place.
     pub fn lost(&self, identity: &Identity, alive: Option<u64>) {
-        let jobs: Vec<Arc<Job>> = lock(&self.by_token).values().cloned().collect();
+        let jobs: Vec<Arc<PendingRequest>> = lock(&self.by_token).values().cloned().collect();
         for job in jobs {
             let lost = job.lock().waiting.get(identity).is_some_and(|target| Some(target.instance) != alive);
             if lost {
@@ -195,13 +195,13 @@ impl Jobs {
     }
 
     /// What each of these agents does, and how its work ended.
-    pub fn work<'a>(&self, agents: impl Iterator<Item = &'a Identity>) -> Vec<Work> {
+    pub fn work<'a>(&self, agents: impl Iterator<Item = &'a Identity>) -> Vec<AgentWorkload> {
         let (counts, ended) = (lock(&self.in_flight), lock(&self.ended));
         agents
             .map(|identity| {
                 let in_flight = counts.get(identity).copied().unwrap_or(0);
                 let (answered, failed) = ended.peek(identity).copied().unwrap_or_default();
-                Work { in_flight, answered, failed }
+                AgentWorkload { in_flight, answered, failed }
             })
             .collect()
     }
@@ -225,12 +225,12 @@ impl Jobs {
         }
     }
 
-    fn find(&self, token: Token) -> Option<Arc<Job>> {
+    fn find(&self, token: Token) -> Option<Arc<PendingRequest>> {
         lock(&self.by_token).get(&token).cloned()
     }
 }
 
-impl Job {
+impl PendingRequest {
     /// The next event that has come.
     pub fn take(&self) -> Option<Event> {
         let mut state = self.lock();

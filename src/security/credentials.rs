@@ -3,25 +3,25 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::secure::makes_known;
+use super::secure::announces_certificate;
 use crate::certs::{Certificate, Credentials};
 use crate::clock::Timestamp;
 use crate::packet::Kind;
 
 /// For how long others have time to learn a new certificate before everything is signed by it.
-pub(super) const SETTLE: Duration = Duration::from_secs(15);
+pub(super) const ROTATION_GRACE_PERIOD: Duration = Duration::from_secs(15);
 /// How many keys a node opens with at most.
 const KEYS: usize = 4;
 
 /// The credentials of a node at one time. Replaced as a whole.
-pub(super) struct Own {
+pub(super) struct CredentialSet {
     signing: Credentials,
     /// Those that follow, and from when on everything is signed by them.
     next: Option<(Credentials, Timestamp)>,
     older: Vec<Credentials>,
 }
 
-impl Own {
+impl CredentialSet {
     pub fn new(signing: Credentials, older: Vec<Credentials>) -> Self {
         Self { signing, next: None, older }
     }
@@ -32,7 +32,7 @@ impl Own {
         match &self.next {
             Some((next, from)) if next.certificate().is_valid_at(now) => {
                 let settled = now >= *from || !self.signing.certificate().is_valid_at(now);
-                if settled || makes_known(kind) { next } else { &self.signing }
+                if settled || announces_certificate(kind) { next } else { &self.signing }
             }
             _ => &self.signing,
         }
@@ -49,21 +49,27 @@ impl Own {
     }
 
     /// These credentials from now on, and what was sealed to the ones before is still opened while those are valid.
-    pub fn followed_by(&self, new: Credentials, older: Vec<Credentials>, now: Timestamp, settle: Duration) -> Self {
+    pub fn followed_by(
+        &self,
+        new: Credentials,
+        older: Vec<Credentials>,
+        now: Timestamp,
+        rotation_grace_period: Duration,
+    ) -> Self {
         let signing = self.signing(Kind::Ping, now).clone();
         if signing.certificate().fingerprint() == new.certificate().fingerprint() {
             return Self { signing: new, next: None, older: self.opening(older, now, &[]) };
         }
         let all = self.opening(older, now, &[&signing, &new]);
-        Self { signing, next: Some((new, now.saturating_add(settle))), older: all }
+        Self { signing, next: Some((new, now.saturating_add(rotation_grace_period))), older: all }
     }
 
     fn opening(&self, more: Vec<Credentials>, now: Timestamp, but: &[&Credentials]) -> Vec<Credentials> {
         let same = |a: &Credentials, b: &Credentials| a.certificate().fingerprint() == b.certificate().fingerprint();
         let mut all: Vec<Credentials> = Vec::new();
         for one in self.all().cloned().chain(more) {
-            let known = all.iter().chain(but.iter().copied()).any(|other| same(other, &one));
-            if !known && one.certificate().is_valid_at(now) && all.len() < KEYS {
+            let peers = all.iter().chain(but.iter().copied()).any(|other| same(other, &one));
+            if !peers && one.certificate().is_valid_at(now) && all.len() < KEYS {
                 all.push(one);
             }
         }
@@ -86,32 +92,42 @@ mod tests {
         let fred = Identity::agent("fred").unwrap();
         let issue = |days: u32| ca.issue(&fred, KeyType::P256, day * days, now).unwrap();
         let (old, new, newer) = (issue(1), issue(2), issue(3));
-        let is = |own: &Own, kind, at, expected: &Credentials| {
+        let is = |own: &CredentialSet, kind, at, expected: &Credentials| {
             let signing = own.signing(kind, at).certificate().fingerprint();
             assert_eq!(signing, expected.certificate().fingerprint());
         };
-        let own = Own::new(old.clone(), Vec::new()).followed_by(new.clone(), Vec::new(), now, SETTLE);
+        let own = CredentialSet::new(old.clone(), Vec::new()).followed_by(
+            new.clone(),
+            Vec::new(),
+            now,
+            ROTATION_GRACE_PERIOD,
+        );
         is(&own, Kind::Register, now, &new);
         is(&own, Kind::Advertise, now, &new);
         is(&own, Kind::Outcome, now, &old);
-        let settled = now.saturating_add(SETTLE);
+        let settled = now.saturating_add(ROTATION_GRACE_PERIOD);
         is(&own, Kind::Outcome, settled, &new);
         assert_eq!(own.all().count(), 2);
         // Once more, before and after that.
-        let early = own.followed_by(newer.clone(), Vec::new(), now, SETTLE);
+        let early = own.followed_by(newer.clone(), Vec::new(), now, ROTATION_GRACE_PERIOD);
         is(&early, Kind::Outcome, now, &old);
         is(&early, Kind::Register, now, &newer);
         assert_eq!(early.all().count(), 3, "what was sealed to any of them is opened");
-        let late = own.followed_by(newer.clone(), Vec::new(), settled, SETTLE);
+        let late = own.followed_by(newer.clone(), Vec::new(), settled, ROTATION_GRACE_PERIOD);
         is(&late, Kind::Outcome, settled, &new);
         // The one before has expired: it is signed by no more, and is forgotten at the next change.
         let expired = now.saturating_add(day);
-        let next = Own::new(old.clone(), Vec::new()).followed_by(newer.clone(), Vec::new(), expired, day * 9);
+        let next = CredentialSet::new(old.clone(), Vec::new()).followed_by(newer.clone(), Vec::new(), expired, day * 9);
         is(&next, Kind::Outcome, expired, &newer);
-        let again = next.followed_by(new.clone(), Vec::new(), expired, SETTLE);
+        let again = next.followed_by(new.clone(), Vec::new(), expired, ROTATION_GRACE_PERIOD);
         assert_eq!(again.all().count(), 2);
         // The same once more changes nothing.
-        let same = Own::new(old.clone(), Vec::new()).followed_by(old.clone(), vec![old.clone()], now, SETTLE);
+        let same = CredentialSet::new(old.clone(), Vec::new()).followed_by(
+            old.clone(),
+            vec![old.clone()],
+            now,
+            ROTATION_GRACE_PERIOD,
+        );
         is(&same, Kind::Register, now, &old);
         assert!(same.all().count() <= 2);
     }
