@@ -96,6 +96,7 @@ pub mod proxy;
 pub mod request;
 
 pub mod clock;
+mod limits;
 
 // Programs.
 #[cfg(feature = "admin")]

@@ -3,18 +3,24 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::clock::Timestamp;
+use crate::limits::{LogDecision, LogLimit};
 use crate::packet::Identity;
 use crate::serializer::{InboundQueue, OpenError, OpenErrorKind};
 
-/// How many refusals are logged in one second; the others are only counted.
-const LOGGED_PER_SECOND: u64 = 20;
+/// How many refusals are logged per second; all are counted.
+const MAX_LOGGED_PER_SECOND: u64 = 20;
 
 /// Counts and logs what was refused.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Refusals {
     by_kind: [AtomicU64; OpenErrorKind::ALL.len()],
-    second: AtomicU64,
-    in_second: AtomicU64,
+    log_limit: LogLimit,
+}
+
+impl Default for Refusals {
+    fn default() -> Self {
+        Self { by_kind: Default::default(), log_limit: LogLimit::new(MAX_LOGGED_PER_SECOND) }
+    }
 }
 
 impl Refusals {
@@ -36,12 +42,11 @@ impl Refusals {
             tracing::debug!(%identity, "a redelivered message was already seen");
             return;
         }
-        if self.second.swap(now.as_secs(), Ordering::Relaxed) != now.as_secs() {
-            self.in_second.store(0, Ordering::Relaxed);
-        }
-        match self.in_second.fetch_add(1, Ordering::Relaxed) {
-            LOGGED_PER_SECOND => tracing::warn!(%identity, "more messages refused in this second: counted, not logged"),
-            n if n < LOGGED_PER_SECOND => tracing::warn!(
+        match self.log_limit.next(now) {
+            LogDecision::Suppressing => {
+                tracing::warn!(%identity, "more messages refused in this second: counted, not logged")
+            }
+            LogDecision::Log => tracing::warn!(
                 %identity,
                 kind = %error.kind,
                 why = %error.why,
@@ -49,7 +54,7 @@ impl Refusals {
                 ?channel,
                 "message refused"
             ),
-            _ => {}
+            LogDecision::Skip => {}
         }
     }
 
