@@ -16,8 +16,6 @@ async fn main() -> common::Result<()> {
     let mut numbers = std::env::args().skip(1).map(|argument| argument.parse::<usize>());
     let agents = numbers.next().transpose()?.unwrap_or(20);
     let requests = numbers.next().transpose()?.unwrap_or(100);
-    let mut nodes: Vec<String> = (0..agents).map(|n| format!("nanite-hand{n}")).collect();
-    nodes.push("mapper-captain".into());
     let world = common::World::new()?;
     let mut crew = Vec::new();
     for n in 0..agents {
