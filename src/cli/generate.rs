@@ -1,4 +1,4 @@
-//! `nanite completions` and `nanite man`: made from the same description as the arguments themselves.
+//! `nanite completions` and `nanite man`: generated from the definition of the command line.
 
 use std::path::{Path, PathBuf};
 
@@ -12,14 +12,14 @@ use super::{Cli, Global, output};
 /// Print a script that completes the command line in a shell.
 #[derive(Debug, clap::Args)]
 pub(super) struct Completions {
-    /// For which shell.
+    /// The shell.
     shell: Shell,
 }
 
-/// Write the manual: a page for each command into a directory, or the first page to stdout.
+/// Write the manual: one page per command into a directory, or the main page to stdout.
 #[derive(Debug, clap::Args)]
 pub(super) struct Manual {
-    /// The directory; it is made when there is none.
+    /// The directory; created if it does not exist.
     directory: Option<PathBuf>,
 }
 
@@ -54,7 +54,7 @@ pub(super) fn manual(global: &Global, args: &Manual) -> Result<Exit, CliError> {
     Ok(Exit::Success)
 }
 
-/// The file name of a command's page, and the page.
+/// The file name and the content of a command's page.
 fn page(command: &Command) -> Result<(String, Vec<u8>), CliError> {
     let man = Man::new(command.clone());
     let mut text = Vec::new();

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use openssl::x509::X509Crl;
 use serde::Serialize;
 
@@ -80,7 +80,7 @@ pub(in crate::cli) struct Revoke {
     directory: DirectoryArgs,
     /// Why it is revoked.
     #[arg(long, value_name = "REASON", default_value = "key-compromise")]
-    reason: ReasonName,
+    reason: Reason,
     #[command(flatten)]
     list: ListArgs,
 }
@@ -104,25 +104,6 @@ struct ListArgs {
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum ReasonName {
-    KeyCompromise,
-    Superseded,
-    CessationOfOperation,
-    Unspecified,
-}
-
-impl From<ReasonName> for Reason {
-    fn from(name: ReasonName) -> Self {
-        match name {
-            ReasonName::KeyCompromise => Reason::KeyCompromise,
-            ReasonName::Superseded => Reason::Superseded,
-            ReasonName::CessationOfOperation => Reason::CessationOfOperation,
-            ReasonName::Unspecified => Reason::Unspecified,
-        }
-    }
 }
 
 #[derive(Serialize)]
@@ -293,8 +274,7 @@ impl Revoke {
     pub(super) fn run(self) -> Result<Exit, CliError> {
         let (directory, identity) = (self.directory.open(), self.node.identity()?);
         let certificates = node_certificates(&directory, &identity)?;
-        let reason = Reason::from(self.reason);
-        let revoked: Vec<_> = certificates.iter().map(|certificate| (&**certificate, reason)).collect();
+        let revoked: Vec<_> = certificates.iter().map(|certificate| (&**certificate, self.reason)).collect();
         self.list.publish(&directory, &revoked, Some(&identity))
     }
 }

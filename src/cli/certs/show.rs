@@ -111,7 +111,11 @@ impl List {
                 Err(error) => listing.errors.push(FileError { message: chain(&error), file }),
             }
         }
-        if self.json { output::json(&listing)? } else { listing.print(directory.path())? }
+        if self.json {
+            output::json(&listing)?
+        } else {
+            listing.print(directory.path())?
+        }
         Ok(Exit::Success)
     }
 }

@@ -58,8 +58,11 @@ impl Verify {
             let checked: Vec<_> = findings.iter().map(|finding| canonical(&finding.file)).collect();
             if let Some(unknown) = self.files.iter().find(|file| !checked.contains(&canonical(file))) {
                 let (file, directory) = (unknown.display(), directory.path().display());
-                return Err(CliError::new(Exit::Usage, format!("{file} is not a certificate or key file of {directory}"))
-                    .help("name files of that directory, or another directory with `--dir`"));
+                return Err(CliError::new(
+                    Exit::Usage,
+                    format!("{file} is not a certificate or key file of {directory}"),
+                )
+                .help("name files of that directory, or another directory with `--dir`"));
             }
         }
         if self.json {
@@ -144,22 +147,15 @@ fn revocation_list(list: &X509CrlRef, now: Timestamp) -> Result<String, CliError
 }
 
 /// Checks a key file if it exists: the keys of other machines are not here.
-fn key(
-    path: &Path,
-    certificate: &Path,
-    name: &str,
-    matches: impl FnOnce(&PrivateKey) -> bool,
-) -> Option<Finding> {
+fn key(path: &Path, certificate: &Path, name: &str, matches: impl FnOnce(&PrivateKey) -> bool) -> Option<Finding> {
     let result = match PrivateKey::from_file(path, None) {
         Err(KeyError::Unreadable { source, .. }) if source.kind() == ErrorKind::NotFound => return None,
         // A passphrase is not a fault, but then the key cannot be compared with the certificate.
         Err(KeyError::NeedsPassphrase) => Ok(format!("{name}, encrypted, readable only by its owner")),
         Err(error) => Err(key_error(name, path, &error)),
         Ok(key) if matches(&key) => Ok(format!("{name}, readable only by its owner")),
-        Ok(_) => {
-            Err(CliError::new(Exit::Security, format!("{name} does not belong to {}", certificate.display()))
-                .help("use the two files that were created together, or issue both again"))
-        }
+        Ok(_) => Err(CliError::new(Exit::Security, format!("{name} does not belong to {}", certificate.display()))
+            .help("use the two files that were created together, or issue both again")),
     };
     Some(Finding::new(path, result))
 }

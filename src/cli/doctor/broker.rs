@@ -35,7 +35,9 @@ pub(super) fn protection(options: &AmqpOptions) -> Finding {
     }
     Finding::warn(
         "protection",
-        format!("{options}: plain TCP shows the password, and which nodes talk to each other, to everyone on the network"),
+        format!(
+            "{options}: plain TCP shows the password, and which nodes talk to each other, to everyone on the network"
+        ),
         "use `--broker amqps://HOST/VHOST --broker-ca FILE`",
     )
 }
@@ -77,7 +79,8 @@ pub(super) async fn connection(identity: &Identity, options: &AmqpOptions) -> Ve
         findings.push(match transport.depth(&queue).await {
             Ok(None) => Finding::ok("waiting", format!("there is no queue {queue} yet")),
             Ok(Some(count)) => {
-                let message = format!("{} in {queue}", counted(usize::try_from(count).unwrap_or(usize::MAX), "message"));
+                let message =
+                    format!("{} in {queue}", counted(usize::try_from(count).unwrap_or(usize::MAX), "message"));
                 if count > limit { Finding::warn("waiting", message, help) } else { Finding::ok("waiting", message) }
             }
             Err(error) => failed("waiting", &error),

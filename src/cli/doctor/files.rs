@@ -18,7 +18,8 @@ use crate::packet::{Identity, Role};
 const DAY: Duration = Duration::from_secs(86_400);
 /// A CA that expires within this time is a warning: all certificates must be issued again before that.
 const CA_EXPIRES_SOON: Duration = DAY.saturating_mul(30);
-const NEW_LIST: &str = "create a current list with `nanite certs crl` on the machine with the CA key, and copy it here as crl.pem";
+const NEW_LIST: &str =
+    "create a current list with `nanite certs crl` on the machine with the CA key, and copy it here as crl.pem";
 
 /// The node to check: the named one, or the only one with a key in the directory.
 pub(super) fn identity(
@@ -38,7 +39,8 @@ pub(super) fn identity(
     for role in roles {
         match named.iter().find(|identity| identity.role() == *role) {
             Some(identity) => found.extend(has_files(identity).then(|| identity.clone())),
-            None => found.extend(node::names_with_keys(path, *role).iter().filter_map(|name| Identity::new(*role, name).ok())),
+            None => found
+                .extend(node::names_with_keys(path, *role).iter().filter_map(|name| Identity::new(*role, name).ok())),
         }
     }
     let dir = path.display();
@@ -185,9 +187,11 @@ pub(super) fn revocation(directory: &CertificateDirectory, now: Timestamp) -> Ve
     };
     let next_updates = lists.iter().map(|list| list.next_update().and_then(moment));
     let finding = |next_update: Option<Timestamp>| match next_update {
-        Some(next) if now >= next => {
-            Finding::insecure("revocation", format!("the list is out of date since {next}: all certificates are refused"), NEW_LIST)
-        }
+        Some(next) if now >= next => Finding::insecure(
+            "revocation",
+            format!("the list is out of date since {next}: all certificates are refused"),
+            NEW_LIST,
+        ),
         Some(next) if now.saturating_add(DAY) >= next => {
             let message = format!("the list is out of date at {next}: all certificates are refused then");
             Finding::warn("revocation", message, NEW_LIST)

@@ -133,7 +133,8 @@ impl Api {
 
     /// Sends JSON with this method.
     pub(super) async fn send(&self, method: &str, path: &str, body: Value) -> Result<(), CliError> {
-        let body = self.call(method, path, Some(body)).await.and_then(|body| body.ok_or(ApiError::Missing(path.into())));
+        let body =
+            self.call(method, path, Some(body)).await.and_then(|body| body.ok_or(ApiError::Missing(path.into())));
         body.map(|_| ()).map_err(|error| self.explain(&error))
     }
 
@@ -274,8 +275,18 @@ mod tests {
         assert_eq!(url("https://broker.example/").unwrap(), "https://broker.example:15671");
         assert_eq!(url("http://[::1]:1").unwrap(), "http://[::1]:1");
         for bad in [
-            "localhost", "amqp://h", "http://", "http://h:0", "http://h:x", "http://h:", "http://h:65536", "http://h/api",
-            "http://h?x", "http://h#x", "http://[::1", "http://h h",
+            "localhost",
+            "amqp://h",
+            "http://",
+            "http://h:0",
+            "http://h:x",
+            "http://h:",
+            "http://h:65536",
+            "http://h/api",
+            "http://h?x",
+            "http://h#x",
+            "http://[::1",
+            "http://h h",
         ] {
             assert!(url(bad).is_err(), "{bad}");
         }
@@ -308,7 +319,8 @@ mod tests {
         assert!(request.starts_with("GET /api/overview HTTP/1.1\r\n"), "{request}");
         assert!(request.contains("authorization: Basic YWRtaW46c2VjcmV0\r\n"), "{request}");
         assert_eq!(answered(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n").await.0.unwrap(), None);
-        let (moved, _) = answered(b"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n").await;
+        let (moved, _) =
+            answered(b"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n").await;
         assert!(matches!(moved, Err(ApiError::Refused { status: 302, .. })), "{moved:?}");
         for bad in [&b""[..], b"AMQP\x00\x00\x09\x01", b"HTTP/1.1 abc\r\n\r\n", b"HTTP/1.1 200 OK\r\n", b"\xff\xff"] {
             let (result, _) = answered(bad).await;

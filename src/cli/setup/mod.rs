@@ -131,8 +131,9 @@ impl Args {
                 Ok(password) if !password.is_empty() => Ok(Zeroizing::new(password)),
                 // RabbitMQ creates this user, and accepts it from the same machine only.
                 _ if self.user == "guest" => Ok(Zeroizing::new("guest".into())),
-                _ => Err(CliError::new(Exit::Usage, format!("no password for {}", printable(&self.user, false)))
-                    .help(format!("use `--password-file FILE`, `--password-file -` for stdin, or {PASSWORD_VARIABLE}"))),
+                _ => Err(CliError::new(Exit::Usage, format!("no password for {}", printable(&self.user, false))).help(
+                    format!("use `--password-file FILE`, `--password-file -` for stdin, or {PASSWORD_VARIABLE}"),
+                )),
             },
         }
     }
