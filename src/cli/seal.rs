@@ -1,6 +1,8 @@
 //! `nanite seal` and `nanite open`: create and read single messages without a broker.
 
+use std::fs::File;
 use std::io::{IsTerminal, Read};
+use std::path::Path;
 use std::time::Duration;
 
 use data_encoding::HEXLOWER;
@@ -84,18 +86,10 @@ pub(super) fn seal(global: &Global, args: &Seal) -> Result<Exit, CliError> {
 }
 
 pub(super) fn open(global: &Global, args: &Open) -> Result<Exit, CliError> {
-    let stdin = std::io::stdin().lock();
-    if stdin.is_terminal() {
-        return Err(CliError::new(Exit::Usage, "a sealed message is binary, and stdin is a terminal")
-            .help("redirect it to stdin: `nanite open ... < message.der`"));
-    }
-    let now = SystemClock.now();
-    let secure = args.who.secure(&global.config, Role::Agent, Some(now.saturating_sub(MAX_AGE_AT_START)))?;
-    let mut bytes = Vec::new();
-    // One byte more than is accepted, so that a message that is too long is refused as such.
-    let limit = InboundQueue::AgentInbox.max_bytes() as u64 + 1;
-    let read = stdin.take(limit).read_to_end(&mut bytes);
-    read.map_err(|error| CliError::of(Exit::Failure, &error).context("cannot read stdin"))?;
+    let limit = InboundQueue::AgentInbox.max_bytes();
+    let bytes = read_message(None, limit, Exit::Failure, "redirect it to stdin: `nanite open ... < message.der`")?;
+    let earliest = SystemClock.now().saturating_sub(MAX_AGE_AT_START);
+    let secure = args.who.secure(&global.config, Role::Agent, Some(earliest))?;
     match secure.serializer.open(&bytes, &OpenContext::new(InboundQueue::AgentInbox, SystemClock.now())) {
         Ok(inbound) => {
             let unsigned = || CliError::new(Exit::Security, "the message is not signed");
@@ -132,4 +126,26 @@ pub(super) fn class_name(class: MessageClass) -> &'static str {
         MessageClass::Live => "live",
         MessageClass::Stored => "stored",
     }
+}
+
+/// Reads a message from a file or stdin: at most one byte more than `limit`, so that a longer message is refused as such.
+pub(super) fn read_message(file: Option<&Path>, limit: usize, failure: Exit, help: &str) -> Result<Vec<u8>, CliError> {
+    let mut bytes = Vec::new();
+    let limit = limit as u64 + 1;
+    let (read, source) = match file {
+        Some(path) => {
+            let read = File::open(path).and_then(|file| file.take(limit).read_to_end(&mut bytes));
+            (read, path.display().to_string())
+        }
+        None => {
+            let stdin = std::io::stdin().lock();
+            if stdin.is_terminal() {
+                let message = "a sealed message is binary, and stdin is a terminal";
+                return Err(CliError::new(Exit::Usage, message).help(help));
+            }
+            (stdin.take(limit).read_to_end(&mut bytes), "stdin".to_owned())
+        }
+    };
+    read.map_err(|error| CliError::of(failure, &error).context(format!("cannot read {source}")))?;
+    Ok(bytes)
 }

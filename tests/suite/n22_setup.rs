@@ -1,4 +1,4 @@
-//! A broker that `nanite broker setup` has set up: nodes do their work in it, and nothing else.
+//! `nanite broker setup`: nodes can do their work in the virtual host that it creates, and nothing else.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::harness::program::{Ended, run};
 use crate::harness::site::{Site, ready};
 
-/// A site whose node names nobody else uses, since users are the whole broker's.
+/// A site with unique node names, because all tests share the users of the broker.
 pub struct Place {
     pub site: Site,
     pub vhost: String,
@@ -45,7 +45,7 @@ impl Place {
         format!("amqp://{identity}@127.0.0.1:{}/{}", self.site.broker.port(), self.vhost)
     }
 
-    /// The program as a node, with its user of the broker.
+    /// The program as a node, with its own broker user.
     pub fn node(&self, role: &str, name: &str, arguments: &[&str]) -> std::process::Command {
         let identity = if role == "agent" { format!("nanite-{name}") } else { format!("mapper-{name}") };
         let mut command = self.site.bare(arguments.iter().copied().chain(["--token", name, "--certs", "certs"]));
@@ -73,35 +73,24 @@ impl Drop for Place {
 }
 
 #[test]
-fn n22_each_node_does_its_work_with_a_user_of_its_own() {
+fn n22_nodes_work_with_their_own_users() {
     let place = Place::new();
     let made = place.setup(&[]);
     assert_eq!(made.code(), 0, "{made:?}");
     let (a, b) = (format!("nanite-{}", place.agents[0]), format!("nanite-{}", place.agents[1]));
     let again = place.setup(&[]);
     assert_eq!(again.code(), 0, "{again:?}");
-    assert!(again.out.lines().all(|line| line.starts_with("is there ")), "twice is as once: {}", again.out);
+    assert!(again.out.lines().all(|line| line.starts_with("exists ")), "the second run changes nothing: {}", again.out);
     assert!(!made.out.contains(&place.password(&a)) && !made.err.contains(&place.password(&a)));
     let (_, permissions) = place.api(&format!("/api/vhosts/{}/permissions", place.vhost));
-    assert_eq!(permissions.as_array().unwrap().len(), 3, "the administrator keeps none: {permissions}");
+    assert_eq!(permissions.as_array().unwrap().len(), 3, "the administrator has none: {permissions}");
 
-    // What they are for works: secure nodes, each with its own user.
+    // Secure nodes work, each with its own user.
     let _mapper = ready(&mut place.node("mapper", &place.mapper, &["mapper"]));
     let _agents: Vec<_> = place.agents.iter().map(|name| ready(&mut place.node("agent", name, &["agent"]))).collect();
-    let asked = [
-        "request",
-        "/agent/echo",
-        "hello",
-        "--selector",
-        "all",
-        "--at-least",
-        "2",
-        "--look",
-        "60s",
-        "--timeout",
-        "60s",
-    ];
-    let answers = run(&mut place.node("mapper", &place.mapper, &asked));
+    let request = "request /agent/echo hello --selector all --at-least 2 --look 60s --timeout 60s";
+    let request: Vec<&str> = request.split(' ').collect();
+    let answers = run(&mut place.node("mapper", &place.mapper, &request));
     assert_eq!(
         (answers.code(), answers.out.as_str()),
         (0, format!("{a}: hello\n{b}: hello\n").as_str()),
@@ -110,11 +99,11 @@ fn n22_each_node_does_its_work_with_a_user_of_its_own() {
 }
 
 #[test]
-fn n22_what_cannot_be_done_is_said_and_a_dry_run_does_nothing() {
+fn n22_errors_are_reported_and_a_dry_run_changes_nothing() {
     let place = Place::new();
     let dry = place.setup(&["--dry-run"]);
     assert_eq!(dry.code(), 0, "{dry:?}");
-    assert!(dry.out.contains(&format!("would make  user nanite-{}", place.agents[0])), "{}", dry.out);
+    assert!(dry.out.contains(&format!("would create  user nanite-{}", place.agents[0])), "{}", dry.out);
     assert_eq!(place.api(&format!("/api/vhosts/{}", place.vhost)).0, 404);
     assert!(!place.site.path("broker-passwords").exists());
 
@@ -123,19 +112,19 @@ fn n22_what_cannot_be_done_is_said_and_a_dry_run_does_nothing() {
         assert!(ended.err.contains(part), "no {part:?} in {}", ended.err);
     };
     place.site.write("wrong", "nothing\n", 0o600);
-    fails(place.setup(&["--password-file", "wrong"]), 7, "refuses the user guest and its password");
+    fails(place.setup(&["--password-file", "wrong"]), 7, "refuses the user guest or its password");
     fails(place.setup(&["--user", "nobody"]), 2, "no password for nobody");
     place.site.write("secret", "hunter2\n", 0o600);
     let worker = place.site.broker.add_user("hunter2");
-    fails(place.setup(&["--user", &worker, "--password-file", "secret"]), 5, "has to be an administrator");
+    fails(place.setup(&["--user", &worker, "--password-file", "secret"]), 5, "is not an administrator");
     fails(place.setup(&["--agent", "a b"]), 2, "'a b' cannot be the name of an agent");
     let other = |url: &str| run(&mut place.site.bare(["broker", "setup", "--agent", "x", "--management", url]));
     fails(other("http://127.0.0.1:1"), 7, "rabbitmq-plugins enable rabbitmq_management");
-    fails(other("http://192.0.2.1:15672"), 2, "without TLS the password would go to another machine");
+    fails(other("http://192.0.2.1:15672"), 2, "without TLS, the password would be sent to another machine");
     fails(other("http://guest:guest@localhost:1"), 2, "--password-file");
     fails(other("https://localhost:1"), 2, "--ca FILE");
-    fails(run(&mut place.site.bare(["broker", "setup"])), 2, "for whom? No node is named");
-    assert_eq!(place.api(&format!("/api/vhosts/{}", place.vhost)).0, 404, "nothing was made meanwhile");
+    fails(run(&mut place.site.bare(["broker", "setup"])), 2, "no node is named");
+    assert_eq!(place.api(&format!("/api/vhosts/{}", place.vhost)).0, 404, "nothing was created");
 
     assert_eq!(place.setup(&[]).code(), 0);
     let before = place.password(&format!("nanite-{}", place.agents[0]));

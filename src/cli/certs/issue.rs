@@ -5,16 +5,16 @@ use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
+use zeroize::Zeroizing;
 
-use super::files::{
-    DirectoryArgs, NodeArgs, already_exists, cannot_write, load_ca, node_paths, read, write_key, write_public,
-};
+use super::files::{DirectoryArgs, Issuer, NodeArgs, already_exists, cannot_write, node_paths, read, write, write_key};
 use crate::certs::files::create_directory;
 use crate::certs::{CertificateAuthority, CertificateRequest, IssueError, KeyType, PrivateKey};
 use crate::cli::error::{CliError, Exit};
 use crate::cli::passphrase::{self, CaArgs};
-use crate::cli::{duration, output, remedy};
+use crate::cli::{duration, output};
 use crate::clock::{Clock, SystemClock};
+use crate::packet::Identity;
 
 /// The default trust domain: ICANN reserved `.internal` for private use in 2024.
 const DEFAULT_DOMAIN: &str = "nanite.internal";
@@ -104,19 +104,17 @@ struct OutputArgs {
 }
 
 #[derive(Default, Serialize)]
-struct Created {
-    #[serde(skip)]
-    title: String,
+struct Created<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
-    identity: Option<String>,
+    identity: Option<&'a Identity>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    domain: Option<String>,
+    domain: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    certificate: Option<PathBuf>,
+    certificate: Option<&'a Path>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    key: Option<PathBuf>,
+    key: Option<&'a Path>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    request: Option<PathBuf>,
+    request: Option<&'a Path>,
     #[serde(skip_serializing_if = "Option::is_none")]
     expires: Option<String>,
 }
@@ -126,18 +124,12 @@ impl Init {
         let directory = self.directory.open();
         let (path, key_path) = (directory.ca_path(), directory.ca_key_path());
         self.output.check_absent(&[&path, &key_path])?;
-        let ca = CertificateAuthority::create(&self.domain, self.key_type, self.valid_for, SystemClock.now())
-            .map_err(|error| remedy::issue(&error))?;
-        let pem = ca.certificate().to_pem().map_err(|error| remedy::issue(&IssueError::Openssl(error)))?;
+        let ca = CertificateAuthority::create(&self.domain, self.key_type, self.valid_for, SystemClock.now())?;
+        let pem = ca.certificate().to_pem().map_err(IssueError::Openssl)?;
         self.output.write_pair((&key_path, ca.key(), self.passphrase.read()?), (&path, &pem))?;
-        self.output.print(&Created {
-            title: format!("CA of {}", ca.domain()),
-            domain: Some(ca.domain().to_owned()),
-            certificate: Some(path),
-            key: Some(key_path),
-            expires: Some(ca.not_after().to_string()),
-            ..Created::default()
-        })
+        let (domain, expires) = (Some(ca.domain()), Some(ca.not_after().to_string()));
+        let created = Created { domain, certificate: Some(&path), key: Some(&key_path), expires, ..Created::default() };
+        self.output.report(&format!("CA of {}", ca.domain()), &created)
     }
 }
 
@@ -147,20 +139,14 @@ impl Issue {
         let (directory, identity) = (directory.open(), node.identity()?);
         let (path, key_path) = node_paths(&directory, &identity)?;
         output.check_absent(&[&path, &key_path])?;
-        let now = SystemClock.now();
-        let ca = load_ca(&directory, &self.ca, now)?;
-        let issued =
-            ca.issue(&identity, self.key.key_type, self.valid_for, now).map_err(|error| remedy::issue(&error))?;
+        let Issuer { ca, now, .. } = Issuer::load(directory, &self.ca)?;
+        let issued = ca.issue(&identity, self.key.key_type, self.valid_for, now)?;
         let certificate = issued.certificate();
         output.write_pair((&key_path, issued.key(), self.key.passphrase.read()?), (&path, &certificate.to_pem()))?;
-        output.print(&Created {
-            title: identity.to_string(),
-            identity: Some(identity.to_string()),
-            certificate: Some(path),
-            key: Some(key_path),
-            expires: Some(certificate.not_after().to_string()),
-            ..Created::default()
-        })
+        let (identity, expires) = (Some(&identity), Some(certificate.not_after().to_string()));
+        let created =
+            Created { identity, certificate: Some(&path), key: Some(&key_path), expires, ..Created::default() };
+        output.report(certificate.identity().as_str(), &created)
     }
 }
 
@@ -171,17 +157,12 @@ impl Csr {
         let (path, key_path) = node_paths(&directory, &identity)?;
         let path = path.with_extension("csr");
         output.check_absent(&[&path, &key_path])?;
-        let key = PrivateKey::generate(self.key.key_type).map_err(|error| remedy::issue(&IssueError::Key(error)))?;
-        let request = CertificateRequest::new(&identity, &key).and_then(|request| request.to_pem());
-        let request = request.map_err(|error| remedy::issue(&error))?;
-        output.write_pair((&key_path, &key, self.key.passphrase.read()?), (&path, &request))?;
-        output.print(&Created {
-            title: format!("request of {identity}"),
-            identity: Some(identity.to_string()),
-            key: Some(key_path),
-            request: Some(path),
-            ..Created::default()
-        })
+        let key = PrivateKey::generate(self.key.key_type).map_err(IssueError::Key)?;
+        let pem = CertificateRequest::new(&identity, &key)?.to_pem()?;
+        output.write_pair((&key_path, &key, self.key.passphrase.read()?), (&path, &pem))?;
+        let created =
+            Created { identity: Some(&identity), key: Some(&key_path), request: Some(&path), ..Created::default() };
+        output.report(&format!("request of {identity}"), &created)
     }
 }
 
@@ -192,18 +173,13 @@ impl Sign {
         let (path, _) = node_paths(&directory, &identity)?;
         output.check_absent(&[&path])?;
         let request = CertificateRequest::from_pem(&read(&self.request)?)
-            .map_err(|error| remedy::issue(&error).context(self.request.display()))?;
-        let now = SystemClock.now();
-        let ca = load_ca(&directory, &self.ca, now)?;
-        let issued = ca.sign(&request, &identity, self.valid_for, now).map_err(|error| remedy::issue(&error))?;
-        write_public(&path, &issued.to_pem(), output.force)?;
-        output.print(&Created {
-            title: identity.to_string(),
-            identity: Some(identity.to_string()),
-            certificate: Some(path),
-            expires: Some(issued.not_after().to_string()),
-            ..Created::default()
-        })
+            .map_err(|error| CliError::from(error).context(self.request.display()))?;
+        let Issuer { ca, now, .. } = Issuer::load(directory, &self.ca)?;
+        let issued = ca.sign(&request, &identity, self.valid_for, now)?;
+        write(&path, &issued.to_pem(), output.force)?;
+        let expires = Some(issued.not_after().to_string());
+        let created = Created { identity: Some(&identity), certificate: Some(&path), expires, ..Created::default() };
+        output.report(identity.as_str(), &created)
     }
 }
 
@@ -219,35 +195,31 @@ impl OutputArgs {
     /// Writes a key, then its certificate or request; if the second fails, the new key is removed.
     fn write_pair(
         &self,
-        (key_path, key, passphrase): (&Path, &PrivateKey, Option<zeroize::Zeroizing<Vec<u8>>>),
+        (key_path, key, passphrase): (&Path, &PrivateKey, Option<Zeroizing<Vec<u8>>>),
         (path, content): (&Path, &[u8]),
     ) -> Result<(), CliError> {
         let directory = path.parent().unwrap_or(path);
         create_directory(directory).map_err(|error| cannot_write(directory, &error))?;
         write_key(key_path, key, &passphrase, self.force)?;
-        write_public(path, content, self.force).inspect_err(|_| {
+        write(path, content, self.force).inspect_err(|_| {
             if !self.force {
                 let _ = std::fs::remove_file(key_path);
             }
         })
     }
 
-    fn print(&self, created: &Created) -> Result<Exit, CliError> {
-        if self.json {
-            output::json(created)?;
-            return Ok(Exit::Success);
-        }
-        let title = output::stdout_paint().bold(&created.title);
-        match &created.expires {
-            Some(expires) => output::line(&format!("{title}, valid until {expires}"))?,
-            None => output::line(&title)?,
-        }
-        let files = [("certificate", &created.certificate), ("key", &created.key), ("request", &created.request)];
-        for (label, path) in files {
-            if let Some(path) = path {
-                output::line(&format!("  {label:<11}  {}", path.display()))?;
-            }
-        }
+    fn report(&self, title: &str, created: &Created<'_>) -> Result<Exit, CliError> {
+        output::json_or(self.json, created, |created| created.print(title))?;
         Ok(Exit::Success)
+    }
+}
+
+impl Created<'_> {
+    fn print(&self, title: &str) -> Result<(), CliError> {
+        let expires = self.expires.as_ref().map(|expires| format!(", valid until {expires}")).unwrap_or_default();
+        output::line(&format!("{}{expires}", output::stdout_paint().bold(title)))?;
+        let files = [("certificate", self.certificate), ("key", self.key), ("request", self.request)];
+        let mut files = files.into_iter().filter_map(|(label, path)| Some((label, path?)));
+        files.try_for_each(|(label, path)| output::line(&format!("  {label:<11}  {}", path.display())))
     }
 }

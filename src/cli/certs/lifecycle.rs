@@ -1,7 +1,6 @@
 //! `nanite certs renew`, `needs-renewal`, `revoke` and `crl`: replace or revoke certificates, and keep the revocation list current.
 
-use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -10,12 +9,10 @@ use openssl::x509::X509Crl;
 use serde::Serialize;
 
 use super::files::{
-    DirectoryArgs, NodeArgs, cannot_read, key_error, load_ca, node_certificates, node_paths, secret, write_key,
-    write_public,
+    DirectoryArgs, Issuer, NodeArgs, key_error, node_certificates, node_paths, read, secret, write, write_key,
 };
 use crate::certs::{
-    Certificate, CertificateAuthority, CertificateDirectory, Content, KeyType, PrivateKey, Reason, RevocationList,
-    Suite, moment,
+    Certificate, CertificateDirectory, Content, KeyType, PrivateKey, Reason, RevocationList, Suite, moment,
 };
 use crate::cli::error::{CliError, Exit};
 use crate::cli::passphrase::{self, CaArgs};
@@ -108,7 +105,7 @@ struct ListArgs {
 
 #[derive(Serialize)]
 struct Renewed {
-    identity: String,
+    identity: Identity,
     expires: String,
     certificate: PathBuf,
     key: PathBuf,
@@ -123,7 +120,7 @@ struct Published<'a> {
     number: u64,
     in_all: usize,
     next_update: String,
-    file: &'a Path,
+    file: PathBuf,
 }
 
 impl Selection {
@@ -178,14 +175,13 @@ impl NeedsRenewal {
 impl Renew {
     pub(super) fn run(self) -> Result<Exit, CliError> {
         let directory = self.selection.directory.open();
-        let now = SystemClock.now();
         let identities = self.selection.identities(&directory)?;
-        let ca = load_ca(&directory, &self.ca, now)?;
+        let issuer = Issuer::load(directory, &self.ca)?;
         let mut renewals = Vec::new();
         for identity in identities {
-            if let Some(renewed) = self.renew(&directory, &ca, &identity, now)? {
+            if let Some(renewed) = self.renew(&issuer, &identity)? {
                 if !self.json {
-                    let title = output::stdout_paint().bold(&renewed.identity);
+                    let title = output::stdout_paint().bold(identity.as_str());
                     output::line(&format!("{title}, valid until {}", renewed.expires))?;
                 }
                 self.execute(&renewed)?;
@@ -193,11 +189,11 @@ impl Renew {
             }
         }
         if self.selection.all
-            && let (Some(list), _) = read_lists(&directory, &ca)?
+            && let (Some(list), _) = issuer.read_lists()?
         {
             let from = list.next_update().saturating_sub(RevocationList::VALID_FOR);
-            if !self.if_needed || self.selection.is_due(from, list.next_update(), now) {
-                let list = publish(&directory, &ca, &[], RevocationList::VALID_FOR, now)?;
+            if !self.if_needed || self.selection.is_due(from, list.next_update(), issuer.now) {
+                let list = issuer.publish(&[], RevocationList::VALID_FOR)?;
                 if !self.json {
                     output::line(&format!("revocation list, valid until {}", list.next_update()))?;
                 }
@@ -211,15 +207,10 @@ impl Renew {
         Ok(Exit::Success)
     }
 
-    fn renew(
-        &self,
-        directory: &CertificateDirectory,
-        ca: &CertificateAuthority,
-        identity: &Identity,
-        now: Timestamp,
-    ) -> Result<Option<Renewed>, CliError> {
+    fn renew(&self, issuer: &Issuer, identity: &Identity) -> Result<Option<Renewed>, CliError> {
+        let Issuer { directory, ca, now } = issuer;
         let certificates = node_certificates(directory, identity)?;
-        let is_due = |newest: &Certificate| self.selection.is_due(newest.not_before(), newest.not_after(), now);
+        let is_due = |newest: &Certificate| self.selection.is_due(newest.not_before(), newest.not_after(), *now);
         if self.if_needed && !certificates.first().is_some_and(|newest| is_due(newest)) {
             return Ok(None);
         }
@@ -234,30 +225,28 @@ impl Renew {
             (Suite::Rsa, ..=3072) => KeyType::Rsa3072,
             (Suite::Rsa, _) => KeyType::Rsa4096,
         });
-        let issued = ca.issue(identity, key_type, self.valid_for, now).map_err(|error| remedy::issue(&error))?;
+        let issued = ca.issue(identity, key_type, self.valid_for, *now)?;
         let mut pem = issued.certificate().to_pem();
         // The certificate of the previous key stays in the file while it is usable.
-        let (list, _) = read_lists(directory, ca)?;
-        let is_usable = |certificate: &Certificate| {
-            certificate.is_valid_at(now) && !list.as_ref().is_some_and(|list| list.revokes(certificate))
-        };
+        let (list, _) = issuer.read_lists()?;
+        let is_revoked = |certificate: &Certificate| list.as_ref().is_some_and(|list| list.revokes(certificate));
         let previous = certificates.iter().find(|certificate| certificate.public_key().public_eq(key.pkey()));
-        if let Some(previous) = previous.filter(|previous| is_usable(previous)) {
+        if let Some(previous) = previous.filter(|previous| previous.is_valid_at(*now) && !is_revoked(previous)) {
             pem.extend(previous.to_pem());
         }
         // In this order a key and its certificate exist at any moment.
         write_key(&old_key_path, &key, &passphrase, true)?;
-        write_public(&path, &pem, true)?;
+        write(&path, &pem, true)?;
         write_key(&key_path, issued.key(), &passphrase, true)?;
         let expires = issued.certificate().not_after().to_string();
-        Ok(Some(Renewed { identity: identity.to_string(), expires, certificate: path, key: key_path }))
+        Ok(Some(Renewed { identity: identity.clone(), expires, certificate: path, key: key_path }))
     }
 
     fn execute(&self, renewed: &Renewed) -> Result<(), CliError> {
         let Some(command) = &self.exec else { return Ok(()) };
         let status = Command::new("sh")
             .args(["-c", command])
-            .env("NANITE_IDENTITY", &renewed.identity)
+            .env("NANITE_IDENTITY", renewed.identity.as_str())
             .env("NANITE_CERTIFICATE", &renewed.certificate)
             .env("NANITE_KEY", &renewed.key)
             .status();
@@ -275,84 +264,66 @@ impl Revoke {
         let (directory, identity) = (self.directory.open(), self.node.identity()?);
         let certificates = node_certificates(&directory, &identity)?;
         let revoked: Vec<_> = certificates.iter().map(|certificate| (&**certificate, self.reason)).collect();
-        self.list.publish(&directory, &revoked, Some(&identity))
+        self.list.publish(directory, &revoked, Some(&identity))
     }
 }
 
 impl Crl {
     pub(super) fn run(self) -> Result<Exit, CliError> {
-        self.list.publish(&self.directory.open(), &[], None)
+        self.list.publish(self.directory.open(), &[], None)
     }
 }
 
 impl ListArgs {
     fn publish(
         &self,
-        directory: &CertificateDirectory,
+        directory: CertificateDirectory,
         revoked: &[(&Certificate, Reason)],
         identity: Option<&Identity>,
     ) -> Result<Exit, CliError> {
-        let now = SystemClock.now();
-        let ca = load_ca(directory, &self.passphrase, now)?;
-        let before = read_lists(directory, &ca)?.0.map_or(0, |list| list.len());
-        let list = publish(directory, &ca, revoked, self.valid_for, now)?;
-        let path = directory.crl_path();
-        let published = Published {
-            identity,
-            revoked: list.len().saturating_sub(before),
-            number: list.number(),
-            in_all: list.len(),
-            next_update: list.next_update().to_string(),
-            file: &path,
-        };
+        let issuer = Issuer::load(directory, &self.passphrase)?;
+        let before = issuer.read_lists()?.0.map_or(0, |list| list.len());
+        let list = issuer.publish(revoked, self.valid_for)?;
+        let (number, in_all, next_update) = (list.number(), list.len(), list.next_update().to_string());
+        let (revoked, file) = (in_all.saturating_sub(before), issuer.directory.crl_path());
         if self.json {
-            output::json(&published)?;
+            output::json(&Published { identity, revoked, number, in_all, next_update, file })?;
             return Ok(Exit::Success);
         }
         if let Some(identity) = identity {
-            let result = match published.revoked {
+            let result = match revoked {
                 0 => "was already revoked".to_owned(),
                 1 => "is revoked".to_owned(),
                 count => format!("is revoked: {count} certificates"),
             };
             output::line(&format!("{} {result}", output::stdout_paint().bold(identity.as_str())))?;
         }
-        let Published { number, in_all, next_update, .. } = published;
         output::line(&format!("list {number}: {in_all} revoked, valid until {next_update}"))?;
-        output::line(&format!("  {:<11}  {}", "list", path.display()))?;
+        output::line(&format!("  {:<11}  {}", "list", file.display()))?;
         Ok(Exit::Success)
     }
 }
 
-/// Writes the CA's next list: its current entries and `revoked`. Lists of other CAs are kept.
-fn publish(
-    directory: &CertificateDirectory,
-    ca: &CertificateAuthority,
-    revoked: &[(&Certificate, Reason)],
-    valid_for: Duration,
-    now: Timestamp,
-) -> Result<RevocationList, CliError> {
-    let path = directory.crl_path();
-    let failed = |error| remedy::issue(&error).context(path.display());
-    let (current, others) = read_lists(directory, ca)?;
-    let list = RevocationList::next(current.as_ref(), ca, revoked, valid_for, now).map_err(failed)?;
-    let mut text = list.to_pem().map_err(failed)?;
-    for other in others {
-        text.extend(other.to_pem().unwrap_or_default());
+impl Issuer {
+    /// Writes the CA's next list: its current entries and `revoked`. Lists of other CAs are kept.
+    fn publish(&self, revoked: &[(&Certificate, Reason)], valid_for: Duration) -> Result<RevocationList, CliError> {
+        let path = self.directory.crl_path();
+        let failed = |error| CliError::from(error).context(path.display());
+        let (current, others) = self.read_lists()?;
+        let list = RevocationList::next(current.as_ref(), &self.ca, revoked, valid_for, self.now).map_err(failed)?;
+        let mut text = list.to_pem().map_err(failed)?;
+        others.iter().for_each(|other| text.extend(other.to_pem().unwrap_or_default()));
+        write(&path, &text, true)?;
+        Ok(list)
     }
-    write_public(&path, &text, true)?;
-    Ok(list)
-}
 
-/// The CA's own revocation list, if there is one, and those of other CAs.
-fn read_lists(
-    directory: &CertificateDirectory,
-    ca: &CertificateAuthority,
-) -> Result<(Option<RevocationList>, Vec<X509Crl>), CliError> {
-    let path = directory.crl_path();
-    match std::fs::read(&path) {
-        Ok(text) => RevocationList::from_pem(&text, ca).map_err(|error| remedy::issue(&error).context(path.display())),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok((None, Vec::new())),
-        Err(error) => Err(cannot_read(&path, &error)),
+    /// The CA's own revocation list, if there is one, and those of other CAs.
+    fn read_lists(&self) -> Result<(Option<RevocationList>, Vec<X509Crl>), CliError> {
+        let path = self.directory.crl_path();
+        if !path.exists() {
+            return Ok((None, Vec::new()));
+        }
+        let lists = RevocationList::from_pem(&read(&path)?, &self.ca);
+        lists.map_err(|error| CliError::from(error).context(path.display()))
     }
 }

@@ -7,6 +7,7 @@ mod show;
 mod verify;
 
 use super::error::{CliError, Exit};
+pub(super) use verify::{authority, revocation_list};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {

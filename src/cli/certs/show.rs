@@ -111,11 +111,7 @@ impl List {
                 Err(error) => listing.errors.push(FileError { message: chain(&error), file }),
             }
         }
-        if self.json {
-            output::json(&listing)?
-        } else {
-            listing.print(directory.path())?
-        }
+        output::json_or(self.json, &listing, |listing| listing.print(directory.path()))?;
         Ok(Exit::Success)
     }
 }
@@ -195,16 +191,9 @@ impl Show {
         })?;
         let now = SystemClock.now();
         let infos: Vec<_> = certificates.iter().map(|x509| CertificateInfo::new(x509, now)).collect();
-        if self.json {
-            output::json(&infos)?;
-        } else {
-            for (index, info) in infos.iter().enumerate() {
-                if index > 0 {
-                    output::line("")?;
-                }
-                info.print()?;
-            }
-        }
+        output::json_or(self.json, &infos, |infos| {
+            infos.iter().enumerate().try_for_each(|(index, info)| info.print(index > 0))
+        })?;
         let all_usable = infos.iter().all(|info| info.unusable.is_none());
         Ok(if all_usable { Exit::Success } else { Exit::Security })
     }
@@ -247,15 +236,16 @@ impl CertificateInfo {
         info
     }
 
-    fn print(&self) -> Result<(), CliError> {
+    fn print(&self, after_another: bool) -> Result<(), CliError> {
         let paint = output::stdout_paint();
+        let separator = if after_another { "\n" } else { "" };
         let domain = self.domain.as_deref().unwrap_or("an unnamed domain");
         let title = match (&self.identity, &self.unusable) {
             (Some(identity), _) => format!("{identity}, {} of {domain}", self.kind),
             (None, None) => format!("CA of {domain}"),
             (None, Some(_)) => "not the certificate of an agent, mapper or CA".to_owned(),
         };
-        output::line(&paint.bold(&title))?;
+        output::line(&format!("{separator}{}", paint.bold(&title)))?;
         if let Some(reason) = &self.unusable {
             output::line(&format!("  {}", paint.red(&format!("cannot be used: {reason}"))))?;
         }

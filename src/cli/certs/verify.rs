@@ -9,13 +9,11 @@ use serde::Serialize;
 
 use super::files::{DirectoryArgs, key_error};
 use crate::certs::{
-    Authority, CertificateDirectory, CertificateFile, Content, Credentials, KeyError, PrivateKey, Trust, TrustError,
-    moment, name_text,
+    Authority, CertificateDirectory, Content, Credentials, KeyError, PrivateKey, TrustError, moment, name_text,
 };
 use crate::cli::error::{CliError, Exit};
 use crate::cli::{output, remedy};
 use crate::clock::{Clock, SystemClock, Timestamp};
-use crate::packet::Identity;
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Verify {
@@ -65,11 +63,7 @@ impl Verify {
                 .help("name files of that directory, or another directory with `--dir`"));
             }
         }
-        if self.json {
-            output::json(&findings)?;
-        } else {
-            findings.iter().try_for_each(print)?;
-        }
+        output::json_or(self.json, &findings, |findings| findings.iter().try_for_each(print))?;
         Ok(if findings.iter().all(|finding| finding.ok) { Exit::Success } else { Exit::Security })
     }
 }
@@ -79,35 +73,43 @@ fn verify(directory: &CertificateDirectory, now: Timestamp) -> Result<Vec<Findin
     let trust = directory.trust().map_err(failed)?;
     let mut findings = Vec::new();
     for entry in directory.entries().map_err(failed)? {
-        let path = &entry.path;
+        let path = entry.path;
         match entry.content {
             Ok(Content::Authorities(authorities)) => {
-                findings.extend(authorities.iter().map(|ca| Finding::new(path, authority(ca, now))));
-                let issued_by = |key: &PrivateKey, ca: &Authority| {
+                findings.extend(authorities.iter().map(|ca| Finding::new(&path, authority(ca, now))));
+                let is_key_of = |key: &PrivateKey, ca: &Authority| {
                     ca.x509.public_key().is_ok_and(|public| public.public_eq(key.pkey()))
                 };
-                let matches = |key: &PrivateKey| authorities.iter().any(|ca| issued_by(key, ca));
-                findings.extend(key(&directory.ca_key_path(), path, "the CA's key", matches));
+                let matches = |key: &PrivateKey| authorities.iter().any(|ca| is_key_of(key, ca));
+                findings.extend(key(&directory.ca_key_path(), &path, "the CA's key", matches));
             }
             Ok(Content::Revocations(lists)) => {
-                findings.extend(lists.iter().map(|list| Finding::new(path, revocation_list(list, now))));
+                findings.extend(lists.iter().map(|list| Finding::new(&path, revocation_list(list, now))));
             }
             Ok(Content::Node(identity, held)) => {
-                findings.extend(node(path, &identity, &held, &trust, now));
+                findings.extend(held.nodes.iter().map(|certificate| {
+                    let result = trust.verify(certificate, &held.intermediates, now).map_err(|error| {
+                        let name = format!("the certificate of {identity}");
+                        CliError::of(Exit::Security, &error).context(name).help(remedy::trust(&error))
+                    });
+                    let message = format!("{identity}, valid until {}", certificate.not_after());
+                    Finding::new(&path, result.map(|()| message))
+                }));
                 let matches = |key: &PrivateKey| {
                     held.nodes.iter().any(|certificate| Credentials::new(certificate.clone(), key.clone()).is_ok())
                 };
                 if let Ok(key_path) = directory.key_path(&identity) {
-                    findings.extend(key(&key_path, path, &format!("the key of {identity}"), matches));
+                    findings.extend(key(&key_path, &path, &format!("the key of {identity}"), matches));
                 }
             }
-            Err(error) => findings.push(Finding::new(path, Err(failed(error)))),
+            Err(error) => findings.push(Finding::new(&path, Err(failed(error)))),
         }
     }
     Ok(findings)
 }
 
-fn authority(ca: &Authority, now: Timestamp) -> Result<String, CliError> {
+/// Whether a CA may issue certificates now.
+pub(in crate::cli) fn authority(ca: &Authority, now: Timestamp) -> Result<String, CliError> {
     let (message, help) = if now < ca.not_before {
         (format!("is not valid before {}", ca.not_before), "check the clock of this machine")
     } else if now >= ca.not_after {
@@ -121,23 +123,8 @@ fn authority(ca: &Authority, now: Timestamp) -> Result<String, CliError> {
     Err(CliError::new(Exit::Security, format!("the CA {} {message}", ca.subject)).help(help))
 }
 
-fn node(
-    path: &Path,
-    identity: &Identity,
-    held: &CertificateFile,
-    trust: &Trust,
-    now: Timestamp,
-) -> impl Iterator<Item = Finding> {
-    held.nodes.iter().map(move |certificate| {
-        let result = trust.verify(certificate, &held.intermediates, now).map_err(|error| {
-            let failure = CliError::of(Exit::Security, &error).context(format!("the certificate of {identity}"));
-            failure.help(remedy::trust(&error))
-        });
-        Finding::new(path, result.map(|()| format!("{identity}, valid until {}", certificate.not_after())))
-    })
-}
-
-fn revocation_list(list: &X509CrlRef, now: Timestamp) -> Result<String, CliError> {
+/// Whether a revocation list is current.
+pub(in crate::cli) fn revocation_list(list: &X509CrlRef, now: Timestamp) -> Result<String, CliError> {
     let issuer = name_text(list.issuer_name());
     match list.next_update().and_then(moment) {
         Some(until) if now < until => Ok(format!("revocation list of {issuer}, valid until {until}")),

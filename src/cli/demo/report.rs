@@ -282,7 +282,7 @@ impl BrokerView {
             let what = format!("{:<9}{}", word.what, word.word);
             format!("   {what:<38}{found}{:>18}  {}", word.found_when_plain, mark(ok))
         };
-        let footer = "   Who talks to whom, when and how much: the broker has to know that.";
+        let footer = "   The broker has to see sender, recipients, time and size of each message.";
         let rows = std::iter::once(paint.dim(&heading)).chain(self.searched.iter().map(row));
         section(5, "What the broker saw", &note, rows.chain([paint.dim(footer)]))
     }

@@ -137,16 +137,16 @@ impl System {
         let both_registered = async {
             loop {
                 let registered = mapper.agent_registered();
-                if mapper.agents().await.map_err(failed("cannot list the agents"))?.len() >= 2 {
-                    return Ok(());
+                match mapper.agents().await {
+                    Ok(agents) if agents.len() < 2 => registered.await,
+                    agents => break agents.map_err(failed("cannot list the agents")),
                 }
-                registered.await;
             }
         };
         match tokio::time::timeout(REGISTRATION_TIMEOUT, both_registered).await {
-            Ok(registered) => registered?,
+            Ok(agents) => agents?,
             Err(_) => return Err(CliError::new(Exit::Failure, "the agents did not register with the mapper")),
-        }
+        };
         Ok(Self { broker, tap, mapper, ada, bob })
     }
 }

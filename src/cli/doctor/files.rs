@@ -5,21 +5,22 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
+use openssl::x509::X509Crl;
+
 use super::finding::Finding;
 use crate::certs::{
-    Authority, CertificateDirectory, Content, DirectoryCertificateStore, DirectoryError, KeyError, PrivateKey, moment,
+    Authority, CertificateDirectory, Content, DirectoryCertificateStore, DirectoryError, KeyError, PrivateKey,
+    TrustError,
 };
 use crate::cli::error::{CliError, Exit};
 use crate::cli::text::counted;
-use crate::cli::{node, policy as rules, remedy};
+use crate::cli::{certs, node, policy as rules, remedy};
 use crate::clock::Timestamp;
 use crate::packet::{Identity, Role};
 
 const DAY: Duration = Duration::from_secs(86_400);
 /// A CA that expires within this time is a warning: all certificates must be issued again before that.
 const CA_EXPIRES_SOON: Duration = DAY.saturating_mul(30);
-const NEW_LIST: &str =
-    "create a current list with `nanite certs crl` on the machine with the CA key, and copy it here as crl.pem";
 
 /// The node to check: the named one, or the only one with a key in the directory.
 pub(super) fn identity(
@@ -114,15 +115,13 @@ pub(super) fn authorities(directory: &CertificateDirectory, now: Timestamp) -> V
 }
 
 fn authority(ca: &Authority, now: Timestamp) -> Finding {
-    let name = ca.domain.as_ref().map_or_else(|| ca.subject.clone(), |domain| format!("of {domain}"));
-    if now >= ca.not_after {
-        let help = "create a new CA with `nanite certs init`, and issue all certificates again";
-        Finding::insecure("ca", format!("the CA {name} expired at {}", ca.not_after), help)
-    } else if ca.not_after.since(now) < CA_EXPIRES_SOON {
-        let help = "create a new CA with `nanite certs init`, add its certificate to every ca.pem, and issue all certificates again";
-        Finding::warn("ca", format!("the CA {name} expires at {}", ca.not_after), help)
-    } else {
-        Finding::ok("ca", format!("{name}, valid until {}", ca.not_after))
+    match certs::authority(ca, now) {
+        Err(error) => Finding::fail("ca", &error),
+        Ok(message) if ca.not_after.since(now) < CA_EXPIRES_SOON => {
+            let help = "create a new CA with `nanite certs init`, add its certificate to every ca.pem, and issue all certificates again";
+            Finding::warn("ca", format!("{message}: it expires soon"), help)
+        }
+        Ok(message) => Finding::ok("ca", message),
     }
 }
 
@@ -185,21 +184,17 @@ pub(super) fn revocation(directory: &CertificateDirectory, now: Timestamp) -> Ve
         Ok(_) => Vec::new(),
         Err(error) => return vec![Finding::fail("revocation", &remedy::directory(&error, directory))],
     };
-    let next_updates = lists.iter().map(|list| list.next_update().and_then(moment));
-    let finding = |next_update: Option<Timestamp>| match next_update {
-        Some(next) if now >= next => Finding::insecure(
+    let is_current = |list: &X509Crl, at| certs::revocation_list(list, at);
+    let finding = |list| match (is_current(list, now), is_current(list, now.saturating_add(DAY))) {
+        (Err(error), _) => Finding::fail("revocation", &error),
+        (Ok(message), Err(_)) => Finding::warn(
             "revocation",
-            format!("the list is out of date since {next}: all certificates are refused"),
-            NEW_LIST,
+            format!("{message}: without a newer one, all certificates are refused then"),
+            remedy::trust(&TrustError::StaleCrl),
         ),
-        Some(next) if now.saturating_add(DAY) >= next => {
-            let message = format!("the list is out of date at {next}: all certificates are refused then");
-            Finding::warn("revocation", message, NEW_LIST)
-        }
-        Some(next) => Finding::ok("revocation", format!("list current until {next}")),
-        None => Finding::insecure("revocation", "the list has no next update", NEW_LIST),
+        (Ok(message), Ok(_)) => Finding::ok("revocation", message),
     };
-    next_updates.map(finding).collect()
+    lists.iter().map(finding).collect()
 }
 
 /// The other certificates in the directory.

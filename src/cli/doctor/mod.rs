@@ -59,13 +59,12 @@ pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
     let (node, checks) = check(global, args)?;
     let exit = exit_code(&checks);
     let report = Report { node, ok: exit == Exit::Success, checks };
-    if args.json {
-        output::json(&report)?;
-    } else {
+    output::json_or(args.json, &report, |report| {
         report.checks.iter().try_for_each(Finding::print)?;
         let count = |state| report.checks.iter().filter(|finding| finding.state == state).count();
         global.note(&format!("{}, {}", counted(count(State::Fail), "failure"), counted(count(State::Warn), "warning")));
-    }
+        Ok(())
+    })?;
     Ok(exit)
 }
 

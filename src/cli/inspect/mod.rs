@@ -5,11 +5,10 @@
 
 mod report;
 
-use std::fs::File;
-use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
 use super::error::{CliError, Exit};
+use super::seal::read_message;
 use super::{Global, node, output};
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::packet::{Kind, Role};
@@ -37,7 +36,10 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
-    let bytes = read(args.file.as_deref())?;
+    let limit = Kind::ALL.into_iter().map(Kind::max_bytes).max().unwrap_or(0);
+    let file = args.file.as_deref().filter(|path| *path != Path::new("-"));
+    let help = "name its file: `nanite inspect FILE`, or pipe it to stdin";
+    let bytes = read_message(file, limit, Exit::Usage, help)?;
     let mut report = Report { bytes: bytes.len(), ..Report::default() };
     let mut failure = None;
     match inspect(&bytes) {
@@ -50,11 +52,7 @@ pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
             }
         }
     }
-    if args.json {
-        output::json(&report)?;
-    } else {
-        report.print()?;
-    }
+    output::json_or(args.json, &report, Report::print)?;
     match (failure, &report.verdict) {
         (Some(failure), _) => Err(failure),
         (None, Some(verdict)) if !verdict.accepted => Ok(Exit::Security),
@@ -64,28 +62,6 @@ pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
             Ok(Exit::Success)
         }
     }
-}
-
-/// The bytes of a message; at most one more than the largest message has.
-fn read(file: Option<&Path>) -> Result<Vec<u8>, CliError> {
-    let limit = Kind::ALL.into_iter().map(Kind::max_bytes).max().unwrap_or(0) as u64 + 1;
-    let mut bytes = Vec::new();
-    let (read, source) = match file.filter(|path| *path != Path::new("-")) {
-        Some(path) => {
-            let read = File::open(path).and_then(|file| file.take(limit).read_to_end(&mut bytes));
-            (read, path.display().to_string())
-        }
-        None => {
-            let stdin = std::io::stdin().lock();
-            if stdin.is_terminal() {
-                return Err(CliError::new(Exit::Usage, "a sealed message is binary, and stdin is a terminal")
-                    .help("name its file: `nanite inspect FILE`, or pipe it to stdin"));
-            }
-            (stdin.take(limit).read_to_end(&mut bytes), "stdin".to_owned())
-        }
-    };
-    read.map_err(|error| CliError::of(Exit::Usage, &error).context(format!("cannot read {source}")))?;
-    Ok(bytes)
 }
 
 /// Opens the message with the serializer of the node that reads from `queue`: now, and if only time is against it, at its issue time.

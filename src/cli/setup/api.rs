@@ -37,12 +37,11 @@ const MAX_RESPONSE_BYTES: usize = 16 * 1024 * 1024;
 const MAX_REASON_CHARS: usize = 300;
 
 /// The address of a management API: `http://HOST:PORT` or `https://HOST:PORT`.
-#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ApiUrl {
     pub tls: bool,
-    /// An IPv6 address is in brackets.
     host: String,
-    port: u16,
+    /// Host and port.
+    authority: String,
 }
 
 impl ApiUrl {
@@ -52,28 +51,29 @@ impl ApiUrl {
             return Err(invalid("contains a user: use `--user` and `--password-file` instead"));
         }
         let uri: Uri = text.parse().map_err(|_| invalid("is not valid"))?;
-        let tls = match uri.scheme_str() {
-            Some("http") => false,
-            Some("https") => true,
+        let (tls, default_port) = match uri.scheme_str() {
+            Some("http") => (false, 15672),
+            Some("https") => (true, 15671),
             _ => return Err(invalid("begins with neither http:// nor https://")),
         };
         // The parser drops a fragment.
         if uri.path() != "/" || uri.query().is_some() || text.contains('#') {
             return Err(invalid("contains more than host and port"));
         }
-        let (host, authority) = (uri.host().unwrap_or_default(), uri.authority().map_or("", |a| a.as_str()));
-        let port = match authority.strip_prefix(host).unwrap_or(authority) {
-            "" if tls => Some(15671),
-            "" => Some(15672),
-            _ => uri.port_u16().filter(|port| *port != 0),
+        let (host, authority) = (uri.host().unwrap_or_default(), uri.authority().map_or("", |all| all.as_str()));
+        let authority = match uri.port_u16() {
+            Some(1..) => authority.to_owned(),
+            None if host == authority => format!("{host}:{default_port}"),
+            _ => return Err(invalid("has no port from 1 to 65535")),
         };
-        Ok(Self { tls, host: host.to_owned(), port: port.ok_or_else(|| invalid("has no port from 1 to 65535"))? })
+        // An IPv6 address is in brackets only in URLs.
+        Ok(Self { tls, host: host.trim_matches(['[', ']']).to_owned(), authority })
     }
 }
 
 impl fmt::Display for ApiUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}://{}:{}", if self.tls { "https" } else { "http" }, self.host, self.port)
+        write!(f, "{}://{}", if self.tls { "https" } else { "http" }, self.authority)
     }
 }
 
@@ -185,7 +185,7 @@ impl Api {
         let request = Request::builder()
             .method(method)
             .uri(path)
-            .header(HOST, format!("{}:{}", self.url.host, self.url.port))
+            .header(HOST, &self.url.authority)
             .header(AUTHORIZATION, authorization)
             .header(CONTENT_TYPE, "application/json")
             .body(Full::from(body.map(|body| body.to_string()).unwrap_or_default()))
@@ -211,22 +211,22 @@ impl Api {
     }
 
     async fn connect_and_send(&self, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), ApiError> {
-        let host = self.url.host.trim_matches(['[', ']']);
-        let addresses: Vec<SocketAddr> = lookup_host((host, self.url.port)).await?.collect();
+        let addresses: Vec<SocketAddr> = lookup_host(&self.url.authority).await?.collect();
         if self.tls.is_none() && !addresses.iter().all(|address| address.ip().is_loopback()) {
             return Err(ApiError::NotLocal);
         }
         let stream = TcpStream::connect(addresses.as_slice()).await?;
         let Some(tls) = &self.tls else { return send(stream, request).await };
-        let ssl = tls.configure().and_then(|tls| tls.into_ssl(host));
+        let ssl = tls.configure().and_then(|tls| tls.into_ssl(&self.url.host));
         let stream = ssl.and_then(|ssl| SslStream::new(ssl, stream));
         let mut stream = stream.map_err(|error| ApiError::Tls(error.to_string()))?;
-        if let Err(error) = Pin::new(&mut stream).connect().await {
-            let verification = stream.ssl().verify_result();
-            let detail = if verification == X509VerifyResult::OK { "" } else { verification.error_string() };
-            return Err(ApiError::Tls(format!("{error} {detail}").trim_end().to_owned()));
+        match Pin::new(&mut stream).connect().await {
+            Ok(()) => send(stream, request).await,
+            Err(error) => match stream.ssl().verify_result() {
+                X509VerifyResult::OK => Err(ApiError::Tls(error.to_string())),
+                reason => Err(ApiError::Tls(format!("the certificate is not accepted: {reason}"))),
+            },
         }
-        send(stream, request).await
     }
 }
 
@@ -265,8 +265,8 @@ pub(super) fn tls(ca: &Path) -> Result<SslConnector, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{Read, Write};
-    use std::net::TcpListener;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
 
     #[test]
     fn n22_management_url_is_scheme_host_and_port_only() {
@@ -274,66 +274,49 @@ mod tests {
         assert_eq!(url("http://localhost").unwrap(), "http://localhost:15672");
         assert_eq!(url("https://broker.example/").unwrap(), "https://broker.example:15671");
         assert_eq!(url("http://[::1]:1").unwrap(), "http://[::1]:1");
-        for bad in [
-            "localhost",
-            "amqp://h",
-            "http://",
-            "http://h:0",
-            "http://h:x",
-            "http://h:",
-            "http://h:65536",
-            "http://h/api",
-            "http://h?x",
-            "http://h#x",
-            "http://[::1",
-            "http://h h",
-        ] {
+        let bad = "localhost amqp://h http:// http://h:0 http://h:x http://h: http://h:65536 http://h/api http://h?x http://h#x http://[::1";
+        for bad in bad.split(' ').chain(["http://h h"]) {
             assert!(url(bad).is_err(), "{bad}");
         }
         let error = url("http://admin:secret@h").unwrap_err();
         assert!(error.contains("--password-file") && !error.contains("secret"), "{error}");
     }
 
-    /// What a client makes of this answer, and the request that it sent.
-    async fn answered(answer: &'static [u8]) -> (Result<Option<Bytes>, ApiError>, String) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = ApiUrl::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
-        let server = std::thread::spawn(move || {
-            let (mut stream, mut request) = (listener.accept().unwrap().0, Vec::new());
-            while !request.ends_with(b"\r\n\r\n") {
-                let mut byte = [0];
-                stream.read_exact(&mut byte).unwrap();
-                request.push(byte[0]);
-            }
-            stream.write_all(answer).unwrap();
-            String::from_utf8(request).unwrap()
-        });
-        let api = Api::new(url, "admin".into(), Zeroizing::new("secret".into()), None);
-        (api.call("GET", "/api/overview", None).await, server.join().unwrap())
+    async fn call(url: &str) -> Result<Option<Bytes>, ApiError> {
+        let api = Api::new(ApiUrl::parse(url).unwrap(), "admin".into(), Zeroizing::new("secret".into()), None);
+        api.call("GET", "/api/overview", None).await
     }
 
-    #[tokio::test(flavor = "multi_thread")]
-    async fn n22_management_answers_are_parsed_and_garbage_is_an_error() {
-        let (value, request) = answered(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").await;
-        assert_eq!(value.unwrap().as_deref(), Some(&b"{}"[..]));
-        assert!(request.starts_with("GET /api/overview HTTP/1.1\r\n"), "{request}");
-        assert!(request.contains("authorization: Basic YWRtaW46c2VjcmV0\r\n"), "{request}");
-        assert_eq!(answered(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n").await.0.unwrap(), None);
-        let (moved, _) =
-            answered(b"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n").await;
-        assert!(matches!(moved, Err(ApiError::Refused { status: 302, .. })), "{moved:?}");
-        for bad in [&b""[..], b"AMQP\x00\x00\x09\x01", b"HTTP/1.1 abc\r\n\r\n", b"HTTP/1.1 200 OK\r\n", b"\xff\xff"] {
-            let (result, _) = answered(bad).await;
-            assert!(matches!(result, Err(ApiError::NotAnApi)), "{bad:?}: {result:?}");
+    #[tokio::test]
+    async fn n22_management_answers_are_bounded_and_garbage_is_an_error() {
+        for (answer, expected) in [
+            ("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}", "Ok(Some(b\"{}\"))"),
+            ("HTTP/1.1 404 Not Found\r\ncontent-length: 2\r\n\r\n{}", "Ok(None)"),
+            ("HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n", "Err(Refused"),
+            ("HTTP/1.1 200 OK\r\ncontent-length: 99999999\r\n\r\n", "Err(Unreachable"),
+            ("", "Err(NotAnApi)"),
+            ("AMQP\0\0\x09\x01", "Err(NotAnApi)"),
+            ("HTTP/1.1 abc\r\n\r\n", "Err(NotAnApi)"),
+            ("HTTP/1.1 200 OK\r\n", "Err(NotAnApi)"),
+            ("\u{ff}\u{ff}", "Err(NotAnApi)"),
+        ] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let url = format!("http://{}", listener.local_addr().unwrap());
+            let server = async {
+                let (mut stream, mut request) = (listener.accept().await.unwrap().0, [0; 1024]);
+                let length = stream.read(&mut request).await.unwrap();
+                stream.write_all(answer.as_bytes()).await.unwrap();
+                String::from_utf8_lossy(&request[..length]).into_owned()
+            };
+            let (result, request) = tokio::join!(call(&url), server);
+            assert!(format!("{result:?}").starts_with(expected), "{answer:?}: {result:?}");
+            assert!(request.starts_with("GET /api/overview HTTP/1.1\r\n"), "{request}");
+            assert!(request.contains("authorization: Basic YWRtaW46c2VjcmV0\r\n"), "{request}");
         }
-        let (long, _) = answered(b"HTTP/1.1 200 OK\r\ncontent-length: 99999999\r\n\r\n").await;
-        assert!(matches!(long, Err(ApiError::Unreachable(_))), "{long:?}");
     }
 
     #[tokio::test]
     async fn n22_password_is_not_sent_to_another_machine_without_tls() {
-        let url = ApiUrl::parse("http://192.0.2.1:15672").unwrap();
-        let api = Api::new(url, "admin".into(), Zeroizing::new("secret".into()), None);
-        assert!(matches!(api.call("GET", "/api/overview", None).await, Err(ApiError::NotLocal)));
+        assert!(matches!(call("http://192.0.2.1:15672").await, Err(ApiError::NotLocal)));
     }
 }

@@ -158,13 +158,27 @@ impl Setup<'_> {
         for node in nodes {
             users.push((node, self.user_exists(node).await?));
         }
-        let vhost_exists = self.api.get(&format!("/api/vhosts/{}", self.vhost)).await?.is_some();
-        let missing = if vhost_exists { self.missing_resources().await? } else { topology() };
+        let vhost_path = format!("/api/vhosts/{}", self.vhost);
+        let vhost_exists = self.api.get(&vhost_path).await?.is_some();
+        let mut resources = Vec::new();
+        for (kind, resource) in topology() {
+            let exists = vhost_exists && self.resource_exists(kind, &resource).await?;
+            resources.push((kind, resource, exists));
+        }
 
-        let vhost = printable(&self.args.vhost, false);
-        let path = format!("/api/vhosts/{}", self.vhost);
-        self.create(vhost_exists, &format!("virtual host {vhost}"), self.api.send("PUT", &path, json!({}))).await?;
-        self.create_resources(missing).await?;
+        let vhost = format!("virtual host {}", printable(&self.args.vhost, false));
+        self.create(vhost_exists, &vhost, self.api.send("PUT", &vhost_path, json!({}))).await?;
+        for (_, resource, exists) in &resources {
+            step(if *exists { "exists" } else { self.verb("created", "would create") }, text(resource, "name"))?;
+        }
+        let missing = |kind: &str| -> Vec<&Value> {
+            resources.iter().filter(|(of, _, exists)| *of == kind && !exists).map(|(_, resource, _)| resource).collect()
+        };
+        let missing = json!({"exchanges": missing("exchange"), "queues": missing("queue")});
+        if !self.args.dry_run && resources.iter().any(|(_, _, exists)| !exists) {
+            // An import needs no permissions in the virtual host.
+            self.api.send("POST", &format!("/api/definitions/{}", self.vhost), missing).await?;
+        }
         for (node, exists) in users {
             self.create_user(node, exists).await?;
             let path = format!("/api/permissions/{}/{node}", self.vhost);
@@ -185,7 +199,15 @@ impl Setup<'_> {
             step(verb, &format!("permissions of {user}, which came with the virtual host"))?;
         }
         self.report_other_users(nodes).await?;
-        self.print_hint(nodes);
+        if let Some(node) = nodes.first() {
+            let (role, name, vhost) = (node.role(), node.name(), &self.vhost);
+            let password_file = password_path(&self.args.dir, node);
+            self.global.note(&format!(
+                "start a node with: nanite {role} --token {name} --broker amqp://{node}@HOST:5672/{vhost} \
+                 --broker-password-file {}",
+                password_file.display()
+            ));
+        }
         Ok(Exit::Success)
     }
 
@@ -200,48 +222,18 @@ impl Setup<'_> {
             .help(format!("if only the node uses it, run `rabbitmqctl set_user_tags {node}`")))
     }
 
-    /// The shared exchanges and queues that do not exist. One that exists with other properties is an error.
-    async fn missing_resources(&self) -> Result<Value, CliError> {
-        let mut resources = topology();
-        for kind in ["exchanges", "queues"] {
-            let Some(Value::Array(all)) = resources.get_mut(kind) else { continue };
-            let mut missing = Vec::new();
-            for expected in all.drain(..) {
-                let name = text(&expected, "name");
-                let Some(found) = self.api.get(&format!("/api/{kind}/{}/{}", self.vhost, segment(name))).await? else {
-                    missing.push(expected);
-                    continue;
-                };
-                if let Some(difference) = difference(&expected, &found) {
-                    let (kind, vhost) = (kind.trim_end_matches('s'), printable(&self.args.vhost, false));
-                    let message = format!("the {kind} {name} exists with other properties: {difference}");
-                    return Err(CliError::new(Exit::Failure, message).help(format!(
-                        "delete it if it is not used, `rabbitmqctl delete_{kind} -p {vhost} {name}`, or use another `--vhost`"
-                    )));
-                }
-            }
-            *all = missing;
-        }
-        Ok(resources)
-    }
-
-    async fn create_resources(&self, missing: Value) -> Result<(), CliError> {
-        let names = |resources: &Value| -> Vec<String> {
-            let all = ["exchanges", "queues"].into_iter().filter_map(|kind| resources.get(kind)?.as_array());
-            all.flatten().map(|resource| text(resource, "name").to_owned()).collect()
+    /// Whether a shared exchange or queue exists. One with other properties is an error.
+    async fn resource_exists(&self, kind: &str, expected: &Value) -> Result<bool, CliError> {
+        let name = text(expected, "name");
+        let found = self.api.get(&format!("/api/{kind}s/{}/{}", self.vhost, segment(name))).await?;
+        let Some(difference) = found.as_ref().and_then(|found| difference(expected, found)) else {
+            return Ok(found.is_some());
         };
-        let missing_names = names(&missing);
-        for name in names(&topology()).iter().filter(|name| !missing_names.contains(name)) {
-            step("exists", name)?;
-        }
-        for name in &missing_names {
-            step(self.verb("created", "would create"), name)?;
-        }
-        if !missing_names.is_empty() && !self.args.dry_run {
-            // An import needs no permissions in the virtual host.
-            self.api.send("POST", &format!("/api/definitions/{}", self.vhost), missing).await?;
-        }
-        Ok(())
+        let vhost = printable(&self.args.vhost, false);
+        let message = format!("the {kind} {name} exists with other properties: {difference}");
+        Err(CliError::new(Exit::Failure, message).help(format!(
+            "delete it if it is not used, `rabbitmqctl delete_{kind} -p {vhost} {name}`, or use another `--vhost`"
+        )))
     }
 
     async fn create_user(&self, node: &Identity, exists: bool) -> Result<(), CliError> {
@@ -291,18 +283,6 @@ impl Setup<'_> {
         Ok(())
     }
 
-    /// Prints how to start a node with its user.
-    fn print_hint(&self, nodes: &[Identity]) {
-        let Some(node) = nodes.first() else { return };
-        self.global.note(&format!(
-            "start a node with: nanite {} --token {} --broker amqp://{node}@HOST:5672/{} --broker-password-file {}",
-            node.role(),
-            node.name(),
-            self.vhost,
-            password_path(&self.args.dir, node).display()
-        ));
-    }
-
     /// Creates a resource unless it exists or this is a dry run, and prints the step.
     async fn create(
         &self,
@@ -325,7 +305,7 @@ impl Setup<'_> {
 }
 
 fn step(verb: &str, what: &str) -> Result<(), CliError> {
-    output::line(&format!("{verb:<12}{what}"))
+    output::line(&format!("{verb:<12}  {what}"))
 }
 
 /// The string with this key, or an empty one.

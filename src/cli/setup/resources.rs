@@ -4,7 +4,7 @@
 //! *write* publishing to an exchange and binding a queue, *read* consuming from a queue and binding to an exchange. A message to a
 //! queue by its name goes through the default exchange, named `amq.default` here; who may write to it may write to every queue.
 
-use std::io::{Error, ErrorKind};
+use std::io::{Error, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use data_encoding::BASE64URL_NOPAD;
@@ -13,9 +13,10 @@ use openssl::error::ErrorStack;
 use openssl::rand::rand_bytes;
 use openssl::sha::sha256;
 use serde_json::{Value, json};
+use tempfile::NamedTempFile;
 use zeroize::Zeroizing;
 
-use crate::certs::files;
+use crate::certs::files::create_directory;
 use crate::packet::{Identity, Role};
 use crate::transport::{Queue, QueueKind, topology};
 
@@ -71,25 +72,21 @@ impl Permissions {
     }
 }
 
-/// The shared exchanges and queues, as the management API imports them.
-pub(super) fn topology() -> Value {
+/// The shared exchanges and queues, each with its kind, as the management API imports them.
+pub(super) fn topology() -> Vec<(&'static str, Value)> {
     let exchange = |name: &str| json!({"name": name, "type": "fanout", "durable": true, "auto_delete": false, "internal": false, "arguments": {}});
     let queue = |queue: &Queue| json!({"name": queue.name, "durable": true, "auto_delete": false, "arguments": arguments(queue.kind)});
-    let queues: Vec<Value> = topology::shared_queues().iter().map(queue).collect();
-    json!({"exchanges": topology::EXCHANGES.map(exchange), "queues": queues})
+    let exchanges = topology::EXCHANGES.iter().map(|name| ("exchange", exchange(name)));
+    exchanges.chain(topology::shared_queues().iter().map(|shared| ("queue", queue(shared)))).collect()
 }
 
 /// The arguments of a queue, as the transport declares it.
 fn arguments(kind: QueueKind) -> Value {
-    let (quorum, ordered) = match kind {
-        QueueKind::Durable { quorum, ordered, .. } => (quorum, ordered),
-        QueueKind::Exclusive => (false, false),
-    };
+    let QueueKind::Durable { quorum, ordered, .. } = kind else { return json!({"x-queue-type": "classic"}) };
     let queue_type = if quorum { "quorum" } else { "classic" };
-    if ordered {
-        json!({"x-queue-type": queue_type, "x-single-active-consumer": true})
-    } else {
-        json!({"x-queue-type": queue_type})
+    match ordered {
+        true => json!({"x-queue-type": queue_type, "x-single-active-consumer": true}),
+        false => json!({"x-queue-type": queue_type}),
     }
 }
 
@@ -104,10 +101,10 @@ pub(super) fn password_path(directory: &Path, node: &Identity) -> PathBuf {
     directory.join(format!("{node}.password"))
 }
 
-/// A new random password in a temporary file, which replaces the node's password file once the broker has accepted the password.
+/// A new random password in a temporary file, which becomes the node's password file once the broker has accepted the password.
 pub(super) struct NewPassword {
     text: Zeroizing<String>,
-    temporary: PathBuf,
+    file: NamedTempFile,
     path: PathBuf,
 }
 
@@ -121,15 +118,16 @@ impl NewPassword {
         rand_bytes(bytes.as_mut_slice())?;
         // Safe in a URL as well.
         let text = Zeroizing::new(BASE64URL_NOPAD.encode(bytes.as_slice()));
-        if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
-            files::create_directory(directory)?;
-        }
-        let temporary = path.with_extension("password.new");
-        files::write(&temporary, format!("{}\n", text.as_str()).as_bytes(), files::SECRET, true)?;
-        Ok(Self { text, temporary, path: path.to_owned() })
+        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        create_directory(directory)?;
+        // Temporary files have mode 0600.
+        let mut file = NamedTempFile::new_in(directory)?;
+        writeln!(file, "{}", text.as_str())?;
+        file.as_file().sync_all()?;
+        Ok(Self { text, file, path: path.to_owned() })
     }
 
-    /// The user as the management API stores it, with a salted hash of the password (`rabbit_password_hashing_sha256`).
+    /// The user as the management API stores it, with a salted hash of the password.
     pub(super) fn user(&self) -> Result<Value, ErrorStack> {
         let mut salt = [0; 4];
         rand_bytes(&mut salt)?;
@@ -139,14 +137,8 @@ impl NewPassword {
 
     /// Replaces the password file.
     pub(super) fn commit(self) -> Result<(), Error> {
-        std::fs::rename(&self.temporary, &self.path)
-    }
-}
-
-impl Drop for NewPassword {
-    fn drop(&mut self) {
-        // After a commit there is nothing left to remove.
-        let _ = std::fs::remove_file(&self.temporary);
+        self.file.persist(&self.path)?;
+        Ok(())
     }
 }
 
@@ -177,7 +169,7 @@ mod tests {
     #[test]
     fn n22_difference_names_the_property() {
         let all = topology();
-        let offline = all["queues"].as_array().unwrap().iter().find(|queue| queue["name"] == "mapper-offline").unwrap();
+        let (_, offline) = all.iter().find(|(_, resource)| resource["name"] == "mapper-offline").unwrap();
         assert_eq!(offline["arguments"], json!({"x-queue-type": "classic", "x-single-active-consumer": true}));
         assert_eq!(difference(offline, offline), None);
         let mut other = offline.clone();
