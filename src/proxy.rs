@@ -13,7 +13,7 @@ use crate::audit::AuditLog;
 use crate::clock::Clock;
 use crate::link::{Link, LinkBuilder, Outbound, Received, SendError, Subscription, wait_for_mappers};
 use crate::packet::{Identity, Packet, Request, Role, Token};
-use crate::request::{Dispatch, Events, PendingRequests, RequestBuilder, RequestError, RequestSpec};
+use crate::request::{Dispatch, Events, PendingRequests, RequestBuilder, RequestError, RequestSpec, sealed};
 use crate::serializer::{Audience, Inbound, InboundQueue, Serializer};
 use crate::transport::{Destination, Queue, QueueKind, Transport, TransportError, topology};
 
@@ -180,19 +180,19 @@ impl MapperProxy {
         *listener.advertised.borrow() > 0
     }
 
-    async fn send(&self, ask: &RequestSpec, events: Option<&Events>) -> Result<(), RequestError> {
+    async fn send(&self, spec: &RequestSpec, events: Option<&Events>) -> Result<(), RequestError> {
         // What is sealed for the mappers is for those that are known: without one, nobody could open it.
-        if !self.find_mappers(FIND_MAPPERS_TIMEOUT.min(ask.timeout)).await {
+        if !self.find_mappers(FIND_MAPPERS_TIMEOUT.min(spec.timeout)).await {
             return Err(RequestError::NoMapper);
         }
-        let mut request = Request { from: Some(self.link.identity().clone()), ..ask.request.clone() };
-        request.offline = ask.offline;
+        let mut request = Request { from: Some(self.link.identity().clone()), ..spec.request.clone() };
+        request.offline = spec.offline;
         let mut lifetime = MAX_REQUEST_LIFETIME;
         let packet = match events {
             Some(events) => {
-                lifetime = lifetime.min(ask.timeout);
-                request.token = Some(events.job().token);
-                request.deadline = Some(self.link.now().saturating_add(ask.timeout));
+                lifetime = lifetime.min(spec.timeout);
+                request.token = Some(events.request().token);
+                request.deadline = Some(self.link.now().saturating_add(spec.timeout));
                 if !self.link.is_secure() {
                     let queue = topology::process_queue_name(self.link.identity().as_str(), self.link.instance());
                     request.reply_to = Some(queue);
@@ -206,11 +206,11 @@ impl MapperProxy {
         };
         let mut message = Outbound::new(packet, Audience::Mappers);
         message.lifetime = lifetime;
-        message.persistent = ask.request.persistent.unwrap_or(false);
+        message.persistent = spec.request.persistent.unwrap_or(false);
         let ready = self.link.seal(message).await?;
         // Before it is sent: the answer may be faster than the broker's confirmation.
         if let Some(events) = events {
-            events.jobs().hand_over(events.job(), ready.id());
+            events.pending().hand_over(events.request(), ready.id());
         }
         match self.link.publish(&ready, Destination::Queue(topology::REQUEST.into())).await {
             Err(TransportError::Unroutable(_)) => Err(RequestError::NoMapper),
@@ -219,16 +219,18 @@ impl MapperProxy {
     }
 }
 
+impl sealed::Sealed for MapperProxy {}
+
 #[async_trait]
 impl Dispatch for MapperProxy {
-    async fn request(self, ask: RequestSpec) -> Result<Events, RequestError> {
-        let events = Events::begin(&self.pending, Token::random()?, ask.timeout, self.clone());
-        self.send(&ask, Some(&events)).await?;
+    async fn request(self, spec: RequestSpec) -> Result<Events, RequestError> {
+        let events = Events::begin(&self.pending, Token::random()?, spec.timeout, self.clone());
+        self.send(&spec, Some(&events)).await?;
         Ok(events)
     }
 
-    async fn push(self, ask: RequestSpec) -> Result<Vec<Identity>, RequestError> {
-        self.send(&ask, None).await?;
+    async fn push(self, spec: RequestSpec) -> Result<Vec<Identity>, RequestError> {
+        self.send(&spec, None).await?;
         Ok(Vec::new())
     }
 }

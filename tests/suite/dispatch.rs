@@ -290,7 +290,7 @@ async fn n08_intermediate_results_come_in_order(system: System) {
     let mut seen = Vec::new();
     while let Some(event) = events.next().await {
         match event {
-            Event::Intermediate { from, key, value, missed } => {
+            Event::Intermediate { from, key, value, missed, .. } => {
                 assert_eq!((&from, missed), (&agent_id("fred"), 0));
                 seen.push(format!("{key}={value}"));
             }
