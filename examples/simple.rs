@@ -63,6 +63,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             Event::Outcome { result: Err(failure), .. } | Event::Failed(failure) => {
                 return Err(failure.to_string().into());
             }
+            _ => {}
         }
     }
     agent.stop().await?;

@@ -139,30 +139,31 @@ impl MapperProxy {
         MapperProxyBuilder { link: Link::builder(serializer, transport) }
     }
 
-    /// The proxy of an agent, which hands it the answers that come.
+    /// The proxy of an agent, which passes the answers on to it.
     pub(crate) fn of_agent(link: Link) -> Self {
         Self { link, pending: Arc::default(), listener: None }
     }
 
-    /// Takes an answer in. False when it is none, or nobody waits for it.
+    /// Accepts an answer. False for another packet, or when no request waits for it.
     pub(crate) fn answered(&self, inbound: Inbound) -> bool {
         self.pending.answered(inbound)
     }
 
-    /// A request for `service`. It is sent when it is awaited, and gives the answers of all its targets.
+    /// A request for `service`. It is sent when it is awaited, and returns the answers of all its targets.
     pub fn request(&self, service: &str, payload: impl Serialize) -> RequestBuilder<MapperProxy> {
         RequestBuilder::new(self.clone(), service, payload)
     }
 
-    /// A push to `service`, to the least loaded agent: work without an answer. It is confirmed when a mapper can take it.
+    /// A push to `service`: a request without an answer, for the least loaded agent. It completes when the message is in the queue of the
+    /// mappers.
     ///
     /// # Errors
-    /// [`RequestError`] when it could not be given to the mappers.
+    /// [`RequestError`] when it was not sent to the mappers.
     pub async fn push(&self, service: &str, payload: impl Serialize) -> Result<(), RequestError> {
         self.request(service, payload).push().await.map(drop)
     }
 
-    /// Waits for the mappers to make themselves known, where they are not known by other means. False when none did.
+    /// Waits for the mappers to advertise themselves, unless they are known by other means. False when none did.
     async fn find_mappers(&self, limit: Duration) -> bool {
         let Some(listener) = self.listener.as_ref().filter(|_| self.link.learns_peers()) else { return true };
         let is_due = listener.is_announcement_due();
@@ -175,13 +176,13 @@ impl MapperProxy {
         }
         match self.link.announce_to_mappers().await {
             Ok(()) => wait_for_mappers(listener.advertised.clone(), limit).await,
-            Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "no mapper could be asked"),
+            Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "no mapper received the advertise"),
         }
         *listener.advertised.borrow() > 0
     }
 
     async fn send(&self, spec: &RequestSpec, events: Option<&Events>) -> Result<(), RequestError> {
-        // What is sealed for the mappers is for those that are known: without one, nobody could open it.
+        // The message is encrypted for the known mappers: without one, it cannot be sealed.
         if !self.find_mappers(FIND_MAPPERS_TIMEOUT.min(spec.timeout)).await {
             return Err(RequestError::NoMapper);
         }
@@ -208,7 +209,7 @@ impl MapperProxy {
         message.lifetime = lifetime;
         message.persistent = spec.request.persistent.unwrap_or(false);
         let ready = self.link.seal(message).await?;
-        // Before it is sent: the answer may be faster than the broker's confirmation.
+        // Before it is published: the answer may arrive before the broker's confirm.
         if let Some(events) = events {
             events.pending().hand_over(events.request(), ready.id());
         }
@@ -235,18 +236,18 @@ impl Dispatch for MapperProxy {
     }
 }
 
-/// Takes answers in, for a proxy of its own.
+/// Receives the answers of a proxy that is not an agent's.
 async fn listen(mut answers: Subscription, pending: Arc<PendingRequests>, advertises: watch::Sender<u64>) {
     while let Some(received) = answers.next().await {
         let inbound = Received::accept(received).await;
         if let Packet::Advertise(advertise) = &inbound.packet {
-            // One that takes no requests of others is of no use here.
+            // A mapper that does not dispatch requests of other nodes cannot help.
             if !advertise.serves {
                 continue;
             }
             advertises.send_modify(|heard| *heard = heard.saturating_add(1));
         } else if !pending.answered(inbound) {
-            tracing::debug!("an answer that nobody waits for");
+            tracing::debug!("dropped an answer that no request waits for");
         }
     }
 }

@@ -34,6 +34,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             Event::Outcome { from, result: Ok(total), .. } => println!("{from} answers {total}"),
             Event::Outcome { from, result: Err(failure), .. } => println!("{from} fails: {failure}"),
             Event::Failed(failure) => return Err(failure.to_string().into()),
+            _ => {}
         }
     }
     node.close().await;

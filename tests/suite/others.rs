@@ -50,6 +50,7 @@ fn asking() -> impl Actor {
                 Event::Intermediate { from, key, value, .. } => format!("{from} {key} {value}"),
                 Event::Outcome { from, result, .. } => format!("{from} says {}", result?),
                 Event::Failed(failure) => return Err(failure),
+                other => panic!("{other:?}"),
             });
         }
         seen.sort();
