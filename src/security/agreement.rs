@@ -1,8 +1,9 @@
 //! Key agreement, with a cache of shared secrets so that most messages need none.
 //!
 //! A sender uses one ephemeral key for at most [`EPHEMERAL_KEY_LIFETIME`] and [`MAX_EPHEMERAL_KEY_USES`] messages, towards all recipients,
-//! and caches the shared secret with each. A receiver caches the shared secret with a bounded number of senders' ephemeral keys. Every message still has a key encryption key of its own, since 32 fresh random bytes go into its derivation (the user
-//! keying material of RFC 5753), and a content encryption key of its own.
+//! and caches the shared secret with each. A receiver caches the shared secret with a bounded number of senders' ephemeral keys. Every
+//! message still has its own key encryption key, because 32 fresh random bytes go into its derivation (the user keying material of
+//! RFC 5753), and its own content encryption key.
 //!
 //! This gives up nothing that ephemeral-static agreement has. With a recipient's private key an attacker opens everything that was
 //! encrypted to it, with one ephemeral key or with many. With an ephemeral key or a cached secret from the memory of a process an attacker
@@ -28,9 +29,9 @@ pub(super) const EPHEMERAL_KEY_LIFETIME: Duration = Duration::from_secs(10);
 /// How many messages one ephemeral key is used for.
 pub(super) const MAX_EPHEMERAL_KEY_USES: u32 = 1_000;
 /// How many shared secrets of one ephemeral key are cached, one per recipient.
-const SENT: usize = 4_096;
+const MAX_SENT_SECRETS: usize = 4_096;
 /// How many shared secrets with senders' ephemeral keys are cached.
-const RECEIVED: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4_095);
+const MAX_RECEIVED_SECRETS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4_095);
 
 /// The cache of key agreements.
 pub(super) struct Agreements {
@@ -54,7 +55,7 @@ pub(super) struct Ephemeral {
 impl Agreements {
     /// An empty cache. Without `reuse` it stays empty.
     pub fn new(reuse: bool) -> Self {
-        Self { reuse, current: Mutex::new(None), received: Mutex::new(LruCache::new(RECEIVED)) }
+        Self { reuse, current: Mutex::new(None), received: Mutex::new(LruCache::new(MAX_RECEIVED_SECRETS)) }
     }
 
     /// The ephemeral key for one more message.
@@ -106,13 +107,13 @@ impl Ephemeral {
 
     /// The secret shared with a recipient.
     pub fn shared(&self, crypto: &Crypto, recipient: &Certificate) -> Result<Arc<Secret>, Failed> {
-        let peers = self.shared.lock().get(recipient.fingerprint()).cloned();
-        if let Some(secret) = peers {
+        let cached = self.shared.lock().get(recipient.fingerprint()).cloned();
+        if let Some(secret) = cached {
             return Ok(secret);
         }
         let secret = Arc::new(crypto.agree(&self.key, recipient.public_key())?);
         let mut shared = self.shared.lock();
-        if shared.len() < SENT {
+        if shared.len() < MAX_SENT_SECRETS {
             shared.insert(*recipient.fingerprint(), secret.clone());
         }
         Ok(secret)
@@ -167,7 +168,7 @@ mod tests {
         assert_eq!(agreements.recall(&[4; POINT], &[0; 32]), Some(secret));
         assert!(agreements.recall(&[4; POINT], &[1; 32]).is_none());
         assert!(agreements.recall(&[5; POINT], &[0; 32]).is_none());
-        for number in 0..RECEIVED.get() as u32 {
+        for number in 0..MAX_RECEIVED_SECRETS.get() as u32 {
             let mut point = [0; POINT];
             point[..4].copy_from_slice(&number.to_be_bytes());
             agreements.remember(&point, &[0; 32], Arc::default());

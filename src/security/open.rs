@@ -282,9 +282,9 @@ impl Context {
         let (own, index) = (credentials.key(), credentials.certificate().fingerprint());
         match (recipient, own.suite()) {
             (cms::Recipient::Agreement(agreement), crate::certs::Suite::P256) => {
-                let peers = self.agreements.recall(agreement.point, index);
-                let new = peers.is_none();
-                let shared = match peers {
+                let cached = self.agreements.recall(agreement.point, index);
+                let new = cached.is_none();
+                let shared = match cached {
                     Some(shared) => shared,
                     None => self.agreements.agree(&self.crypto, agreement.point, own)?,
                 };
