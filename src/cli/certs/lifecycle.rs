@@ -148,27 +148,25 @@ impl Selection {
 impl NeedsRenewal {
     pub(super) fn run(self) -> Result<Exit, CliError> {
         let directory = self.selection.directory.open();
-        let is_due = |from, to| self.selection.is_due(from, to, SystemClock.now());
+        let mut items = Vec::new();
         for identity in self.selection.identities(&directory)? {
-            let newest = node_certificates(&directory, &identity)?.into_iter().next();
-            if newest.is_some_and(|newest| is_due(newest.not_before(), newest.not_after())) {
-                output::line(&format!("the certificate of {identity} is due for renewal"))?;
-                return Ok(Exit::Success);
+            if let Some(newest) = node_certificates(&directory, &identity)?.first() {
+                let validity = Some((newest.not_before(), newest.not_after()));
+                items.push((format!("the certificate of {identity}"), validity));
             }
         }
         if self.selection.all
             && let Ok(Content::Revocations(lists)) = directory.read_file("crl.pem")
         {
-            let list_is_due = |list: &X509Crl| {
-                let validity = moment(list.last_update()).zip(list.next_update().and_then(moment));
-                validity.is_none_or(|(from, to)| is_due(from, to))
-            };
-            if lists.iter().any(list_is_due) {
-                output::line("the revocation list is due for renewal")?;
-                return Ok(Exit::Success);
-            }
+            let validity = |list: &X509Crl| moment(list.last_update()).zip(list.next_update().and_then(moment));
+            items.extend(lists.iter().map(|list| ("the revocation list".to_owned(), validity(list))));
         }
-        Ok(Exit::Failure)
+        let now = SystemClock.now();
+        match items.iter().find(|(_, validity)| validity.is_none_or(|(from, to)| self.selection.is_due(from, to, now)))
+        {
+            Some((name, _)) => output::line(&format!("{name} is due for renewal")).map(|()| Exit::Success),
+            None => Ok(Exit::Failure),
+        }
     }
 }
 

@@ -208,8 +208,8 @@ impl CertificateInfo {
             unusable: None,
             subject: name(x509.subject_name()),
             issuer: name(x509.issuer_name()),
-            not_before: moment(x509.not_before()).map_or_else(|| x509.not_before().to_string(), |at| at.to_string()),
-            not_after: moment(x509.not_after()).map_or_else(|| x509.not_after().to_string(), |at| at.to_string()),
+            not_before: x509.not_before().to_string(),
+            not_after: x509.not_after().to_string(),
             days_left: 0,
             key: key_type(x509),
             key_id: x509
@@ -220,20 +220,23 @@ impl CertificateInfo {
             serial: x509.serial_number().to_bn().map_or_else(|_| String::new(), |bn| HEXLOWER.encode(&bn.to_vec())),
             sha256: x509.to_der().map_or_else(|_| String::new(), |der| HEXLOWER.encode(&openssl::sha::sha256(&der))),
         };
-        if let Ok(ca) = Authority::new(x509.clone()) {
-            (info.kind, info.domain, info.days_left) = ("ca", ca.domain, days_left(ca.not_after, now));
-            return info;
-        }
-        match Certificate::from_x509(x509.clone()) {
-            Ok(certificate) => {
-                info.kind = certificate.identity().role().as_str();
-                info.identity = Some(certificate.identity().clone());
-                info.domain = Some(certificate.domain().to_owned());
-                info.days_left = days_left(certificate.not_after(), now);
+        let (not_before, not_after) = if let Ok(ca) = Authority::new(x509.clone()) {
+            (info.kind, info.domain) = ("ca", ca.domain);
+            (ca.not_before, ca.not_after)
+        } else {
+            match Certificate::from_x509(x509.clone()) {
+                Ok(certificate) => {
+                    info.kind = certificate.identity().role().as_str();
+                    info.identity = Some(certificate.identity().clone());
+                    info.domain = Some(certificate.domain().to_owned());
+                    (certificate.not_before(), certificate.not_after())
+                }
+                Err(error) => return Self { unusable: Some(error.to_string()), ..info },
             }
-            Err(error) => info.unusable = Some(error.to_string()),
-        }
-        info
+        };
+        let (not_before, not_after, days_left) =
+            (not_before.to_string(), not_after.to_string(), days_left(not_after, now));
+        Self { not_before, not_after, days_left, ..info }
     }
 
     fn print(&self, after_another: bool) -> Result<(), CliError> {

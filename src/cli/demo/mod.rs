@@ -11,7 +11,7 @@ use std::time::Instant;
 use super::error::{CliError, Exit};
 use super::{output, runtime};
 use report::{Rates, Report, millis};
-use system::{Pki, System};
+use system::{Pki, SHOUT, System, TEXT};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -49,7 +49,7 @@ async fn demonstrate(visible: bool) -> Result<Report, CliError> {
     let (results, plain_results) = (scenes::requests(&secure).await?, scenes::requests(&plain).await?);
     (report.requests, report.parts, report.failures) = (results.requests, results.parts, results.failures);
     report.broker = scenes::search(&results.messages, &plain_results.messages);
-    print(report.request_lines())?;
+    print(report.request_lines(&format!("{SHOUT} \"{TEXT}\"")))?;
     print(report.parts_and_failure_lines())?;
     print(report.broker.lines())?;
 

@@ -6,7 +6,6 @@ use std::time::Instant;
 use indicatif::HumanCount;
 use serde::{Serialize, Serializer};
 
-use super::system::{SHOUT, TEXT, WORDS};
 use crate::cli::output::stdout_paint;
 use crate::packet::{Identity, Payload};
 use crate::serializer::OpenErrorKind;
@@ -197,18 +196,18 @@ impl Report {
         section(2, "Agents", &format!("registered with the mapper in {millis:.1} ms"), self.agents.iter().map(row))
     }
 
-    pub(super) fn request_lines(&self) -> Vec<String> {
+    pub(super) fn request_lines(&self, request: &str) -> Vec<String> {
         let row = |selection: &Selection| {
             let (by, agents, time) = (selection.by, selection.agents(), format!("{:.2} ms", selection.millis));
             format!("   {by:<14}{agents:<49}{time:>9}  {}", mark(selection.ok))
         };
-        section(3, "Requests", &format!("{SHOUT} \"{TEXT}\""), self.requests.iter().map(row))
+        section(3, "Requests", request, self.requests.iter().map(row))
     }
 
     pub(super) fn parts_and_failure_lines(&self) -> Vec<String> {
         let values: Vec<&str> = self.parts.parts.iter().filter_map(|(_, value)| value.as_str()).collect();
         let parts = format!("{}; then \"{}\"", values.join(" | "), self.parts.result.as_str().unwrap_or_default());
-        let mut rows = wrapped(WORDS, &parts, self.parts.ok);
+        let mut rows = wrapped(self.parts.service, &parts, self.parts.ok);
         for FailedRequest { asked, from, code, message, ok } in &self.failures {
             let from = from.as_ref().map(|from| format!("{from}: ")).unwrap_or_default();
             rows.extend(wrapped(asked, &format!("{from}{code}: {message}"), *ok));
