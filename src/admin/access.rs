@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn n20_an_invitation_opens_once_and_a_new_one_takes_its_place() {
+    async fn n20_invitations_are_single_use_and_replaced() {
         let invitations = Invitations::default();
         let authenticator = Authenticator::new(Access::Invited(invitations.clone()));
         let verify = async |token: &str| authenticator.verify(Zeroizing::new(token.to_owned())).await.unwrap();
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn n20_a_few_tries_at_once_then_one_by_one() {
+    fn n20_login_attempts_have_burst_and_rate_limit() {
         let attempts = LoginAttempts::default();
         let client: IpAddr = "127.0.0.1".parse().unwrap();
         let mut now = Timestamp::from_secs(1000);
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn n20_an_ipv6_network_counts_as_one() {
+    fn n20_login_rate_limit_groups_ipv6_networks() {
         let attempts = LoginAttempts::default();
         let now = Timestamp::from_secs(1000);
         let allowed = |address: &str| attempts.check(address.parse().unwrap(), now).is_ok();

@@ -193,7 +193,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn n20_an_open_page_is_told_what_is_new() {
+    fn n20_page_update_contains_only_changes() {
         let mut update = PageUpdate::default();
         let mut message = |part: &str, rows: &[(&str, &str)]| {
             update.set_part("tiles", part.to_owned());

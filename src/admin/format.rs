@@ -155,13 +155,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn n20_what_hides_or_reorders_is_made_visible() {
+    fn n20_escapes_control_and_bidi_characters() {
         assert_eq!(visible("plain <b>\n\t\u{e4}"), "plain <b>\n\t\u{e4}");
         assert_eq!(visible("a\u{202e}b\u{0}\u{1b}[m\u{200b}"), "a\\u{202e}b\\u{0}\\u{1b}[m\\u{200b}");
     }
 
     #[test]
-    fn n20_values_are_text_or_json_and_cut_where_they_are_long() {
+    fn n20_displays_values_as_text_or_json_up_to_limit() {
         let text = DisplayValue::new(&"a\nb".into());
         assert_eq!((text.text.as_str(), text.is_text, text.omitted_bytes), ("a\nb", true, 0));
         let number = DisplayValue::new(&Payload(serde_json::json!({"a": 5})));
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn n20_ages_are_in_their_largest_unit() {
+    fn n20_formats_ages_in_largest_unit() {
         let age = |at: u64, now: u64| DisplayTime::new(Timestamp::from_secs(at), Some(Timestamp::from_secs(now))).age;
         let ages = [0, 119, 120, 7_200, 172_800].map(|seconds| age(1_000_000 - seconds, 1_000_000));
         assert_eq!(ages, ["0 s ago", "119 s ago", "2 min ago", "2 h ago", "2 d ago"]);
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn n20_loads_become_a_line_with_gaps() {
+    fn n20_load_chart_has_gaps_for_unknown_loads() {
         let chart = LoadChart::new(&samples(&[0.0, 2.0, f32::NAN, 1.0]), 30, 12).unwrap();
         assert_eq!(chart.line, "M0.0,11.0L10.0,1.0L10.0,1.0M30.0,6.0L30.0,6.0");
         assert_eq!(chart.label, "load between 0.00 and 2.00 over 3 s, latest 1.00");
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn n20_no_load_is_no_chart_and_no_load_breaks_one() {
+    fn n20_load_chart_handles_missing_and_extreme_loads() {
         assert_eq!(LoadChart::new(&[], 30, 12), None);
         assert_eq!(LoadChart::new(&samples(&[f32::NAN]), 30, 12), None);
         for loads in [[-5.0, -6.0], [f32::MAX, f32::MIN], [f32::INFINITY, 1.0], [0.0, 0.0]] {

@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn n20_only_what_changes_is_remembered() {
+    fn n20_history_records_only_changes() {
         let history = History::default();
         let fred = agent("fred");
         register(&history, record("fred", 1, "/a/b", 1));
@@ -256,14 +256,13 @@ mod tests {
     }
 
     #[test]
-    fn n20_loads_are_taken_once_for_each_heartbeat_and_bounded() {
+    fn n20_records_one_load_per_heartbeat_up_to_limit() {
         let history = History::default();
         for second in 0..200 {
             let record = record("fred", 1, "/a/b", second / 2);
             history.record_loads([&record].into_iter());
         }
-        let times =
-            |limit| history.loads(&agent("fred"), limit).iter().map(|sample| sample.at).collect::<Vec<_>>();
+        let times = |limit| history.loads(&agent("fred"), limit).iter().map(|sample| sample.at).collect::<Vec<_>>();
         assert_eq!(times(MAX_LOAD_SAMPLES), (0..100).collect::<Vec<_>>());
         assert_eq!(times(2), [98, 99]);
         for second in 100..400 {
@@ -273,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn n20_agents_that_are_gone_make_room_for_new_ones() {
+    fn n20_history_evicts_departed_agents_first() {
         let history = History::default();
         for n in 0..MAX_AGENTS {
             register(&history, record(&format!("a{n}"), 1, "/a/b", 1));

@@ -114,14 +114,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn n20_fields_are_read_as_they_were_written() {
+    fn n20_parses_form_fields() {
         let fields = FormFields::parse(b"a=1+2&b=%C3%A4%26&c&d=x=y&").unwrap();
         let values: Vec<&str> = ["a", "b", "c", "d", "e"].iter().map(|name| fields.get(name)).collect();
         assert_eq!(values, ["1 2", "\u{e4}&", "", "x=y", ""]);
     }
 
     #[test]
-    fn n20_what_could_be_read_in_two_ways_is_refused() {
+    fn n20_rejects_ambiguous_forms() {
         let many: Vec<u8> = (0..=MAX_FIELDS).flat_map(|n| format!("f{n}=1&").into_bytes()).collect();
         for bad in [&b"a=1&a=2"[..], b"a=%ff", b"\xff=1", b"a=%C3", &many] {
             assert_eq!(FormFields::parse(bad).unwrap_err(), InvalidForm);
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn n20_a_cookie_that_comes_twice_is_none() {
+    fn n20_ignores_duplicate_cookies() {
         let headers = |text: &'static str| HeaderMap::from_iter([(header::COOKIE, text.parse().unwrap())]);
         assert_eq!(cookie(&headers("a=1; nanite=xyz; b=2"), "nanite"), Some("xyz"));
         assert_eq!(cookie(&headers("nanite2=xyz"), "nanite"), None);

@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn n20_a_public_url_is_scheme_name_and_port() {
+    fn n20_parses_public_urls() {
         for (text, shown) in [
             ("https://tower.example.org", "https://tower.example.org"),
             ("HTTPS://Tower.Example.org:443/", "https://tower.example.org"),
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn n20_only_our_names_are_ours() {
+    fn n20_allows_only_own_hosts_and_origins() {
         let local = origins("127.0.0.1:4000", None).unwrap();
         assert!(local.allows_host("127.0.0.1:4000") && local.allows_host("LOCALHOST:4000"));
         for foreign in
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn n20_what_others_can_reach_needs_a_public_url() {
+    fn n20_reachable_address_requires_public_url() {
         for address in ["0.0.0.0:4000", "10.0.0.1:4000", "[::]:4000"] {
             assert!(origins(address, None).is_none(), "{address}");
         }

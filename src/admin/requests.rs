@@ -245,9 +245,14 @@ pub(super) struct RequestResult {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum ResultKind {
     /// `missed` is the number of intermediate results that were lost before this one.
-    Intermediate { key: String, missed: u64 },
+    Intermediate {
+        key: String,
+        missed: u64,
+    },
     Answer,
-    Failure { code: String },
+    Failure {
+        code: String,
+    },
 }
 
 async fn run(sent: Arc<SentRequest>, mapper: Mapper, shutdown: impl Future<Output = ()>, _slot: OwnedSemaphorePermit) {
@@ -353,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn n20_a_form_becomes_a_request() {
+    fn n20_parses_request_form() {
         let form = "service=/a/b&selector=all&target=nanite-fred&tags=one%0D%0A%0D%0Atwo%2C+2&timeout=0.5&payload=%7B%22a%22%3A1%7D";
         let request = parse(form).unwrap();
         assert_eq!((request.service.as_str(), request.selector), ("/a/b", SelectorName::All));
@@ -363,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn n20_a_payload_is_json_where_it_parses() {
+    fn n20_payload_is_json_text_or_null() {
         assert_eq!(parse_payload("").0, serde_json::Value::Null);
         assert_eq!(parse_payload("5").0, serde_json::json!(5));
         assert_eq!(parse_payload("{\"a\":").0, serde_json::json!("{\"a\":"));
@@ -371,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn n20_everything_that_is_wrong_is_said_at_once() {
+    fn n20_reports_all_form_errors_at_once() {
         let fields = |form: &str| parse(form).unwrap_err().iter().map(|error| error.field).collect::<Vec<_>>();
         assert_eq!(fields("service=echo&target=a+b&tags=%01&timeout=x"), ["service", "target", "tags", "timeout"]);
         for timeout in ["", "0", "-1", "NaN", "inf", "1e9"] {
@@ -384,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn n20_what_is_kept_of_a_request_is_bounded_and_what_is_not_is_counted() {
+    fn n20_stored_results_are_bounded_and_the_rest_is_counted() {
         let mut results = Results::default();
         let result = |kind: ResultKind, bytes: usize| {
             let value = DisplayValue { text: "x".repeat(bytes), is_text: true, omitted_bytes: 0 };

@@ -71,11 +71,7 @@ pub struct InvalidHash;
 #[non_exhaustive]
 pub enum PasswordError {
     /// The password is too short or too long.
-    #[error(
-        "a password must have {} to {} bytes",
-        PasswordHash::MIN_PASSWORD_BYTES,
-        PasswordHash::MAX_PASSWORD_BYTES
-    )]
+    #[error("a password must have {} to {} bytes", PasswordHash::MIN_PASSWORD_BYTES, PasswordHash::MAX_PASSWORD_BYTES)]
     Length,
     /// OpenSSL failed.
     #[error("failed to compute the password hash")]
@@ -148,8 +144,7 @@ impl FromStr for PasswordHash {
         let parameters: Vec<&str> = parameters.split(',').collect();
         let [log_cost, "r=8", parallelization] = parameters.as_slice() else { return Err(InvalidHash) };
         let number = |text: &str, name| text.strip_prefix(name)?.parse::<u32>().ok();
-        let log_cost =
-            number(log_cost, "ln=").filter(|cost| ACCEPTED_LOG_COSTS.contains(cost)).ok_or(InvalidHash)?;
+        let log_cost = number(log_cost, "ln=").filter(|cost| ACCEPTED_LOG_COSTS.contains(cost)).ok_or(InvalidHash)?;
         let parallelization = number(parallelization, "p=")
             .map(u64::from)
             .filter(|p| ACCEPTED_PARALLELIZATIONS.contains(p))
@@ -175,7 +170,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn n20_secrets_are_long_differ_and_are_known_again() {
+    fn n20_tokens_are_random_and_match_only_their_digest() {
         let (first, second) = (random_token().unwrap(), random_token().unwrap());
         assert_eq!((first.len(), first == second), (64, false));
         assert!(first.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')));
@@ -184,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn n20_a_password_is_known_by_its_hash() {
+    fn n20_password_hash_verifies_only_its_password() {
         let hash = PasswordHash::new("correct horse").unwrap();
         assert!(hash.verify("correct horse").unwrap());
         assert!(!hash.verify("correct horsf").unwrap() && !hash.verify("").unwrap());
@@ -197,14 +192,14 @@ mod tests {
 
     /// The vectors of RFC 7914, section 12, use other sizes. Python's `hashlib.scrypt` computed this one.
     #[test]
-    fn n20_the_hash_is_that_of_other_programs() {
+    fn n20_password_hash_is_compatible_with_python_scrypt() {
         let hash = "$scrypt$ln=14,r=8,p=1$AAAAAAAAAAAAAAAAAAAAAA==$cvKDSIR8vA/24EQVf1tBGSj9VimKoCjA7Ny1Asw1kK8=";
         let hash: PasswordHash = hash.parse().unwrap();
         assert!(hash.verify("correct horse").unwrap());
     }
 
     #[test]
-    fn n20_what_is_no_hash_is_refused() {
+    fn n20_rejects_invalid_password_hashes() {
         let good = PasswordHash { log_cost: 14, parallelization: 1, salt: [1; SALT_BYTES], key: [2; KEY_BYTES] };
         let good = good.to_string();
         assert!(good.parse::<PasswordHash>().is_ok());

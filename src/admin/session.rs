@@ -112,11 +112,13 @@ mod tests {
     }
 
     #[test]
-    fn n20_a_session_lasts_until_it_ends_or_its_time_is_over() {
+    fn n20_sessions_expire_and_can_be_removed() {
         let sessions = Sessions::default();
         let cookie = sessions.create(at(0)).unwrap();
         let session = sessions.find(&cookie, at(1)).unwrap();
-        assert!(session.csrf.verify(session.csrf.as_str()) && !session.csrf.verify("") && !session.csrf.verify(&cookie));
+        assert!(
+            session.csrf.verify(session.csrf.as_str()) && !session.csrf.verify("") && !session.csrf.verify(&cookie)
+        );
         assert!(sessions.find("x", at(1)).is_none() && sessions.find("", at(1)).is_none());
         assert!(sessions.is_valid(&session, at(SESSION_LIFETIME.as_secs() - 1)));
         assert!(!sessions.is_valid(&session, at(SESSION_LIFETIME.as_secs())));
@@ -127,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn n20_the_table_of_sessions_is_bounded_and_the_oldest_goes() {
+    fn n20_new_session_replaces_the_oldest() {
         let sessions = Sessions::default();
         let cookies: Vec<_> = (0..=MAX_SESSIONS as u64).map(|second| sessions.create(at(second)).unwrap()).collect();
         let now = at(100);

@@ -28,8 +28,7 @@ const MAX_LISTED_SERVICES: usize = 1000;
 const MAX_EVENT_STREAMS: usize = 32;
 
 /// The message for requests that are disabled.
-pub(super) const READ_ONLY: &str =
-    "This Control Tower is read-only. To send requests, start it with --allow-requests.";
+pub(super) const READ_ONLY: &str = "This Control Tower is read-only. To send requests, start it with --allow-requests.";
 
 /// The application state.
 #[derive(Debug)]

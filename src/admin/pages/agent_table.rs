@@ -106,8 +106,7 @@ impl TableQuery {
     /// Selects the rows of the page.
     pub fn select<'a>(&self, snapshot: &'a Snapshot) -> TablePage<'a> {
         let search = self.search.to_lowercase();
-        let mut agents: Vec<&AgentSnapshot> =
-            snapshot.agents.iter().filter(|agent| matches(agent, &search)).collect();
+        let mut agents: Vec<&AgentSnapshot> = snapshot.agents.iter().filter(|agent| matches(agent, &search)).collect();
         // The snapshot is sorted by name, and the sort is stable: equal agents stay sorted by name.
         agents.sort_by(|a, b| {
             let order = self.sort.compare(a, b);
@@ -194,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn n20_agents_are_searched_and_sorted() {
+    fn n20_searches_and_sorts_agents() {
         let snapshot = snapshot(&[("anna", 2.0, "eu"), ("bob", f64::NAN, "US West"), ("carl", 1.0, "eu")]);
         assert_eq!(names("", &snapshot), ["anna", "bob", "carl"]);
         assert_eq!(names("dir=desc", &snapshot), ["carl", "bob", "anna"]);
@@ -209,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn n20_a_page_holds_a_hundred_and_there_is_always_one() {
+    fn n20_table_pages_have_at_most_a_hundred_rows() {
         let agents: Vec<String> = (0..250).map(|n| format!("a{n:03}")).collect();
         let agents: Vec<(&str, f64, &str)> = agents.iter().map(|name| (name.as_str(), 1.0, "x")).collect();
         let agents = snapshot(&agents);
@@ -221,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn n20_a_view_is_read_back_from_its_query() {
+    fn n20_table_query_round_trips() {
         let query = TableQuery { search: "a&b=\u{e4} <".into(), sort: Column::InFlight, descending: true, page: 3 };
         assert_eq!(TableQuery::parse(query.to_query_string().strip_prefix('?')), query);
         assert!(!query.sorted_by(Column::InFlight).descending && query.sorted_by(Column::Load).descending);
