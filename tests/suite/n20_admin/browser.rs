@@ -127,21 +127,24 @@ async fn n20_request_page_shows_results_live() {
     browser.wait_for_text("#totals", "2");
     browser.wait("no request failed", || browser.text("#rows td[data-label='Failures']") == "0");
 
-    // A request that does not end: its page is shown at once, and is updated.
+    // A request that does not end: its page is shown at once, and is updated in all browsers.
     browser.click("nav a[href='/request']");
     browser.fill("#service", "/work/wait");
     browser.fill("#target", "fred");
     browser.fill("#timeout", "3600");
     browser.click(".request-form button");
     browser.wait_for_text("#progress", "Running");
-    browser.script("window.notReloaded = true");
     let other = site.browser();
     other.wait_for_text("#rows tr:nth-child(2) td[data-label='In flight']", "1");
-    drop(other);
+    other.open(&browser.address());
+    other.wait_for_text("#results + .empty", "Waiting for results.");
+    other.script("window.notReloaded = true");
     browser.click("[data-running] button");
     browser.wait_for_text("#progress", "Stopped");
-    browser.wait_for_text("#results + .empty", "No results.");
-    assert_eq!(browser.script("return window.notReloaded"), json!(true));
+    other.wait_for_text("#progress", "Stopped");
+    other.wait_for_text("#results + .empty", "No results.");
+    assert_eq!(other.script("return window.notReloaded"), json!(true));
+    drop(other);
 
     browser.click("nav a[href='/request']");
     browser.fill("#service", "/work/nothing");
