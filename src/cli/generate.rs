@@ -1,6 +1,6 @@
 //! `nanite completions` and `nanite man`: generated from the definition of the command line.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Command, CommandFactory};
 use clap_complete::Shell;
@@ -37,16 +37,14 @@ pub(super) fn manual(global: &Global, args: &Manual) -> Result<Exit, CliError> {
         output::write(&page(&root)?.1)?;
         return Ok(Exit::Success);
     };
-    let failed = |path: &Path, error: std::io::Error| {
-        CliError::of(Exit::Failure, &error).context(format!("cannot write {}", path.display()))
+    let failed = |error: std::io::Error| {
+        CliError::of(Exit::Failure, &error).context(format!("cannot write to {}", directory.display()))
     };
-    std::fs::create_dir_all(directory).map_err(|error| failed(directory, error))?;
-    let mut pages = 0;
-    let mut commands = vec![&root];
+    std::fs::create_dir_all(directory).map_err(failed)?;
+    let (mut pages, mut commands) = (0, vec![&root]);
     while let Some(command) = commands.pop() {
         let (name, text) = page(command)?;
-        let path = directory.join(name);
-        std::fs::write(&path, text).map_err(|error| failed(&path, error))?;
+        std::fs::write(directory.join(name), text).map_err(failed)?;
         pages += 1;
         commands.extend(command.get_subcommands().filter(|command| !command.is_hide_set()));
     }

@@ -1,11 +1,18 @@
 //! `nanite broker setup`: nodes can do their work in the virtual host that it creates, and nothing else.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
 
+use nanite::clock::{Clock, SystemClock};
+use openssl::nid::Nid;
+use openssl::ssl::{SslAcceptor, SslMethod};
 use serde_json::Value;
 
-use crate::harness::program::{Ended, run};
+use crate::harness::forge::{Forge, Forged};
+use crate::harness::program::{Ended, nanite, run};
 use crate::harness::site::{Site, ready};
 
 /// A site with unique node names, because all tests share the users of the broker.
@@ -130,4 +137,45 @@ fn n22_errors_are_reported_and_a_dry_run_changes_nothing() {
     let before = place.password(&format!("nanite-{}", place.agents[0]));
     assert_eq!(place.setup(&["--renew-passwords"]).code(), 0);
     assert_ne!(place.password(&format!("nanite-{}", place.agents[0])), before);
+}
+
+/// An https server with this certificate that refuses every password; its port.
+fn https_server(certificate: &Forged) -> u16 {
+    let mut acceptor = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls()).unwrap();
+    acceptor.set_certificate(&certificate.x509).unwrap();
+    acceptor.set_private_key(&certificate.key).unwrap();
+    let (acceptor, listener) = (acceptor.build(), TcpListener::bind("127.0.0.1:0").unwrap());
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            if let Ok(mut stream) = acceptor.accept(stream) {
+                let _ = stream.read(&mut [0; 1024]);
+                let _ = stream.write_all(b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n\r\n");
+            }
+        }
+    });
+    port
+}
+
+#[test]
+fn n22_management_over_tls_trusts_only_the_given_ca_and_checks_the_host() {
+    let now = SystemClock.now();
+    let (from, to) = (now.saturating_sub(Duration::from_secs(3600)), now.saturating_add(Duration::from_secs(3600)));
+    let (ca, other_ca) = (Forge::ca("a").valid(from, to).self_signed(), Forge::ca("b").valid(from, to).self_signed());
+    let server = |host: &str| Forge::leaf().valid(from, to).set(Nid::SUBJECT_ALT_NAME, host);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ca.pem");
+    fs::write(&path, ca.x509.to_pem().unwrap()).unwrap();
+    for (certificate, message) in [
+        (server("DNS:localhost").signed_by(&ca), "refuses the user guest or its password"),
+        (server("DNS:localhost").signed_by(&other_ca), "TLS failed"),
+        (server("DNS:localhost").self_signed(), "TLS failed"),
+        (server("DNS:example.org").signed_by(&ca), "TLS failed"),
+        (server("DNS:localhost").valid(from, from).signed_by(&ca), "TLS failed"),
+    ] {
+        let url = format!("https://localhost:{}", https_server(&certificate));
+        let setup = ["broker", "setup", "--agent", "x", "--management", &url, "--ca", path.to_str().unwrap()];
+        let ended = run(&mut nanite(setup));
+        assert!(ended.code() == 7 && ended.err.contains(message), "{message}: {ended:?}");
+    }
 }

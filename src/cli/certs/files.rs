@@ -151,18 +151,14 @@ pub(super) fn write_key(
 }
 
 fn write_with_mode(path: &Path, content: &[u8], mode: u32, replace: bool) -> Result<(), CliError> {
-    files::write(path, content, mode, replace).map_err(|error| match error.kind() {
-        ErrorKind::AlreadyExists => already_exists(path),
-        _ => cannot_write(path, &error),
-    })
-}
-
-pub(super) fn already_exists(path: &Path) -> CliError {
-    CliError::new(Exit::Security, format!("{} exists and was not replaced", path.display()))
-        .help("replace it with `--force`, or use another directory")
+    files::write(path, content, mode, replace).map_err(|error| cannot_write(path, &error))
 }
 
 pub(super) fn cannot_write(path: &Path, error: &Error) -> CliError {
+    if error.kind() == ErrorKind::AlreadyExists {
+        return CliError::new(Exit::Security, format!("{} exists and was not replaced", path.display()))
+            .help("replace it with `--force`, or use another directory");
+    }
     CliError::of(Exit::Failure, error)
         .context(format!("cannot write {}", path.display()))
         .help("check the path, its permissions and the free space")

@@ -1,5 +1,6 @@
 //! `nanite certs init`, `issue`, `csr` and `sign`: create CAs, certificates and signing requests.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use clap::Args;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
-use super::files::{DirectoryArgs, Issuer, NodeArgs, already_exists, cannot_write, node_paths, read, write, write_key};
+use super::files::{DirectoryArgs, Issuer, NodeArgs, cannot_write, node_paths, read, write, write_key};
 use crate::certs::files::create_directory;
 use crate::certs::{CertificateAuthority, CertificateRequest, IssueError, KeyType, PrivateKey};
 use crate::cli::error::{CliError, Exit};
@@ -187,7 +188,7 @@ impl OutputArgs {
     /// Fails before anything is created if a file would be replaced without `--force`.
     fn check_absent(&self, paths: &[&Path]) -> Result<(), CliError> {
         match paths.iter().find(|path| !self.force && path.symlink_metadata().is_ok()) {
-            Some(path) => Err(already_exists(path)),
+            Some(path) => Err(cannot_write(path, &ErrorKind::AlreadyExists.into())),
             None => Ok(()),
         }
     }

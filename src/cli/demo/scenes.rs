@@ -65,7 +65,7 @@ pub(super) async fn requests(system: &System) -> Result<RequestResults, CliError
         select(system, "target", 1, |request| request.target(bob.clone()), |from| from == [bob.clone()]).await?,
         select(system, "tag", 1, all_tagged, |from| from == [ada.clone()]).await?,
     ];
-    let failures = vec![failing_handler(system).await?, no_matching_agent(system, unknown_tag).await];
+    let failures = failures(system, unknown_tag).await?;
     let parts = partial_answers(system).await?;
     Ok(RequestResults { requests, parts, failures, messages: system.tap.take() })
 }
@@ -115,24 +115,21 @@ async fn partial_answers(system: &System) -> Result<PartialAnswers, CliError> {
     Ok(answers)
 }
 
-/// A handler that returns an error.
-async fn failing_handler(system: &System) -> Result<FailedRequest, CliError> {
+/// A request to a handler that returns an error, and one that no agent matches.
+async fn failures(system: &System, unknown_tag: Tag) -> Result<Vec<FailedRequest>, CliError> {
     let answers = system.mapper.request(NUMBER, TEXT).await.map_err(failed("a request was not sent"))?;
     let from = answers.outcomes.keys().next().cloned();
     let failure = answers.failures().next().map(|(_, failure)| (failure.code.to_string(), failure.message.clone()));
     let (code, message) = failure.unwrap_or_default();
     let ok = code == FailureCode::Failed.as_str() && message == "invalid digit found in string";
-    Ok(FailedRequest { asked: NUMBER, from, code, message, ok })
-}
+    let failing = FailedRequest { asked: NUMBER, from, code, message, ok };
 
-async fn no_matching_agent(system: &System, tag: Tag) -> FailedRequest {
-    let (code, message) = match system.mapper.request(SHOUT, TEXT).tag(tag).await {
-        Err(error @ RequestError::NoTarget(_)) => (FailureCode::NoTarget.to_string(), error.to_string()),
-        Err(error) => (String::new(), error.to_string()),
-        Ok(_) => (String::new(), "it was answered".to_owned()),
+    let (ok, message) = match system.mapper.request(SHOUT, TEXT).tag(unknown_tag).await {
+        Err(error) => (matches!(error, RequestError::NoTarget(_)), error.to_string()),
+        Ok(_) => (false, "it was answered".to_owned()),
     };
-    let ok = code == FailureCode::NoTarget.as_str();
-    FailedRequest { asked: SHOUT, from: None, code, message, ok }
+    let code = if ok { FailureCode::NoTarget.to_string() } else { String::new() };
+    Ok(vec![failing, FailedRequest { asked: SHOUT, from: None, code, message, ok }])
 }
 
 /// Searches the broker's messages for words, and to check the search, the same messages in plain text.
@@ -166,15 +163,6 @@ fn count_containing(messages: &[PublishedMessage], word: &str) -> usize {
     messages.iter().filter(|message| contains(&message.body)).count()
 }
 
-struct Attack<'a> {
-    name: &'static str,
-    how: &'static str,
-    at: &'a RunningAgent,
-    content_type: &'static str,
-    bytes: Arc<[u8]>,
-    expected: OpenErrorKind,
-}
-
 /// Puts messages into the queues of agents, as anyone with access to the broker could, and watches what the agents do.
 pub(super) async fn attacks(
     pki: &Pki,
@@ -206,57 +194,51 @@ pub(super) async fn attacks(
     openssl::rand::rand_bytes(&mut noise).map_err(failed("cannot create random bytes"))?;
     let downgraded = sealed(&plain, now)?;
 
-    let attack = |name, how, at, bytes, expected| Attack { name, how, at, content_type: CONTENT_TYPE, bytes, expected };
-    let attacks = [
-        attack("forged", "in the mapper's name, by a stranger's key", ada, forged.into(), Kind::UnknownSigner),
-        attack("changed", "a valid message with one bit flipped", ada, changed.into(), Kind::BadSignature),
-        attack("replayed", "a valid message, a second time", ada, valid.clone(), Kind::Replayed),
-        attack("re-targeted", "a valid message for ada, sent to bob", bob, valid.clone(), Kind::WrongDestination),
-        attack("wrong role", "bob's own certificate, a request to ada", ada, wrong_role.into(), Kind::NotAuthorized),
-        attack("old", "a valid message, two minutes late", ada, old.into(), Kind::NotFresh),
-        attack("noise", "700 random bytes", ada, noise.into(), Kind::Malformed),
-        Attack {
-            content_type: Json.content_type(),
-            ..attack("downgraded", "a plain request, with no signature", ada, downgraded.into(), Kind::Unsupported)
-        },
+    let attacks: [(_, _, _, Arc<[u8]>, _); 8] = [
+        ("forged", "in the mapper's name, by a stranger's key", ada, forged.into(), Kind::UnknownSigner),
+        ("changed", "a valid message with one bit flipped", ada, changed.into(), Kind::BadSignature),
+        ("replayed", "a valid message, a second time", ada, valid.clone(), Kind::Replayed),
+        ("re-targeted", "a valid message for ada, sent to bob", bob, valid.clone(), Kind::WrongDestination),
+        ("wrong role", "bob's own certificate, a request to ada", ada, wrong_role.into(), Kind::NotAuthorized),
+        ("old", "a valid message, two minutes late", ada, old.into(), Kind::NotFresh),
+        ("noise", "700 random bytes", ada, noise.into(), Kind::Malformed),
+        ("downgraded", "a plain request, with no signature", ada, downgraded.into(), Kind::Unsupported),
     ];
     let attacker = system.broker.connect();
     let mut refusals = Vec::new();
-    for attack in attacks {
-        refusals.push(attack.run(&attacker).await?);
+    for (attack, how, target, body, expected) in attacks {
+        let identity = target.agent.identity().clone();
+        let message = PublishRequest {
+            destination: Destination::Queue(topology::agent_inbox_name(identity.as_str())),
+            body,
+            content_type: if attack == "downgraded" { Json.content_type() } else { CONTENT_TYPE }.to_owned(),
+            message_id: attack.to_owned(),
+            expires_in: None,
+            persistent: false,
+        };
+        let (refused, handler_ran) = publish_and_wait(&attacker, message, target).await?;
+        refusals.push(Refusal { attack, how, at: identity, expected, refused, handler_ran });
     }
     Ok(refusals)
 }
 
-impl Attack<'_> {
-    /// Publishes the message to the agent's queue, and waits until it is refused or a handler is called.
-    async fn run(self, attacker: &MemoryTransport) -> Result<Refusal, CliError> {
-        let Self { name, how, at, content_type, bytes, expected } = self;
-        let agent = &at.agent;
-        let (refusals_before, calls_before) = (agent.refusals(), at.calls());
-        let message = PublishRequest {
-            destination: Destination::Queue(topology::agent_inbox_name(agent.identity().as_str())),
-            body: bytes,
-            content_type: content_type.to_owned(),
-            message_id: name.to_owned(),
-            expires_in: None,
-            persistent: false,
-        };
-        attacker.publish(message, REFUSAL_TIMEOUT).await.map_err(failed("cannot publish"))?;
-        let deadline = Instant::now() + REFUSAL_TIMEOUT;
-        let refused = loop {
-            let refusals = agent.refusals();
-            let increased = refusals.iter().zip(&refusals_before).find(|(now, before)| now.1 > before.1);
-            if let Some(((kind, _), _)) = increased {
-                break Some(*kind);
-            }
-            if at.calls() > calls_before || Instant::now() > deadline {
-                break None;
-            }
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        };
-        let handler_ran = at.calls() > calls_before;
-        Ok(Refusal { attack: name, how, at: agent.identity().clone(), expected, refused, handler_ran })
+/// Publishes a message to an agent, and waits until it is refused or a handler is called.
+async fn publish_and_wait(
+    attacker: &MemoryTransport,
+    message: PublishRequest,
+    target: &RunningAgent,
+) -> Result<(Option<OpenErrorKind>, bool), CliError> {
+    let (refusals_before, calls_before) = (target.agent.refusals(), target.calls());
+    attacker.publish(message, REFUSAL_TIMEOUT).await.map_err(failed("cannot publish"))?;
+    let deadline = Instant::now() + REFUSAL_TIMEOUT;
+    loop {
+        let refusals = target.agent.refusals();
+        let increased = refusals.iter().zip(&refusals_before).find(|(now, before)| now.1 > before.1);
+        let (refused, handler_ran) = (increased.map(|((kind, _), _)| *kind), target.calls() > calls_before);
+        if refused.is_some() || handler_ran || Instant::now() > deadline {
+            return Ok((refused, handler_ran));
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
 
