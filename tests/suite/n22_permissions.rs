@@ -22,7 +22,7 @@ use nanite::transport::{AmqpOptions, AmqpTransport};
 use crate::harness::program::run;
 use crate::harness::site::ready;
 use crate::harness::wait_until;
-use crate::n22_setup::Place;
+use crate::n22_setup::SetupTest;
 
 /// A user at the broker, with a plain AMQP client.
 struct User(Connection);
@@ -35,8 +35,8 @@ enum Access {
 use Access::{Allowed, Refused};
 
 impl User {
-    async fn log_in(place: &Place, identity: &str) -> Self {
-        let url = place.url(identity).replacen('@', &format!(":{}@", place.password(identity)), 1);
+    async fn log_in(test: &SetupTest, identity: &str) -> Self {
+        let url = test.url(identity).replacen('@', &format!(":{}@", test.password(identity)), 1);
         Self(Connection::connect(&url, ConnectionProperties::default()).await.unwrap())
     }
 
@@ -127,7 +127,7 @@ fn name(name: &str) -> ShortString {
     ShortString::try_new(name).unwrap()
 }
 
-impl Place {
+impl SetupTest {
     /// The names of all queues.
     fn queues(&self) -> Vec<String> {
         let (_, all) = self.api(&format!("/api/queues/{}", self.vhost));
@@ -137,20 +137,20 @@ impl Place {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn n22_users_cannot_use_the_resources_of_others() {
-    let place = Place::new();
-    assert_eq!(place.setup(&[]).code(), 0);
-    let [a, b] = &place.agents;
-    let (a, m) = (format!("nanite-{a}"), format!("mapper-{}", place.mapper));
-    let _mapper = ready(&mut place.node("mapper", &place.mapper, &["mapper"]));
-    let _b = ready(&mut place.node("agent", b, &["agent"]));
+    let test = SetupTest::new();
+    assert_eq!(test.setup(&[]).code(), 0);
+    let [a, b] = &test.agents;
+    let (a, m) = (format!("nanite-{a}"), format!("mapper-{}", test.mapper));
+    let _mapper = ready(&mut test.node("mapper", &test.mapper, &["mapper"]));
+    let _b = ready(&mut test.node("agent", b, &["agent"]));
     // Two shared queues, two of the agent, two of the mapper.
-    wait_until("all queues exist", async || place.queues().len() == 6).await;
-    let queues = place.queues();
+    wait_until("all queues exist", async || test.queues().len() == 6).await;
+    let queues = test.queues();
     for part in [&format!("nanite-{b}"), &format!("nanite-{b}."), &format!("{m}."), "request", "mapper-offline"] {
         assert!(queues.iter().any(|queue| queue.starts_with(part)), "no {part} among {queues:?}");
     }
 
-    let user = User::log_in(&place, &a).await;
+    let user = User::log_in(&test, &a).await;
     // Its own queue works, so the refusals below are not because the user may do nothing at all.
     let own = format!("{a}.17");
     assert_eq!(user.declare(&own).await, Allowed);
@@ -200,7 +200,7 @@ async fn n22_users_cannot_use_the_resources_of_others() {
     assert_eq!(user.check_exists(&format!("nanite-{b}")).await, Allowed);
 
     // A mapper's user can read the queues shared by all mappers, but not those of an agent or another mapper.
-    let user = User::log_in(&place, &m).await;
+    let user = User::log_in(&test, &m).await;
     let theirs = |queue: &&String| queue.starts_with("nanite-");
     assert_eq!(queues.iter().filter(theirs).count(), 2);
     for queue in queues.iter().filter(theirs).map(String::as_str).chain(["mapper-other.17", "mapper-other"]) {
@@ -217,15 +217,15 @@ async fn n22_users_cannot_use_the_resources_of_others() {
 }
 
 /// An agent of the library with its own broker user, and an actor that sends requests through a mapper.
-async fn requesting_agent(place: &Place, agent: &str) -> nanite::agent::Agent {
+async fn requesting_agent(test: &SetupTest, agent: &str) -> nanite::agent::Agent {
     let (identity, now) = (Identity::agent(agent).unwrap(), SystemClock.now());
-    let certs = place.site.path("certs");
+    let certs = test.site.path("certs");
     let credentials = CertificateDirectory::new(&certs).credentials(&identity, None, now).unwrap();
     let store = DirectoryCertificateStore::open(&certs, now).unwrap();
     let trust = store.trust().unwrap();
     let serializer = SecureSerializer::builder(credentials, Arc::new(store), trust).build().unwrap();
-    let options = AmqpOptions::new(&place.url(identity.as_str())).unwrap();
-    let options = options.password(place.password(identity.as_str()).as_str());
+    let options = AmqpOptions::new(&test.url(identity.as_str())).unwrap();
+    let options = options.password(test.password(identity.as_str()).as_str());
     let transport = AmqpTransport::connect(options).await.unwrap();
     let requests = actor("ask").expose("echo", async |text: Payload, context: Context| {
         let answers = context.proxy().request("/agent/echo", text).await?;
@@ -237,22 +237,22 @@ async fn requesting_agent(place: &Place, agent: &str) -> nanite::agent::Agent {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn n22_complete_system_works_with_these_users() {
-    let place = Place::new();
-    assert_eq!(place.setup(&[]).code(), 0);
-    let [a, b] = &place.agents;
+    let test = SetupTest::new();
+    assert_eq!(test.setup(&[]).code(), 0);
+    let [a, b] = &test.agents;
     // The broker cannot prevent that an agent binds the exchanges so that mappers receive the questions of mappers: they refuse them.
-    let attacker = User::log_in(&place, &format!("nanite-{a}")).await;
+    let attacker = User::log_in(&test, &format!("nanite-{a}")).await;
     for exchange in ["registration", "heartbeat"] {
         assert_eq!(attacker.bind_exchange(exchange, "advertise").await, Allowed);
     }
-    let _mapper = ready(&mut place.node("mapper", &place.mapper, &["mapper"]));
+    let _mapper = ready(&mut test.node("mapper", &test.mapper, &["mapper"]));
     let files = ["agent", "--files-dir", "inbox", "--files-domain", "photos"];
-    fs::create_dir(place.site.path("inbox")).unwrap();
-    let mut bob = ready(&mut place.node("agent", b, &files));
-    let _alice = requesting_agent(&place, a).await;
+    fs::create_dir(test.site.path("inbox")).unwrap();
+    let mut bob = ready(&mut test.node("agent", b, &files));
+    let _alice = requesting_agent(&test, a).await;
 
     let run_command = |arguments: &[&str]| {
-        let ended = run(&mut place.node("mapper", &place.mapper, arguments));
+        let ended = run(&mut test.node("mapper", &test.mapper, arguments));
         assert_eq!(ended.code(), 0, "{arguments:?}: {ended:?}");
         ended.out
     };
@@ -267,17 +267,17 @@ async fn n22_complete_system_works_with_these_users() {
     );
     let request = ["request", "/ask/echo", "agent to agent", "--timeout", "60s"];
     assert_eq!(run_command(&[&request[..], &look].concat()), "agent to agent\n");
-    place.site.write("holiday.jpg", "a file", 0o600);
+    test.site.write("holiday.jpg", "a file", 0o600);
     assert_eq!(
         run_command(&[&["send-file", "holiday.jpg", "--domain", "photos"][..], &look].concat()),
         format!("nanite-{b}\n")
     );
     bob.wait_for("has sent");
-    assert_eq!(fs::read_to_string(place.site.path("inbox/holiday.jpg")).unwrap(), "a file");
+    assert_eq!(fs::read_to_string(test.site.path("inbox/holiday.jpg")).unwrap(), "a file");
     // One mapper puts a request into the offline queue, and the other delivers it.
     run_command(&["push", "/agent/info", "null", "--offline", "--look", "10ms"]);
     wait_until("it is delivered", async || {
-        let (_, queue) = place.api(&format!("/api/queues/{}/mapper-offline", place.vhost));
+        let (_, queue) = test.api(&format!("/api/queues/{}/mapper-offline", test.vhost));
         queue["messages"] == 0
     })
     .await;

@@ -16,14 +16,14 @@ use crate::harness::program::{Ended, nanite, run};
 use crate::harness::site::{Site, ready};
 
 /// A site with unique node names, because all tests share the users of the broker.
-pub struct Place {
+pub struct SetupTest {
     pub site: Site,
     pub vhost: String,
     pub agents: [String; 2],
     pub mapper: String,
 }
 
-impl Place {
+impl SetupTest {
     pub fn new() -> Self {
         let site = Site::new(&[]);
         let unique = site.broker.vhost().trim_start_matches("test-").to_owned();
@@ -66,7 +66,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for SetupTest {
     fn drop(&mut self) {
         self.site.broker.api("DELETE", &format!("/api/vhosts/{}", self.vhost), &Value::Null);
         for user in [
@@ -81,23 +81,23 @@ impl Drop for Place {
 
 #[test]
 fn n22_nodes_work_with_their_own_users() {
-    let place = Place::new();
-    let made = place.setup(&[]);
+    let test = SetupTest::new();
+    let made = test.setup(&[]);
     assert_eq!(made.code(), 0, "{made:?}");
-    let (a, b) = (format!("nanite-{}", place.agents[0]), format!("nanite-{}", place.agents[1]));
-    let again = place.setup(&[]);
+    let (a, b) = (format!("nanite-{}", test.agents[0]), format!("nanite-{}", test.agents[1]));
+    let again = test.setup(&[]);
     assert_eq!(again.code(), 0, "{again:?}");
     assert!(again.out.lines().all(|line| line.starts_with("exists ")), "the second run changes nothing: {}", again.out);
-    assert!(!made.out.contains(&place.password(&a)) && !made.err.contains(&place.password(&a)));
-    let (_, permissions) = place.api(&format!("/api/vhosts/{}/permissions", place.vhost));
+    assert!(!made.out.contains(&test.password(&a)) && !made.err.contains(&test.password(&a)));
+    let (_, permissions) = test.api(&format!("/api/vhosts/{}/permissions", test.vhost));
     assert_eq!(permissions.as_array().unwrap().len(), 3, "the administrator has none: {permissions}");
 
     // Secure nodes work, each with its own user.
-    let _mapper = ready(&mut place.node("mapper", &place.mapper, &["mapper"]));
-    let _agents: Vec<_> = place.agents.iter().map(|name| ready(&mut place.node("agent", name, &["agent"]))).collect();
+    let _mapper = ready(&mut test.node("mapper", &test.mapper, &["mapper"]));
+    let _agents: Vec<_> = test.agents.iter().map(|name| ready(&mut test.node("agent", name, &["agent"]))).collect();
     let request = "request /agent/echo hello --selector all --at-least 2 --look 60s --timeout 60s";
     let request: Vec<&str> = request.split(' ').collect();
-    let answers = run(&mut place.node("mapper", &place.mapper, &request));
+    let answers = run(&mut test.node("mapper", &test.mapper, &request));
     assert_eq!(
         (answers.code(), answers.out.as_str()),
         (0, format!("{a}: hello\n{b}: hello\n").as_str()),
@@ -107,36 +107,36 @@ fn n22_nodes_work_with_their_own_users() {
 
 #[test]
 fn n22_errors_are_reported_and_a_dry_run_changes_nothing() {
-    let place = Place::new();
-    let dry = place.setup(&["--dry-run"]);
+    let test = SetupTest::new();
+    let dry = test.setup(&["--dry-run"]);
     assert_eq!(dry.code(), 0, "{dry:?}");
-    assert!(dry.out.contains(&format!("would create  user nanite-{}", place.agents[0])), "{}", dry.out);
-    assert_eq!(place.api(&format!("/api/vhosts/{}", place.vhost)).0, 404);
-    assert!(!place.site.path("broker-passwords").exists());
+    assert!(dry.out.contains(&format!("would create  user nanite-{}", test.agents[0])), "{}", dry.out);
+    assert_eq!(test.api(&format!("/api/vhosts/{}", test.vhost)).0, 404);
+    assert!(!test.site.path("broker-passwords").exists());
 
     let fails = |ended: Ended, code: i32, part: &str| {
         assert_eq!(ended.code(), code, "{ended:?}");
         assert!(ended.err.contains(part), "no {part:?} in {}", ended.err);
     };
-    place.site.write("wrong", "nothing\n", 0o600);
-    fails(place.setup(&["--password-file", "wrong"]), 7, "refuses the user guest or its password");
-    fails(place.setup(&["--user", "nobody"]), 2, "no password for nobody");
-    place.site.write("secret", "hunter2\n", 0o600);
-    let worker = place.site.broker.add_user("hunter2");
-    fails(place.setup(&["--user", &worker, "--password-file", "secret"]), 5, "is not an administrator");
-    fails(place.setup(&["--agent", "a b"]), 2, "'a b' cannot be the name of an agent");
-    let other = |url: &str| run(&mut place.site.bare(["broker", "setup", "--agent", "x", "--management", url]));
+    test.site.write("wrong", "nothing\n", 0o600);
+    fails(test.setup(&["--password-file", "wrong"]), 7, "refuses the user guest or its password");
+    fails(test.setup(&["--user", "nobody"]), 2, "no password for nobody");
+    test.site.write("secret", "hunter2\n", 0o600);
+    let worker = test.site.broker.add_user("hunter2");
+    fails(test.setup(&["--user", &worker, "--password-file", "secret"]), 5, "is not an administrator");
+    fails(test.setup(&["--agent", "a b"]), 2, "'a b' cannot be the name of an agent");
+    let other = |url: &str| run(&mut test.site.bare(["broker", "setup", "--agent", "x", "--management", url]));
     fails(other("http://127.0.0.1:1"), 7, "rabbitmq-plugins enable rabbitmq_management");
     fails(other("http://192.0.2.1:15672"), 2, "without TLS, the password would be sent to another machine");
     fails(other("http://guest:guest@localhost:1"), 2, "--password-file");
     fails(other("https://localhost:1"), 2, "--ca FILE");
-    fails(run(&mut place.site.bare(["broker", "setup"])), 2, "no node is named");
-    assert_eq!(place.api(&format!("/api/vhosts/{}", place.vhost)).0, 404, "nothing was created");
+    fails(run(&mut test.site.bare(["broker", "setup"])), 2, "no node is named");
+    assert_eq!(test.api(&format!("/api/vhosts/{}", test.vhost)).0, 404, "nothing was created");
 
-    assert_eq!(place.setup(&[]).code(), 0);
-    let before = place.password(&format!("nanite-{}", place.agents[0]));
-    assert_eq!(place.setup(&["--renew-passwords"]).code(), 0);
-    assert_ne!(place.password(&format!("nanite-{}", place.agents[0])), before);
+    assert_eq!(test.setup(&[]).code(), 0);
+    let before = test.password(&format!("nanite-{}", test.agents[0]));
+    assert_eq!(test.setup(&["--renew-passwords"]).code(), 0);
+    assert_ne!(test.password(&format!("nanite-{}", test.agents[0])), before);
 }
 
 /// An https server with this certificate that refuses every password; its port.

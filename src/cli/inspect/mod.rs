@@ -1,7 +1,7 @@
 //! `nanite inspect`: what a captured message claims, and whether a node would accept it.
 //!
-//! Until a node has verified the message, its contents are only claims that anyone can make; they are marked as such. Text from
-//! strangers is escaped before it is printed on a terminal.
+//! Until a node has verified the message, its contents are only claims that anyone can make; they are marked as such, and escaped
+//! before they are printed on a terminal.
 
 mod report;
 

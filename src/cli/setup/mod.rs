@@ -35,9 +35,8 @@ pub(super) enum Command {
     /// add nodes or to check the setup. The password of a new user is written to DIR/ID.password, mode 0600.
     ///
     /// Uses the management API of RabbitMQ as an administrator, whose password comes from --password-file,
-    /// NANITE_MANAGEMENT_PASSWORD or stdin (`--password-file -`). Prints one line per step. Exit codes: 0 everything is as it should
-    /// be, 1 a resource exists with other properties, 5 the user is not an administrator, 7 the API cannot be reached or refuses the
-    /// password.
+    /// NANITE_MANAGEMENT_PASSWORD or stdin (`--password-file -`). Prints one line per step. Exit codes: 0 the setup is complete, 1 a
+    /// resource exists with other properties, 5 the user is not an administrator, 7 the API cannot be reached or refuses the password.
     Setup(Args),
 }
 
