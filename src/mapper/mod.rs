@@ -1,28 +1,27 @@
-//! Mappers: they know the agents and give them work.
+//! Mappers: nodes that know the agents and dispatch requests to them.
 
 mod dispatch;
-mod duplicates;
 mod offline;
-mod others;
+mod presence;
+mod proxied_requests;
 #[cfg(feature = "redis")]
 mod redis;
-mod run;
 mod selector;
+mod shared;
 mod state;
 
-use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 use tokio::sync::{Notify, OnceCell, watch};
-use tokio::task::AbortHandle;
 
 pub use dispatch::MapperDispatch;
 #[cfg(feature = "redis")]
-pub use redis::{DangerousRedis, RedisError, RedisOptions, RedisRefusal, RedisState};
+pub use redis::{DangerousRedisOptions, RedisError, RedisOptions, RedisRefusal, RedisState};
 pub use selector::{All, Candidate, LeastLoaded, Random, RoundRobin, Selector};
+pub use shared::AgentEvent;
 pub use state::{AgentQuery, AgentRecord, ClusterState, Heartbeat, LocalState, StateContext, StateError};
 
 use crate::audit::AuditLog;
@@ -31,25 +30,14 @@ use crate::files::{Broadcast, BroadcastError, Progress, Receiver, Transfer};
 use crate::link::{IdentityMismatch, Link, SendError};
 use crate::packet::{Identity, Role, Token};
 use crate::policy::{AllowVerified, Policy};
-use crate::request::{AgentWorkload, Answers, Events, PendingRequests, RequestBuilder, RequestError};
+use crate::request::{AgentWorkload, Answers, Events, RequestBuilder, RequestError};
 use crate::serializer::{InboundQueue, OpenErrorKind, Serializer};
 use crate::transport::{QueueKind, Transport, TransportError, topology};
 use selector::Selectors;
+use shared::{AgentHook, RegistrationRequest, Shared, Tasks};
 
-/// How many answers, and how many heartbeats, are unacknowledged at a time.
+/// How many messages of each queue may be unacknowledged, except for the offline queue.
 const PREFETCH: u16 = 512;
-
-/// What happens to agents, as a mapper sees it.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub enum AgentEvent {
-    /// An agent came, or registered anew.
-    Registered(Arc<AgentRecord>),
-    /// An agent said that it goes.
-    Unregistered(Identity),
-    /// An agent was silent for too long.
-    TimedOut(Arc<AgentRecord>),
-}
 
 /// Builds a [`Mapper`]: who it is and how it talks are given first, everything else has a default.
 #[derive(Debug)]
@@ -62,7 +50,7 @@ pub struct MapperBuilder {
     policy: Arc<dyn Policy>,
     agent_timeout: Duration,
     request_timeout: Duration,
-    hooks: Vec<Hook>,
+    hooks: Vec<AgentHook>,
     short_lived: bool,
     offline_failsafe: bool,
     offline_redelivery: Duration,
@@ -70,52 +58,12 @@ pub struct MapperBuilder {
     audit: Option<AuditLog>,
 }
 
-struct Hook(Box<dyn Fn(&AgentEvent) + Send + Sync>);
-
-impl fmt::Debug for Hook {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Hook")
-    }
-}
-
 /// A control node that knows the agents and gives them work. It is a handle: cloning it is cheap, and the mapper stops when the
 /// last clone, and the last request under way, is dropped.
 #[derive(Clone, Debug)]
 pub struct Mapper {
     shared: Arc<Shared>,
-    _tasks: Arc<Tasks>,
-}
-
-/// What the mapper's tasks and handles share.
-#[derive(Debug)]
-struct Shared {
-    link: Link,
-    state: Arc<dyn ClusterState>,
-    policy: Arc<dyn Policy>,
-    jobs: Arc<PendingRequests>,
-    selectors: Selectors,
-    agent_timeout: Duration,
-    request_timeout: Duration,
-    offline_failsafe: bool,
-    offline_redelivery: Duration,
-    persistent: bool,
-    hooks: Vec<Hook>,
-    /// Told whenever an agent has registered, here or elsewhere.
-    changed: Notify,
-    /// Counts how often other mappers have made themselves known.
-    advertised: watch::Sender<u64>,
-    /// The other mappers have had time to make themselves known.
-    settled: OnceCell<()>,
-}
-
-/// The mapper's tasks; they end with this.
-#[derive(Debug)]
-struct Tasks(Vec<AbortHandle>);
-
-impl Drop for Tasks {
-    fn drop(&mut self) {
-        self.0.iter().for_each(AbortHandle::abort);
-    }
+    tasks: Arc<Tasks>,
 }
 
 /// Why a mapper cannot start.
@@ -168,7 +116,7 @@ impl MapperBuilder {
     /// Has this called whenever an agent registers, unregisters or times out. It must not block.
     #[must_use]
     pub fn on_agent(mut self, hook: impl Fn(&AgentEvent) + Send + Sync + 'static) -> Self {
-        self.hooks.push(Hook(Box::new(hook)));
+        self.hooks.push(AgentHook(Box::new(hook)));
         self
     }
 
@@ -231,7 +179,7 @@ impl MapperBuilder {
             link,
             state: self.state,
             policy: self.policy,
-            jobs: Arc::default(),
+            pending: Arc::default(),
             selectors: Selectors::default(),
             agent_timeout: self.agent_timeout,
             request_timeout: self.request_timeout,
@@ -239,40 +187,40 @@ impl MapperBuilder {
             offline_redelivery: self.offline_redelivery.max(Duration::from_millis(1)),
             persistent: self.persistent,
             hooks: self.hooks,
-            changed: Notify::new(),
-            advertised: watch::Sender::new(0),
-            settled: OnceCell::new(),
+            agents_changed: Notify::new(),
+            advertisements: watch::Sender::new(0),
+            mappers_discovered: OnceCell::new(),
         });
         let (link, name) = (&shared.link, shared.link.identity().as_str());
         let context = StateContext::new(shared.policy.clone(), link.clock().clone(), shared.agent_timeout);
         shared.state.start(context).await?;
-        let presence = topology::mapper_presence(name, link.instance());
-        let presence = link.subscribe(&presence, InboundQueue::Presence, PREFETCH).await?;
+        let registrations = topology::mapper_presence(name, link.instance());
+        let registrations = link.subscribe(&registrations, InboundQueue::Presence, PREFETCH).await?;
         let mut inbox = topology::mapper_inbox(name, link.instance());
         if self.short_lived {
             inbox.kind = QueueKind::Exclusive;
         }
         let inbox = link.subscribe(&inbox, InboundQueue::MapperInbox, PREFETCH).await?;
         let mut tasks = vec![
-            tokio::spawn(run::presence(shared.clone(), presence)).abort_handle(),
-            tokio::spawn(run::answers(shared.clone(), inbox)).abort_handle(),
-            tokio::spawn(run::reaper(shared.clone())).abort_handle(),
-            tokio::spawn(run::elsewhere(shared.clone())).abort_handle(),
+            tokio::spawn(presence::handle_presence(shared.clone(), registrations)).abort_handle(),
+            tokio::spawn(presence::receive_answers(shared.clone(), inbox)).abort_handle(),
+            tokio::spawn(presence::remove_silent_agents(shared.clone())).abort_handle(),
+            tokio::spawn(presence::watch_state(shared.clone())).abort_handle(),
         ];
         if let Some(unverified_peers) = unverified_peers {
-            tasks.push(tokio::spawn(run::unverified_peers(shared.clone(), unverified_peers)).abort_handle());
+            tasks.push(tokio::spawn(presence::answer_unverified_peers(shared.clone(), unverified_peers)).abort_handle());
         }
         if link.learns_peers() {
-            tasks.push(tokio::spawn(run::hellos(shared.clone())).abort_handle());
+            tasks.push(tokio::spawn(presence::advertise_regularly(shared.clone())).abort_handle());
         }
         if !self.short_lived {
             let requests = link.subscribe(&topology::requests(), InboundQueue::Requests, PREFETCH).await?;
-            tasks.push(tokio::spawn(others::requests(shared.clone(), requests)).abort_handle());
-            let stored = link.subscribe(&topology::offline(), InboundQueue::Offline, offline::HELD).await?;
+            tasks.push(tokio::spawn(proxied_requests::handle_requests(shared.clone(), requests)).abort_handle());
+            let stored = link.subscribe(&topology::offline(), InboundQueue::Offline, offline::PREFETCH).await?;
             tasks.push(tokio::spawn(offline::redeliver(shared.clone(), stored)).abort_handle());
         }
-        let mapper = Mapper { shared, _tasks: Arc::new(Tasks(tasks)) };
-        mapper.shared.ask(None).await;
+        let mapper = Mapper { shared, tasks: Arc::new(Tasks(tasks)) };
+        mapper.shared.request_registration(RegistrationRequest::All).await;
         Ok(mapper)
     }
 }
@@ -304,8 +252,8 @@ impl Mapper {
 
     /// A request for `service`. It is sent when it is awaited, and gives the answers of all its targets.
     pub fn request(&self, service: &str, payload: impl Serialize) -> RequestBuilder<MapperDispatch> {
-        let by = MapperDispatch { mapper: self.clone(), selector: None };
-        RequestBuilder::new(by, service, payload).timeout(self.shared.request_timeout)
+        let dispatch = MapperDispatch::new(self.shared.clone(), self.tasks.clone());
+        RequestBuilder::new(dispatch, service, payload).timeout(self.shared.request_timeout)
     }
 
     /// A push to `service`, to the least loaded agent: work without an answer. For more options, make a
@@ -334,7 +282,7 @@ impl Mapper {
         if receivers.is_empty() {
             return Err(BroadcastError::NobodySubscribed(broadcast.domain));
         }
-        let events = Events::begin(&self.shared.jobs, Token::random()?, Duration::MAX, self.clone());
+        let events = Events::begin(&self.shared.pending, Token::random()?, Duration::MAX, self.clone());
         Transfer::new(&self.shared.link, events, receivers).run(broadcast, progress).await
     }
 
@@ -351,7 +299,7 @@ impl Mapper {
 
     /// What this mapper has each of these agents do, and how the work ended that it gave them.
     pub fn work<'a>(&self, agents: impl IntoIterator<Item = &'a Identity>) -> Vec<AgentWorkload> {
-        self.shared.jobs.work(agents.into_iter())
+        self.shared.pending.work(agents.into_iter())
     }
 
     /// Forgets an agent, until it is heard again: its next heartbeat makes this mapper ask it to register. Says whether it was
@@ -370,13 +318,13 @@ impl Mapper {
     /// [`SendError`] when it could not be asked: [`TransportError::Unroutable`] when its process is gone.
     pub async fn ask(&self, agent: &AgentRecord) -> Result<(), SendError> {
         let instance = (agent.instance != 0).then_some(agent.instance);
-        self.shared.advertise(Some((agent.identity.clone(), instance))).await
+        self.shared.try_request_registration(RegistrationRequest::to(agent.identity.clone(), instance)).await
     }
 
     /// Waits until an agent registers, from the moment of this call on: make it before you look at
     /// [`agents`](Mapper::agents), await it after, and nobody is missed in between. Cancel safe.
     pub fn agent_registered(&self) -> impl Future<Output = ()> + Send + '_ {
-        self.shared.changed.notified()
+        self.shared.agents_changed.notified()
     }
 
     /// Makes this mapper known anew, and asks all agents to register: as after its certificate was renewed, which they learn by that.
@@ -384,7 +332,7 @@ impl Mapper {
     /// # Errors
     /// [`SendError`] when it could not be sent.
     pub async fn announce(&self) -> Result<(), SendError> {
-        self.shared.advertise(None).await?;
+        self.shared.try_request_registration(RegistrationRequest::All).await?;
         self.shared.link.announce_to_mappers().await
     }
 

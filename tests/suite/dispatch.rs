@@ -30,19 +30,19 @@ fn ok(value: &str) -> Result<Payload, Failure> {
 
 on_every_format!(
     n01_typed_handlers_with_and_without_context,
-    n01_only_what_is_exposed_can_be_called,
-    n02_a_mapper_that_starts_knows_running_agents_and_hears_new_ones,
-    n02_an_unknown_ping_makes_the_agent_register_again,
-    n03_the_status_is_asked_anew_for_every_ping,
-    n04_a_silent_agent_times_out_and_is_taken_back,
-    n05_selectors_and_target_choose,
-    n05_a_selector_of_the_users_own,
+    n01_only_exposed_services_can_be_called,
+    n02_starting_mapper_finds_running_agents_and_new_ones,
+    n02_heartbeat_of_an_unknown_agent_makes_it_register_again,
+    n03_status_is_read_for_every_heartbeat,
+    n04_silent_agent_times_out_and_returns,
+    n05_selectors_and_target,
+    n05_custom_selector,
     n06_tags_must_all_match,
-    n07_all_targets_answer_in_one_map_and_push_gets_no_answer,
-    n08_intermediate_results_come_in_order,
-    n09_errors_and_panics_are_failures_and_the_agent_lives_on,
-    d01_a_vanished_queue_means_another_agent,
-    d02_every_target_ends,
+    n07_answers_of_all_targets_are_collected_and_push_has_none,
+    n08_intermediate_results_arrive_in_order,
+    n09_handler_errors_and_panics_become_failures,
+    d01_agent_without_a_queue_is_replaced_by_another,
+    d02_every_target_gets_an_outcome,
 );
 
 async fn n01_typed_handlers_with_and_without_context(system: System) {
@@ -81,7 +81,7 @@ async fn n01_typed_handlers_with_and_without_context(system: System) {
     assert_eq!(bad.code, FailureCode::BadPayload);
 }
 
-async fn n01_only_what_is_exposed_can_be_called(system: System) {
+async fn n01_only_exposed_services_can_be_called(system: System) {
     let twice = actor("simple").expose("echo", |(): ()| async { Reply::Ok(()) });
     let built = system.agent("fred").actor(twice.expose("echo", |(): ()| async { Reply::Ok(()) })).build();
     assert!(matches!(built, Err(BuildError::Expose(ExposeError::Twice(_)))));
@@ -101,7 +101,7 @@ async fn n01_only_what_is_exposed_can_be_called(system: System) {
     assert!(matches!(mapper.request("simple/echo", ()).await, Err(RequestError::Service(_))));
 }
 
-async fn n02_a_mapper_that_starts_knows_running_agents_and_hears_new_ones(system: System) {
+async fn n02_starting_mapper_finds_running_agents_and_new_ones(system: System) {
     // The ping time is longer than the test may take: only the mapper's question can make them known.
     let quiet = |name| system.agent(name).ping_time(Duration::from_secs(3600)).actor(echo());
     let (_a, b) = (start(quiet("a")).await, start(quiet("b").tag("eu".parse().unwrap())).await);
@@ -114,7 +114,7 @@ async fn n02_a_mapper_that_starts_knows_running_agents_and_hears_new_ones(system
     knows(&mapper, &["a", "c"]).await;
 }
 
-async fn n02_an_unknown_ping_makes_the_agent_register_again(system: System) {
+async fn n02_heartbeat_of_an_unknown_agent_makes_it_register_again(system: System) {
     let _agent = start(system.agent("fred").actor(echo())).await;
     let (events, mut seen) = mpsc::unbounded_channel();
     let mapper = system
@@ -132,7 +132,7 @@ async fn n02_an_unknown_ping_makes_the_agent_register_again(system: System) {
     knows(&mapper, &["fred"]).await;
 }
 
-async fn n03_the_status_is_asked_anew_for_every_ping(system: System) {
+async fn n03_status_is_read_for_every_heartbeat(system: System) {
     let calls = Arc::new(AtomicUsize::new(0));
     let counted = calls.clone();
     let status = move || match counted.fetch_add(1, Ordering::SeqCst) {
@@ -152,7 +152,7 @@ async fn n03_the_status_is_asked_anew_for_every_ping(system: System) {
     assert_eq!(Status::new(f64::NAN).load(), None);
 }
 
-async fn n04_a_silent_agent_times_out_and_is_taken_back(system: System) {
+async fn n04_silent_agent_times_out_and_returns(system: System) {
     let transport = system.connect();
     let identity = agent_id("fred");
     let agent = nanite::agent::Agent::builder(identity.clone(), system.serializer(&identity), transport.clone())
@@ -182,7 +182,7 @@ async fn n04_a_silent_agent_times_out_and_is_taken_back(system: System) {
     assert_eq!(answers.outcomes[&identity], ok(r#""hi""#));
 }
 
-async fn n05_selectors_and_target_choose(system: System) {
+async fn n05_selectors_and_target(system: System) {
     let mut agents = Vec::new();
     for (name, load) in [("a", 3.0), ("b", 1.0), ("c", 2.0)] {
         agents.push(start(system.agent(name).status(move || load).actor(echo())).await);
@@ -209,7 +209,7 @@ async fn n05_selectors_and_target_choose(system: System) {
     assert_eq!(nobody.to_string(), "no agent offers /simple/echo at nanite-d");
 }
 
-async fn n05_a_selector_of_the_users_own(system: System) {
+async fn n05_custom_selector(system: System) {
     #[derive(Debug)]
     struct Last;
     impl nanite::mapper::Selector for Last {
@@ -243,7 +243,7 @@ async fn n06_tags_must_all_match(system: System) {
     assert_eq!(nobody.to_string(), "no agent offers /simple/echo with tags eu, us");
 }
 
-async fn n07_all_targets_answer_in_one_map_and_push_gets_no_answer(system: System) {
+async fn n07_answers_of_all_targets_are_collected_and_push_has_none(system: System) {
     let (pushed, mut got) = mpsc::unbounded_channel();
     let mut agents = Vec::new();
     for name in ["a", "b"] {
@@ -275,7 +275,7 @@ async fn n07_all_targets_answer_in_one_map_and_push_gets_no_answer(system: Syste
     assert_eq!(from.len(), 2);
 }
 
-async fn n08_intermediate_results_come_in_order(system: System) {
+async fn n08_intermediate_results_arrive_in_order(system: System) {
     let count = actor("count").expose("to", |n: u64, context: Context| async move {
         for i in 0..n {
             context.emit(if i % 2 == 0 { "even" } else { "odd" }, i).await?;
@@ -301,7 +301,7 @@ async fn n08_intermediate_results_come_in_order(system: System) {
     assert_eq!(seen, ["even=0", "odd=1", "even=2", "odd=3", "even=4", r#"defaultkey="done""#, "5"]);
 }
 
-async fn n09_errors_and_panics_are_failures_and_the_agent_lives_on(system: System) {
+async fn n09_handler_errors_and_panics_become_failures(system: System) {
     let (hooked, mut heard) = mpsc::unbounded_channel();
     let bad = actor("bad")
         .expose("error", |(): ()| async { Err::<(), _>(std::io::Error::other("disk on fire")) })
@@ -326,7 +326,7 @@ async fn n09_errors_and_panics_are_failures_and_the_agent_lives_on(system: Syste
     assert_eq!(answers.results().count(), 1);
 }
 
-async fn d01_a_vanished_queue_means_another_agent(system: System) {
+async fn d01_agent_without_a_queue_is_replaced_by_another(system: System) {
     let _a = start(system.agent("a").status(|| 0.0).ping_time(Duration::from_secs(3600)).actor(echo())).await;
     let _b = start(system.agent("b").status(|| 9.0).actor(echo())).await;
     let mapper = system.started_mapper("m1").await;
@@ -345,7 +345,7 @@ async fn d01_a_vanished_queue_means_another_agent(system: System) {
     assert_eq!(answers.outcomes[&agent_id("c")].clone().unwrap_err().code, FailureCode::Lost);
 }
 
-async fn d02_every_target_ends(system: System) {
+async fn d02_every_target_gets_an_outcome(system: System) {
     let never = Arc::new(Semaphore::new(0));
     let wait = never.clone();
     let slow = actor("slow").expose("never", move |(): ()| {

@@ -9,7 +9,7 @@ use crate::harness::site::Site;
 use crate::harness::system::{System, json, knows, start};
 use crate::harness::wait_until;
 
-on_every_format!(n02_the_later_process_of_an_agent_has_the_place_of_the_earlier);
+on_every_format!(n02_newest_process_replaces_the_older_one);
 
 /// A site with an agent and a mapper, and programs that say in which directory they are.
 fn site() -> Site {
@@ -36,7 +36,7 @@ fn who(site: &Site) -> String {
 }
 
 #[test]
-fn n02_of_two_agents_of_one_name_the_later_works_and_both_are_told() {
+fn n02_newest_agent_process_wins_and_both_are_told() {
     let site = site();
     let mut mapper = site.start(&["mapper"]);
     let first = fred(&site, "first", &[]);
@@ -63,7 +63,7 @@ fn n02_of_two_agents_of_one_name_the_later_works_and_both_are_told() {
 }
 
 #[test]
-fn n02_two_agents_that_no_mapper_has_heard_are_told_by_the_first_that_comes() {
+fn n02_first_mapper_tells_agent_processes_that_already_run() {
     let site = site();
     let first = fred(&site, "first", &[]);
     let mut second = fred(&site, "second", &[]);
@@ -75,7 +75,7 @@ fn n02_two_agents_that_no_mapper_has_heard_are_told_by_the_first_that_comes() {
 }
 
 #[test]
-fn n02_an_agent_that_gives_way_ends_and_both_are_told() {
+fn n02_give_way_exits_if_another_process_runs() {
     let site = site();
     let mut mapper = site.start(&["mapper"]);
     let mut first = fred(&site, "first", &["--give-way"]);
@@ -93,7 +93,7 @@ fn n02_an_agent_that_gives_way_ends_and_both_are_told() {
     assert_eq!(who(&site), "second");
 }
 
-async fn n02_the_later_process_of_an_agent_has_the_place_of_the_earlier(system: System) {
+async fn n02_newest_process_replaces_the_older_one(system: System) {
     let named = |name: &'static str| actor("who").expose("am", move |(): ()| async move { Reply::Ok(name) });
     let mapper = system.started_mapper("m1").await;
     let first = start(system.agent("fred").actor(named("first"))).await;
@@ -112,7 +112,7 @@ async fn n02_the_later_process_of_an_agent_has_the_place_of_the_earlier(system: 
 }
 
 #[test]
-fn n02_mappers_of_one_name_work_beside_each_other_and_both_say_so() {
+fn n02_mappers_of_one_name_both_work_and_log_each_other() {
     let site = site();
     let mut first = site.start(&["mapper"]);
     let _fred = fred(&site, "first", &[]);

@@ -27,7 +27,7 @@ use crate::harness::wait_until;
 const REQUESTS: usize = 20;
 
 #[tokio::test]
-async fn n10_what_a_mapper_cannot_open_is_left_to_one_that_can() {
+async fn n10_request_sealed_to_another_mapper_is_left_to_it() {
     let (pki, broker) = (Pki::starting(KeyType::P256, SystemClock.now()), MemoryBroker::new());
     let serializer = |name: &nanite::packet::Identity| {
         let trust = pki.ca.trust().unwrap();

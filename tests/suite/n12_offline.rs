@@ -41,7 +41,7 @@ fn offline(site: &Site) -> (u64, u64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn n12_what_waits_survives_kill_9_of_its_mapper_and_of_the_broker() {
+async fn n12_offline_messages_survive_kill_9_of_mapper_and_broker() {
     let mut site = Site::at(Broker::private(), &["agent fred", "mapper m1", "mapper m2", "mapper asker"]);
     let mapper = |site: &Site, name: &str| {
         site.start(&["mapper", "--token", name, "--offline-failsafe", "--offline-redelivery-frequency", "500ms"])
@@ -78,7 +78,7 @@ async fn n12_what_waits_survives_kill_9_of_its_mapper_and_of_the_broker() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn n12_what_is_sealed_to_another_mapper_is_left_to_it() {
+async fn n12_offline_messages_sealed_to_another_mapper_are_left_to_it() {
     let site = Site::new(&["agent fred", "mapper m1", "mapper m2", "mapper asker"]);
     apart(&site, &["agent-fred", "mapper-m1", "mapper-m2", "mapper-asker"]);
     let mapper = |name: &str| {

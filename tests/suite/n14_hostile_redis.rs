@@ -55,7 +55,7 @@ async fn refuses(state: &RedisState, refusal: RedisRefusal, what: &str) {
 }
 
 #[tokio::test]
-async fn n14_nobody_can_be_invented() {
+async fn n14_forged_agents_are_rejected() {
     let stage = Stage::new();
     let (_one, other, record) = honest(&stage).await;
     let ours = record.proof.clone().unwrap();
@@ -91,7 +91,7 @@ async fn n14_nobody_can_be_invented() {
 }
 
 #[tokio::test]
-async fn n14_nobody_is_found_for_what_he_did_not_register() {
+async fn n14_agents_are_not_found_for_services_they_did_not_register() {
     let stage = Stage::new();
     let (one, other, _) = honest(&stage).await;
     for set in ["{nanite}:s:/root/shell", "{nanite}:t:admin"] {
@@ -107,7 +107,7 @@ async fn n14_nobody_is_found_for_what_he_did_not_register() {
 }
 
 #[tokio::test]
-async fn n14_who_was_heard_is_not_hidden() {
+async fn n14_agents_that_a_mapper_hears_cannot_be_hidden() {
     let stage = Stage::new();
     let (one, other, _) = honest(&stage).await;
     let mut to = stage.redis.connect();
@@ -121,7 +121,7 @@ async fn n14_who_was_heard_is_not_hidden() {
 }
 
 #[tokio::test]
-async fn n14_a_registration_that_was_replaced_is_not_brought_back() {
+async fn n14_replaced_registration_cannot_be_restored() {
     let stage = Stage::new();
     let (one, other, old) = honest(&stage).await;
     let later = stage.registration(&stage.speaker("honest", 1), &["/c/d"], &[]);
@@ -138,7 +138,7 @@ async fn n14_a_registration_that_was_replaced_is_not_brought_back() {
 }
 
 #[tokio::test]
-async fn n14_a_dead_agent_is_kept_alive_for_the_lifetime_of_its_last_message_at_most() {
+async fn n14_dead_agent_is_kept_alive_no_longer_than_its_last_message() {
     let stage = Stage::new();
     let (one, other, record) = honest(&stage).await;
     let fred = stage.speaker("fred", 0);
@@ -184,7 +184,7 @@ fn plant_beat(stage: &Stage, name: &str, beat: &[u8]) {
 }
 
 #[tokio::test]
-async fn n14_a_heartbeat_counts_for_whose_it_is_only() {
+async fn n14_heartbeats_of_other_agents_are_rejected() {
     let stage = Stage::new();
     let (one, other, _) = honest(&stage).await;
     let fred = stage.speaker("fred", 0);
@@ -207,7 +207,7 @@ async fn n14_a_heartbeat_counts_for_whose_it_is_only() {
 }
 
 #[tokio::test]
-async fn n14_rubbish_is_refused_counted_and_harms_nobody() {
+async fn n14_malformed_data_is_refused_and_counted() {
     let stage = Stage::new();
     let (_one, other, record) = honest(&stage).await;
     let good = value(record.proof.as_ref().unwrap(), stage.now());
@@ -234,7 +234,7 @@ async fn n14_rubbish_is_refused_counted_and_harms_nobody() {
 }
 
 #[tokio::test]
-async fn n14_keys_of_another_type_are_left_alone() {
+async fn n14_keys_of_another_type_are_not_changed() {
     let stage = Stage::new();
     let (one, other, _) = honest(&stage).await;
     let mut to = stage.redis.connect();
@@ -263,7 +263,7 @@ async fn n14_keys_of_another_type_are_left_alone() {
 }
 
 #[tokio::test]
-async fn n14_an_answer_without_end_ends_the_connection() {
+async fn n14_endless_reply_ends_the_connection() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("socket");
@@ -303,7 +303,7 @@ impl Policy for Forbid {
 }
 
 #[tokio::test]
-async fn n14_a_mapper_reads_no_one_whom_its_own_policy_denies() {
+async fn n14_agents_that_the_readers_policy_denies_are_refused() {
     let stage = Stage::new();
     let one = stage.state("one").await;
     one.register(stage.registration(&stage.speaker("fred", 0), &["/a/b", "/root/shell"], &[])).await.unwrap();
@@ -319,7 +319,7 @@ async fn n14_a_mapper_reads_no_one_whom_its_own_policy_denies() {
 }
 
 #[tokio::test]
-async fn n14_no_name_reaches_another_key_and_no_prefix_another_prefix() {
+async fn n14_hostile_names_and_prefixes_cannot_reach_other_keys() {
     let stage = Stage::new();
     stage.redis.run::<redis::Value>(&["SET", "nanite", "another's"]);
     stage.redis.run::<redis::Value>(&["SET", "{a}:s:/x/y", "another's"]);
@@ -383,7 +383,7 @@ async fn n14_no_name_reaches_another_key_and_no_prefix_another_prefix() {
 }
 
 #[tokio::test]
-async fn n14_what_nothing_proves_is_believed_only_by_those_who_asked_for_it() {
+async fn n14_unsigned_registrations_require_accept_unsigned() {
     let redis = RedisServer::start();
     let stage = Stage { redis, ..Stage::new() };
     let plain: Arc<dyn Serializer> = Arc::new(PlainSerializer::json());

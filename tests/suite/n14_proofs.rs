@@ -37,7 +37,7 @@ fn kept(
 }
 
 #[test]
-fn n14_another_mapper_verifies_what_one_has_kept() {
+fn n14_proof_is_verified_by_another_mapper() {
     for key_type in [KeyType::P256, KeyType::Rsa2048] {
         let pki = Pki::new(key_type);
         let (fred, one, other) =
@@ -58,7 +58,7 @@ fn n14_another_mapper_verifies_what_one_has_kept() {
 }
 
 #[test]
-fn n14_a_changed_proof_is_refused_whatever_is_changed() {
+fn n14_modified_proof_is_rejected() {
     let pki = Pki::new(KeyType::P256);
     let (fred, one) = (pki.serializer(&agent("fred")), pki.serializer(&mapper("one")));
     let (_, proof) = kept(&fred, &one, &register("fred"), at(1));
@@ -102,7 +102,7 @@ fn n14_a_changed_proof_is_refused_whatever_is_changed() {
 }
 
 #[test]
-fn n14_a_proof_counts_only_while_its_signer_is_believed() {
+fn n14_proof_requires_a_trusted_signer() {
     let pki = Pki::new(KeyType::P256);
     let (fred, one) = (pki.serializer(&agent("fred")), pki.serializer(&mapper("one")));
     let (_, proof) = kept(&fred, &one, &register("fred"), at(1));
@@ -120,7 +120,7 @@ fn n14_a_proof_counts_only_while_its_signer_is_believed() {
 }
 
 #[test]
-fn n14_only_what_agents_say_to_the_mappers_has_a_proof() {
+fn n14_only_messages_from_agents_to_all_mappers_have_a_proof() {
     let pki = Pki::new(KeyType::P256);
     let (fred, one) = (pki.serializer(&agent("fred")), pki.serializer(&mapper("one")));
     // For one mapper only.

@@ -65,7 +65,7 @@ fn count(events: &Mutex<Vec<String>>, what: &str) -> usize {
 }
 
 #[tokio::test]
-async fn n14_an_agent_that_one_mapper_hears_is_selected_by_another() {
+async fn n14_agent_heard_by_one_mapper_is_selected_by_another() {
     for system in [System::secure(), System::plain()] {
         let redis = RedisServer::start();
         let one = sharing(&system, &redis, "one").await.0.start().await.unwrap();
@@ -105,7 +105,7 @@ async fn n14_an_agent_that_one_mapper_hears_is_selected_by_another() {
 
 /// Nodes that hold their own certificate and the CA's alone: what is read from Redis has to bring the agent's certificate.
 #[tokio::test]
-async fn n14_a_mapper_learns_certificates_from_what_it_reads() {
+async fn n14_mapper_learns_certificates_from_redis() {
     let (redis, broker, now) = (RedisServer::start(), MemoryBroker::new(), SystemClock.now());
     let valid_for = CertificateAuthority::VALID_FOR;
     let ca = CertificateAuthority::create("example.org", KeyType::P256, valid_for, now).unwrap();
@@ -133,7 +133,7 @@ async fn n14_a_mapper_learns_certificates_from_what_it_reads() {
 }
 
 #[tokio::test]
-async fn n14_all_mappers_take_requests_and_tell_of_each_agent_once() {
+async fn n14_all_mappers_dispatch_and_report_each_agent_once() {
     let (system, redis) = (System::secure(), RedisServer::start());
     let (one, of_one) = noting(sharing(&system, &redis, "one").await.0);
     let (two, of_two) = noting(sharing(&system, &redis, "two").await.0);
@@ -152,7 +152,7 @@ async fn n14_all_mappers_take_requests_and_tell_of_each_agent_once() {
 }
 
 #[tokio::test]
-async fn n14_a_silent_agent_is_gone_at_all_mappers_and_told_once_at_each() {
+async fn n14_silent_agent_times_out_once_at_every_mapper() {
     let (system, redis) = (System::secure(), RedisServer::start());
     let timeout = Duration::from_millis(1500);
     let (one, of_one) = noting(sharing(&system, &redis, "one").await.0.agent_timeout(timeout));
@@ -186,7 +186,7 @@ async fn n14_a_silent_agent_is_gone_at_all_mappers_and_told_once_at_each() {
 }
 
 #[tokio::test]
-async fn n14_mappers_go_on_without_redis_and_bring_it_up_to_date_when_it_is_back() {
+async fn n14_mappers_work_through_a_redis_outage_and_resynchronize() {
     let (system, mut redis) = (System::secure(), RedisServer::start());
     let (one, of_one) = sharing(&system, &redis, "one").await;
     let (other, of_other) = deaf(&system, &redis, "other").await;
@@ -219,7 +219,7 @@ async fn n14_mappers_go_on_without_redis_and_bring_it_up_to_date_when_it_is_back
 }
 
 #[tokio::test]
-async fn n14_who_left_while_redis_was_away_does_not_come_back_with_it() {
+async fn n14_agent_that_left_during_an_outage_stays_removed() {
     let (system, mut redis) = (System::secure(), RedisServer::durable());
     let one = sharing(&system, &redis, "one").await.0.start().await.unwrap();
     let (fred, bob) = (echoing(&system, "fred", &[]).await, echoing(&system, "bob", &[]).await);
@@ -239,7 +239,7 @@ async fn n14_who_left_while_redis_was_away_does_not_come_back_with_it() {
 }
 
 #[tokio::test]
-async fn n14_a_redis_that_hangs_is_taken_for_away() {
+async fn n14_hanging_redis_counts_as_unavailable() {
     let (system, redis) = (System::secure(), RedisServer::start());
     let serializer = system.serializer(&mapper("one"));
     let options = options(serializer.clone()).timeout(Duration::from_millis(300));
@@ -258,7 +258,7 @@ async fn n14_a_redis_that_hangs_is_taken_for_away() {
 }
 
 #[tokio::test]
-async fn n14_what_redis_loses_while_it_runs_is_written_again() {
+async fn n14_data_lost_by_redis_is_written_again() {
     let (system, redis) = (System::secure(), RedisServer::start());
     let one = sharing(&system, &redis, "one").await.0.start().await.unwrap();
     let (other, _) = deaf(&system, &redis, "other").await;
@@ -286,7 +286,7 @@ async fn n14_what_redis_loses_while_it_runs_is_written_again() {
 }
 
 #[tokio::test]
-async fn n14_a_flood_of_heartbeats_is_a_few_round_trips() {
+async fn n14_heartbeat_flood_takes_few_round_trips() {
     let stage = Stage::new();
     let one = stage.state("one").await;
     let agents: Vec<_> = (0..20).map(|n| stage.speaker(&format!("agent-{n}"), 0)).collect();
@@ -323,7 +323,7 @@ fn redis_len(stage: &Stage, message: &str) -> i64 {
 }
 
 #[tokio::test]
-async fn n14_a_later_registration_is_never_replaced_by_an_earlier_one() {
+async fn n14_newer_registration_is_never_replaced_by_an_older_one() {
     let stage = Stage::new();
     let (earlier, later) = (stage.speaker("fred", 1), stage.speaker("fred", 2));
     stage.clock.set(crate::harness::pki::at(3));
@@ -358,7 +358,7 @@ async fn n14_a_later_registration_is_never_replaced_by_an_earlier_one() {
 }
 
 #[tokio::test]
-async fn n14_a_mapper_that_lags_behind_writes_nothing_over_a_later_registration() {
+async fn n14_lagging_mapper_does_not_overwrite_a_newer_registration() {
     let stage = Stage::new();
     let (earlier, later) = (stage.speaker("fred", 1), stage.speaker("fred", 2));
     stage.clock.set(crate::harness::pki::at(3));
@@ -383,7 +383,7 @@ async fn n14_a_mapper_that_lags_behind_writes_nothing_over_a_later_registration(
 }
 
 #[tokio::test]
-async fn n14_what_one_mapper_forgets_all_forget_until_it_is_heard_again() {
+async fn n14_removed_agent_stays_removed_until_it_is_heard_again() {
     let stage = Stage::new();
     let (one, two) = (stage.state("one").await, stage.state("two").await);
     let fred = stage.speaker("fred", 0);
@@ -400,7 +400,7 @@ async fn n14_what_one_mapper_forgets_all_forget_until_it_is_heard_again() {
 }
 
 #[tokio::test]
-async fn n14_a_mapper_does_not_start_with_a_redis_that_cannot_be_used() {
+async fn n14_mapper_does_not_start_with_an_unusable_redis() {
     let (system, mut redis) = (System::secure(), RedisServer::with(&["--requirepass", "open sesame"]));
     let serializer = system.serializer(&mapper("one"));
     let connect = async |url: &str| RedisState::connect(url, options(serializer.clone())).await;
@@ -434,7 +434,7 @@ async fn n14_a_mapper_does_not_start_with_a_redis_that_cannot_be_used() {
 }
 
 #[tokio::test]
-async fn n14_plain_registrations_are_not_shared_unless_asked_for() {
+async fn n14_unsigned_registrations_are_not_shared_by_default() {
     let redis = RedisServer::start();
     let plain: Arc<dyn Serializer> = Arc::new(PlainSerializer::json());
     assert_eq!(RedisState::connect(&redis.url(), options(plain.clone())).await.unwrap_err(), RedisError::NotSigned);

@@ -62,7 +62,7 @@ fn with_tls(ca: &Forged, name: &str) -> (RedisServer, u16) {
 }
 
 #[tokio::test]
-async fn n14_tls_believes_the_given_ca_and_the_right_name_only() {
+async fn n14_tls_requires_the_given_ca_and_the_right_name() {
     let system = System::secure();
     let serializer = system.serializer(&mapper("one"));
     let (own, other) = (ca("own"), ca("other"));
@@ -85,7 +85,7 @@ async fn n14_tls_believes_the_given_ca_and_the_right_name_only() {
 }
 
 #[test]
-fn n14_the_programs_mapper_shares_its_agents_in_redis() {
+fn n14_mapper_command_shares_agents_in_redis() {
     let site = Site::new(&["agent fred", "mapper ctl"]);
     let redis = RedisServer::with(&["--requirepass", "open sesame"]);
     let url = redis.url();
@@ -127,7 +127,7 @@ fn n14_the_programs_mapper_shares_its_agents_in_redis() {
 }
 
 #[tokio::test]
-async fn n14_clones_are_one_state() {
+async fn n14_clones_share_one_state() {
     let (system, redis) = (System::secure(), RedisServer::start());
     let serializer: Arc<dyn Serializer> = system.serializer(&mapper("one"));
     let state = RedisState::connect(&redis.url(), options(serializer)).await.unwrap();

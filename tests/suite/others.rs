@@ -17,14 +17,14 @@ use crate::harness::system::{System, json, knows, start};
 use crate::harness::{on_every_format, wait_until};
 
 on_every_format!(
-    n10_agents_ask_other_agents_through_a_mapper,
+    n10_agents_call_other_agents_through_a_mapper,
     n10_each_request_is_handled_by_one_of_several_mappers,
-    n10_a_program_without_a_mapper_asks_through_one,
-    n11_hooks_decide_and_get_the_verified_signer,
-    n12_a_push_waits_for_an_agent,
-    n12_a_request_waits_for_an_agent_and_is_answered,
-    n12_what_waits_survives_a_mapper_and_a_broker_in_its_order,
-    n12_a_cut_connection_neither_loses_nor_repeats_what_is_held,
+    n10_program_without_a_mapper_uses_another_mapper,
+    n11_policy_decides_with_the_verified_signer,
+    n12_push_waits_for_an_agent,
+    n12_request_waits_for_an_agent_and_is_answered,
+    n12_offline_messages_keep_their_order_through_restarts,
+    n12_lost_connection_neither_loses_nor_repeats_offline_messages,
     n13_persistent_messages_survive_a_restart_of_the_broker,
 );
 
@@ -57,7 +57,7 @@ fn asking() -> impl Actor {
     })
 }
 
-async fn n10_agents_ask_other_agents_through_a_mapper(system: System) {
+async fn n10_agents_call_other_agents_through_a_mapper(system: System) {
     let _fred = start(system.agent("fred").actor(asking())).await;
     let _bob = start(system.agent("bob").actor(echo())).await;
     let _eve = start(system.agent("eve").actor(echo())).await;
@@ -93,7 +93,7 @@ async fn n10_each_request_is_handled_by_one_of_several_mappers(system: System) {
     assert_eq!(fred.proxy().request("/count/up", ()).await.unwrap().outcomes[&agent_id("bob")], Ok(json("21")));
 }
 
-async fn n10_a_program_without_a_mapper_asks_through_one(system: System) {
+async fn n10_program_without_a_mapper_uses_another_mapper(system: System) {
     let _bob = start(system.agent("bob").actor(echo())).await;
     let tool = Identity::mapper("tool").unwrap();
     let proxy = MapperProxy::start(tool.clone(), system.serializer(&tool), system.connect()).await.unwrap();
@@ -128,7 +128,7 @@ impl Policy for Rules {
     }
 }
 
-async fn n11_hooks_decide_and_get_the_verified_signer(system: System) {
+async fn n11_policy_decides_with_the_verified_signer(system: System) {
     let secure = system.is_secure();
     let secret = || actor("secret").expose("read", |(): ()| async { Reply::Ok("42") });
     let root = actor("root").expose("do", |(): ()| async { Reply::Ok(()) });
@@ -170,7 +170,7 @@ async fn offline_mapper(system: &System, name: &str) -> Mapper {
     mapper.offline_redelivery_frequency(Duration::from_millis(50)).start().await.unwrap()
 }
 
-async fn n12_a_push_waits_for_an_agent(system: System) {
+async fn n12_push_waits_for_an_agent(system: System) {
     let mapper = offline_mapper(&system, "m1").await;
     let refused = mapper.request("/log/write", "x").offline_failsafe(false).push().await.unwrap_err();
     assert!(matches!(refused, RequestError::NoTarget(_)));
@@ -181,7 +181,7 @@ async fn n12_a_push_waits_for_an_agent(system: System) {
     wait_until("the queue is empty", async || system.broker.waiting(topology::OFFLINE).is_empty()).await;
 }
 
-async fn n12_a_request_waits_for_an_agent_and_is_answered(system: System) {
+async fn n12_request_waits_for_an_agent_and_is_answered(system: System) {
     let mapper = offline_mapper(&system, "m1").await;
     let asked = mapper.request("/simple/echo", "late").events().await.unwrap();
     let gone = mapper.request("/simple/echo", "too late").timeout(Duration::from_millis(30)).await.unwrap_err();
@@ -191,7 +191,7 @@ async fn n12_a_request_waits_for_an_agent_and_is_answered(system: System) {
     assert_eq!(answers.outcomes[&agent_id("fred")], Ok(json(r#""late""#)));
 }
 
-async fn n12_what_waits_survives_a_mapper_and_a_broker_in_its_order(system: System) {
+async fn n12_offline_messages_keep_their_order_through_restarts(system: System) {
     let mapper = offline_mapper(&system, "m1").await;
     for i in 0..20 {
         mapper.push("/log/write", format!("plaintext-{i:02}")).await.unwrap();
@@ -215,7 +215,7 @@ async fn n12_what_waits_survives_a_mapper_and_a_broker_in_its_order(system: Syst
     assert_eq!(heard.recv().await.unwrap(), "last", "nothing came twice");
 }
 
-async fn n12_a_cut_connection_neither_loses_nor_repeats_what_is_held(system: System) {
+async fn n12_lost_connection_neither_loses_nor_repeats_offline_messages(system: System) {
     let transport = system.connect();
     let identity = Identity::mapper("m1").unwrap();
     let mapper = Mapper::builder(identity.clone(), system.serializer(&identity), transport.clone())

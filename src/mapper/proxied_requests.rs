@@ -1,69 +1,70 @@
-//! Requests of other nodes: taken from the queue that all mappers share, dispatched in the asker's name, answered to the asker.
+//! Requests of other nodes, from the queue that all mappers share: authorized, dispatched in the caller's name, and answered.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use super::Shared;
+use super::shared::Shared;
 use crate::audit::DecisionSubject;
 use crate::link::{Received, Subscription, acknowledge};
-use crate::packet::{Failure, FailureCode, Identity, Kind, Packet, Payload, Request, Role};
+use crate::packet::{Failure, FailureCode, Identity, Kind, Packet, Payload, Request, Role, Token};
 use crate::policy::Caller;
 use crate::request::{Answers, Event, Events, ReplyTo, RequestError, RequestSpec};
 use crate::serializer::{Inbound, Verified};
 
-/// The longest time that a request of another node may take.
-const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
+/// The longest timeout of a proxied request.
+const MAX_TIMEOUT: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// Takes requests from the queue that all mappers share. As many are under way as may be unacknowledged.
-pub(super) async fn requests(shared: Arc<Shared>, mut messages: Subscription) {
-    let mut under_way = JoinSet::new();
+/// Handles requests from the shared queue. The queue's prefetch limits how many run at a time.
+pub(super) async fn handle_requests(shared: Arc<Shared>, mut messages: Subscription) {
+    let mut running = JoinSet::new();
     loop {
         tokio::select! {
             received = messages.next() => {
                 let Some(Received { inbound, acker, .. }) = received else { return };
                 let shared = shared.clone();
-                under_way.spawn(async move {
-                    if let Some(order) = Order::of(inbound) {
-                        order.carry_out(&shared).await;
+                running.spawn(async move {
+                    if let Some(request) = ProxiedRequest::from_inbound(inbound) {
+                        request.run(&shared).await;
                     }
                     acknowledge(acker).await;
                 });
             }
-            Some(_) = under_way.join_next() => {}
+            Some(_) = running.join_next() => {}
         }
     }
 }
 
-/// What another node wants done.
+/// A request or push of another node.
 #[derive(Debug)]
-pub(super) struct Order {
+pub(super) struct ProxiedRequest {
     pub request: Request,
     sender: Identity,
     signer: Option<Verified>,
-    /// Where the answers go; none for a push.
+    /// Where answers are sent; `None` for a push.
     reply_to: Option<ReplyTo>,
 }
 
-/// An order that was given to agents.
+/// Identifies a request: tokens are random, but chosen by the sender.
+pub(super) type RequestKey = (Identity, Option<Token>);
+
+/// A proxied request that was sent to agents.
 #[derive(Debug)]
-pub(super) enum Placed {
-    /// Their answers have to be collected.
-    DecisionSubject(Events, ReplyTo),
-    /// Nobody waits for an answer.
-    Pushed,
+pub(super) enum Dispatched {
+    Request(Events, ReplyTo),
+    Push,
 }
 
-impl Order {
-    /// Reads an order; none when the message is none, or does not say where its answer goes.
-    pub fn of(inbound: Inbound) -> Option<Self> {
+impl ProxiedRequest {
+    /// `None` if the message is not a request or push, or does not say where to send the answer.
+    pub fn from_inbound(inbound: Inbound) -> Option<Self> {
         let (sender, signer) = (inbound.sender().cloned()?, inbound.signer().cloned());
         let (request, reply_to) = match inbound.packet {
             Packet::Request(request) => {
                 let reply_to = ReplyTo::of(&request, &sender, signer.as_ref());
                 if reply_to.is_none() {
-                    tracing::warn!(%sender, "a request that does not say where its answer goes: refused");
+                    tracing::warn!(%sender, "request refused: it does not say where to send the answer");
                     return None;
                 }
                 (request, reply_to)
@@ -74,64 +75,63 @@ impl Order {
         Some(Self { request, sender, signer, reply_to })
     }
 
-    /// Has it done, and answers.
-    async fn carry_out(self, shared: &Arc<Shared>) {
-        match self.place(shared).await {
-            Ok(Placed::DecisionSubject(events, reply_to)) => follow(shared, events, reply_to).await,
-            Ok(Placed::Pushed) => {}
+    /// Dispatches the request and sends the caller all answers, or the reason for a failure.
+    async fn run(self, shared: &Arc<Shared>) {
+        match self.dispatch(shared).await {
+            Ok(Dispatched::Request(events, reply_to)) => forward_answers(shared, events, reply_to).await,
+            Ok(Dispatched::Push) => {}
             Err(error) => self.fail(shared, error).await,
         }
     }
 
-    /// Gives it to agents, if its sender may have it done.
-    pub async fn place(&self, shared: &Arc<Shared>) -> Result<Placed, RequestError> {
-        let caller = Caller { on_behalf_of: self.origin(), ..Caller::new(&self.sender, self.signer.as_ref()) };
+    /// Sends the request to agents, if the policy allows it.
+    pub async fn dispatch(&self, shared: &Arc<Shared>) -> Result<Dispatched, RequestError> {
+        let caller = Caller { on_behalf_of: self.on_behalf_of(), ..Caller::new(&self.sender, self.signer.as_ref()) };
         let decision = shared.policy.authorize_request(&caller, &self.request);
-        let asked = DecisionSubject {
+        let subject = DecisionSubject {
             kind: if self.reply_to.is_some() { Kind::Request } else { Kind::Push },
             from: &self.sender,
             id: self.signer.as_ref().map(Verified::id),
             service: Some(&self.request.service),
             on_behalf_of: caller.on_behalf_of,
         };
-        shared.link.decided(asked, &decision).await;
+        shared.link.decided(subject, &decision).await;
         if !decision.allowed {
             return Err(RequestError::Denied(decision.why));
         }
         let mut request = self.request.clone();
         request.on_behalf_of = Some(caller.origin().clone());
-        let left = request.deadline.map(|deadline| deadline.since(shared.link.now()));
-        let ask = RequestSpec {
-            timeout: left.unwrap_or(shared.request_timeout).min(LONGEST),
+        let remaining = request.deadline.map(|deadline| deadline.since(shared.link.now()));
+        let spec = RequestSpec {
+            timeout: remaining.unwrap_or(shared.request_timeout).min(MAX_TIMEOUT),
             patience: Duration::ZERO,
             offline: request.offline,
             request,
         };
         match &self.reply_to {
-            Some(reply_to) => Ok(Placed::DecisionSubject(shared.request(&ask, None, ()).await?, reply_to.clone())),
-            None => shared.push(&ask, None).await.map(|_| Placed::Pushed),
+            Some(reply_to) => Ok(Dispatched::Request(shared.request(&spec, None, ()).await?, reply_to.clone())),
+            None => shared.push(&spec, None).await.map(|_| Dispatched::Push),
         }
     }
 
-    /// Tells the asker that it cannot be done.
+    /// Tells the caller that the request failed.
     pub async fn fail(self, shared: &Shared, error: RequestError) {
-        tracing::info!(sender = %self.sender, service = %self.request.service, %error, "not dispatched");
+        tracing::info!(sender = %self.sender, service = %self.request.service, %error, "failed to dispatch a request");
         if let Some(reply_to) = self.reply_to {
             reply_to.answer(&shared.link, Err(failure(error))).await;
         }
     }
 
-    /// For whom a mapper asks, when it asks for another node.
-    fn origin(&self) -> Option<&Identity> {
+    /// The node that a mapper forwards the request for. Only mappers may set it.
+    fn on_behalf_of(&self) -> Option<&Identity> {
         self.request.on_behalf_of.as_ref().filter(|_| self.sender.role() == Role::Mapper)
     }
 
-    /// What names it: the token is random, and chosen by its sender.
-    pub fn key(&self) -> (Identity, Option<crate::packet::Token>) {
+    pub fn key(&self) -> RequestKey {
         (self.sender.clone(), self.request.token)
     }
 
-    /// Whether nobody wants it any more.
+    /// Whether the deadline of the request, or the lifetime of its message, has passed.
     pub fn is_expired(&self, shared: &Shared) -> bool {
         let now = shared.link.now();
         self.request.deadline.is_some_and(|deadline| deadline <= now)
@@ -139,8 +139,8 @@ impl Order {
     }
 }
 
-/// Hands on what agents answer, and in the end all their outcomes in one.
-pub(super) async fn follow(shared: &Shared, mut events: Events, mut reply_to: ReplyTo) {
+/// Forwards intermediate results as they arrive, and at the end all outcomes in one answer.
+pub(super) async fn forward_answers(shared: &Shared, mut events: Events, mut reply_to: ReplyTo) {
     let mut answers = Answers::default();
     let result = loop {
         match events.next().await {
@@ -157,12 +157,11 @@ pub(super) async fn follow(shared: &Shared, mut events: Events, mut reply_to: Re
     reply_to.answer(&shared.link, result).await;
 }
 
-/// What the asker is told.
+/// The failure that the caller sees. It does not learn about the mapper's own state.
 fn failure(error: RequestError) -> Failure {
     match error {
-        RequestError::NoTarget(what) => Failure::new(FailureCode::NoTarget, what),
-        RequestError::Denied(why) => Failure::new(FailureCode::Denied, why),
-        // What goes on inside the mapper is not the asker's.
+        RequestError::NoTarget(description) => Failure::new(FailureCode::NoTarget, description),
+        RequestError::Denied(reason) => Failure::new(FailureCode::Denied, reason),
         _ => Failure::new(FailureCode::Lost, "the mapper could not send it to an agent"),
     }
 }

@@ -1,0 +1,448 @@
+//! What mappers know about agents: the [`ClusterState`] trait, its types, and [`LocalState`], which keeps everything in memory.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use parking_lot::RwLock;
+
+use crate::clock::{Clock, Timestamp};
+use crate::packet::{Identity, Register, Service, Status, Tag};
+use crate::policy::Policy;
+use crate::serializer::Proof;
+
+/// The most agents that one mapper keeps track of.
+const MAX_AGENTS: usize = 1_000_000;
+
+/// What a mapper knows about one agent.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct AgentRecord {
+    /// The agent's identity.
+    pub identity: Identity,
+    /// The instance of the agent's process; 0 if unknown.
+    pub instance: u64,
+    /// The sequence number of the registration within its process; 0 if the registration is not signed.
+    pub sequence: u64,
+    /// The services it offers, sorted.
+    pub services: Vec<Service>,
+    /// Its tags, sorted.
+    pub tags: Vec<Tag>,
+    /// The file domains it subscribes to, sorted.
+    pub files: Vec<Tag>,
+    /// Its load, from its last heartbeat.
+    pub status: Status,
+    /// When the mapper last received a message from it, by the mapper's clock.
+    pub last_seen: Timestamp,
+    /// Proof of the registration, which other mappers can verify; `None` if the registration is not signed.
+    pub proof: Option<Arc<Proof>>,
+}
+
+impl AgentRecord {
+    /// The record for a registration received at `now`. Services, tags and file domains are sorted and deduplicated.
+    pub fn new(register: Register, instance: u64, now: Timestamp, proof: Option<Arc<Proof>>) -> Self {
+        let Register { identity, mut services, status, mut tags, mut files, .. } = register;
+        services.sort();
+        services.dedup();
+        tags.sort();
+        tags.dedup();
+        files.sort();
+        files.dedup();
+        Self { identity, instance, sequence: 0, services, tags, files, status, last_seen: now, proof }
+    }
+
+    /// Whether the record belongs to this process or an earlier one of the agent. `None` matches any process.
+    pub(super) fn is_of(&self, instance: Option<u64>) -> bool {
+        instance.is_none_or(|instance| self.instance <= instance)
+    }
+
+    /// Whether the agent offers this service.
+    pub fn offers(&self, service: &Service) -> bool {
+        self.services.binary_search(service).is_ok()
+    }
+
+    /// Whether the agent has all of these tags.
+    pub fn carries(&self, tags: &[Tag]) -> bool {
+        tags.iter().all(|tag| self.tags.binary_search(tag).is_ok())
+    }
+}
+
+/// Selects agents by service, tags and, optionally, identity.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct AgentQuery {
+    /// The service that agents must offer.
+    pub service: Service,
+    /// The tags that agents must have, all of them.
+    pub tags: Vec<Tag>,
+    /// The only agent to return; any if `None`.
+    pub target: Option<Identity>,
+}
+
+impl AgentQuery {
+    /// All agents that offer `service` and have all of `tags`.
+    pub fn new(service: Service, tags: Vec<Tag>) -> Self {
+        Self { service, tags, target: None }
+    }
+
+    /// Restricts the query to one agent.
+    #[must_use]
+    pub fn target(mut self, agent: Identity) -> Self {
+        self.target = Some(agent);
+        self
+    }
+
+    /// Whether an agent fits the query.
+    pub fn matches(&self, record: &AgentRecord) -> bool {
+        self.target.as_ref().is_none_or(|target| *target == record.identity)
+            && record.offers(&self.service)
+            && record.carries(&self.tags)
+    }
+}
+
+/// Storage for what mappers know about agents. Implement it to share that knowledge between mappers in a store of your own.
+///
+/// Data in a shared store may have been written by an attacker: before an implementation returns a record that it did not get from
+/// [`register`](ClusterState::register), it must verify the record's proof and ask the mapper's own policy. If a shared store is
+/// unavailable, return what was last known rather than an error.
+#[async_trait]
+pub trait ClusterState: fmt::Debug + Send + Sync {
+    /// Called once, when the mapper starts, before any other method.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be used; the mapper then does not start.
+    async fn start(&self, _context: StateContext) -> Result<(), StateError> {
+        Ok(())
+    }
+
+    /// Completes when the state has discovered an agent other than through `register`, for example in a shared store. One
+    /// completion may cover several agents. Requests that wait for an agent are then tried again.
+    async fn agent_discovered(&self) {
+        std::future::pending().await
+    }
+
+    /// Adds an agent, or replaces its earlier registration.
+    ///
+    /// # Errors
+    /// [`StateError`] if it cannot be stored.
+    async fn register(&self, agent: AgentRecord) -> Result<(), StateError>;
+
+    /// Records a heartbeat. Returns false if the agent, or this instance of it, is not registered.
+    ///
+    /// # Errors
+    /// [`StateError`] if it cannot be stored.
+    async fn heartbeat(&self, heartbeat: Heartbeat<'_>) -> Result<bool, StateError>;
+
+    /// Removes an agent; returns whether it was registered. If `instance` is given, a newer process of the agent is left in place.
+    ///
+    /// # Errors
+    /// [`StateError`] if it cannot be removed.
+    async fn remove(&self, identity: &Identity, instance: Option<u64>) -> Result<bool, StateError>;
+
+    /// The agents that fit the query, ordered by identity.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be read.
+    async fn find(&self, query: &AgentQuery) -> Result<Vec<Arc<AgentRecord>>, StateError>;
+
+    /// All agents, ordered by identity.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be read.
+    async fn agents(&self) -> Result<Vec<Arc<AgentRecord>>, StateError>;
+
+    /// Removes and returns the agents that were last seen before `silent_since`. Called about four times per agent timeout.
+    ///
+    /// # Errors
+    /// [`StateError`] if they cannot be removed.
+    async fn reap(&self, silent_since: Timestamp) -> Result<Vec<Arc<AgentRecord>>, StateError>;
+}
+
+#[async_trait]
+impl<S: ClusterState + ?Sized> ClusterState for Arc<S> {
+    async fn start(&self, context: StateContext) -> Result<(), StateError> {
+        (**self).start(context).await
+    }
+
+    async fn agent_discovered(&self) {
+        (**self).agent_discovered().await;
+    }
+
+    async fn register(&self, agent: AgentRecord) -> Result<(), StateError> {
+        (**self).register(agent).await
+    }
+
+    async fn heartbeat(&self, heartbeat: Heartbeat<'_>) -> Result<bool, StateError> {
+        (**self).heartbeat(heartbeat).await
+    }
+
+    async fn remove(&self, identity: &Identity, instance: Option<u64>) -> Result<bool, StateError> {
+        (**self).remove(identity, instance).await
+    }
+
+    async fn find(&self, query: &AgentQuery) -> Result<Vec<Arc<AgentRecord>>, StateError> {
+        (**self).find(query).await
+    }
+
+    async fn agents(&self) -> Result<Vec<Arc<AgentRecord>>, StateError> {
+        (**self).agents().await
+    }
+
+    async fn reap(&self, silent_since: Timestamp) -> Result<Vec<Arc<AgentRecord>>, StateError> {
+        (**self).reap(silent_since).await
+    }
+}
+
+/// A heartbeat from an agent.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Heartbeat<'a> {
+    /// The agent's identity.
+    pub identity: &'a Identity,
+    /// The instance of the agent's process; 0 if unknown.
+    pub instance: u64,
+    /// The agent's load.
+    pub status: Status,
+    /// The sequence number of the heartbeat within its process; 0 if it is not signed.
+    pub sequence: u64,
+    /// When it was received.
+    pub now: Timestamp,
+    /// Proof of the heartbeat, which other mappers can verify; `None` if it is not signed.
+    pub proof: Option<&'a Arc<Proof>>,
+}
+
+impl<'a> Heartbeat<'a> {
+    /// An unsigned heartbeat, received at `now`.
+    pub fn new(identity: &'a Identity, instance: u64, status: Status, now: Timestamp) -> Self {
+        Self { identity, instance, status, sequence: 0, now, proof: None }
+    }
+}
+
+/// What a mapper passes to its [`ClusterState`] when it starts.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct StateContext {
+    /// The mapper's policy. The mapper applies it to the registrations it receives; a state applies it to those of other mappers.
+    pub policy: Arc<dyn Policy>,
+    /// The mapper's clock.
+    pub clock: Arc<dyn Clock>,
+    /// How long an agent may be silent before it is removed.
+    pub agent_timeout: Duration,
+}
+
+impl StateContext {
+    /// The context of a mapper with this policy, clock and agent timeout.
+    pub fn new(policy: Arc<dyn Policy>, clock: Arc<dyn Clock>, agent_timeout: Duration) -> Self {
+        Self { policy, clock, agent_timeout }
+    }
+}
+
+/// Why a [`ClusterState`] operation failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StateError {
+    /// The shared store cannot be reached.
+    #[error("the shared state is unavailable: {0}")]
+    Unavailable(String),
+    /// The state is already used by another mapper.
+    #[error("this state is already used by another mapper")]
+    InUse,
+    /// A newer registration of the agent is known.
+    #[error("a newer registration of the agent is known")]
+    SupersededProcess,
+    /// The limit on agents is reached.
+    #[error("more than {0} agents")]
+    Full(usize),
+}
+
+/// Agents by identity, with an index by service.
+#[derive(Debug, Default)]
+pub(super) struct Registry {
+    agents: BTreeMap<Identity, Arc<AgentRecord>>,
+    by_service: HashMap<Service, BTreeSet<Identity>>,
+}
+
+impl Registry {
+    /// Adds an agent, or replaces its record.
+    pub fn insert(&mut self, agent: AgentRecord) -> Result<(), StateError> {
+        self.remove(&agent.identity);
+        if self.agents.len() >= MAX_AGENTS {
+            return Err(StateError::Full(MAX_AGENTS));
+        }
+        for service in &agent.services {
+            self.by_service.entry(service.clone()).or_default().insert(agent.identity.clone());
+        }
+        self.agents.insert(agent.identity.clone(), Arc::new(agent));
+        Ok(())
+    }
+
+    /// Updates an agent's load and when it was last seen.
+    pub fn update(&mut self, identity: &Identity, status: Status, last_seen: Timestamp) {
+        if let Some(record) = self.agents.get_mut(identity) {
+            let record = Arc::make_mut(record);
+            record.status = status;
+            record.last_seen = last_seen;
+        }
+    }
+
+    pub fn remove(&mut self, identity: &Identity) -> Option<Arc<AgentRecord>> {
+        let record = self.agents.remove(identity)?;
+        for service in &record.services {
+            if let Some(offering) = self.by_service.get_mut(service) {
+                offering.remove(identity);
+                if offering.is_empty() {
+                    self.by_service.remove(service);
+                }
+            }
+        }
+        Some(record)
+    }
+
+    pub fn get(&self, identity: &Identity) -> Option<&Arc<AgentRecord>> {
+        self.agents.get(identity)
+    }
+
+    /// All agents, ordered by identity.
+    pub fn all(&self) -> impl Iterator<Item = &Arc<AgentRecord>> {
+        self.agents.values()
+    }
+
+    /// The agents that fit the query, ordered by identity.
+    pub fn find<'a>(&'a self, query: &'a AgentQuery) -> impl Iterator<Item = &'a Arc<AgentRecord>> {
+        let target = query.target.as_ref().and_then(|target| self.agents.get(target));
+        let target = target.filter(|record| record.offers(&query.service));
+        let offering = if query.target.is_none() { self.by_service.get(&query.service) } else { None };
+        let offering = offering.into_iter().flatten().filter_map(|identity| self.agents.get(identity));
+        target.into_iter().chain(offering).filter(|record| record.carries(&query.tags))
+    }
+
+    /// The agents that were last seen before `silent_since`.
+    pub fn silent(&self, silent_since: Timestamp) -> impl Iterator<Item = &Arc<AgentRecord>> {
+        self.agents.values().filter(move |record| record.last_seen < silent_since)
+    }
+}
+
+/// A [`ClusterState`] in this process's memory, for a single mapper. The default.
+#[derive(Debug, Default)]
+pub struct LocalState(RwLock<Registry>);
+
+impl LocalState {
+    /// A state without agents.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+#[async_trait]
+impl ClusterState for LocalState {
+    async fn register(&self, agent: AgentRecord) -> Result<(), StateError> {
+        self.0.write().insert(agent)
+    }
+
+    async fn heartbeat(&self, heartbeat: Heartbeat<'_>) -> Result<bool, StateError> {
+        let mut registry = self.0.write();
+        if registry.get(heartbeat.identity).is_none_or(|record| record.instance != heartbeat.instance) {
+            return Ok(false);
+        }
+        registry.update(heartbeat.identity, heartbeat.status, heartbeat.now);
+        Ok(true)
+    }
+
+    async fn remove(&self, identity: &Identity, instance: Option<u64>) -> Result<bool, StateError> {
+        let mut registry = self.0.write();
+        let is_meant = registry.get(identity).is_some_and(|record| record.is_of(instance));
+        Ok(is_meant && registry.remove(identity).is_some())
+    }
+
+    async fn find(&self, query: &AgentQuery) -> Result<Vec<Arc<AgentRecord>>, StateError> {
+        Ok(self.0.read().find(query).cloned().collect())
+    }
+
+    async fn agents(&self) -> Result<Vec<Arc<AgentRecord>>, StateError> {
+        Ok(self.0.read().all().cloned().collect())
+    }
+
+    async fn reap(&self, silent_since: Timestamp) -> Result<Vec<Arc<AgentRecord>>, StateError> {
+        // The scan holds only the read lock: most of the time nothing is removed.
+        let silent: Vec<Identity> = self.0.read().silent(silent_since).map(|record| record.identity.clone()).collect();
+        if silent.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut registry = self.0.write();
+        let mut removed = Vec::new();
+        for identity in &silent {
+            if registry.get(identity).is_some_and(|record| record.last_seen < silent_since) {
+                removed.extend(registry.remove(identity));
+            }
+        }
+        Ok(removed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::{Register, Status};
+
+    fn register(name: &str, services: &[&str], tags: &[&str]) -> AgentRecord {
+        let register = Register {
+            identity: Identity::agent(name).unwrap(),
+            services: services.iter().map(|s| s.parse().unwrap()).collect(),
+            status: Status::new(1.0),
+            tags: tags.iter().map(|t| t.parse().unwrap()).collect(),
+            files: vec![],
+            instance: None,
+        };
+        AgentRecord::new(register, 7, Timestamp::from_secs(100), None)
+    }
+
+    fn query(service: &str, tags: &[&str]) -> AgentQuery {
+        AgentQuery::new(service.parse().unwrap(), tags.iter().map(|t| t.parse().unwrap()).collect())
+    }
+
+    async fn names(state: &LocalState, query: &AgentQuery) -> Vec<String> {
+        state.find(query).await.unwrap().iter().map(|r| r.identity.name().to_owned()).collect()
+    }
+
+    #[tokio::test]
+    async fn n06_all_given_tags_must_match() {
+        let state = LocalState::new();
+        state.register(register("fred", &["/a/b"], &["eu", "gpu"])).await.unwrap();
+        state.register(register("bob", &["/a/b"], &["eu"])).await.unwrap();
+        assert_eq!(names(&state, &query("/a/b", &[])).await, ["bob", "fred"]);
+        assert_eq!(names(&state, &query("/a/b", &["eu", "gpu"])).await, ["fred"]);
+        assert!(names(&state, &query("/a/b", &["us"])).await.is_empty());
+        assert!(names(&state, &query("/a/c", &[])).await.is_empty());
+    }
+
+    #[tokio::test]
+    async fn n04_reap_removes_only_silent_agents() {
+        let state = LocalState::new();
+        state.register(register("fred", &["/a/b"], &[])).await.unwrap();
+        state.register(register("bob", &["/a/b"], &[])).await.unwrap();
+        let bob = Identity::agent("bob").unwrap();
+        let heartbeat = Heartbeat::new(&bob, 7, Status::new(2.0), Timestamp::from_secs(130));
+        assert!(state.heartbeat(heartbeat).await.unwrap());
+        let gone = state.reap(Timestamp::from_secs(115)).await.unwrap();
+        assert_eq!(gone.iter().map(|r| r.identity.name()).collect::<Vec<_>>(), ["fred"]);
+        assert_eq!(names(&state, &query("/a/b", &[])).await, ["bob"]);
+        let other_instance = Heartbeat { instance: 8, ..heartbeat };
+        assert!(!state.heartbeat(other_instance).await.unwrap(), "another process must register first");
+    }
+
+    #[tokio::test]
+    async fn n02_new_registration_replaces_the_old_one() {
+        let state = LocalState::new();
+        state.register(register("fred", &["/a/b"], &[])).await.unwrap();
+        state.register(register("fred", &["/a/c"], &[])).await.unwrap();
+        assert!(names(&state, &query("/a/b", &[])).await.is_empty());
+        assert_eq!(names(&state, &query("/a/c", &[])).await, ["fred"]);
+        let fred = Identity::agent("fred").unwrap();
+        assert!(!state.remove(&fred, Some(6)).await.unwrap(), "an earlier process cannot remove it");
+        assert!(state.remove(&fred, Some(7)).await.unwrap());
+        assert!(!state.remove(&fred, None).await.unwrap());
+        assert!(state.agents().await.unwrap().is_empty());
+    }
+}
