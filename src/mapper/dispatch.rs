@@ -262,8 +262,7 @@ impl Dispatcher<'_> {
     async fn seal(&self, packet: &Packet, audience: Audience) -> Result<SealedMessage, SendError> {
         let mut message = Outbound::new(packet.clone(), audience);
         let is_request = self.events.is_some();
-        message.lifetime =
-            if is_request { self.spec.timeout.min(MAX_MESSAGE_LIFETIME) } else { MAX_MESSAGE_LIFETIME };
+        message.lifetime = if is_request { self.spec.timeout.min(MAX_MESSAGE_LIFETIME) } else { MAX_MESSAGE_LIFETIME };
         message.persistent = self.spec.request.persistent.unwrap_or(self.shared.persistent);
         self.shared.link.seal(message).await
     }

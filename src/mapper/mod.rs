@@ -208,7 +208,8 @@ impl MapperBuilder {
             tokio::spawn(presence::watch_state(shared.clone())).abort_handle(),
         ];
         if let Some(unverified_peers) = unverified_peers {
-            tasks.push(tokio::spawn(presence::answer_unverified_peers(shared.clone(), unverified_peers)).abort_handle());
+            tasks
+                .push(tokio::spawn(presence::answer_unverified_peers(shared.clone(), unverified_peers)).abort_handle());
         }
         if link.learns_peers() {
             tasks.push(tokio::spawn(presence::advertise_regularly(shared.clone())).abort_handle());

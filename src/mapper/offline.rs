@@ -95,7 +95,10 @@ pub(super) async fn redeliver(shared: Arc<Shared>, mut messages: Subscription) {
 
 /// Returns all messages to the queue, in their order, and subscribes again, behind the mappers that wait for their turn.
 async fn return_to_queue(shared: &Shared, messages: Subscription) -> Option<Subscription> {
-    tracing::info!(messages = messages.kept_for_others(), "returning offline messages that are sealed to other mappers");
+    tracing::info!(
+        messages = messages.kept_for_others(),
+        "returning offline messages that are sealed to other mappers"
+    );
     drop(messages);
     loop {
         match shared.link.subscribe(&topology::offline(), InboundQueue::Offline, PREFETCH).await {

@@ -94,15 +94,15 @@ async fn n01_only_exposed_services_can_be_called(system: System) {
     let mapper = system.started_mapper("m1").await;
     knows(&mapper, &["fred"]).await;
     assert_eq!(mapper.agents().await.unwrap()[0].services, ["/simple/echo".parse().unwrap()]);
-    for nobody in ["/simple/drop", "/simple/to_string", "/simple"] {
-        let refused = mapper.request(nobody, ()).await.unwrap_err();
-        assert!(matches!(refused, RequestError::NoTarget(_)), "{nobody}");
+    for service in ["/simple/drop", "/simple/to_string", "/simple"] {
+        let refused = mapper.request(service, ()).await.unwrap_err();
+        assert!(matches!(refused, RequestError::NoTarget(_)), "{service}");
     }
     assert!(matches!(mapper.request("simple/echo", ()).await, Err(RequestError::Service(_))));
 }
 
 async fn n02_starting_mapper_finds_running_agents_and_new_ones(system: System) {
-    // The ping time is longer than the test may take: only the mapper's question can make them known.
+    // No heartbeat is due while the test runs: the agents register only because the mapper asks them to.
     let quiet = |name| system.agent(name).ping_time(Duration::from_secs(3600)).actor(echo());
     let (_a, b) = (start(quiet("a")).await, start(quiet("b").tag("eu".parse().unwrap())).await);
     let mapper = system.started_mapper("m1").await;
@@ -126,7 +126,7 @@ async fn n02_heartbeat_of_an_unknown_agent_makes_it_register_again(system: Syste
         .unwrap();
     knows(&mapper, &["fred"]).await;
     assert!(matches!(seen.recv().await, Some(AgentEvent::Registered(_))));
-    // What the mapper knew is gone, as after a deleted entry in a shared state; the next ping brings it back.
+    // The mapper loses its record, as if it were deleted from a shared state. The next heartbeat restores it.
     mapper.forget(&agent_id("fred")).await.unwrap();
     assert!(matches!(seen.recv().await, Some(AgentEvent::Registered(_))));
     knows(&mapper, &["fred"]).await;
@@ -205,8 +205,8 @@ async fn n05_selectors_and_target(system: System) {
     }
     let answers = mapper.request("/simple/echo", 1).target(agent_id("c")).await.unwrap();
     assert_eq!(answers.outcomes.keys().collect::<Vec<_>>(), [&agent_id("c")]);
-    let nobody = mapper.request("/simple/echo", 1).target(agent_id("d")).await.unwrap_err();
-    assert_eq!(nobody.to_string(), "no agent offers /simple/echo at nanite-d");
+    let no_target = mapper.request("/simple/echo", 1).target(agent_id("d")).await.unwrap_err();
+    assert_eq!(no_target.to_string(), "no agent offers /simple/echo at nanite-d");
 }
 
 async fn n05_custom_selector(system: System) {
@@ -221,7 +221,7 @@ async fn n05_custom_selector(system: System) {
     let _b = start(system.agent("b").actor(echo())).await;
     let mapper = system.started_mapper("m1").await;
     knows(&mapper, &["a", "b"]).await;
-    let answers = mapper.request("/simple/echo", 1).selector_by(Arc::new(Last)).await.unwrap();
+    let answers = mapper.request("/simple/echo", 1).selector_by(Last).await.unwrap();
     assert_eq!(answers.outcomes.keys().collect::<Vec<_>>(), [&agent_id("b")]);
 }
 
@@ -239,8 +239,8 @@ async fn n06_tags_must_all_match(system: System) {
     };
     assert_eq!(all(&["eu"]).await.unwrap().outcomes.len(), 2);
     assert_eq!(all(&["eu", "gpu"]).await.unwrap().outcomes.keys().collect::<Vec<_>>(), [&agent_id("b")]);
-    let nobody = all(&["eu", "us"]).await.unwrap_err();
-    assert_eq!(nobody.to_string(), "no agent offers /simple/echo with tags eu, us");
+    let no_target = all(&["eu", "us"]).await.unwrap_err();
+    assert_eq!(no_target.to_string(), "no agent offers /simple/echo with tags eu, us");
 }
 
 async fn n07_answers_of_all_targets_are_collected_and_push_has_none(system: System) {
@@ -331,13 +331,13 @@ async fn d01_agent_without_a_queue_is_replaced_by_another(system: System) {
     let _b = start(system.agent("b").status(|| 9.0).actor(echo())).await;
     let mapper = system.started_mapper("m1").await;
     knows(&mapper, &["a", "b"]).await;
-    // An agent that said nothing and whose queue is gone: here, one that only ever registered.
+    // An agent whose queue does not exist: it only registered.
     system.ghost("c", &["/simple/echo", "/only/ghost"]).await;
     knows(&mapper, &["a", "b", "c"]).await;
     let answers = mapper.request("/simple/echo", 1).await.unwrap();
     assert_eq!(answers.outcomes.keys().collect::<Vec<_>>(), [&agent_id("a")], "the ghost's queue does not exist");
     assert!(matches!(mapper.request("/only/ghost", 1).await, Err(RequestError::NoTarget(_))));
-    // Among several, the one that is gone has its outcome as well.
+    // Among several targets, the unreachable one gets an outcome too.
     system.ghost("c", &["/simple/echo"]).await;
     knows(&mapper, &["a", "b", "c"]).await;
     let answers = mapper.request("/simple/echo", 1).selector(SelectorName::All).await.unwrap();
@@ -365,7 +365,7 @@ async fn d02_every_target_gets_an_outcome(system: System) {
     assert_eq!(answers.outcomes[&agent_id("b")], ok(r#""quick""#));
     let failure = answers.outcomes[&agent_id("a")].clone().unwrap_err();
     assert_eq!(failure.code, FailureCode::TimedOut);
-    // The agent dies while it works: the request ends as lost, long before its deadline.
+    // The agent dies while it works: its outcome is lost, long before the deadline.
     let lost = request().timeout(Duration::from_secs(600)).events().await.unwrap();
     drop(_a);
     let answers = lost.answers().await.unwrap();

@@ -229,7 +229,8 @@ mod tests {
         for version in versions {
             assert_eq!(Version::parse(version.text().as_bytes()), Some(version));
         }
-        for invalid in ["", "00", &"0".repeat(33), &"g".repeat(32), &"F".repeat(32), &"+".repeat(32), &"ä".repeat(16)] {
+        for invalid in ["", "00", &"0".repeat(33), &"g".repeat(32), &"F".repeat(32), &"+".repeat(32), &"ä".repeat(16)]
+        {
             assert_eq!(Version::parse(invalid.as_bytes()), None, "{invalid}");
         }
     }

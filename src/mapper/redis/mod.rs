@@ -278,7 +278,8 @@ impl RedisState {
             local = replica.find(query);
             let wrongly_listed = replica.mark_wrongly_listed(self.unknown(&local, &found));
             if wrongly_listed > 0 {
-                let why = format!("{wrongly_listed} agents are listed for a service or tags that they did not register");
+                let why =
+                    format!("{wrongly_listed} agents are listed for a service or tags that they did not register");
                 self.shared.refuse(RedisRefusal::Listing, query.service.as_str(), &why);
             }
         }

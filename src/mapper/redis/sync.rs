@@ -300,7 +300,8 @@ impl<'a> Session<'a> {
             let registrations = self.connection.hash_fields(keys.key('r'), agents).await?;
             let heartbeats = self.connection.hash_fields(keys.key('b'), agents).await?;
             let stored = agents.iter().cloned().zip(registrations).zip(heartbeats);
-            let stored = stored.filter_map(|((agent, registration), heartbeat)| Some((agent, registration?, heartbeat)));
+            let stored =
+                stored.filter_map(|((agent, registration), heartbeat)| Some((agent, registration?, heartbeat)));
             self.apply_registrations(stored.collect()).await;
         }
         read_heartbeats(self.shared, &self.connection, &heartbeats).await
