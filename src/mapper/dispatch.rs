@@ -12,9 +12,9 @@ use futures_util::future::join_all;
 use super::selector::{Candidate, Selector};
 use super::shared::{Shared, Tasks};
 use super::state::AgentQuery;
-use crate::link::{Outbound, SealedMessage, SendError, mappers_known};
+use crate::link::{Outbound, SealedMessage, SendError, wait_for_mappers};
 use crate::packet::{Failure, FailureCode, Identity, Packet, Request, Tag, Token};
-use crate::request::{Dispatch, Events, RequestBuilder, RequestError, RequestSpec, after};
+use crate::request::{Dispatch, Events, RequestBuilder, RequestError, RequestSpec, after, sealed};
 use crate::serializer::{Audience, MessageClass, SealError};
 use crate::transport::{Destination, TransportError, topology};
 
@@ -52,6 +52,8 @@ impl RequestBuilder<MapperDispatch> {
         self
     }
 }
+
+impl sealed::Sealed for MapperDispatch {}
 
 #[async_trait]
 impl Dispatch for MapperDispatch {
@@ -158,7 +160,7 @@ impl Dispatcher<'_> {
     /// Gives an agent's outcome as lost, unless the request is a push.
     fn report_lost(&self, agent: &Identity, reason: impl Into<String>) {
         if let Some(events) = self.events {
-            events.jobs().refuse(events.job(), agent, Failure::new(FailureCode::Lost, reason));
+            events.pending().refuse(events.request(), agent, Failure::new(FailureCode::Lost, reason));
         }
     }
 
@@ -172,7 +174,7 @@ impl Dispatcher<'_> {
             request.token = Some(Token::random()?);
             return Ok(Packet::Push(request));
         };
-        request.token = Some(events.job().token);
+        request.token = Some(events.request().token);
         request.deadline = Some(link.now().saturating_add(self.spec.timeout));
         if !link.is_secure() {
             request.reply_to = Some(topology::process_queue_name(link.identity().as_str(), link.instance()));
@@ -185,7 +187,7 @@ impl Dispatcher<'_> {
         let request = &self.spec.request;
         let mut query = AgentQuery::new(request.service.resolved(), request.tags.clone());
         query.target = request.target.clone();
-        let deadline = after(self.spec.patience);
+        let deadline = after(self.spec.wait_for_agents);
         loop {
             let changed = self.shared.agents_changed.notified();
             let mut agents = self.shared.state.find(&query).await.map_err(|error| RequestError::State(error.into()))?;
@@ -244,12 +246,12 @@ impl Dispatcher<'_> {
         message.persistent = true;
         shared.link.transport().declare(&queue).await?;
         if shared.link.learns_peers() {
-            let discovered = || mappers_known(shared.advertisements.subscribe(), DISCOVERY_TIMEOUT);
+            let discovered = || wait_for_mappers(shared.advertisements.subscribe(), DISCOVERY_TIMEOUT);
             shared.mappers_discovered.get_or_init(discovered).await;
         }
         let sealed = shared.link.seal(message).await?;
         if let Some(events) = self.events {
-            events.jobs().hand_over(events.job(), sealed.id());
+            events.pending().hand_over(events.request(), sealed.id());
         }
         match shared.link.publish(&sealed, Destination::Queue(queue.name)).await {
             Err(TransportError::Unroutable(queue)) => {
@@ -271,12 +273,12 @@ impl Dispatcher<'_> {
         let record = &candidate.record;
         // Before it is sent: the answer can arrive before the broker's confirmation.
         if let Some(events) = self.events {
-            events.jobs().expect(events.job(), &record.identity, record.instance, sealed.id());
+            events.pending().expect(events.request(), &record.identity, record.instance, sealed.id());
         }
         let queue = topology::agent_inbox_name(record.identity.as_str());
         let result = self.shared.link.publish(sealed, Destination::Queue(queue)).await;
         if let (Err(_), Some(events)) = (&result, self.events) {
-            events.jobs().forget(events.job(), &record.identity);
+            events.pending().forget(events.request(), &record.identity);
         }
         result.map_err(SendError::from)
     }

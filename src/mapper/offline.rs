@@ -75,7 +75,7 @@ pub(super) async fn redeliver(shared: Arc<Shared>, mut messages: Subscription) {
             _ = ticks.tick() => {
                 // Another mapper may be able to open what this one cannot. Only while nothing runs: a running request must not be
                 // redelivered to the other mapper.
-                if messages.kept_for_others() > 0 && running.is_empty() {
+                if messages.held_for_others() > 0 && running.is_empty() {
                     messages = match return_to_queue(&shared, messages).await {
                         Some(messages) => messages,
                         None => return,
@@ -96,7 +96,7 @@ pub(super) async fn redeliver(shared: Arc<Shared>, mut messages: Subscription) {
 /// Returns all messages to the queue, in their order, and subscribes again, behind the mappers that wait for their turn.
 async fn return_to_queue(shared: &Shared, messages: Subscription) -> Option<Subscription> {
     tracing::info!(
-        messages = messages.kept_for_others(),
+        messages = messages.held_for_others(),
         "returning offline messages that are sealed to other mappers"
     );
     drop(messages);

@@ -122,7 +122,7 @@ pub(super) async fn answer_unverified_peers(shared: Arc<Shared>, mut peers: mpsc
     while let Some(peer) = peers.recv().await {
         let (identity, superseded) = match peer {
             UnverifiedPeer::Unknown(identity) => (identity, None),
-            UnverifiedPeer::SupersededProcess(identity, superseded) => (identity, Some(superseded)),
+            UnverifiedPeer::Superseded(identity, superseded) => (identity, Some(superseded)),
         };
         let process = (identity.clone(), superseded.map(|superseded| superseded.instance));
         if identity.role() != Role::Agent || !answered.is_due(process, shared.link.now(), UNVERIFIED_PEER_INTERVAL) {
@@ -230,7 +230,7 @@ impl Shared {
         let decision = self.policy.authorize_registration(&Caller::new(sender, signer), register);
         let id = signer.map(Verified::id);
         let subject = DecisionSubject { kind, from: sender, id, service: None, on_behalf_of: None };
-        self.link.decided(subject, &decision).await;
+        self.link.audit_decision(subject, &decision).await;
         if !decision.allowed {
             tracing::warn!(agent = %sender, why = decision.why, rule = decision.rule, "registration denied");
         }
@@ -319,7 +319,7 @@ impl Instances {
     fn mapper_advertised(&mut self, shared: &Shared, sender: &Identity, instance: u64, advertise: &Advertise) {
         let link = &shared.link;
         let is_duplicate =
-            sender == link.identity() && instance != link.instance() && advertise.serves && link.serves();
+            sender == link.identity() && instance != link.instance() && advertise.serves && link.serves_requests();
         if is_duplicate && self.logged_mappers.put(instance, ()).is_none() {
             tracing::warn!(
                 "another process of {sender} also takes requests, started {}: both work, but logs and policies cannot tell them \
@@ -345,7 +345,7 @@ async fn notify_replaced(shared: &Shared, agent: &Identity, older: u64, newer: u
 /// Tells a process of an agent about another one; returns whether the process runs.
 async fn notify_process(shared: &Shared, agent: &Identity, instance: u64, duplicate: DuplicateInstance) -> bool {
     // Short-lived mappers leave this to the others.
-    if agent.role() != Role::Agent || !shared.link.serves() {
+    if agent.role() != Role::Agent || !shared.link.serves_requests() {
         return false;
     }
     match shared.advertise_to(agent, instance, Some(duplicate)).await {

@@ -95,7 +95,7 @@ impl ProxiedRequest {
             service: Some(&self.request.service),
             on_behalf_of: caller.on_behalf_of,
         };
-        shared.link.decided(subject, &decision).await;
+        shared.link.audit_decision(subject, &decision).await;
         if !decision.allowed {
             return Err(RequestError::Denied(decision.why));
         }
@@ -104,7 +104,7 @@ impl ProxiedRequest {
         let remaining = request.deadline.map(|deadline| deadline.since(shared.link.now()));
         let spec = RequestSpec {
             timeout: remaining.unwrap_or(shared.request_timeout).min(MAX_TIMEOUT),
-            patience: Duration::ZERO,
+            wait_for_agents: Duration::ZERO,
             offline: request.offline,
             request,
         };

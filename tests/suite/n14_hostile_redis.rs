@@ -6,7 +6,7 @@ use std::time::Duration;
 use nanite::certs::KeyType;
 use nanite::clock::Timestamp;
 use nanite::mapper::{AgentQuery, AgentRecord, ClusterState, RedisOptions, RedisRefusal, RedisState, StateContext};
-use nanite::packet::{Register, Request};
+use nanite::packet::{Identity, Register, Request};
 use nanite::policy::{AllowVerified, Caller, Decision, Policy};
 use nanite::serializer::{PlainSerializer, Serializer};
 
@@ -385,7 +385,7 @@ async fn n14_hostile_names_and_prefixes_cannot_reach_other_keys() {
 async fn n14_unsigned_registrations_require_accept_unsigned() {
     let redis = RedisServer::start();
     let stage = Stage { redis, ..Stage::new() };
-    let plain: Arc<dyn Serializer> = Arc::new(PlainSerializer::json());
+    let plain: Arc<dyn Serializer> = Arc::new(PlainSerializer::json(Identity::mapper("m1").unwrap()));
     let careless = options(plain).dangerous().accept_unsigned();
     let careless = RedisState::connect(&stage.redis.url(), careless).await.unwrap();
     careless.start(StateContext::new(Arc::new(AllowVerified), stage.clock.clone(), AGENT_TIMEOUT)).await.unwrap();

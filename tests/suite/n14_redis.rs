@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use nanite::agent::{Actor, Agent, AgentHandle, Reply, actor};
+use nanite::agent::{Actor, Agent, actor, reply};
 use nanite::certs::{CertificateAuthority, KeyType, StaticCertificateStore, TrustStore};
 use nanite::clock::{Clock, SystemClock};
 use nanite::mapper::{
@@ -15,7 +15,7 @@ use nanite::packet::{Identity, Payload, SelectorName};
 use nanite::policy::AllowVerified;
 use nanite::request::RequestError;
 use nanite::security::SecureSerializer;
-use nanite::serializer::{PlainSerializer, Serializer};
+use nanite::serializer::{PlainSerializer, Serializer, Verification};
 use nanite::transport::{MemoryBroker, Transport};
 
 use crate::harness::pki::{agent, mapper};
@@ -27,10 +27,10 @@ use crate::harness::system::{System, json, knows, start};
 use crate::harness::wait_until;
 
 fn echo() -> impl Actor {
-    actor("simple").expose("echo", |text: Payload| async move { Reply::Ok(text) })
+    actor("simple").expose("echo", |text: Payload| async move { reply(text) })
 }
 
-async fn start_echo(system: &System, name: &str, tags: &[&str]) -> AgentHandle {
+async fn start_echo(system: &System, name: &str, tags: &[&str]) -> Agent {
     let agent = system.agent(name).actor(echo());
     start(tags.iter().fold(agent, |agent, tag| agent.tag(tag.parse().unwrap()))).await
 }
@@ -87,7 +87,7 @@ async fn n14_agent_heard_by_one_mapper_is_selected_by_another() {
         // A request at one mapper waits for an agent that only the other mapper hears.
         let waiting = second.request("/late/echo", "hello").wait_for_agents(Duration::from_secs(60));
         let waiting = tokio::spawn(async move { waiting.await });
-        let late = actor("late").expose("echo", |text: Payload| async move { Reply::Ok(text) });
+        let late = actor("late").expose("echo", |text: Payload| async move { reply(text) });
         let late = start(system.agent("late").actor(late)).await;
         assert_eq!(waiting.await.unwrap().unwrap().outcomes.len(), 1);
 
@@ -120,12 +120,12 @@ async fn n14_mapper_learns_certificates_from_redis() {
     let start = async |name: &str, transport: Arc<dyn Transport>| {
         let serializer = node(&mapper(name));
         let state = RedisState::connect(&redis.url(), options(serializer.clone())).await.unwrap();
-        Mapper::builder(mapper(name), serializer, transport).state(state).start().await.unwrap()
+        Mapper::builder(serializer, transport).state(state).start().await.unwrap()
     };
     let connect = || Arc::new(broker.connect());
     let first = start("first", connect()).await;
-    let fred = Agent::builder(agent("fred"), node(&agent("fred")), connect()).actor(echo());
-    let fred = fred.ping_time(Duration::from_millis(50)).build().unwrap().start().await.unwrap();
+    let fred = Agent::builder(node(&agent("fred")), connect()).actor(echo());
+    let fred = fred.ping_time(Duration::from_millis(50)).start().await.unwrap();
     knows(&first, &["fred"]).await;
     let second = start("second", Arc::new(Deaf(connect()))).await;
     knows(&second, &["fred"]).await;
@@ -245,8 +245,7 @@ async fn n14_hanging_redis_counts_as_unavailable() {
     let serializer = system.serializer(&mapper("first"));
     let options = options(serializer.clone()).timeout(Duration::from_millis(300));
     let state = RedisState::connect(&redis.url(), options).await.unwrap();
-    let first =
-        Mapper::builder(mapper("first"), serializer, system.connect()).state(state.clone()).start().await.unwrap();
+    let first = Mapper::builder(serializer, system.connect()).state(state.clone()).start().await.unwrap();
     let fred = start_echo(&system, "fred", &[]).await;
     knows(&first, &["fred"]).await;
     redis.pause();
@@ -317,7 +316,7 @@ async fn n14_heartbeat_flood_takes_few_round_trips() {
         value.starts_with(heartbeat.version().as_bytes())
     };
     wait_until("the last heartbeat of each is written", async || {
-        redis_len(&stage, "b") == 20 && agents.iter().all(|agent| last(agent.identity().unwrap().as_str()))
+        redis_len(&stage, "b") == 20 && agents.iter().all(|agent| last(agent.identity().as_str()))
     })
     .await;
     let scripts_run = scripts() - before;
@@ -350,7 +349,7 @@ async fn n14_newer_registration_is_never_replaced_by_an_older_one() {
     .await;
     assert!(matches!(second.register(older_again).await, Err(StateError::SupersededProcess)));
     // The older process unregisters: the newer one stays.
-    assert!(!second.remove(&agent("fred"), Some(older.instance().unwrap())).await.unwrap());
+    assert!(!second.remove(&agent("fred"), Some(older.instance())).await.unwrap());
     for state in [&first, &second] {
         assert_eq!(names(state).await, ["fred"]);
         let find = async |service: &str| state.find(&AgentQuery::new(service.parse().unwrap(), vec![])).await.unwrap();
@@ -435,7 +434,7 @@ async fn n14_mapper_does_not_start_with_an_unusable_redis() {
     // Redis stops after the state has connected and before the mapper starts.
     redis.kill();
     assert!(matches!(connect(&redis.url()).await.unwrap_err(), RedisError::Unreachable { .. }));
-    let builder = Mapper::builder(mapper("first"), serializer.clone(), system.connect()).state(state.clone());
+    let builder = Mapper::builder(serializer.clone(), system.connect()).state(state.clone());
     assert!(matches!(builder.start().await.unwrap_err(), MapperError::State(StateError::Unavailable(_))));
     let context = StateContext::new(Arc::new(AllowVerified), Arc::new(SystemClock), AGENT_TIMEOUT);
     assert!(matches!(state.start(context).await, Err(StateError::InUse)), "a state can be used by one mapper only");
@@ -444,7 +443,7 @@ async fn n14_mapper_does_not_start_with_an_unusable_redis() {
 #[tokio::test]
 async fn n14_unsigned_registrations_are_not_shared_by_default() {
     let redis = RedisServer::start();
-    let plain: Arc<dyn Serializer> = Arc::new(PlainSerializer::json());
+    let plain: Arc<dyn Serializer> = Arc::new(PlainSerializer::json(Identity::mapper("m1").unwrap()));
     assert_eq!(RedisState::connect(&redis.url(), options(plain.clone())).await.unwrap_err(), RedisError::NotSigned);
     assert_eq!(redis.run::<i64>(&["DBSIZE"]), 0, "nothing is written");
     let dangerous = options(plain).dangerous().accept_unsigned();

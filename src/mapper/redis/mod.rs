@@ -63,10 +63,10 @@ const INITIAL_SYNC_TIMEOUT: Duration = Duration::from_secs(30);
 /// ```no_run
 /// use std::sync::Arc;
 /// use nanite::mapper::{Mapper, RedisOptions, RedisState};
-/// # use nanite::{packet::Identity, serializer::Serializer, transport::Transport};
+/// # use nanite::{serializer::Serializer, transport::Transport};
 /// # async fn example(serializer: Arc<dyn Serializer>, transport: Arc<dyn Transport>) -> Result<(), Box<dyn std::error::Error>> {
 /// let state = RedisState::connect("redis://localhost", RedisOptions::new(serializer.clone())).await?;
-/// let mapper = Mapper::builder(Identity::mapper("control")?, serializer, transport).state(state).start().await?;
+/// let mapper = Mapper::builder(serializer, transport).state(state).start().await?;
 /// # Ok(())
 /// # }
 /// ```
@@ -100,7 +100,7 @@ impl RedisState {
     pub async fn connect(url: &str, options: RedisOptions) -> Result<Self, RedisError> {
         let address = Address::new(url, &options)?;
         let keys = Keys::new(&options.prefix).ok_or(RedisError::InvalidPrefix)?;
-        if !options.serializer.is_secure() && !options.accept_unsigned {
+        if options.serializer.verification().is_none() && !options.accept_unsigned {
             return Err(RedisError::NotSigned);
         }
         if options.accept_unsigned {

@@ -15,7 +15,7 @@ use crate::limits::{LogDecision, LogLimit};
 use crate::mapper::state::{AgentRecord, StateContext};
 use crate::packet::{Identity, Kind, Packet, Register, Status};
 use crate::policy::Caller;
-use crate::serializer::{Inbound, OpenError, Proof, Serializer, Verified};
+use crate::serializer::{Inbound, OpenError, OpenErrorKind, Proof, Serializer, Verified};
 
 const SIGNED: u8 = 1;
 const UNSIGNED: u8 = 2;
@@ -225,7 +225,10 @@ impl Verifier {
             }
         };
         let inbound = match message.content {
-            Content::Signed(proof) => self.serializer.verify_proof(&proof, now),
+            Content::Signed(proof) => match self.serializer.verification() {
+                Some(verification) => verification.verify_proof(&proof, now),
+                None => Err(OpenError::new(OpenErrorKind::Unsupported, "this format has no proofs")),
+            },
             Content::Unsigned(packet) if self.accept_unsigned && within_limits(&packet) => {
                 Ok(Inbound::unverified(*packet))
             }
