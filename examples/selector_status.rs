@@ -34,7 +34,7 @@ async fn main() -> common::Result<()> {
     let mapper = world.mapper("m").await?.start().await?;
     common::know(&mapper, 3).await?;
     let roomiest = Arc::new(Roomiest);
-    for (from, answer) in mapper.request("/disk/store", "backup.tar").selector_by(roomiest).await?.results() {
+    for (from, answer) in mapper.request("/disk/store", "backup.tar").custom_selector(roomiest).await?.results() {
         println!("{from}: {answer}");
     }
     for agent in agents {

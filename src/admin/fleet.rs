@@ -47,7 +47,7 @@ impl Snapshot {
             Err(error) => (Vec::new(), Some(error.to_string())),
         };
         tower.history.sample(agents.iter().map(Arc::as_ref));
-        let work = tower.mapper.work(agents.iter().map(|record| &record.identity));
+        let work = tower.mapper.workloads(agents.iter().map(|record| &record.identity));
         let agents = agents.into_iter().zip(work).map(|(record, work)| Seen { record, work }).collect();
         let refused = tower.mapper.refusals().into_iter().filter(|(_, count)| *count > 0);
         Self { now, agents, refused: refused.map(|(kind, count)| (kind.to_string(), count)).collect(), problem }

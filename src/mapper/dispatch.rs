@@ -23,7 +23,7 @@ const MAX_SELECTIONS: usize = 8;
 /// How often a request that waits for an agent looks again without being notified: an agent that was silent for a while and is
 /// still stored does not register again, and so causes no notification.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// How long the first message for the offline queue waits for other mappers to advertise themselves: it can only be sealed to known
+/// How long the first message for the offline queue waits for other mappers to advertise themselves: it can only be sealed for known
 /// mappers.
 const DISCOVERY_TIMEOUT: Duration = Duration::from_millis(500);
 /// The longest lifetime of a request or push message. The work may take longer.
@@ -47,7 +47,7 @@ impl MapperDispatch {
 
 impl RequestBuilder<MapperDispatch> {
     /// Selects agents with a [`Selector`] of your own.
-    pub fn selector_by(mut self, selector: impl Selector + 'static) -> Self {
+    pub fn custom_selector(mut self, selector: impl Selector + 'static) -> Self {
         self.dispatch.selector = Some(Arc::new(selector));
         self
     }

@@ -1,8 +1,8 @@
-//! Reads the offline queue, where requests that no agent could take wait, sealed to the mappers, until an agent registers. They are
+//! Reads the offline queue, where requests that no agent could take wait, sealed for the mappers, until an agent registers. They are
 //! stored there by [`dispatch`](super::dispatch).
 //!
 //! A mapper holds what it has read unacknowledged and in order, so the broker redelivers it to another mapper if this one dies. The
-//! serializer's replay cache records a message only once it is completed
+//! serializer's replay memory records a message only once it is completed
 //! ([`Link::mark_completed`](crate::link::Link::mark_completed)), so that a message redelivered after a lost connection can be opened
 //! again; a copy that was opened before that is recognized before it is dispatched.
 
@@ -97,7 +97,7 @@ pub(super) async fn redeliver(shared: Arc<Shared>, mut messages: Subscription) {
 async fn return_to_queue(shared: &Shared, messages: Subscription) -> Option<Subscription> {
     tracing::info!(
         messages = messages.held_for_others(),
-        "returning offline messages that are sealed to other mappers"
+        "returning offline messages that are sealed for other mappers"
     );
     drop(messages);
     loop {

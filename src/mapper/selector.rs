@@ -25,13 +25,13 @@ pub struct Candidate {
 
 impl Candidate {
     /// A candidate, to test a selector of your own.
-    pub fn new(record: Arc<AgentRecord>, in_flight: usize) -> Self {
-        Self { record, in_flight }
+    pub fn new(record: impl Into<Arc<AgentRecord>>, in_flight: usize) -> Self {
+        Self { record: record.into(), in_flight }
     }
 }
 
 /// Selects agents for a request. Implement it for a rule of your own, and pass it to
-/// [`selector_by`](crate::request::RequestBuilder::selector_by).
+/// [`custom_selector`](crate::request::RequestBuilder::custom_selector).
 ///
 /// It is called for every request and must not block. It returns positions in `candidates`; repeated positions and positions out of
 /// range are ignored. If it returns none, the request fails because no agent was found.

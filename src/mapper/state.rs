@@ -53,6 +53,13 @@ impl AgentRecord {
         Self { identity, instance, sequence: 0, services, tags, files, status, last_seen: now, proof }
     }
 
+    /// Sets the sequence number of the registration.
+    #[must_use]
+    pub fn with_sequence(mut self, sequence: u64) -> Self {
+        self.sequence = sequence;
+        self
+    }
+
     /// Whether the record belongs to this process or an earlier one of the agent. `None` matches any process.
     pub(super) fn is_of(&self, instance: Option<u64>) -> bool {
         instance.is_none_or(|instance| self.instance <= instance)
@@ -89,7 +96,7 @@ impl AgentQuery {
 
     /// Restricts the query to one agent.
     #[must_use]
-    pub fn target(mut self, agent: Identity) -> Self {
+    pub fn with_target(mut self, agent: Identity) -> Self {
         self.target = Some(agent);
         self
     }
@@ -218,6 +225,13 @@ impl<'a> Heartbeat<'a> {
     pub fn new(identity: &'a Identity, instance: u64, status: Status, now: Timestamp) -> Self {
         Self { identity, instance, status, sequence: 0, now, proof: None }
     }
+
+    /// Sets the sequence number and the proof of a signed heartbeat.
+    #[must_use]
+    pub fn with_proof(mut self, sequence: u64, proof: &'a Arc<Proof>) -> Self {
+        (self.sequence, self.proof) = (sequence, Some(proof));
+        self
+    }
 }
 
 /// What a mapper passes to its [`ClusterState`] when it starts.
@@ -234,8 +248,8 @@ pub struct StateContext {
 
 impl StateContext {
     /// The context of a mapper with this policy, clock and agent timeout.
-    pub fn new(policy: Arc<dyn Policy>, clock: Arc<dyn Clock>, agent_timeout: Duration) -> Self {
-        Self { policy, clock, agent_timeout }
+    pub fn new(policy: impl Policy + 'static, clock: impl Clock + 'static, agent_timeout: Duration) -> Self {
+        Self { policy: Arc::new(policy), clock: Arc::new(clock), agent_timeout }
     }
 }
 

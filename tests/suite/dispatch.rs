@@ -221,7 +221,7 @@ async fn n05_custom_selector(system: System) {
     let _b = start(system.agent("b").actor(echo())).await;
     let mapper = system.started_mapper("m1").await;
     knows(&mapper, &["a", "b"]).await;
-    let answers = mapper.request("/simple/echo", 1).selector_by(Last).await.unwrap();
+    let answers = mapper.request("/simple/echo", 1).custom_selector(Last).await.unwrap();
     assert_eq!(answers.outcomes.keys().collect::<Vec<_>>(), [&agent_id("b")]);
 }
 

@@ -93,7 +93,7 @@ async fn n12_offline_messages_sealed_to_another_mapper_are_left_to_it() {
     // This mapper cannot decrypt them, and does not know the sender.
     let mut second = mapper("m2");
     wait_until("the other mapper holds them", async || offline(&site) == (0, 5)).await;
-    second.wait_for("returning offline messages that are sealed to other mappers");
+    second.wait_for("returning offline messages that are sealed for other mappers");
     let (_fred, path) = writer(&site, "agent-fred");
     second.wait_for("nanite-fred came");
     assert_eq!(written(&path), [""; 0]);

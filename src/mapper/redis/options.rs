@@ -34,9 +34,9 @@ pub struct RedisOptions {
 
 impl RedisOptions {
     /// The defaults. `serializer` verifies registrations and heartbeats: pass the one that the mapper uses.
-    pub fn new(serializer: Arc<dyn Serializer>) -> Self {
+    pub fn new(serializer: impl Serializer + 'static) -> Self {
         Self {
-            serializer,
+            serializer: Arc::new(serializer),
             prefix: "nanite".to_owned(),
             password: None,
             ca_certificates: None,

@@ -324,7 +324,7 @@ async fn n20_requests_under_way_are_bounded_and_can_be_stopped() {
     let refused = send();
     assert_eq!((refused.status, refused.body.contains("Too many requests are under way")), (503, true));
     let fred = nanite::packet::Identity::agent("fred").unwrap();
-    let work = || site.mapper.work([&fred])[0];
+    let work = || site.mapper.workloads([&fred])[0];
     crate::harness::wait_until("all are under way", async || work().in_flight == 16).await;
 
     assert_eq!(site.post(&format!("{}/stop", places[0]), &cookie, &[]).status, 403, "no secret");
