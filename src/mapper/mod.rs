@@ -6,6 +6,7 @@ mod presence;
 mod proxied_requests;
 #[cfg(feature = "redis")]
 mod redis;
+mod registry;
 mod selector;
 mod shared;
 mod state;
@@ -20,9 +21,10 @@ use tokio::sync::{Notify, OnceCell, watch};
 pub use dispatch::MapperDispatch;
 #[cfg(feature = "redis")]
 pub use redis::{DangerousRedisOptions, RedisError, RedisOptions, RedisRefusal, RedisState};
+pub use registry::LocalState;
 pub use selector::{All, Candidate, LeastLoaded, Random, RoundRobin, Selector};
 pub use shared::AgentEvent;
-pub use state::{AgentQuery, AgentRecord, ClusterState, Heartbeat, LocalState, StateContext, StateError};
+pub use state::{AgentQuery, AgentRecord, ClusterState, Heartbeat, StateContext, StateError};
 
 use crate::audit::AuditLog;
 use crate::clock::{Clock, SystemClock};

@@ -13,7 +13,8 @@ use parking_lot::RwLock;
 use super::keys::Version;
 use super::verify::{Content, StoredMessage, VerifiedHeartbeat, VerifiedRegistration};
 use crate::clock::Timestamp;
-use crate::mapper::state::{AgentQuery, AgentRecord, Heartbeat, Registry, StateError};
+use crate::mapper::registry::Registry;
+use crate::mapper::state::{AgentQuery, AgentRecord, Heartbeat, StateError};
 use crate::packet::{Identity, Packet, Ping, Register, Status};
 use crate::serializer::Proof;
 
