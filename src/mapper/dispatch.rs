@@ -240,10 +240,9 @@ impl Dispatcher<'_> {
     /// Stores the message in the offline queue. A request waits there until its deadline, a push for the lifetime of stored messages.
     async fn store_offline(&self) -> Result<(), RequestError> {
         let (shared, queue) = (self.shared, topology::offline());
-        let mut message = Outbound::new(self.packet()?, Audience::Mappers);
-        message.class = MessageClass::Stored;
-        message.lifetime = if self.events.is_some() { self.spec.timeout } else { Duration::MAX };
-        message.persistent = true;
+        let lifetime = if self.events.is_some() { self.spec.timeout } else { Duration::MAX };
+        let message = Outbound::new(self.packet()?, Audience::Mappers);
+        let message = message.class(MessageClass::Stored).lifetime(lifetime).persistent(true);
         shared.link.transport().declare(&queue).await?;
         if shared.link.learns_peers() {
             let discovered = || wait_for_mappers(shared.advertisements.subscribe(), DISCOVERY_TIMEOUT);
@@ -262,11 +261,10 @@ impl Dispatcher<'_> {
     }
 
     async fn seal(&self, packet: &Packet, audience: Audience) -> Result<SealedMessage, SendError> {
-        let mut message = Outbound::new(packet.clone(), audience);
-        let is_request = self.events.is_some();
-        message.lifetime = if is_request { self.spec.timeout.min(MAX_MESSAGE_LIFETIME) } else { MAX_MESSAGE_LIFETIME };
-        message.persistent = self.spec.request.persistent.unwrap_or(self.shared.persistent);
-        self.shared.link.seal(message).await
+        let timeout = if self.events.is_some() { self.spec.timeout } else { Duration::MAX };
+        let persistent = self.spec.request.persistent.unwrap_or(self.shared.persistent);
+        let message = Outbound::new(packet.clone(), audience);
+        self.shared.link.seal(message.lifetime(timeout.min(MAX_MESSAGE_LIFETIME)).persistent(persistent)).await
     }
 
     async fn publish(&self, candidate: &Candidate, sealed: &SealedMessage) -> Result<(), SendError> {

@@ -21,7 +21,7 @@ use crate::transport::TransportError;
 
 /// The shortest time between two messages to the same node because of what it sent.
 const REPLY_INTERVAL: Duration = Duration::from_secs(1);
-/// The shortest time between two messages to any nodes whose messages were refused: anybody can cause them.
+/// The shortest time between two messages to any nodes whose messages were refused. Any sender can cause them.
 const UNVERIFIED_REPLY_INTERVAL: Duration = Duration::from_millis(50);
 /// The shortest time between two messages to the same node whose messages were refused.
 const UNVERIFIED_PEER_INTERVAL: Duration = Duration::from_secs(5);
@@ -36,8 +36,8 @@ const MAX_LOGGED_MAPPERS: usize = 256;
 
 /// Handles registrations, heartbeats and the advertisements of nodes that start.
 pub(super) async fn handle_presence(shared: Arc<Shared>, mut messages: Subscription) {
-    let mut asked = RecentReplies::default();
-    let mut answered = RecentReplies::default();
+    let mut registration_requests = RecentReplies::default();
+    let mut advertisement_replies = RecentReplies::default();
     let mut instances = Instances::default();
     while let Some(received) = messages.next().await {
         let inbound = received.accept().await;
@@ -58,7 +58,7 @@ pub(super) async fn handle_presence(shared: Arc<Shared>, mut messages: Subscript
             Packet::Ping(ping) => {
                 let now = shared.link.now();
                 if !shared.heartbeat(ping, signer, now).await
-                    && asked.is_due((sender.clone(), None), now, REPLY_INTERVAL)
+                    && registration_requests.is_due((sender.clone(), None), now, REPLY_INTERVAL)
                 {
                     let instance = signer.map(Verified::instance).or(ping.instance);
                     shared.request_registration(RegistrationRequest::to(sender, instance)).await;
@@ -67,7 +67,9 @@ pub(super) async fn handle_presence(shared: Arc<Shared>, mut messages: Subscript
             Packet::Advertise(advertise) => {
                 let Some(instance) = signer.map(Verified::instance) else { continue };
                 let is_self = sender == *shared.link.identity() && instance == shared.link.instance();
-                if !is_self && answered.is_due((sender.clone(), Some(instance)), shared.link.now(), REPLY_INTERVAL) {
+                if !is_self
+                    && advertisement_replies.is_due((sender.clone(), Some(instance)), shared.link.now(), REPLY_INTERVAL)
+                {
                     instances.mapper_advertised(&shared, &sender, instance, advertise);
                     let duplicate = instances.other_running_process(&shared, &sender, instance).await;
                     if let Err(error) = shared.advertise_to(&sender, instance, duplicate).await {
@@ -113,7 +115,7 @@ pub(super) async fn advertise_regularly(shared: Arc<Shared>) {
 /// Answers agents whose messages were refused.
 ///
 /// An agent whose certificate is unknown is asked to register: it may have been disconnected when this mapper started. Only that
-/// agent can answer, with its certificate. Anybody can send a message in an agent's name, so the rate is limited. A process that was
+/// agent can answer, with its certificate. Any sender can use an agent's name, so the rate is limited. A process that was
 /// replaced by a newer one is told so.
 pub(super) async fn answer_unverified_peers(shared: Arc<Shared>, mut peers: mpsc::Receiver<UnverifiedPeer>) {
     let mut answered = RecentReplies::default();
@@ -175,8 +177,8 @@ impl Shared {
         }
         let instance = signer.map(Verified::instance).or(register.instance).unwrap_or(0);
         let proof = signer.and_then(|signer| signer.proof().cloned());
-        let mut record = AgentRecord::new(register.clone(), instance, self.link.now(), proof);
-        record.sequence = signer.map_or(0, Verified::sequence);
+        let record = AgentRecord::new(register.clone(), instance, self.link.now(), proof)
+            .with_sequence(signer.map_or(0, Verified::sequence));
         if let Err(error) = self.state.register(record.clone()).await {
             tracing::warn!(agent = %sender, %error, "failed to store a registration");
             return false;

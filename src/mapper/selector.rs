@@ -99,19 +99,18 @@ impl Selector for Random {
 /// Selects agents in turn, ordered by identity, for each service separately.
 ///
 /// ```
-/// # use std::sync::Arc;
-/// # use nanite::{clock::Timestamp, mapper::AgentRecord, packet::{Register, Status}};
-/// use nanite::mapper::{Candidate, RoundRobin, Selector};
-/// use nanite::packet::{Identity, Service};
+/// use nanite::clock::Timestamp;
+/// use nanite::mapper::{AgentRecord, Candidate, RoundRobin, Selector};
+/// use nanite::packet::{Identity, Register, Service};
 ///
-/// # fn candidate(name: &str) -> Candidate {
-/// #     let identity = Identity::agent(name).unwrap();
-/// #     let register = REGISTER;
-/// #     Candidate::new(Arc::new(AgentRecord::new(register, 0, Timestamp::from_secs(0), None)), 0)
-/// # }
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let agents = [candidate("anna"), candidate("bob")];
 /// let service: Service = "/text/upper".parse()?;
+/// let candidate = |name| {
+///     let register = Register::new(Identity::agent(name)?, [service.clone()]);
+///     let record = AgentRecord::new(register, 0, Timestamp::from_secs(0), None);
+///     Ok::<_, Box<dyn std::error::Error>>(Candidate::new(record, 0))
+/// };
+/// let agents = [candidate("anna")?, candidate("bob")?];
 ///
 /// let selector = RoundRobin::default();
 /// assert_eq!(selector.select(&service, &agents), [0]);

@@ -12,6 +12,19 @@ use crate::policy::Policy;
 use crate::serializer::Proof;
 
 /// What a mapper knows about one agent.
+///
+/// ```
+/// use nanite::clock::Timestamp;
+/// use nanite::mapper::{AgentQuery, AgentRecord};
+/// use nanite::packet::{Identity, Register, Status};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let register = Register::new(Identity::agent("fred")?, ["/text/upper".parse()?]).with_status(Status::new(0.5));
+/// let record = AgentRecord::new(register, 1, Timestamp::from_secs(10), None);
+/// assert!(AgentQuery::new("/text/upper".parse()?, Vec::new()).matches(&record));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct AgentRecord {
@@ -72,6 +85,17 @@ impl AgentRecord {
 }
 
 /// Selects agents by service, tags and, optionally, identity.
+///
+/// ```
+/// use nanite::mapper::AgentQuery;
+/// use nanite::packet::Identity;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let query = AgentQuery::new("/text/upper".parse()?, vec!["eu".parse()?]).with_target(Identity::agent("fred")?);
+/// assert_eq!(query.tags.len(), 1);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct AgentQuery {
@@ -109,6 +133,51 @@ impl AgentQuery {
 /// Data in a shared store may have been written by an attacker: before an implementation returns a record that it did not get from
 /// [`register`](ClusterState::register), it must verify the record's proof and ask the mapper's own policy. If a shared store is
 /// unavailable, return what was last known rather than an error.
+///
+/// ```
+/// # use std::sync::Arc;
+/// use async_trait::async_trait;
+/// # use nanite::clock::Timestamp;
+/// use nanite::mapper::{AgentRecord, ClusterState, LocalState, StateError};
+/// # use nanite::mapper::{AgentQuery, Heartbeat, Mapper};
+/// # use nanite::{packet::Identity, serializer::PlainSerializer, transport::MemoryBroker};
+///
+/// /// Logs registrations, and stores the agents in memory.
+/// #[derive(Debug, Default)]
+/// struct LoggingState(LocalState);
+///
+/// #[async_trait]
+/// impl ClusterState for LoggingState {
+///     async fn register(&self, agent: AgentRecord) -> Result<(), StateError> {
+///         println!("{} offers {:?}", agent.identity, agent.services);
+///         self.0.register(agent).await
+///     }
+///     // The other methods call those of `self.0`.
+/// #   async fn heartbeat(&self, heartbeat: Heartbeat<'_>) -> Result<bool, StateError> {
+/// #       self.0.heartbeat(heartbeat).await
+/// #   }
+/// #   async fn remove(&self, agent: &Identity, instance: Option<u64>) -> Result<bool, StateError> {
+/// #       self.0.remove(agent, instance).await
+/// #   }
+/// #   async fn find(&self, query: &AgentQuery) -> Result<Vec<Arc<AgentRecord>>, StateError> {
+/// #       self.0.find(query).await
+/// #   }
+/// #   async fn agents(&self) -> Result<Vec<Arc<AgentRecord>>, StateError> {
+/// #       self.0.agents().await
+/// #   }
+/// #   async fn reap(&self, silent_since: Timestamp) -> Result<Vec<Arc<AgentRecord>>, StateError> {
+/// #       self.0.reap(silent_since).await
+/// #   }
+/// }
+///
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let serializer = PlainSerializer::json(Identity::mapper("desk")?);
+/// # let transport = MemoryBroker::new().connect();
+/// let mapper = Mapper::builder(serializer, transport).state(LoggingState::default()).start().await?;
+/// # Ok(())
+/// # }
+/// ```
 #[async_trait]
 pub trait ClusterState: fmt::Debug + Send + Sync {
     /// Called once, when the mapper starts, before any other method.

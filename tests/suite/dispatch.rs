@@ -302,7 +302,7 @@ async fn n08_intermediate_results_arrive_in_order(system: System) {
 }
 
 async fn n09_handler_errors_and_panics_become_failures(system: System) {
-    let (hooked, mut heard) = mpsc::unbounded_channel();
+    let (hooked, mut failures) = mpsc::unbounded_channel();
     let bad = actor("bad")
         .expose("error", |(): ()| async { Err::<(), _>(std::io::Error::other("disk on fire")) })
         .expose("own", |(): ()| async { Err::<(), _>(Failure::other("quota", "no more")) })
@@ -320,7 +320,7 @@ async fn n09_handler_errors_and_panics_become_failures(system: System) {
     ] {
         let answers = mapper.request(service, ()).await.unwrap();
         assert_eq!(answers.outcomes[&agent_id("fred")], Err(Failure::new(code.clone(), message)), "{service}");
-        assert_eq!(heard.recv().await.unwrap(), format!("{service} {code}"));
+        assert_eq!(failures.recv().await.unwrap(), format!("{service} {code}"));
     }
     let answers = mapper.request("/simple/echo", "alive").await.unwrap();
     assert_eq!(answers.results().count(), 1);

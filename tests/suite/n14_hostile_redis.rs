@@ -35,7 +35,7 @@ async fn found(state: &RedisState, service: &str, tags: &[&str]) -> Vec<String> 
     state.find(&query).await.unwrap().iter().map(|record| record.identity.name().to_owned()).collect()
 }
 
-/// Two mappers, of which the second receives no messages from agents, and an agent `honest` that both know.
+/// Two mappers and an agent `honest` that both know. Only the first mapper receives messages from agents.
 async fn with_honest_agent(stage: &Stage) -> (RedisState, RedisState, AgentRecord) {
     let (first, second) = (stage.state("first").await, stage.state("second").await);
     let record = stage.registration(&stage.speaker("honest", 0), &["/a/b"], &["eu"]);
@@ -309,7 +309,7 @@ async fn n14_agents_that_the_readers_policy_denies_are_refused() {
     first.register(stage.registration(&stage.speaker("bob", 0), &["/a/b"], &[])).await.unwrap();
     let serializer: Arc<dyn Serializer> = Arc::new(stage.pki.serializer(&mapper("strict")));
     let strict = RedisState::connect(&stage.redis.url(), options(serializer)).await.unwrap();
-    let context = StateContext::new(Arc::new(Forbid("/root/shell")), stage.clock.clone(), AGENT_TIMEOUT);
+    let context = StateContext::new(Forbid("/root/shell"), stage.clock.clone(), AGENT_TIMEOUT);
     strict.start(context).await.unwrap();
     wait_until("it knows the permitted agent", async || names(&strict).await == ["bob"]).await;
     assert!(found(&strict, "/root/shell", &[]).await.is_empty());
@@ -388,7 +388,7 @@ async fn n14_unsigned_registrations_require_accept_unsigned() {
     let plain: Arc<dyn Serializer> = Arc::new(PlainSerializer::json(Identity::mapper("m1").unwrap()));
     let careless = options(plain).dangerous().accept_unsigned();
     let careless = RedisState::connect(&stage.redis.url(), careless).await.unwrap();
-    careless.start(StateContext::new(Arc::new(AllowVerified), stage.clock.clone(), AGENT_TIMEOUT)).await.unwrap();
+    careless.start(StateContext::new(AllowVerified, stage.clock.clone(), AGENT_TIMEOUT)).await.unwrap();
     let mut record = stage.registration(&stage.speaker("fred", 0), &["/a/b"], &[]);
     record.proof = None;
     careless.register(record).await.unwrap();

@@ -436,7 +436,7 @@ async fn n14_mapper_does_not_start_with_an_unusable_redis() {
     assert!(matches!(connect(&redis.url()).await.unwrap_err(), RedisError::Unreachable { .. }));
     let builder = Mapper::builder(serializer.clone(), system.connect()).state(state.clone());
     assert!(matches!(builder.start().await.unwrap_err(), MapperError::State(StateError::Unavailable(_))));
-    let context = StateContext::new(Arc::new(AllowVerified), Arc::new(SystemClock), AGENT_TIMEOUT);
+    let context = StateContext::new(AllowVerified, SystemClock, AGENT_TIMEOUT);
     assert!(matches!(state.start(context).await, Err(StateError::InUse)), "a state can be used by one mapper only");
 }
 

@@ -104,7 +104,7 @@ impl RedisState {
             return Err(RedisError::NotSigned);
         }
         if options.accept_unsigned {
-            tracing::warn!("unsigned registrations are accepted: whoever can write to Redis can invent agents");
+            tracing::warn!("unsigned registrations are accepted: anyone who can write to Redis can invent agents");
         }
         let connection = address.connect().await?;
         sync::ensure_epoch(&connection, &keys)

@@ -101,8 +101,8 @@ impl fmt::Debug for RedisOptions {
 pub struct DangerousRedisOptions(RedisOptions);
 
 impl DangerousRedisOptions {
-    /// Reads and writes unsigned registrations and heartbeats, as plain formats have them. Whoever can write to Redis can then invent
-    /// agents.
+    /// Reads and writes unsigned registrations and heartbeats, as plain formats have them. An attacker who can write to Redis can then
+    /// invent agents.
     #[must_use]
     pub fn accept_unsigned(mut self) -> RedisOptions {
         self.0.accept_unsigned = true;

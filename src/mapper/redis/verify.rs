@@ -96,7 +96,7 @@ impl StoredMessage {
                 if !rest.is_empty() {
                     return None;
                 }
-                Content::Signed(Arc::new(Proof { salt: *salt, body, signer_info, certificates }))
+                Content::Signed(Arc::new(Proof::new(*salt, body, signer_info, certificates)))
             }
             UNSIGNED => Content::Unsigned(Box::new(serde_json::from_slice(rest).ok()?)),
             _ => return None,
@@ -191,8 +191,8 @@ impl Verifier {
         let version = version(&inbound, register.instance, received_at);
         let proof = inbound.signer().and_then(|signer| signer.proof().cloned());
         let last_seen = verified_last_seen(received_at, &inbound, now);
-        let mut record = AgentRecord::new(register.clone(), version.instance, last_seen, proof);
-        record.sequence = version.sequence;
+        let record = AgentRecord::new(register.clone(), version.instance, last_seen, proof);
+        let record = record.with_sequence(version.sequence);
         Some(VerifiedRegistration { record, claimed_last_seen: received_at })
     }
 
@@ -263,8 +263,8 @@ fn version(inbound: &Inbound, plain_instance: Option<u64>, received_at: Timestam
     }
 }
 
-/// When an agent was last seen: as the writer claims, but not later than now, nor than the message expires. So whoever can write to
-/// Redis can keep a dead agent alive for the lifetime of its last message, but not longer.
+/// When an agent was last seen: as the writer claims, but not later than now, nor than the message expires. So an attacker
+/// who can write to Redis can keep a dead agent alive for the lifetime of its last message, but not longer.
 fn verified_last_seen(received_at: Timestamp, inbound: &Inbound, now: Timestamp) -> Timestamp {
     let expires_at = inbound.signer().map_or(now, Verified::expires_at);
     received_at.min(expires_at).min(now)
