@@ -1,4 +1,7 @@
 //! Mappers: nodes that know the agents and dispatch requests to them.
+//!
+//! [`Mapper`] is the handle of a running mapper. A [`Selector`] chooses agents for a request, and a [`ClusterState`] stores what mappers
+//! know about agents: in memory ([`LocalState`]) or shared in Redis (`RedisState`, with the feature `redis`).
 
 mod dispatch;
 mod offline;
@@ -66,6 +69,7 @@ const PREFETCH: u16 = 512;
 /// # }
 /// ```
 #[derive(Debug)]
+#[must_use = "a mapper does not run until it is started"]
 pub struct MapperBuilder {
     serializer: Arc<dyn Serializer>,
     transport: Arc<dyn Transport>,
@@ -107,7 +111,6 @@ pub enum MapperError {
 
 impl MapperBuilder {
     /// Where the mapper stores what it knows about agents; in memory by default.
-    #[must_use]
     pub fn state(mut self, state: impl ClusterState + 'static) -> Self {
         self.state = Arc::new(state);
         self
@@ -115,28 +118,24 @@ impl MapperBuilder {
 
     /// Decides which agents may register which services, and which nodes may request what through this mapper. By default, every node
     /// with a valid certificate may.
-    #[must_use]
     pub fn policy(mut self, policy: impl Policy + 'static) -> Self {
         self.policy = Arc::new(policy);
         self
     }
 
     /// How long an agent may be silent before it is removed; 60 s (four heartbeats) by default.
-    #[must_use]
     pub fn agent_timeout(mut self, timeout: Duration) -> Self {
         self.agent_timeout = timeout;
         self
     }
 
     /// The default timeout of requests; 30 s by default.
-    #[must_use]
     pub fn request_timeout(mut self, timeout: Duration) -> Self {
         self.request_timeout = timeout;
         self
     }
 
     /// Calls `hook` whenever an agent registers, unregisters or times out. It must not block. Can be given several times.
-    #[must_use]
     pub fn on_agent(mut self, hook: impl Fn(&AgentEvent) + Send + Sync + 'static) -> Self {
         self.hooks.push(AgentHook(Box::new(hook)));
         self
@@ -144,28 +143,24 @@ impl MapperBuilder {
 
     /// Whether a request or push waits in the offline queue if no agent offers its service, unless the request says otherwise; off by
     /// default. A push waits up to 7 days, a request up to its timeout.
-    #[must_use]
     pub fn offline_failsafe(mut self, offline: bool) -> Self {
         self.offline_failsafe = offline;
         self
     }
 
     /// How often messages in the offline queue are tried again; every 10 s by default, and whenever an agent registers.
-    #[must_use]
     pub fn offline_redelivery_frequency(mut self, every: Duration) -> Self {
         self.offline_redelivery = every;
         self
     }
 
     /// Whether messages survive a restart of the broker, unless the request says otherwise; off by default.
-    #[must_use]
     pub fn persistent(mut self, persistent: bool) -> Self {
         self.persistent = persistent;
         self
     }
 
     /// The audit log, for every message that is accepted or refused and every decision of the policy; none by default.
-    #[must_use]
     pub fn audit(mut self, log: AuditLog) -> Self {
         self.audit = Some(log);
         self
@@ -173,14 +168,12 @@ impl MapperBuilder {
 
     /// For a program that sends some requests and exits: nothing of the mapper remains at the broker. In return, answers that arrive
     /// while the connection is lost are lost too. Requests of other nodes and the offline queue are left to other mappers.
-    #[must_use]
     pub fn short_lived(mut self) -> Self {
         self.short_lived = true;
         self
     }
 
     /// The clock; the system's by default.
-    #[must_use]
     pub fn clock(mut self, clock: impl Clock + 'static) -> Self {
         self.clock = Arc::new(clock);
         self
@@ -227,23 +220,22 @@ impl MapperBuilder {
             inbox.kind = QueueKind::Exclusive;
         }
         let inbox = link.subscribe(&inbox, InboundQueue::MapperInbox, PREFETCH).await?;
-        let mut tasks = vec![
-            tokio::spawn(presence::handle_presence(shared.clone(), registrations)).abort_handle(),
-            tokio::spawn(presence::receive_answers(shared.clone(), inbox)).abort_handle(),
-            tokio::spawn(presence::remove_silent_agents(shared.clone())).abort_handle(),
-            tokio::spawn(presence::watch_state(shared.clone())).abort_handle(),
-        ];
-        tasks.push(tokio::spawn(presence::answer_unverified_peers(shared.clone(), unverified_peers)).abort_handle());
+        let mut tasks = Tasks::default();
+        tasks.spawn(presence::handle_presence(shared.clone(), registrations));
+        tasks.spawn(presence::receive_answers(shared.clone(), inbox));
+        tasks.spawn(presence::remove_silent_agents(shared.clone()));
+        tasks.spawn(presence::watch_state(shared.clone()));
+        tasks.spawn(presence::answer_unverified_peers(shared.clone(), unverified_peers));
         if link.learns_peers() {
-            tasks.push(tokio::spawn(presence::advertise_regularly(shared.clone())).abort_handle());
+            tasks.spawn(presence::advertise_regularly(shared.clone()));
         }
         if !self.short_lived {
             let requests = link.subscribe(&topology::requests(), InboundQueue::Requests, PREFETCH).await?;
-            tasks.push(tokio::spawn(proxied_requests::handle_requests(shared.clone(), requests)).abort_handle());
+            tasks.spawn(proxied_requests::handle_requests(shared.clone(), requests));
             let stored = link.subscribe(&topology::offline(), InboundQueue::Offline, offline::PREFETCH).await?;
-            tasks.push(tokio::spawn(offline::redeliver(shared.clone(), stored)).abort_handle());
+            tasks.spawn(offline::redeliver(shared.clone(), stored));
         }
-        let mapper = Mapper { shared, tasks: Arc::new(Tasks(tasks)) };
+        let mapper = Mapper { shared, tasks: Arc::new(tasks) };
         mapper.shared.request_registration(RegistrationRequest::All).await;
         Ok(mapper)
     }

@@ -62,8 +62,14 @@ pub(super) struct Shared {
 }
 
 /// A mapper's tasks; aborted on drop.
-#[derive(Debug)]
-pub(super) struct Tasks(pub Vec<AbortHandle>);
+#[derive(Debug, Default)]
+pub(super) struct Tasks(Vec<AbortHandle>);
+
+impl Tasks {
+    pub fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
+        self.0.push(tokio::spawn(task).abort_handle());
+    }
+}
 
 impl Drop for Tasks {
     fn drop(&mut self) {
