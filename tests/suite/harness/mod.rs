@@ -16,6 +16,7 @@ pub mod redis;
 #[cfg(feature = "redis")]
 pub mod sharing;
 pub mod site;
+pub mod sources;
 pub mod system;
 pub mod tamper;
 pub mod terminal;
