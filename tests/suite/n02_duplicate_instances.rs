@@ -1,6 +1,6 @@
 //! Two processes under one name at the same time: agents, of which one has the place, and mappers, which work beside each other.
 
-use nanite::agent::{AgentError, Reply, actor};
+use nanite::agent::{AgentError, actor, reply};
 use nix::sys::signal::Signal;
 
 use crate::harness::on_every_format;
@@ -94,12 +94,12 @@ fn n02_an_agent_that_gives_way_ends_and_both_are_told() {
 }
 
 async fn n02_the_later_process_of_an_agent_has_the_place_of_the_earlier(system: System) {
-    let named = |name: &'static str| actor("who").expose("am", move |(): ()| async move { Reply::Ok(name) });
+    let named = |name: &'static str| actor("who").expose("am", move |(): ()| async move { reply(name) });
     let mapper = system.started_mapper("m1").await;
     let first = start(system.agent("fred").actor(named("first"))).await;
     knows(&mapper, &["fred"]).await;
     let second = start(system.agent("fred").actor(named("second"))).await;
-    let replaced = first.stop_after(std::future::pending()).await;
+    let replaced = first.run_until(std::future::pending()).await;
     assert!(matches!(replaced, Err(AgentError::Replaced(_))), "{replaced:?}");
     wait_until("the second has registered", async || {
         let answers = mapper.request("/who/am", ()).await;
