@@ -11,7 +11,7 @@ fn request(payload: &str) -> Packet {
 }
 
 #[test]
-fn s01_requests_are_opened_by_whom_they_are_for_in_both_suites() {
+fn s01_recipients_open_requests_in_both_suites() {
     for key_type in [KeyType::P256, KeyType::Rsa2048] {
         let pki = Pki::new(key_type);
         let (m1, fred, bob) = (mapper("m1"), agent("fred"), agent("bob"));
@@ -37,7 +37,7 @@ fn s01_requests_are_opened_by_whom_they_are_for_in_both_suites() {
 }
 
 #[test]
-fn s01_presence_goes_to_every_mapper_and_registrations_leave_a_proof() {
+fn s01_every_mapper_opens_presence_messages_with_a_proof() {
     let pki = Pki::new(KeyType::P256);
     let fred = agent("fred");
     let mappers = [pki.serializer(&mapper("m1")), pki.serializer(&mapper("m2"))];
@@ -64,7 +64,7 @@ fn s01_presence_goes_to_every_mapper_and_registrations_leave_a_proof() {
 }
 
 #[test]
-fn s01_an_advertise_is_signed_for_agents_that_are_not_known_yet() {
+fn s01_advertise_is_signed_only_for_unknown_agents() {
     let pki = Pki::new(KeyType::P256);
     let from = pki.serializer(&mapper("m1"));
     let packet = Packet::Advertise(Advertise::default());
@@ -77,7 +77,7 @@ fn s01_an_advertise_is_signed_for_agents_that_are_not_known_yet() {
 }
 
 #[test]
-fn s01_stored_requests_wait_for_days() {
+fn s01_stored_requests_open_after_days() {
     let pki = Pki::new(KeyType::P256);
     let from = pki.serializer(&mapper("m2"));
     let day = 24 * 3600;

@@ -33,7 +33,7 @@ fn body(packet: &Packet) -> Value {
 }
 
 #[test]
-fn s01_an_independent_reader_opens_what_is_sealed() {
+fn s01_independent_reader_opens_sealed_messages() {
     for key_type in SUITES {
         let (pki, files) = (Pki::new(key_type), Files::new());
         let (m1, fred, bob) = (mapper("m1"), agent("fred"), agent("bob"));
@@ -92,7 +92,7 @@ fn s01_an_independent_reader_opens_what_is_sealed() {
 }
 
 #[test]
-fn s01_what_an_independent_writer_makes_is_opened() {
+fn s01_messages_of_an_independent_writer_open() {
     for key_type in SUITES {
         let (pki, files) = (Pki::new(key_type), Files::new());
         let nodes = [("m1", mapper("m1")), ("m2", mapper("m2")), ("fred", agent("fred")), ("bob", agent("bob"))];
@@ -191,7 +191,7 @@ fn content_info(enveloped: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn s01_the_openssl_program_verifies_and_decrypts_what_is_sealed() {
+fn s01_openssl_verifies_and_decrypts_sealed_messages() {
     for key_type in SUITES {
         let (pki, files) = (Pki::new(key_type), Files::new());
         let (m1, fred) = (mapper("m1"), agent("fred"));

@@ -75,7 +75,7 @@ fn channel(name: &str) -> InboundQueue {
 }
 
 #[test]
-fn s01_s10_every_vector_is_opened_or_refused_as_its_index_says() {
+fn s01_s10_vectors_give_the_expected_result() {
     let index = index();
     let mut wrong = Vec::new();
     for message in &index.messages {
@@ -106,7 +106,7 @@ fn s01_s10_every_vector_is_opened_or_refused_as_its_index_says() {
 }
 
 #[test]
-fn s01_s10_the_vectors_cover_every_kind_and_every_step() {
+fn s01_s10_vectors_cover_every_kind_and_every_step() {
     let index = index();
     let files: BTreeSet<_> = index.messages.iter().map(|message| message.file.clone()).collect();
     let there: BTreeSet<_> = fs::read_dir(vectors().join("messages"))
@@ -120,7 +120,7 @@ fn s01_s10_the_vectors_cover_every_kind_and_every_step() {
             assert!(files.contains(Path::new(&format!("good-{suite}-{}.der", kind.as_str()))), "{suite} {kind:?}");
         }
     }
-    // A replay takes two readings of one file: `s10_replayed_is_refused`.
+    // A replay takes two readings of one file: `s10_rejects_replay`.
     for kind in OpenErrorKind::ALL.into_iter().filter(|kind| *kind != OpenErrorKind::Replayed) {
         assert!(index.messages.iter().any(|message| message.expect == kind.as_str()), "{kind}");
     }

@@ -80,7 +80,7 @@ fn way(packet: &Packet) -> (Audience, InboundQueue) {
 }
 
 #[test]
-fn s05_nobody_registers_pings_answers_or_asks_for_another() {
+fn s05_rejects_packets_in_the_name_of_another_node() {
     let pki = Pki::new(KeyType::P256);
     let (fred, bob, m1) = (agent("fred"), agent("bob"), mapper("m1"));
     let reader = pki.serializer(&m1);
@@ -108,7 +108,7 @@ fn s05_nobody_registers_pings_answers_or_asks_for_another() {
 }
 
 #[test]
-fn s05_the_body_is_of_the_kind_that_its_header_says() {
+fn s05_rejects_body_of_another_kind_than_the_header() {
     let pki = Pki::new(KeyType::P256);
     let reader = pki.serializer(&mapper("m1"));
     let all = packets(&agent("fred"), &mapper("m1"));
@@ -128,7 +128,7 @@ fn s05_the_body_is_of_the_kind_that_its_header_says() {
 }
 
 #[test]
-fn s05_registrations_of_more_than_one_agent_may_offer_are_refused() {
+fn s05_rejects_registration_with_too_many_services_or_tags() {
     let pki = Pki::new(KeyType::P256);
     let (m1, fred) = (pki.serializer(&mapper("m1")), agent("fred"));
     let register = |services: usize, tags: usize| {
@@ -153,7 +153,7 @@ fn s05_registrations_of_more_than_one_agent_may_offer_are_refused() {
 }
 
 #[test]
-fn s05_another_process_and_another_senders_file_are_refused() {
+fn s05_rejects_another_instance_and_another_senders_file() {
     let pki = Pki::new(KeyType::P256);
     let (m1, fred) = (pki.serializer(&mapper("m1")), agent("fred"));
     let ping = |instance| Packet::Ping(Ping { identity: fred.clone(), status: Status::new(0.5), instance });

@@ -29,7 +29,7 @@ fn millis(count: u64) -> Duration {
 }
 
 #[test]
-fn s06_an_answer_by_a_clock_that_is_behind_is_taken_by_the_process_that_asked() {
+fn s06_accepts_answer_to_own_message_despite_slow_clock() {
     let pki = Pki::new(KeyType::P256);
     let fred = pki.serializer(&agent("fred"));
     let m1 = pki.builder(&mapper("m1")).started_at(at(100)).build().unwrap();
@@ -57,7 +57,7 @@ fn s06_an_answer_by_a_clock_that_is_behind_is_taken_by_the_process_that_asked() 
 }
 
 #[test]
-fn s06_the_edges_of_time() {
+fn s06_validity_limits_are_exact() {
     let pki = Pki::new(KeyType::P256);
     let m1 = pki.serializer(&mapper("m1"));
     let to = Audience::One(agent("fred"));
@@ -76,7 +76,7 @@ fn s06_the_edges_of_time() {
 }
 
 #[test]
-fn s06_lifetimes_are_cut_to_what_receivers_grant() {
+fn s06_lifetimes_are_limited_to_the_maximum() {
     let pki = Pki::new(KeyType::P256);
     let m1 = pki.serializer(&mapper("m1"));
     pki.credentials(&agent("fred"));
@@ -97,7 +97,7 @@ fn s06_lifetimes_are_cut_to_what_receivers_grant() {
 }
 
 #[test]
-fn s06_one_of_many_readers_at_once_opens_a_message() {
+fn s06_concurrent_opens_accept_a_message_once() {
     let pki = Pki::new(KeyType::P256);
     let (m1, fred) = (pki.serializer(&mapper("m1")), pki.serializer(&agent("fred")));
     let bytes = seal(&m1, &request(), &Audience::One(agent("fred")), at(1));
@@ -115,7 +115,7 @@ fn s06_one_of_many_readers_at_once_opens_a_message() {
 }
 
 #[test]
-fn s06_a_full_memory_refuses_until_what_it_holds_has_expired() {
+fn s06_full_replay_memory_refuses_until_entries_expire() {
     let pki = Pki::new(KeyType::P256);
     let mut limits = ReplayLimits::default();
     (limits.per_sender, limits.total, limits.senders) = (2, 3, 1);
@@ -146,7 +146,7 @@ fn s06_a_full_memory_refuses_until_what_it_holds_has_expired() {
 }
 
 #[test]
-fn s06_every_refusal_is_counted_at_its_step() {
+fn s06_refusals_are_counted_by_kind() {
     let pki = Pki::new(KeyType::P256);
     let (m1, fred) = (pki.serializer(&mapper("m1")), pki.serializer(&agent("fred")));
     let bytes = seal(&m1, &request(), &Audience::One(agent("fred")), at(1));

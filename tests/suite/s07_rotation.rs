@@ -67,7 +67,7 @@ impl World {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn s07_every_certificate_is_renewed_under_load_and_no_request_is_lost() {
+async fn s07_renewal_under_load_loses_no_request() {
     let world = World::new();
     let by_mapper = world.serializer(&mapper("m1"));
     let connection = Arc::new(world.broker.connect());
@@ -122,7 +122,7 @@ async fn s07_every_certificate_is_renewed_under_load_and_no_request_is_lost() {
 }
 
 #[test]
-fn s07_credentials_of_another_are_not_taken() {
+fn s07_rejects_credentials_of_another_identity() {
     let world = World::new();
     let serializer = world.serializer(&agent("a"));
     let before = *serializer.certificate().fingerprint();
@@ -133,7 +133,7 @@ fn s07_credentials_of_another_are_not_taken() {
 }
 
 #[test]
-fn s07_running_processes_take_renewed_certificates_at_sighup_and_by_themselves() {
+fn s07_running_processes_reload_renewed_certificates() {
     let site = Site::new(&["agent fred", "mapper m1", "mapper ctl"]);
     site.program("simple/echo", "cat");
     let mut m1 = site.start(&["mapper", "--token", "m1"]);

@@ -113,7 +113,7 @@ fn refused_by(
 }
 
 #[test]
-fn s10_resigned_by_another_node_is_not_that_nodes_message() {
+fn s10_rejects_message_resigned_by_another_node() {
     let world = World::new();
     // m2 takes m1's ciphertext for its own: everything outside is right, and inside stands the digest of another header.
     let mut forged = world.forged();
@@ -126,7 +126,7 @@ fn s10_resigned_by_another_node_is_not_that_nodes_message() {
 }
 
 #[test]
-fn s10_signed_by_a_stranger_is_refused() {
+fn s10_rejects_signature_of_unknown_signer() {
     let world = World::new();
     let stranger = world.pki.stranger(&mapper("m1"));
     world.refused(&world.forged().signed_by(&stranger), UnknownSigner);
@@ -138,7 +138,7 @@ fn s10_signed_by_a_stranger_is_refused() {
 }
 
 #[test]
-fn s10_retargeted_to_another_node_or_queue_is_refused() {
+fn s10_rejects_message_retargeted_to_another_node_or_queue() {
     let world = World::new();
     let bob = world.pki.serializer(&agent("bob"));
     refused_by(&bob, &world.message, InboundQueue::AgentInbox, at(11), WrongDestination);
@@ -166,7 +166,7 @@ fn s10_retargeted_to_another_node_or_queue_is_refused() {
 }
 
 #[test]
-fn s10_a_body_under_another_header_is_refused() {
+fn s10_rejects_body_under_another_header() {
     let world = World::new();
     let other = Packet::Request(Request::new("/bank/pay".parse().unwrap(), Payload::from("1 to eve")));
     let other = Forged::new(&world.seal(&other, at(10)));
@@ -181,7 +181,7 @@ fn s10_a_body_under_another_header_is_refused() {
 }
 
 #[test]
-fn s10_downgraded_to_less_protection_is_refused() {
+fn s10_rejects_downgrade_of_protection() {
     let world = World::new();
     let plain = world.pki.builder(&mapper("m1")).dangerous().seal_signed_only().build().unwrap();
     let audience = Audience::One(agent("fred"));
@@ -213,7 +213,7 @@ fn s10_downgraded_to_less_protection_is_refused() {
 }
 
 #[test]
-fn s10_replayed_is_refused() {
+fn s10_rejects_replay() {
     let world = World::new();
     world.unharmed();
     for now in [12, 13, 69] {
@@ -235,7 +235,7 @@ fn s10_replayed_is_refused() {
 }
 
 #[test]
-fn s10_expired_future_and_long_lived_are_refused() {
+fn s10_rejects_expired_future_and_long_lived_messages() {
     let world = World::new();
     refused_by(&world.fred, &world.message, InboundQueue::AgentInbox, at(71), NotFresh);
     let future = world.seal(&request(), at(11 + 31));
@@ -266,7 +266,7 @@ fn s10_expired_future_and_long_lived_are_refused() {
 }
 
 #[test]
-fn s10_certificates_that_are_not_good_are_refused() {
+fn s10_rejects_invalid_certificates() {
     let world = World::new();
     // m1's certificate is known, and expires.
     let late = at(31 * 24 * 3600);
@@ -310,7 +310,7 @@ fn s10_certificates_that_are_not_good_are_refused() {
 }
 
 #[test]
-fn s10_roles_that_may_not_are_refused() {
+fn s10_rejects_roles_without_permission() {
     let world = World::new();
     // An agent sends work to another, beside the mappers.
     let bob = world.pki.serializer(&agent("bob"));
@@ -343,7 +343,7 @@ impl CertificateStore for Gullible {
 }
 
 #[test]
-fn s10_an_embedded_certificate_of_a_stranger_proves_nothing() {
+fn s10_rejects_untrusted_embedded_certificate() {
     let world = World::new();
     let other = Pki::new(KeyType::P256);
     other.peers.put(world.credentials("m1").certificate());
@@ -377,7 +377,7 @@ fn s10_an_embedded_certificate_of_a_stranger_proves_nothing() {
 }
 
 #[test]
-fn s10_certificates_in_another_shape_are_refused() {
+fn s10_rejects_malformed_certificate_sets() {
     let world = World::new();
     let fred = world.credentials("fred");
     let how = SealRequest::new(&Audience::Mappers, at(10));
@@ -413,7 +413,7 @@ fn s10_certificates_in_another_shape_are_refused() {
 }
 
 #[test]
-fn s10_other_shapes_are_refused() {
+fn s10_rejects_other_structures() {
     let world = World::new();
     let m1 = world.credentials("m1");
     let refused = |what: &str, kind: OpenErrorKind, change: fn(&mut Forged)| {
@@ -496,7 +496,7 @@ fn s10_other_shapes_are_refused() {
 }
 
 #[test]
-fn s10_truncated_and_continued_messages_are_refused() {
+fn s10_rejects_truncated_and_extended_messages() {
     let world = World::new();
     for length in 0..world.message.len() {
         world.refused(&world.message[..length], Malformed);
@@ -507,7 +507,7 @@ fn s10_truncated_and_continued_messages_are_refused() {
 }
 
 #[test]
-fn s10_deep_nesting_is_refused() {
+fn s10_rejects_deep_nesting() {
     let world = World::new();
     let mut nested = vec![0x30, 0x00];
     for _ in 0..20_000 {
@@ -529,7 +529,7 @@ fn s10_deep_nesting_is_refused() {
 }
 
 #[test]
-fn s10_oversized_messages_are_refused_before_they_are_parsed() {
+fn s10_rejects_oversized_messages_before_parsing() {
     let world = World::new();
     let limit = InboundQueue::AgentInbox.max_bytes();
     world.refused(&vec![0; limit + 1], TooLarge);
@@ -550,7 +550,7 @@ fn s10_oversized_messages_are_refused_before_they_are_parsed() {
 }
 
 #[test]
-fn s10_other_algorithms_are_refused() {
+fn s10_rejects_other_algorithms() {
     let sha256 = [0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x01];
     let sha1 = [0x2b, 0x0e, 0x03, 0x02, 0x1a];
     let sha512 = [0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x03];
@@ -593,7 +593,7 @@ fn s10_other_algorithms_are_refused() {
 }
 
 #[test]
-fn s10_the_suite_is_that_of_the_certificate() {
+fn s10_rejects_suite_other_than_the_certificates() {
     // RSA's name on an elliptic signature, and the other way round: each known, neither the signer's.
     let (elliptic, rsa) = (World::new(), World::with(KeyType::Rsa2048));
     let algorithm = |world: &World| world.forged().signer().at(&[4]).clone();
@@ -614,7 +614,7 @@ fn s10_the_suite_is_that_of_the_certificate() {
 }
 
 #[test]
-fn s10_a_shortened_tag_or_nonce_is_refused() {
+fn s10_rejects_shortened_tag_or_nonce() {
     let world = World::new();
     let m1 = world.credentials("m1");
     for length in [0, 4, 12, 15] {
@@ -631,7 +631,7 @@ fn s10_a_shortened_tag_or_nonce_is_refused() {
 }
 
 #[test]
-fn s10_changed_ciphertext_tag_and_keys_do_not_open_even_if_signed() {
+fn s10_rejects_changed_ciphertext_tag_and_keys_even_if_signed() {
     let world = World::new();
     let m1 = world.credentials("m1");
     let places: [(&str, &[usize]); 5] = [
@@ -665,7 +665,7 @@ fn s10_changed_ciphertext_tag_and_keys_do_not_open_even_if_signed() {
 }
 
 #[test]
-fn s10_a_changed_header_is_refused() {
+fn s10_rejects_changed_header() {
     let world = World::new();
     let fields = world.forged().header.children().len();
     for index in 0..fields {
@@ -697,7 +697,7 @@ fn s10_a_changed_header_is_refused() {
 }
 
 #[test]
-fn s10_peers_that_are_unknown_or_forgotten_are_refused() {
+fn s10_rejects_unknown_peers() {
     let world = World::new();
     let peers = Arc::new(Peers::default());
     let builder = SecureSerializer::builder(world.credentials("fred"), peers.clone(), world.pki.ca.trust().unwrap())

@@ -60,7 +60,7 @@ impl Case {
 }
 
 #[test]
-fn s10_no_message_opens_with_one_bit_flipped() {
+fn s10_rejects_every_single_bit_flip() {
     Case::request(KeyType::P256).flip(1);
     // Odd steps meet every position within a byte.
     Case::register().flip(5);
@@ -68,7 +68,7 @@ fn s10_no_message_opens_with_one_bit_flipped() {
 }
 
 #[test]
-fn s10_any_bytes_are_refused_without_a_panic() {
+fn s10_rejects_random_bytes_without_panic() {
     let case = Case::request(KeyType::P256);
     proptest!(ProptestConfig::with_cases(2_000), |(bytes in proptest::collection::vec(any::<u8>(), 0..600))| {
         prop_assert!(!case.opens(&bytes));
@@ -77,7 +77,7 @@ fn s10_any_bytes_are_refused_without_a_panic() {
 }
 
 #[test]
-fn s10_any_change_of_a_message_is_refused_without_a_panic() {
+fn s10_rejects_random_changes_without_panic() {
     let case = Case::register();
     let length = case.message.len();
     proptest!(ProptestConfig::with_cases(2_000), |(
@@ -94,7 +94,7 @@ fn s10_any_change_of_a_message_is_refused_without_a_panic() {
 }
 
 #[test]
-fn s10_the_second_form_of_a_signature_makes_no_second_message() {
+fn s10_rejects_second_form_of_ecdsa_signature_as_replay() {
     let case = Case::request(KeyType::P256);
     let mut forged = Forged::new(&case.message);
     let bytes = forged.signer().at(&[5]).leaf();

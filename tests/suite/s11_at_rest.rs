@@ -126,7 +126,7 @@ fn readable(found: &[(String, Vec<String>)]) -> Vec<(&str, &str)> {
 }
 
 #[tokio::test]
-async fn s11_nothing_in_any_queue_can_be_read() {
+async fn s11_no_queue_contains_readable_content() {
     let pki = Pki::starting(KeyType::P256, SystemClock.now());
     let found = fill(&pki).await;
     assert!(found.iter().all(|(_, messages)| !messages.is_empty()));

@@ -33,47 +33,47 @@ fn repeat(name: &str) {
 }
 
 #[test]
-fn s12_certificates_and_chains_hold() {
+fn s12_repeats_certificate_inputs() {
     repeat("certificate");
 }
 
 #[test]
-fn s12_openssl_agrees_about_messages() {
+fn s12_repeats_cms_inputs() {
     repeat("cms");
 }
 
 #[test]
-fn s12_bodies_hold() {
+fn s12_repeats_codecs_inputs() {
     repeat("codecs");
 }
 
 #[test]
-fn s12_revocation_lists_hold() {
+fn s12_repeats_crl_inputs() {
     repeat("crl");
 }
 
 #[test]
-fn s12_messages_hold() {
+fn s12_repeats_envelope_inputs() {
     repeat("envelope");
 }
 
 #[test]
-fn s12_what_a_valid_node_sends_holds() {
+fn s12_repeats_insider_inputs() {
     repeat("insider");
 }
 
 #[test]
-fn s12_policies_hold() {
+fn s12_repeats_policy_inputs() {
     repeat("policy");
 }
 
 #[test]
-fn s12_the_replay_memory_holds() {
+fn s12_repeats_replay_inputs() {
     repeat("replay");
 }
 
 #[test]
-fn s12_every_target_has_seeds_and_is_fuzzed_by_make_test() {
+fn s12_every_target_has_seeds_and_runs_in_make_test() {
     // Each line: a target, and the folders that it begins with.
     let list = Command::new(root().join("scripts/fuzz.sh")).arg("list").output().unwrap();
     let expected: Vec<String> = ALL
