@@ -1,4 +1,4 @@
-//! s01: what is sealed is opened, in both suites, for one, several and groups.
+//! s01: recipients open sealed messages, in both suites, for one recipient, several, and groups.
 
 use nanite::certs::KeyType;
 use nanite::packet::{Advertise, Packet, Payload, Ping, Register, Request, Status};
@@ -60,7 +60,7 @@ fn s01_every_mapper_opens_presence_messages_with_a_proof() {
             assert_eq!(inbound.signer().unwrap().proof().is_some(), has_proof);
         }
     }
-    assert_eq!(pki.peers.learned.lock().unwrap().len(), 2, "each mapper tells its store of the certificate");
+    assert_eq!(pki.peers.learned.lock().unwrap().len(), 2, "each mapper passes the certificate to its store");
 }
 
 #[test]
@@ -82,9 +82,9 @@ fn s01_stored_requests_open_after_days() {
     let from = pki.serializer(&mapper("m2"));
     let day = 24 * 3600;
     let reader = pki.builder(&mapper("m1")).started_at(at(day)).build().unwrap();
-    let mut how = SealRequest::new(&Audience::Mappers, at(1));
-    (how.class, how.lifetime) = (MessageClass::Stored, std::time::Duration::from_secs(2 * day));
-    let sealed = from.seal(&request("later"), &how).unwrap();
+    let mut options = SealRequest::new(&Audience::Mappers, at(1));
+    (options.class, options.lifetime) = (MessageClass::Stored, std::time::Duration::from_secs(2 * day));
+    let sealed = from.seal(&request("later"), &options).unwrap();
     assert_eq!(sealed.expires_at, at(1 + 2 * day));
     let inbound = reader.open(&sealed.bytes, &OpenContext::new(InboundQueue::Offline, at(day + 5))).unwrap();
     assert_eq!(inbound.packet, request("later"));

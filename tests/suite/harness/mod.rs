@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "not every feature set uses every helper")]
 
+pub mod attack;
 pub mod broker;
 pub mod browser;
 pub mod forge;
