@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-use crate::harness::sources::{circles, named_modules, root, rust_files, sources, uses};
+use crate::harness::sources::{Source, circles, named_modules, root, rust_files, sources, uses};
 
 /// The most lines in a file.
 const MAX_LINES: usize = 500;
@@ -138,4 +138,27 @@ fn each_wrapped_library_is_used_in_one_place() {
 fn module_names_are_found_in_every_form_of_import() {
     let code = "use crate::{a::{B, c}, d};\nuse crate::e::F; fn x() -> crate::g::H {}\ncrate::Name";
     assert_eq!(named_modules(code).into_iter().collect::<Vec<_>>(), ["a", "d", "e", "g"]);
+}
+
+#[test]
+fn circles_are_found_through_reexports_and_parents() {
+    let source = |path: &str, code: &str| Source {
+        path: path.into(),
+        module: path.split('/').next().unwrap().to_owned(),
+        code: code.to_owned(),
+    };
+    let in_a = |mod_rs: &str, b: &str, c: &str| {
+        let files = [("lib.rs", "pub mod a;"), ("a/mod.rs", mod_rs), ("a/b.rs", b), ("a/c.rs", c)];
+        circles(&uses(&files.map(|(path, code)| source(path, code)))).len()
+    };
+    // Two files that use each other through the re-exports of their parent.
+    assert_eq!(
+        in_a("mod b; mod c;\npub use b::B; pub use c::C;", "use super::C; struct B;", "use super::B; struct C;"),
+        1
+    );
+    // A parent with a type that its child uses, and which uses the child.
+    assert_eq!(in_a("mod b; mod c;\nstruct A; fn run() { b::run() }", "use super::A; fn run() {}", ""), 1);
+    // The parent only re-exports; unit tests do not count.
+    let test = "struct C; #[cfg(test)] mod tests { use crate::a::b::B; }";
+    assert_eq!(in_a("mod b; mod c;\npub use b::B; struct A;", "use super::{A, c::C}; struct B;", test), 0);
 }

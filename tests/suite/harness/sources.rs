@@ -123,6 +123,9 @@ fn block(code: &str) -> usize {
     code.len()
 }
 
+/// How many re-exports of a name are followed.
+const MAX_REEXPORTS: usize = 8;
+
 /// A path as segments: `["crate", "packet", "Identity"]`.
 type Segments = Vec<String>;
 
@@ -275,37 +278,44 @@ fn inline(code: &str) -> BTreeSet<Segments> {
     found
 }
 
-/// The module that defines what a path names, as seen from a module; nothing for another crate's.
+/// The module that defines what a path names, as seen from the module `place`; none for a path into another crate.
 fn owner(modules: &BTreeMap<Segments, Module>, place: &[String], path: &[String], depth: usize) -> Option<Segments> {
-    if depth > 8 {
+    if depth > MAX_REEXPORTS {
         return None;
     }
     let (first, mut rest) = path.split_first()?;
-    let mut at: Segments = match first.as_str() {
+    let mut at = match first.as_str() {
         "crate" => Vec::new(),
         "self" => place.to_vec(),
-        "super" => place[..place.len().checked_sub(1)?].to_vec(),
-        name if modules.contains_key(&[place, &[name.to_owned()]].concat()) => [place, &[name.to_owned()]].concat(),
+        "super" => parent(place)?,
+        name if modules.contains_key(&child(place, name)) => child(place, name),
         name => {
             // A name that this module has imported: `topology::process_queue(..)`.
             let import = modules[place].imports.iter().find(|import| import.name == name)?;
-            let nested = [&import.path[..], rest].concat();
-            return owner(modules, place, &nested, depth + 1).filter(|_| import.path.first() != Some(first));
+            let full = [&import.path[..], rest].concat();
+            return owner(modules, place, &full, depth + 1).filter(|_| import.path.first() != Some(first));
         }
     };
     while let Some((name, after)) = rest.split_first() {
-        let below =
-            if name == "super" { at[..at.len().checked_sub(1)?].to_vec() } else { [&at[..], &[name.clone()]].concat() };
-        if !modules.contains_key(&below) {
+        let next = if name == "super" { parent(&at)? } else { child(&at, name) };
+        if !modules.contains_key(&next) {
             break;
         }
-        (at, rest) = (below, after);
+        (at, rest) = (next, after);
     }
     let Some(name) = rest.first() else { return Some(at) };
     let mut imports = modules[&at].imports.iter();
     let import = imports.find(|import| import.name == *name && import.path.last() != Some(first));
-    let resolved = import.and_then(|import| owner(modules, &at, &import.path, depth + 1));
-    Some(resolved.unwrap_or(at))
+    let defined_elsewhere = import.and_then(|import| owner(modules, &at, &import.path, depth + 1));
+    Some(defined_elsewhere.unwrap_or(at))
+}
+
+fn parent(place: &[String]) -> Option<Segments> {
+    Some(place.split_last()?.1.to_vec())
+}
+
+fn child(place: &[String], name: &str) -> Segments {
+    [place, &[name.to_owned()]].concat()
 }
 
 /// Groups of files that use each other in a circle, each with the uses inside it.
