@@ -320,26 +320,31 @@ fn child(place: &[String], name: &str) -> Segments {
 
 /// Groups of files that use each other in a circle, each with the uses inside it.
 pub fn circles(uses: &Uses) -> Vec<Vec<String>> {
-    let files: BTreeSet<&PathBuf> = uses.keys().flat_map(|(user, used)| [user, used]).collect();
-    let reach: BTreeMap<&PathBuf, BTreeSet<&PathBuf>> =
-        files.iter().map(|file| (*file, reachable(uses, file))).collect();
-    let group = |file: &PathBuf| -> BTreeSet<&PathBuf> {
-        reach[file].iter().filter(|other| reach[**other].contains(file)).copied().collect()
+    let mut direct: BTreeMap<&Path, BTreeSet<&Path>> = BTreeMap::new();
+    for (user, used) in uses.keys() {
+        direct.entry(user).or_default().insert(used);
+    }
+    let reach: BTreeMap<&Path, BTreeSet<&Path>> = direct.keys().map(|file| (*file, reachable(&direct, file))).collect();
+    let reaches = |from: &Path, to: &Path| reach.get(from).is_some_and(|reached| reached.contains(to));
+    let group = |file: &&Path| -> BTreeSet<&Path> {
+        reach[file].iter().filter(|other| reaches(other, file)).copied().collect()
     };
-    let groups: BTreeSet<BTreeSet<&PathBuf>> =
-        files.iter().map(|file| group(file)).filter(|group| !group.is_empty()).collect();
-    let describe = |group: BTreeSet<&PathBuf>| {
-        let inside = uses.iter().filter(|((user, used), _)| group.contains(user) && group.contains(used));
+    let groups: BTreeSet<BTreeSet<&Path>> = reach.keys().map(group).filter(|group| !group.is_empty()).collect();
+    let describe = |group: BTreeSet<&Path>| {
+        let inside = uses.iter().filter(|((user, used), _)| group.contains(&**user) && group.contains(&**used));
         inside.map(|((user, used), names)| format!("{} uses {names:?} of {}", user.display(), used.display())).collect()
     };
     groups.into_iter().map(describe).collect()
 }
 
-fn reachable<'a>(uses: &'a Uses, from: &'a PathBuf) -> BTreeSet<&'a PathBuf> {
-    let (mut found, mut next) = (BTreeSet::new(), vec![from]);
+/// All files that a file uses, directly or through others.
+fn reachable<'a>(direct: &BTreeMap<&Path, BTreeSet<&'a Path>>, from: &Path) -> BTreeSet<&'a Path> {
+    let mut found = BTreeSet::new();
+    let mut next: Vec<&Path> = direct[from].iter().copied().collect();
     while let Some(file) = next.pop() {
-        let direct = uses.keys().filter(|(user, _)| user == file).map(|(_, used)| used);
-        next.extend(direct.filter(|used| found.insert(*used)));
+        if found.insert(file) {
+            next.extend(direct.get(file).into_iter().flatten().copied());
+        }
     }
     found
 }
