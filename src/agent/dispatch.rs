@@ -177,7 +177,7 @@ impl Dispatcher {
         self.link.decided(asked, &decision).await;
         if !decision.allowed {
             tracing::info!(%service, caller = %context.caller(), rule = decision.rule, "denied");
-            return Err(Failure::new(FailureCode::Denied, decision.why));
+            return Err(Failure::new(FailureCode::Denied, decision.reason));
         }
         let Some(actor) = self.services.find(&service) else {
             return Err(Failure::new(FailureCode::NoSuchService, format!("no service {service} here")));

@@ -40,7 +40,7 @@ pub fn run(data: &[u8]) {
         let wanted = list(&table, "request").iter().any(|rule| requests_by(rule, ask));
         assert_eq!(decision.allowed, wanted, "{:?} by {:?}", ask.request, caller.origin());
         let explained = rules.explain(&caller, &ask.request);
-        let first = explained.into_iter().find(|one| one.misses.is_empty()).map(|one| one.rule);
+        let first = explained.into_iter().find(|one| one.mismatches.is_empty()).map(|one| one.rule);
         assert_eq!(decision.rule, first, "another rule decides than is explained");
         assert_eq!(decision.allowed, decision.rule.is_some());
         assert!(!names.is_empty() || !decision.allowed, "allowed by no rule");
