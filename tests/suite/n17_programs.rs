@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nanite::agent::{Agent, AgentHandle, ProgramActors, ProgramLimits, SkipReason, actor};
+use nanite::agent::{Agent, ProgramActors, ProgramLimits, SkipReason, actor};
 use nanite::mapper::Mapper;
 use nanite::packet::{Failure, FailureCode, Identity, Payload};
 use nanite::request::{Event, Events, RequestError};
@@ -62,7 +62,7 @@ fn mode(path: &Path, bits: u32) {
 
 /// An agent that runs programs, and a mapper.
 struct TestSystem {
-    agent: AgentHandle,
+    agent: Agent,
     mapper: Mapper,
     _system: System,
 }
@@ -70,8 +70,7 @@ struct TestSystem {
 impl TestSystem {
     async fn new(system: System, actors: ProgramActors) -> Self {
         let alive = actor("test").expose("alive", |(): ()| async { Ok::<_, Failure>("yes") });
-        let agent: Agent = system.agent("fred").actor(actors).actor(alive).drain(Duration::ZERO).build().unwrap();
-        let agent = agent.start().await.unwrap();
+        let agent = system.agent("fred").actor(actors).actor(alive).drain(Duration::ZERO).start().await.unwrap();
         let mapper = system.mapper("m1").request_timeout(TIMEOUT).start().await.unwrap();
         knows(&mapper, &["fred"]).await;
         Self { agent, mapper, _system: system }

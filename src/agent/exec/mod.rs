@@ -44,7 +44,7 @@ use tokio::sync::watch;
 
 use directory::{Directory, Listing};
 
-use super::{Actor, Context, Reply};
+use super::{Actor, Context, HandlerResult};
 use crate::packet::{Failure, FailureCode, Payload, Service};
 
 pub use permissions::{ProgramError, SkipReason, Skipped};
@@ -134,7 +134,7 @@ impl Actor for ProgramActors {
         self.shared.listing().programs.keys().cloned().collect()
     }
 
-    async fn call(&self, service: &Service, payload: Payload, context: Context) -> Reply<Payload> {
+    async fn call(&self, service: &Service, payload: Payload, context: Context) -> HandlerResult<Payload> {
         let Some(program) = self.shared.listing().programs.get(service).cloned() else {
             return Err(Failure::new(FailureCode::NoSuchService, format!("no service {service} here")));
         };

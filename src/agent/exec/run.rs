@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use super::directory::Program;
 use super::permissions::ProgramRoot;
 use super::process::{self, StartedProgram, StopOnDrop};
-use crate::agent::{Context, Reply};
+use crate::agent::{Context, HandlerResult};
 use crate::packet::{Failure, FailureCode, Intermediate, Payload};
 
 const READ_BUFFER_BYTES: usize = 16 * 1024;
@@ -98,10 +98,10 @@ pub(super) async fn run(
     payload: Payload,
     context: Context,
     limits: ProgramLimits,
-) -> Reply<Payload> {
+) -> HandlerResult<Payload> {
     let environment = process::environment(&context);
     // Starting a process blocks, and so do the permission checks.
-    let start = move || -> Reply<(StartedProgram, Vec<u8>)> {
+    let start = move || -> HandlerResult<(StartedProgram, Vec<u8>)> {
         root.check_program(&program.path).map_err(|skipped| {
             tracing::warn!(program = ?program.path, path = ?skipped.path, reason = %skipped.reason, "program not run");
             cannot_run(&skipped.reason)
@@ -161,7 +161,7 @@ pub(super) async fn run(
 }
 
 /// Runs blocking or long work on a worker thread.
-async fn off_reactor<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Reply<T> {
+async fn off_reactor<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> HandlerResult<T> {
     tokio::task::spawn_blocking(work).await.map_err(|_| Failure::new(FailureCode::Lost, "the agent is stopping"))
 }
 
@@ -173,12 +173,12 @@ struct OutputPipe {
 }
 
 impl OutputPipe {
-    fn new(pipe: OwnedFd, exited: watch::Receiver<bool>) -> Reply<Self> {
+    fn new(pipe: OwnedFd, exited: watch::Receiver<bool>) -> HandlerResult<Self> {
         Ok(Self { pipe: pipe::Receiver::from_owned_fd(pipe).map_err(lost)?, exited })
     }
 
     /// The next bytes; none at the end.
-    async fn read<'a>(&mut self, buffer: &'a mut [u8]) -> Reply<&'a [u8]> {
+    async fn read<'a>(&mut self, buffer: &'a mut [u8]) -> HandlerResult<&'a [u8]> {
         let read = tokio::select! {
             biased;
             read = self.pipe.read(buffer) => Some(read),
@@ -205,7 +205,7 @@ async fn has_exited(exited: &mut watch::Receiver<bool>) {
 }
 
 /// Writes the program's input. It is not a failure if the program does not read it.
-async fn write_input(mut stdin: pipe::Sender, input: Vec<u8>, mut exited: watch::Receiver<bool>) -> Reply<()> {
+async fn write_input(mut stdin: pipe::Sender, input: Vec<u8>, mut exited: watch::Receiver<bool>) -> HandlerResult<()> {
     tokio::select! {
         _ = stdin.write_all(&input) => {}
         () = has_exited(&mut exited) => {}
@@ -214,7 +214,7 @@ async fn write_input(mut stdin: pipe::Sender, input: Vec<u8>, mut exited: watch:
 }
 
 /// All of the program's standard output, up to the limit.
-async fn read_all(mut stdout: OutputPipe, limit: usize) -> Reply<Vec<u8>> {
+async fn read_all(mut stdout: OutputPipe, limit: usize) -> HandlerResult<Vec<u8>> {
     let mut output = Vec::new();
     let mut buffer = [0; READ_BUFFER_BYTES];
     loop {
@@ -230,7 +230,7 @@ async fn read_all(mut stdout: OutputPipe, limit: usize) -> Reply<Vec<u8>> {
 }
 
 /// The last bytes of the program's standard error.
-async fn read_tail(mut stderr: OutputPipe, limit: usize) -> Reply<Vec<u8>> {
+async fn read_tail(mut stderr: OutputPipe, limit: usize) -> HandlerResult<Vec<u8>> {
     let mut tail = Vec::new();
     let mut buffer = [0; READ_BUFFER_BYTES];
     loop {
@@ -244,7 +244,7 @@ async fn read_tail(mut stderr: OutputPipe, limit: usize) -> Reply<Vec<u8>> {
 }
 
 /// Sends the program's intermediate results, in order. While they wait to be sent the pipe fills, and the program waits.
-async fn emit_lines(mut pipe: OutputPipe, limit: usize, context: &Context) -> Reply<()> {
+async fn emit_lines(mut pipe: OutputPipe, limit: usize, context: &Context) -> HandlerResult<()> {
     let mut line = Vec::new();
     let mut buffer = [0; READ_BUFFER_BYTES];
     loop {
@@ -273,7 +273,7 @@ struct IntermediateLine {
     value: Payload,
 }
 
-async fn emit_line(line: &[u8], context: &Context) -> Reply<()> {
+async fn emit_line(line: &[u8], context: &Context) -> HandlerResult<()> {
     if line.trim_ascii().is_empty() {
         return Ok(());
     }
@@ -284,7 +284,7 @@ async fn emit_line(line: &[u8], context: &Context) -> Reply<()> {
 }
 
 /// The result of a program: null for no output, JSON if it parses, else the text without its last line break.
-fn parse_result(output: Vec<u8>) -> Reply<Payload> {
+fn parse_result(output: Vec<u8>) -> HandlerResult<Payload> {
     let text = String::from_utf8(output).map_err(|_| bad_answer("a standard output that is not UTF-8"))?;
     if text.is_empty() {
         return Ok(Payload::default());
@@ -363,12 +363,10 @@ mod tests {
         fn run(
             &self,
             limits: ProgramLimits,
-        ) -> (impl Future<Output = Reply<Payload>> + Send + use<>, mpsc::Receiver<Emitted>) {
+        ) -> (impl Future<Output = HandlerResult<Payload>> + Send + use<>, mpsc::Receiver<Emitted>) {
             let (emitter, emitted) = mpsc::channel(1);
             let (agent, broker) = (Identity::agent("a").unwrap(), MemoryBroker::new());
-            let link =
-                Link::new(agent, Arc::new(PlainSerializer::json()), Arc::new(broker.connect()), Arc::new(SystemClock))
-                    .unwrap();
+            let link = Link::builder(PlainSerializer::json(agent), broker.connect()).build();
             let context = Context::new(Inner {
                 service: "/a/b".parse().unwrap(),
                 token: None,
@@ -379,7 +377,7 @@ mod tests {
                 deadline: None,
                 now: SystemClock.now(),
                 emitter: Some(emitter),
-                proxy: MapperProxy::of(link),
+                proxy: MapperProxy::of_agent(link),
             });
             (run(self.root.clone(), self.program.clone(), Payload::default(), context, limits), emitted)
         }
