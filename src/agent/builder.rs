@@ -7,8 +7,8 @@ use tokio::sync::Semaphore;
 
 use super::actor::Actor;
 use super::dispatch::Services;
+use super::presence::{LoadAverage, SharedStatus, StatusSource};
 use super::run::{Agent, AgentError, Settings};
-use super::status::{LoadAverage, SharedStatus, StatusSource};
 use crate::audit::AuditLog;
 use crate::clock::{Clock, SystemClock};
 use crate::files::FileRoot;

@@ -9,7 +9,7 @@ use super::text::counted;
 use crate::packet::{Identity, Payload, Request, SelectorName, Service, Tag};
 #[cfg(feature = "cedar")]
 use crate::policy::CedarPolicy;
-use crate::policy::{Caller, Explanation, Policy, Rules, PolicyError};
+use crate::policy::{Caller, Explanation, Policy, PolicyError, Rules};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {

@@ -409,7 +409,11 @@ mod tests {
             |register: &Register| rules.authorize_registration(&Caller::new(&register.identity, None), register);
         let good = register("nanite-w1", &["/work/a", "/agent/echo"], &["eu", "gpu-1"], &["photos"]);
         assert_eq!(decide(&good), Decision::allow().by_rule("workers"));
-        assert_eq!(decide(&register("nanite-w1", &[], &[], &[])), Decision::allow().by_rule("workers"), "an unregister");
+        assert_eq!(
+            decide(&register("nanite-w1", &[], &[], &[])),
+            Decision::allow().by_rule("workers"),
+            "an unregister"
+        );
         for bad in [
             register("nanite-x1", &["/work/a"], &[], &[]),
             register("nanite-w1", &["/work/a", "/root/do"], &[], &[]),

@@ -516,7 +516,10 @@ async fn n17_example_programs_run() {
     let system = TestSystem::new(System::secure(), programs.actors()).await;
     system.wait_for_services(&["/count/to", "/disk/usage", "/text/upper"]).await;
     assert_eq!(system.request("/text/upper", "straße").await, Ok("STRASSE".into()));
-    assert_eq!(system.request("/text/upper", 5).await, failure(FailureCode::Failed, "exit code 1: the payload is no text"));
+    assert_eq!(
+        system.request("/text/upper", 5).await,
+        failure(FailureCode::Failed, "exit code 1: the payload is no text")
+    );
     let usage: BTreeMap<String, u64> = system.request("/disk/usage", ()).await.unwrap().parse().unwrap();
     assert!(usage["used_percent"] <= 100 && usage["total_kib"] > 0, "{usage:?}");
     let mut events = system.events("/count/to", 3, TIMEOUT).await;

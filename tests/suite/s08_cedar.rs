@@ -3,7 +3,7 @@
 use std::fs;
 
 use nanite::packet::{Identity, Payload, Register, Request, SelectorName, Status};
-use nanite::policy::{Caller, CedarPolicy, Decision, Policy, Rules, PolicyError};
+use nanite::policy::{Caller, CedarPolicy, Decision, Policy, PolicyError, Rules};
 use tempfile::TempDir;
 
 use crate::harness::program::{Ended, nanite, run};

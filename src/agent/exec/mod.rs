@@ -44,7 +44,7 @@ use tokio::sync::watch;
 
 use directory::{Directory, Listing};
 
-use super::{Actor, Context, HandlerResult};
+use super::actor::{Actor, Context, HandlerResult};
 use crate::packet::{Failure, FailureCode, Payload, Service};
 
 pub use permissions::{ProgramError, SkipReason, Skipped};

@@ -18,7 +18,7 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, wa
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::agent::Context;
+use crate::agent::actor::Context;
 
 /// The descriptor for intermediate results.
 const INTERMEDIATE_FD: i32 = 3;

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use super::directory::Program;
 use super::permissions::ProgramRoot;
 use super::process::{self, StartedProgram, StopOnDrop};
-use crate::agent::{Context, HandlerResult};
+use crate::agent::actor::{Context, HandlerResult};
 use crate::packet::{Failure, FailureCode, Intermediate, Payload};
 
 const READ_BUFFER_BYTES: usize = 16 * 1024;
@@ -334,9 +334,9 @@ mod tests {
     use tokio::runtime::Runtime;
     use tokio::sync::mpsc;
 
-    use super::*;
     use super::super::permissions::tests::{program_dir, write};
-    use crate::agent::context::{Emitted, Inner};
+    use super::*;
+    use crate::agent::actor::{IntermediateResult, RequestContext};
     use crate::clock::{Clock, SystemClock};
     use crate::link::Link;
     use crate::packet::Identity;
@@ -363,11 +363,11 @@ mod tests {
         fn run(
             &self,
             limits: ProgramLimits,
-        ) -> (impl Future<Output = HandlerResult<Payload>> + Send + use<>, mpsc::Receiver<Emitted>) {
-            let (emitter, emitted) = mpsc::channel(1);
+        ) -> (impl Future<Output = HandlerResult<Payload>> + Send + use<>, mpsc::Receiver<IntermediateResult>) {
+            let (intermediates, emitted) = mpsc::channel(1);
             let (agent, broker) = (Identity::agent("a").unwrap(), MemoryBroker::new());
             let link = Link::builder(PlainSerializer::json(agent), broker.connect()).build();
-            let context = Context::new(Inner {
+            let context = Context::new(RequestContext {
                 service: "/a/b".parse().unwrap(),
                 token: None,
                 tags: Vec::new(),
@@ -375,15 +375,15 @@ mod tests {
                 signer: None,
                 on_behalf_of: None,
                 deadline: None,
-                now: SystemClock.now(),
-                emitter: Some(emitter),
+                started_at: SystemClock.now(),
+                intermediates: Some(intermediates),
                 proxy: MapperProxy::of_agent(link),
             });
             (run(self.root.clone(), self.program.clone(), Payload::default(), context, limits), emitted)
         }
     }
 
-    async fn receive_pid(emitted: &mut mpsc::Receiver<Emitted>) -> u32 {
+    async fn receive_pid(emitted: &mut mpsc::Receiver<IntermediateResult>) -> u32 {
         emitted.recv().await.unwrap().value.parse().unwrap()
     }
 
@@ -392,7 +392,8 @@ mod tests {
     }
 
     /// A program that only SIGKILL ends. It emits its process id.
-    const IGNORES_SIGTERM: &str = "#!/bin/sh\ntrap '' TERM\necho \"{\\\"value\\\":$$}\" >&3\nwhile :; do sleep 1000; done\n";
+    const IGNORES_SIGTERM: &str =
+        "#!/bin/sh\ntrap '' TERM\necho \"{\\\"value\\\":$$}\" >&3\nwhile :; do sleep 1000; done\n";
 
     #[tokio::test]
     async fn n17_cancelled_run_is_killed_and_reaped() {
@@ -410,8 +411,9 @@ mod tests {
 
     #[tokio::test]
     async fn n17_sigterm_lets_a_program_clean_up() {
-        let program =
-            TestProgram::new("#!/bin/sh\ntrap 'touch tidy; exit' TERM\necho \"{\\\"value\\\":$$}\" >&3\nsleep 1000 & wait\n");
+        let program = TestProgram::new(
+            "#!/bin/sh\ntrap 'touch tidy; exit' TERM\necho \"{\\\"value\\\":$$}\" >&3\nsleep 1000 & wait\n",
+        );
         let (run, mut emitted) = program.run(ProgramLimits::new().grace_period(Duration::MAX));
         let run = tokio::spawn(run);
         let pid = receive_pid(&mut emitted).await;
