@@ -1,7 +1,7 @@
 //! The audit log: one line for every message accepted or refused, and for every policy decision, in a hash chain.
 //!
 //! A line is a JSON object with its number (`seq`) and the SHA-256 of the previous line (`prev`). [`verify`] finds lines that were
-//! changed, removed or moved. The file `FILE.head` names the last line, so that truncation is found too. Whoever can write both
+//! changed, removed or moved. The file `FILE.head` names the last line, so that truncation is found too. Anyone who can write both
 //! files can forge a new history: keep them where the node can only append, or copy the head to another machine.
 //!
 //! ```

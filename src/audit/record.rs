@@ -98,11 +98,12 @@ impl Record {
     /// ```
     /// use nanite::audit::{DecisionSubject, Record};
     /// use nanite::clock::{Clock, SystemClock};
-    /// use nanite::packet::{Identity, Kind};
+    /// use nanite::packet::{Identity, Kind, Service};
     /// use nanite::policy::Decision;
     ///
     /// let (fred, desk) = (Identity::agent("fred")?, Identity::mapper("desk")?);
-    /// let subject = DecisionSubject::new(Kind::Request, &desk).service(&"/work/light".parse()?);
+    /// let service: Service = "/work/light".parse()?;
+    /// let subject = DecisionSubject::new(Kind::Request, &desk).service(&service);
     /// let record = Record::decided(&fred, SystemClock.now(), &subject, &Decision::denied());
     /// assert_eq!(serde_json::to_value(record)?["verdict"], "denied");
     /// # Ok::<(), Box<dyn std::error::Error>>(())

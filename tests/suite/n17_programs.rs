@@ -518,7 +518,7 @@ async fn n17_example_programs_run() {
     assert_eq!(system.request("/text/upper", "straße").await, Ok("STRASSE".into()));
     assert_eq!(
         system.request("/text/upper", 5).await,
-        failure(FailureCode::Failed, "exit code 1: the payload is no text")
+        failure(FailureCode::Failed, "exit code 1: the payload is not a string")
     );
     let usage: BTreeMap<String, u64> = system.request("/disk/usage", ()).await.unwrap().parse().unwrap();
     assert!(usage["used_percent"] <= 100 && usage["total_kib"] > 0, "{usage:?}");
@@ -527,7 +527,7 @@ async fn n17_example_programs_run() {
         assert_eq!(pid(&mut events).await, number);
     }
     assert_eq!(outcome(&mut events).await, Ok(json("6")));
-    let refused = failure(FailureCode::Failed, "exit code 2: the payload is no number from 0 to 99999");
+    let refused = failure(FailureCode::Failed, "exit code 2: the payload is not a number from 0 to 99999");
     for hostile in ["$(touch /tmp/x)", "1; touch x", "", "-1"] {
         assert_eq!(system.request("/count/to", hostile).await, refused, "{hostile:?}");
     }

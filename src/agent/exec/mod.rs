@@ -19,7 +19,7 @@
 //! group gets SIGTERM, and SIGKILL after the [grace period](ProgramLimits::grace_period). Processes that remain in the group when
 //! the program exits are killed. Child processes that moved to another group or session are not.
 //!
-//! Whoever can write a program decides what runs. So the directory, everything in it that leads to a program, and the directories
+//! Anyone who can write a program decides what runs. So the directory, everything in it that leads to a program, and the directories
 //! above it must belong to root or the user of the agent, and must not be writable by others. Otherwise the program is
 //! [skipped](ProgramActors::skipped), or the directory rejected. This is checked again before every run.
 

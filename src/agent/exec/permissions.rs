@@ -1,6 +1,6 @@
 //! Which files may be run: owner, permissions, symbolic links and format.
 //!
-//! Whoever can write a file decides what runs. So every directory from the root of the file system to the program, and the program
+//! Anyone who can write a file decides what runs. So every directory from the root of the file system to the program, and the program
 //! itself, must belong to root or to the user of this process, and must not be writable by others. A symbolic link is followed step
 //! by step, inside the program directory only.
 
