@@ -149,7 +149,7 @@ impl Context {
         }
     }
 
-    /// Sends an intermediate result with the default key.
+    /// Sends an intermediate result with the default key. As [`Context::emit`] otherwise.
     ///
     /// # Errors
     /// As [`Context::emit`].
@@ -245,6 +245,29 @@ pub trait Actor: fmt::Debug + Send + Sync {
     }
 }
 
+#[async_trait]
+impl<A: Actor + ?Sized> Actor for Arc<A> {
+    fn services(&self) -> Vec<Service> {
+        (**self).services()
+    }
+
+    async fn call(&self, service: &Service, payload: Payload, context: Context) -> HandlerResult<Payload> {
+        (**self).call(service, payload, context).await
+    }
+
+    fn on_exception(&self, service: &Service, failure: &Failure) {
+        (**self).on_exception(service, failure);
+    }
+
+    fn changes(&self) -> Option<watch::Receiver<u64>> {
+        (**self).changes()
+    }
+
+    fn check(&self) -> Result<(), ExposeError> {
+        (**self).check()
+    }
+}
+
 /// An actor made of handlers with a common prefix: `actor("simple").expose("echo", ..)` offers `/simple/echo`.
 ///
 /// An invalid or duplicate name is reported by [`AgentBuilder::start`](super::AgentBuilder::start).
@@ -265,7 +288,7 @@ pub fn actor(prefix: impl Into<String>) -> Handlers {
 type BoxedHandler = Arc<dyn Fn(Payload, Context) -> BoxFuture<'static, HandlerResult<Payload>> + Send + Sync>;
 type ExceptionHook = Box<dyn Fn(&Service, &Failure) + Send + Sync>;
 
-/// See [`actor`].
+/// Handlers with a common prefix, as an [`Actor`]. See [`actor`].
 pub struct Handlers {
     prefix: String,
     handlers: BTreeMap<Service, BoxedHandler>,

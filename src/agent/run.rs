@@ -87,6 +87,14 @@ pub struct Agent {
 }
 
 /// Makes an agent register again, as after a renewal of its certificate: the mappers learn the new certificate that way.
+///
+/// ```
+/// # fn example(agent: &nanite::agent::Agent) {
+/// let announcer = agent.announcer();
+/// // after SecureSerializer::replace_credentials:
+/// announcer.announce();
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Announcer(mpsc::Sender<PresenceCommand>);
 
@@ -107,6 +115,12 @@ impl Agent {
     /// Takes no new requests, unregisters, and waits for the running jobs, up to the drain limit. Requests that were not begun go back
     /// to the agent's queue.
     ///
+    /// ```
+    /// # async fn example(agent: nanite::agent::Agent) -> Result<(), nanite::agent::AgentError> {
+    /// agent.stop().await
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// [`AgentError`] when the agent had stopped by itself before.
     pub async fn stop(mut self) -> Result<(), AgentError> {
@@ -117,6 +131,14 @@ impl Agent {
     }
 
     /// Runs until `shutdown` completes, then stops as [`stop`](Self::stop) does; returns earlier when the agent stops by itself.
+    ///
+    /// ```
+    /// # async fn example(agent: nanite::agent::Agent) -> Result<(), nanite::agent::AgentError> {
+    /// let (shutdown, stopped) = tokio::sync::oneshot::channel::<()>();
+    /// # drop(shutdown);
+    /// agent.run_until(async move { drop(stopped.await) }).await
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// [`AgentError`] when the agent stopped by itself.
@@ -148,11 +170,26 @@ impl Agent {
     }
 
     /// Sends requests to other agents, through a mapper, in this agent's name.
+    ///
+    /// ```
+    /// # async fn example(agent: nanite::agent::Agent) -> Result<(), nanite::request::RequestError> {
+    /// let answers = agent.proxy().request("/text/upper", "hello").await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn proxy(&self) -> &MapperProxy {
         &self.proxy
     }
 
-    /// The jobs that run now.
+    /// The running jobs.
+    ///
+    /// ```
+    /// # fn example(agent: &nanite::agent::Agent) {
+    /// for job in agent.running() {
+    ///     println!("{} for {}, since {}", job.service, job.caller, job.since);
+    /// }
+    /// # }
+    /// ```
     pub fn running(&self) -> Vec<RunningJob> {
         self.dispatcher.running()
     }
