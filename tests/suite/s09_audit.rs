@@ -164,7 +164,7 @@ async fn s09_overflow_blocks_or_drops_and_counts() {
 fn s09_nanite_audit_verify_reports_problems() {
     let dir = TempDir::new().unwrap();
     let file = dir.path().join("audit.log");
-    let verify = |options: &[&str]| run(nanite(&["audit", "verify", file.to_str().unwrap()]).args(options));
+    let verify = |options: &[&str]| run(nanite(["audit", "verify", file.to_str().unwrap()]).args(options));
     assert_eq!(verify(&[]).code(), 6, "there is no log");
     let line = r#"{"seq":2,"prev":"00","verdict":"refused"}"#;
     fs::write(&file, format!("{line}\n{line}\n")).unwrap();
