@@ -173,8 +173,8 @@ impl AgentBuilder {
     }
 
     /// What to do when another process of this identity already runs. By default the newest process wins: it works, and the other one
-    /// stops with [`AgentError::Replaced`]. With `true` this process stops at its start, with [`AgentError::RunsAlready`]. Both processes
-    /// log a warning in any case.
+    /// stops with [`AgentError::Replaced`]. With `true` this process stops at its start, with [`AgentError::RunsAlready`]. The process
+    /// that already runs logs a warning in any case.
     pub fn give_way(mut self, give_way: bool) -> Self {
         self.give_way = give_way;
         self
