@@ -230,11 +230,10 @@ impl Shared {
         signer: Option<&Verified>,
     ) -> bool {
         let decision = self.policy.authorize_registration(&Caller::new(sender, signer), register);
-        let id = signer.map(Verified::id);
-        let subject = DecisionSubject { kind, from: sender, id, service: None, on_behalf_of: None };
+        let subject = DecisionSubject::new(kind, sender).id(signer.map(Verified::id));
         self.link.audit_decision(subject, &decision).await;
         if !decision.allowed {
-            tracing::warn!(agent = %sender, why = decision.why, rule = decision.rule, "registration denied");
+            tracing::warn!(agent = %sender, reason = decision.reason, rule = decision.rule, "registration denied");
         }
         decision.allowed
     }

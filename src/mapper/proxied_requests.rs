@@ -86,18 +86,16 @@ impl ProxiedRequest {
 
     /// Sends the request to agents, if the policy allows it.
     pub async fn dispatch(&self, shared: &Arc<Shared>) -> Result<Dispatched, RequestError> {
-        let caller = Caller { on_behalf_of: self.on_behalf_of(), ..Caller::new(&self.sender, self.signer.as_ref()) };
+        let caller = Caller::new(&self.sender, self.signer.as_ref()).on_behalf_of(self.on_behalf_of());
         let decision = shared.policy.authorize_request(&caller, &self.request);
-        let subject = DecisionSubject {
-            kind: if self.reply_to.is_some() { Kind::Request } else { Kind::Push },
-            from: &self.sender,
-            id: self.signer.as_ref().map(Verified::id),
-            service: Some(&self.request.service),
-            on_behalf_of: caller.on_behalf_of,
-        };
+        let kind = if self.reply_to.is_some() { Kind::Request } else { Kind::Push };
+        let subject = DecisionSubject::new(kind, &self.sender)
+            .id(self.signer.as_ref().map(Verified::id))
+            .service(&self.request.service)
+            .on_behalf_of(caller.on_behalf_of);
         shared.link.audit_decision(subject, &decision).await;
         if !decision.allowed {
-            return Err(RequestError::Denied(decision.why));
+            return Err(RequestError::Denied(decision.reason));
         }
         let mut request = self.request.clone();
         request.on_behalf_of = Some(caller.origin().clone());

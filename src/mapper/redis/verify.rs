@@ -186,7 +186,7 @@ impl Verifier {
         };
         let decision = context.policy.authorize_registration(&Caller::new(identity, inbound.signer()), register);
         if !decision.allowed {
-            return self.refuse(RedisRefusal::Denied, identity, &decision.why, now);
+            return self.refuse(RedisRefusal::Denied, identity, &decision.reason, now);
         }
         let version = version(&inbound, register.instance, received_at);
         let proof = inbound.signer().and_then(|signer| signer.proof().cloned());
