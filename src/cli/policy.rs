@@ -9,7 +9,7 @@ use super::text::counted;
 use crate::packet::{Identity, Payload, Request, SelectorName, Service, Tag};
 #[cfg(feature = "cedar")]
 use crate::policy::CedarPolicy;
-use crate::policy::{Caller, Policy, Rules, RulesError};
+use crate::policy::{Caller, Policy, PolicyError, Rules};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
@@ -73,9 +73,9 @@ impl Explain {
             None => output::line(&format!("{result}: no rule allows it"))?,
         }
         for explanation in rules.map(|rules| rules.explain(&caller, &request)).unwrap_or_default() {
-            let result = match explanation.misses.as_slice() {
+            let result = match explanation.mismatches.as_slice() {
                 [] => "matches".to_owned(),
-                misses => format!("does not match: {}", misses.join(", ")),
+                mismatches => format!("does not match: {}", mismatches.join(", ")),
             };
             output::line(&format!("  {}  {result}", explanation.rule))?;
         }
@@ -119,11 +119,11 @@ fn read(file: &Path) -> Result<PolicyFile, CliError> {
     Ok(PolicyFile { names: rules.names(), policy: rules.clone(), rules: Some(rules) })
 }
 
-fn invalid(file: &Path, error: &RulesError) -> CliError {
+fn invalid(file: &Path, error: &PolicyError) -> CliError {
     // The report of the TOML parser ends with a line end.
     let failure = CliError::new(Exit::Usage, chain(error).trim_end());
     match error {
-        RulesError::Invalid(_) => {
+        PolicyError::Invalid(_) => {
             failure.context(file.display()).help("docs/guide/policy.md shows what a rule can contain")
         }
         _ => failure.help("a node does not start without its policy: make the file readable, or leave out --policy"),

@@ -242,7 +242,7 @@ pub(super) fn audit(path: &Path) -> Finding {
                 let lines = counted(usize::try_from(report.lines).unwrap_or(usize::MAX), "line");
                 return Finding::ok("audit", format!("{shown}: {lines}, none changed, missing or moved"));
             }
-            Some(problem) => format!("{}:{}: {}", problem.file.display(), problem.line, problem.why),
+            Some(problem) => format!("{}:{}: {}", problem.file.display(), problem.line, problem.reason),
         },
         Err(error) => format!("cannot read {shown}: {error}"),
     };
