@@ -10,7 +10,7 @@ use super::status::SharedStatus;
 use crate::link::{Link, Outbound, SendError};
 use crate::packet::{Kind, MessageId, Packet, Ping, Register, Tag, Unregister};
 use crate::serializer::{Audience, SealError};
-use crate::transport::{Destination, Exchange, TransportError, topology};
+use crate::transport::{Destination, TransportError, topology};
 
 /// How many orders wait; more are dropped, since each would say the same again.
 const ORDERS: usize = 64;
@@ -115,7 +115,7 @@ impl Presence {
     async fn say(&self, packet: Packet, exchange: &str, asked: Option<MessageId>) {
         let kind = packet.kind().as_str();
         let message = Outbound::new(packet, Audience::Mappers).in_reply_to(asked);
-        match self.link.send(message, Destination::Exchange(Exchange(exchange.into()))).await {
+        match self.link.send(message, Destination::exchange(exchange)).await {
             Ok(_) => tracing::debug!(kind, "said to the mappers"),
             Err(SendError::Seal(SealError::NoRecipient(_))) => {
                 tracing::info!(kind, "no mapper is known yet: waiting for one to ask");

@@ -13,7 +13,7 @@ use super::dispatch::{Dispatcher, RunningJob, RunningJobs, Services};
 use super::presence::{Order, Presence};
 use super::status::SharedStatus;
 use crate::clock::Timestamp;
-use crate::files::{FileBox, FileRoot};
+use crate::files::{FileReceiver, FileRoot};
 use crate::link::{Link, Subscription};
 use crate::packet::{Advertise, DuplicateInstance, Identity, MessageId, Packet, Tag};
 use crate::policy::Policy;
@@ -206,7 +206,7 @@ impl Settings {
             ping_time: self.ping_time,
         };
         let presence = presence.start();
-        let files = self.files.clone().map(|root| FileBox::start(link.clone(), root));
+        let files = self.files.clone().map(|root| FileReceiver::start(link.clone(), root));
         let mut watchers = JoinSet::new();
         for mut changes in self.services.actors().iter().filter_map(|actor| actor.changes()) {
             let presence = presence.clone();
@@ -251,7 +251,7 @@ struct Running {
     settings: Settings,
     dispatcher: Arc<Dispatcher>,
     presence: mpsc::Sender<Order>,
-    files: Option<FileBox>,
+    files: Option<FileReceiver>,
     control: Subscription,
     inbox: Subscription,
     /// Register again when an actor's services change; aborted on drop.
@@ -285,7 +285,7 @@ impl Running {
                     if let (Packet::FileStart(_) | Packet::FileChunk(_) | Packet::FileEnd(_), Some(files)) =
                         (&said.inbound.packet, &self.files)
                     {
-                        files.put(said).await;
+                        files.handle(said).await;
                         continue;
                     }
                     let said = said.accept().await;

@@ -137,14 +137,11 @@ impl Link {
     /// [`TransportError`] when it could not be published.
     pub async fn publish(&self, ready: &SealedMessage, to: Destination) -> Result<(), TransportError> {
         let expires_in = ready.expires_at.since(self.now()).max(Duration::from_millis(1));
-        let message = PublishRequest {
-            destination: to,
-            body: ready.body.clone(),
-            content_type: self.0.serializer.content_type().to_owned(),
-            message_id: ready.sealed_id.to_string(),
-            expires_in: Some(expires_in),
-            persistent: ready.persistent,
-        };
+        let message = PublishRequest::new(to, ready.body.clone())
+            .content_type(self.0.serializer.content_type())
+            .message_id(ready.sealed_id.to_string())
+            .expires_in(expires_in)
+            .persistent(ready.persistent);
         self.0.transport.publish(message, PUBLISH_TIMEOUT.min(expires_in)).await
     }
 }

@@ -27,7 +27,7 @@ pub use state::{AgentQuery, AgentRecord, ClusterState, Heartbeat, LocalState, St
 
 use crate::audit::AuditLog;
 use crate::clock::{Clock, SystemClock};
-use crate::files::{Broadcast, BroadcastError, Progress, Receiver, Transfer};
+use crate::files::{Broadcast, BroadcastError, OutgoingTransfer, Progress, Receiver};
 use crate::link::{Link, SendError};
 use crate::packet::{Identity, Role, Token};
 use crate::policy::{AllowVerified, Policy};
@@ -343,10 +343,10 @@ impl Mapper {
         let receivers: Vec<Receiver> =
             takers.map(|record| Receiver { identity: record.identity.clone(), instance: record.instance }).collect();
         if receivers.is_empty() {
-            return Err(BroadcastError::NobodySubscribed(broadcast.domain));
+            return Err(BroadcastError::NoSubscribers(broadcast.domain));
         }
         let events = Events::begin(&self.shared.jobs, Token::random()?, Duration::MAX, self.clone());
-        Transfer::new(&self.shared.link, events, receivers).run(broadcast, progress).await
+        OutgoingTransfer::new(&self.shared.link, events, receivers).run(broadcast, progress).await
     }
 
     /// The agents that live, in the order of their identities.

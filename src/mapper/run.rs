@@ -18,7 +18,7 @@ use crate::link::{Outbound, SendError, Subscription, UnverifiedPeer};
 use crate::packet::{Advertise, DuplicateInstance, Identity, Kind, Packet, Ping, Register, Role, Unregister};
 use crate::policy::Caller;
 use crate::serializer::{Audience, Verified};
-use crate::transport::{Destination, Exchange, topology};
+use crate::transport::{Destination, topology};
 
 /// How often one unknown agent is asked to register, at most.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
@@ -180,10 +180,8 @@ impl Shared {
                 let queue = topology::process_queue_name(agent.as_str(), instance);
                 (Audience::One(agent.clone()), Destination::Queue(queue), Some(agent))
             }
-            Some((agent, None)) => {
-                (Audience::Agents, Destination::Exchange(Exchange(topology::ADVERTISE.into())), Some(agent))
-            }
-            None => (Audience::Agents, Destination::Exchange(Exchange(topology::ADVERTISE.into())), None),
+            Some((agent, None)) => (Audience::Agents, Destination::exchange(topology::ADVERTISE), Some(agent)),
+            None => (Audience::Agents, Destination::exchange(topology::ADVERTISE), None),
         };
         let advertise = Advertise { target, duplicate: None, serves: self.link.serves_requests() };
         self.link.send(Outbound::new(advertise, audience), destination).await?;

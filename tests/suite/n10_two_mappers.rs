@@ -69,7 +69,7 @@ async fn n10_what_a_mapper_cannot_open_is_left_to_one_that_can() {
     drop(first);
     let nobody = proxy.request("/count/up", ()).timeout(Duration::from_millis(300)).await.unwrap_err();
     assert!(matches!(nobody, RequestError::Refused(Failure { code: FailureCode::TimedOut, .. })), "{nobody:?}");
-    wait_until("the queue is empty", async || broker.waiting(topology::REQUEST).is_empty()).await;
+    wait_until("the queue is empty", async || broker.queued_messages(topology::REQUEST).is_empty()).await;
     assert_eq!(calls.load(Ordering::SeqCst), REQUESTS);
 }
 

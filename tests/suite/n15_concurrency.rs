@@ -69,11 +69,11 @@ async fn send(mapper: &Mapper, service: &str, jobs: usize) -> Vec<Asked> {
 async fn waiting(system: &System, agent: &str, messages: usize) {
     let queue = topology::agent_inbox_name(Identity::agent(agent).unwrap().as_str());
     let all = async {
-        while system.broker.waiting(&queue).len() != messages {
+        while system.broker.queued_messages(&queue).len() != messages {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
-    let found = format!("{messages} are not waiting, but {}", system.broker.waiting(&queue).len());
+    let found = format!("{messages} are not waiting, but {}", system.broker.queued_messages(&queue).len());
     tokio::time::timeout(Duration::from_secs(30), all).await.expect(&found);
 }
 
