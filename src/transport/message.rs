@@ -220,6 +220,13 @@ impl From<DurableOptions> for QueueKind {
 }
 
 /// The properties of a durable queue.
+///
+/// ```
+/// use nanite::transport::{DurableOptions, Queue};
+///
+/// let queue = Queue::new("jobs", DurableOptions::new().quorum(true).ordered(true));
+/// # drop(queue);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DurableOptions {

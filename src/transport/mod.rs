@@ -255,6 +255,25 @@ impl Acker {
 
     /// Returns the message to its queue.
     ///
+    /// ```
+    /// use nanite::transport::{Destination, MemoryBroker, PublishRequest, Queue, Transport, TransportError};
+    /// use std::time::Duration;
+    ///
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), TransportError> {
+    /// let transport = MemoryBroker::new().connect();
+    /// let mut consumer = transport.consume(&Queue::durable("work"), 1).await?;
+    /// let message = PublishRequest::new(Destination::queue("work"), "hello".as_bytes());
+    /// transport.publish(message, Duration::from_secs(1)).await?;
+    ///
+    /// let first = consumer.next().await.ok_or(TransportError::Closed)?;
+    /// first.acker.requeue().await?;
+    /// let second = consumer.next().await.ok_or(TransportError::Closed)?;
+    /// assert!(second.redelivered);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// [`TransportError`] if the broker cannot be told: the message will be delivered again in any case.
     pub async fn requeue(self) -> Result<(), TransportError> {

@@ -100,6 +100,16 @@ impl AmqpOptions {
     }
 
     /// Whether the host is a loopback address or `localhost`.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), nanite::transport::TransportError> {
+    /// use nanite::transport::AmqpOptions;
+    ///
+    /// assert!(AmqpOptions::new("amqp://[::1]:5672")?.is_loopback());
+    /// assert!(!AmqpOptions::new("amqp://broker.example.org")?.is_loopback());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn is_loopback(&self) -> bool {
         let address = self.host.parse::<std::net::IpAddr>();
         address.map_or_else(|_| self.host.eq_ignore_ascii_case("localhost"), |address| address.is_loopback())

@@ -297,7 +297,7 @@ fn unroutable(destination: &Destination) -> TransportError {
     }
 }
 
-/// The error for a message because of which the broker closed the channel.
+/// The error for a message that made the broker close the channel.
 fn rejection(destination: &Destination, error: &lapin::Error) -> TransportError {
     match channel_error(error) {
         Some((AMQPSoftError::NOTFOUND, _)) => unroutable(destination),

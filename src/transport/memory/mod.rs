@@ -146,6 +146,26 @@ impl MemoryBroker {
     }
 
     /// Restarts the broker: connections are lost and restored. Transient messages and exclusive queues are lost.
+    ///
+    /// ```
+    /// use nanite::transport::{Destination, MemoryBroker, PublishRequest, Queue, Transport, TransportError};
+    /// use std::time::Duration;
+    ///
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), TransportError> {
+    /// let broker = MemoryBroker::new();
+    /// let transport = broker.connect();
+    /// transport.declare(&Queue::durable("work")).await?;
+    /// let message = PublishRequest::new(Destination::queue("work"), "hello".as_bytes());
+    /// transport.publish(message.clone().persistent(false), Duration::from_secs(1)).await?;
+    /// transport.publish(message, Duration::from_secs(1)).await?;
+    /// assert_eq!(broker.queued_messages("work").len(), 2);
+    ///
+    /// broker.restart();
+    /// assert_eq!(broker.queued_messages("work").len(), 1);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn restart(&self) {
         self.0.state().restart(Instant::now());
         self.0.notify_connections();
