@@ -22,7 +22,7 @@ use crate::transport::{Destination, TransportError, topology};
 
 /// How long to wait for confirmations before the receivers that lag behind are probed.
 const PROBE_INTERVAL: Duration = Duration::from_secs(2);
-/// A receiver that is alive but has confirmed nothing after this many probes (half a minute) is given up.
+/// A receiver that is alive but has confirmed nothing after this many probes (half a minute) has failed.
 const MAX_PROBES: u32 = 15;
 
 /// A file to send; see [`Mapper::broadcast`](crate::mapper::Mapper::broadcast).

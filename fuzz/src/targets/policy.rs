@@ -40,8 +40,10 @@ pub fn run(data: &[u8]) {
         let wanted = list(&table, "request").iter().any(|rule| allows_request(rule, case));
         assert_eq!(decision.allowed, wanted, "{:?} by {:?}", case.request, caller.origin());
         let explained = rules.explain(&caller, &case.request);
-        let first =
-            explained.into_iter().find(|explanation| explanation.misses.is_empty()).map(|explanation| explanation.rule);
+        let first = explained
+            .into_iter()
+            .find(|explanation| explanation.mismatches.is_empty())
+            .map(|explanation| explanation.rule);
         assert_eq!(decision.rule, first, "the explanation names another rule");
         assert_eq!(decision.allowed, decision.rule.is_some());
         assert!(!names.is_empty() || !decision.allowed, "allowed without rules");

@@ -113,7 +113,7 @@ impl Drop for SocketGuard {
 /// Makes one attempt to connect.
 pub(super) async fn open(options: &AmqpOptions, number: u64) -> Result<(Arc<Connection>, Events), TransportError> {
     let guard = SocketGuard::default();
-    let connector = match options.tls_if_secure()?.cloned() {
+    let connector = match options.tls_options()?.cloned() {
         Some(tls) => {
             Some(tokio::task::spawn_blocking(move || tls.connector()).await.map_err(|_| TransportError::Closed)??)
         }

@@ -124,7 +124,7 @@ impl AmqpOptions {
 
     /// The options for TLS; `None` for plain TCP. It is an error if the URL and the options disagree, so that a connection is never
     /// less protected than either of them says.
-    pub(super) fn tls_if_secure(&self) -> Result<Option<&Tls>, TransportError> {
+    pub(super) fn tls_options(&self) -> Result<Option<&Tls>, TransportError> {
         match (&self.tls, self.uses_tls) {
             (Some(tls), true) => Ok(Some(tls)),
             (None, false) => Ok(None),
@@ -311,11 +311,11 @@ mod tests {
     fn s14_url_scheme_and_tls_options_must_agree() {
         let secure = AmqpOptions::new("amqps://h/v").unwrap();
         assert_eq!((secure.port, secure.to_string().as_str()), (5671, "amqps://guest@h:5671/v"));
-        assert!(matches!(secure.tls_if_secure(), Err(TransportError::Address(_))));
-        assert!(secure.tls(Tls::new("ca.pem")).tls_if_secure().unwrap().is_some());
+        assert!(matches!(secure.tls_options(), Err(TransportError::Address(_))));
+        assert!(secure.tls(Tls::new("ca.pem")).tls_options().unwrap().is_some());
         let plain = AmqpOptions::new("amqp://h").unwrap();
-        assert!(plain.tls_if_secure().unwrap().is_none());
-        assert!(matches!(plain.tls(Tls::new("ca.pem")).tls_if_secure(), Err(TransportError::Address(_))));
+        assert!(plain.tls_options().unwrap().is_none());
+        assert!(matches!(plain.tls(Tls::new("ca.pem")).tls_options(), Err(TransportError::Address(_))));
     }
 
     #[test]

@@ -188,7 +188,7 @@ impl Publisher {
         while !confirmed.is_empty() {
             if let Some(channel) = &self.channel {
                 // lapin completes the confirms of one frame one after the other, under a lock that this call takes for a moment:
-                // when it returns, all confirms of the frames of those in `confirmed` have woken their futures.
+                // when it returns, all confirms of the same frames as those in `confirmed` have woken their futures.
                 let _ = channel.wait_for_confirms().now_or_never();
             }
             let later = self.take_confirmed();
