@@ -183,7 +183,7 @@ mod tests {
         let tap = broker.tap(10);
         for body in ["the eagle lands", "xxthe eagle lan", "eagl", "", "\0\u{1}eagle"] {
             let message = PublishRequest {
-                destination: Destination::Exchange(crate::transport::Exchange("x".into())),
+                destination: Destination::exchange("x"),
                 body: body.as_bytes().into(),
                 content_type: "text".into(),
                 message_id: "1".into(),

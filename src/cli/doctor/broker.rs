@@ -20,7 +20,7 @@ const MANY: u64 = 100;
 
 /// Whether the way to the broker is protected. The messages are so in any case; the password and who talks to whom are not.
 pub(super) fn protection(options: &AmqpOptions) -> Finding {
-    if options.is_secure() {
+    if options.uses_tls() {
         return Finding::ok("protection", "TLS, by a CA of its own");
     }
     if options.is_loopback() {

@@ -160,7 +160,7 @@ fn examine(global: &Global, args: &Args, findings: &mut Vec<Finding>) -> Result<
     findings.extend(args.policy.as_ref().or(file.policy.as_ref()).map(|path| files::policy(path)));
     findings.extend(args.audit.as_ref().or(file.audit.as_ref()).map(|path| files::audit(path)));
 
-    let options = node::broker_options(&args.broker, &global.config)?.name(identity.as_str());
+    let options = node::broker_options(&args.broker, &global.config)?.connection_name(identity.as_str());
     findings.push(broker::protection(&options));
     let secure = args.who.secure(&global.config, identity.role(), None);
     let has_failed = findings.iter().any(|finding| finding.state == State::Fail);

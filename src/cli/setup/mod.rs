@@ -15,7 +15,7 @@ use super::error::{CliError, Exit};
 use super::text::printable;
 use super::{Global, broker, node, output};
 use crate::packet::{Identity, Role};
-use crate::transport::segment;
+use crate::transport::percent_encode;
 use http::{Api, ApiError, ApiUrl};
 use wanted::Permissions;
 
@@ -96,7 +96,7 @@ pub(super) fn run(global: &Global, command: &Command) -> Result<Exit, CliError> 
     };
     let shown = url.to_string();
     let api = Api::new(url, args.user.clone(), args.password(global)?, tls);
-    let setup = Setup { global, args, api, vhost: segment(&args.vhost) };
+    let setup = Setup { global, args, api, vhost: percent_encode(&args.vhost) };
     setup.all(&nodes).map_err(|failure| failure.told(&shown))
 }
 
@@ -260,7 +260,7 @@ impl Setup<'_> {
             let mut missing = Vec::new();
             for one in all.drain(..) {
                 let name = one.get("name").and_then(Value::as_str).unwrap_or_default();
-                match self.api.get(&format!("/api/{kind}/{}/{}", self.vhost, segment(name)))? {
+                match self.api.get(&format!("/api/{kind}/{}/{}", self.vhost, percent_encode(name)))? {
                     None => missing.push(one),
                     Some(found) => {
                         if let Some(difference) = wanted::difference(&one, &found) {
@@ -284,7 +284,7 @@ impl Setup<'_> {
     /// RabbitMQ lets whoever makes a virtual host do everything in it. Nobody needs that here.
     fn step_back(&self) -> Result<(), Failed> {
         if !self.args.dry_run {
-            self.api.delete(&format!("/api/permissions/{}/{}", self.vhost, segment(&self.args.user)))?;
+            self.api.delete(&format!("/api/permissions/{}/{}", self.vhost, percent_encode(&self.args.user)))?;
         }
         let how = if self.args.dry_run { "would take" } else { "took" };
         Ok(self.line(

@@ -81,7 +81,7 @@ pub(super) fn topology() -> Value {
 /// The arguments of a queue, as the transport declares it.
 fn arguments(kind: QueueKind) -> Value {
     let (quorum, ordered) = match kind {
-        QueueKind::Durable { quorum, ordered, .. } => (quorum, ordered),
+        QueueKind::Durable(options) => (options.quorum, options.ordered),
         QueueKind::Exclusive => (false, false),
     };
     let queue_type = if quorum { "quorum" } else { "classic" };
