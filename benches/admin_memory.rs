@@ -20,7 +20,7 @@ use nanite::link::{Link, Outbound};
 use nanite::packet::{Identity, Ping, Register, Status};
 use nanite::security::SecureSerializer;
 use nanite::serializer::Audience;
-use nanite::transport::{Destination, Exchange, topology};
+use nanite::transport::{Destination, topology};
 
 use harness::program::Running;
 use harness::site::Site;
@@ -92,7 +92,7 @@ async fn measure(agents: usize, heartbeats: usize) {
             files: Vec::new(),
             instance: None,
         };
-        let destination = Destination::Exchange(Exchange(topology::REGISTRATION.into()));
+        let destination = Destination::exchange(topology::REGISTRATION);
         link.send(Outbound::new(register, Audience::Mappers), destination).await.unwrap();
     }
     let (_, err) = tower.said();
@@ -110,7 +110,7 @@ async fn measure(agents: usize, heartbeats: usize) {
         for link in &links {
             let status = Status::new((round % 7) as f64);
             let ping = Ping { identity: link.identity().clone(), status, instance: None };
-            let destination = Destination::Exchange(Exchange(topology::HEARTBEAT.into()));
+            let destination = Destination::exchange(topology::HEARTBEAT);
             link.send(Outbound::new(ping, Audience::Mappers), destination).await.unwrap();
         }
         tokio::time::sleep(Duration::from_millis(1100).saturating_sub(round_start.elapsed())).await;

@@ -314,7 +314,7 @@ impl NodeBuilder {
     /// [`NodeError`] when an option is wrong or the broker cannot be reached.
     #[cfg(feature = "amqp")]
     pub async fn connect_with(self, options: AmqpOptions) -> Result<Node, NodeError> {
-        let options = options.name(self.identity.as_str());
+        let options = options.connection_name(self.identity.as_str());
         let (serializer, clock, policy, audit) = (self.serializer.build()?, self.clock, self.policy, self.audit);
         let transport = Arc::new(AmqpTransport::connect(options).await?);
         Ok(Node { serializer: Arc::new(serializer), transport, clock, policy, audit })

@@ -207,7 +207,7 @@ impl Options {
         }
         let mut root = FileRoot::new(dir, domains.to_vec()).map_err(|error| remedy::file_root(&error))?;
         if let Some(bytes) = self.files_max {
-            root = root.largest(bytes);
+            root = root.max_bytes(bytes);
         }
         Ok(Some(root.on_file(|file| {
             let path = file.path.display().to_string();

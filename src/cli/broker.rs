@@ -92,7 +92,7 @@ impl Args {
         let certificate = self.broker_cert.as_ref().or(file.broker_cert.as_ref());
         match (certificate, self.broker_key.as_ref().or(file.broker_key.as_ref())) {
             (None, None) => Ok(Some(tls)),
-            (Some(certificate), Some(key)) => Ok(Some(tls.client(certificate, key))),
+            (Some(certificate), Some(key)) => Ok(Some(tls.client_certificate(certificate, key))),
             _ => Err(usage("a certificate towards the broker and its key go together")
                 .help("give both: `--broker-cert FILE --broker-key FILE`")),
         }

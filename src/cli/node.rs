@@ -101,7 +101,7 @@ impl Args {
             (secure.identity, secure.serializer, Some(secure.valid_until), Some(secure.reload))
         };
         let options = broker_options(&self.broker, config)?;
-        Ok(Node { options: options.name(identity.as_str()), identity, serializer, valid_until, reload })
+        Ok(Node { options: options.connection_name(identity.as_str()), identity, serializer, valid_until, reload })
     }
 }
 

@@ -5,7 +5,7 @@ use std::io::{IsTerminal, Read};
 use super::Global;
 use super::error::{CliError, Exit};
 use crate::packet::{MAX_DEPTH, Payload};
-use crate::transport::MAX_BODY;
+use crate::transport::MAX_BODY_BYTES;
 
 /// The payload of an argument, or of stdin.
 ///
@@ -32,7 +32,7 @@ pub(super) fn read(argument: Option<&str>, global: &Global) -> Result<Payload, C
 fn read_text(input: impl Read) -> Result<String, CliError> {
     let wrong = |what: String| CliError::new(Exit::Usage, format!("the payload on stdin {what}"));
     let mut bytes = Vec::new();
-    let limit = MAX_BODY as u64;
+    let limit = MAX_BODY_BYTES as u64;
     input.take(limit + 1).read_to_end(&mut bytes).map_err(|error| wrong(format!("cannot be read: {error}")))?;
     if bytes.len() as u64 > limit {
         return Err(wrong(format!("is longer than {limit} bytes"))

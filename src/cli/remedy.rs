@@ -216,7 +216,7 @@ pub(super) fn broadcast(error: &BroadcastError, broker: &str) -> CliError {
         BroadcastError::Name(_) => CliError::of(Exit::Usage, error)
             .help("give the name that it has at the receivers, without a directory: `--dest NAME`"),
         BroadcastError::Unreadable { .. } => CliError::of(Exit::Usage, error),
-        BroadcastError::NobodySubscribed(domain) => CliError::of(Exit::NotOffered, error)
+        BroadcastError::NoSubscribers(domain) => CliError::of(Exit::NotOffered, error)
             .help(format!("start one with `nanite agent --files-dir DIR --files-domain {domain}`")),
         BroadcastError::State(_) => CliError::of(Exit::Failure, error),
     }

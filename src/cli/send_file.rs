@@ -128,7 +128,7 @@ fn bar(global: &Global, file: &Path, length: u64) -> ProgressBar {
 
 /// Why nobody gets it.
 fn nobody(args: &Args, agents: &[std::sync::Arc<AgentRecord>], fleet: &Fleet) -> CliError {
-    let failure = CliError::new(Exit::NotOffered, format!("no agent takes files of {}", args.domain));
+    let failure = CliError::new(Exit::NotOffered, format!("no agent receives files of {}", args.domain));
     let mut domains: Vec<&str> = agents.iter().flat_map(|agent| &agent.files).map(Tag::as_str).collect();
     domains.sort_unstable();
     domains.dedup();

@@ -16,7 +16,7 @@ use crate::packet::{Advertise, DuplicateInstance, Identity};
 use crate::policy::Policy;
 use crate::request::PendingRequests;
 use crate::serializer::Audience;
-use crate::transport::{Destination, Exchange, topology};
+use crate::transport::{Destination, topology};
 
 /// A change in the agents that a mapper knows. See [`MapperBuilder::on_agent`](super::MapperBuilder::on_agent).
 #[derive(Clone, Debug)]
@@ -112,7 +112,7 @@ impl Shared {
 
     /// Asks agents to register.
     pub async fn try_request_registration(&self, request: RegistrationRequest) -> Result<(), SendError> {
-        let exchange = || Destination::Exchange(Exchange(topology::ADVERTISE.into()));
+        let exchange = || Destination::exchange(topology::ADVERTISE);
         let (audience, destination, target) = match request {
             RegistrationRequest::Process(agent, instance) => {
                 let queue = topology::process_queue_name(agent.as_str(), instance);

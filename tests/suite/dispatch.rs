@@ -168,7 +168,7 @@ async fn n04_silent_agent_times_out_and_returns(system: System) {
         .await
         .unwrap();
     knows(&mapper, &["fred"]).await;
-    transport.cut();
+    transport.disconnect();
     loop {
         if let AgentEvent::TimedOut(record) = seen.recv().await.unwrap() {
             assert_eq!(record.identity, identity);
@@ -176,7 +176,7 @@ async fn n04_silent_agent_times_out_and_returns(system: System) {
         }
     }
     assert!(matches!(mapper.request("/simple/echo", "hi").await, Err(RequestError::NoTarget(_))));
-    transport.restore();
+    transport.reconnect();
     knows(&mapper, &["fred"]).await;
     let answers = mapper.request("/simple/echo", "hi").await.unwrap();
     assert_eq!(answers.outcomes[&identity], ok(r#""hi""#));

@@ -10,6 +10,7 @@ mod files;
 mod formats;
 mod harness;
 mod layers;
+mod memory_broker;
 mod n02_duplicate_instances;
 mod n10_two_mappers;
 mod n12_offline;

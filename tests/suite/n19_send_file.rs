@@ -142,18 +142,20 @@ fn n19_what_cannot_be_sent_or_taken_is_said_with_its_exit_code() {
     check(&["small"], 0, &["1 agent has it, 0 without it (5 B, "]);
     check(&["small", "--dest", "other name"], 0, &[]);
     assert_eq!(fs::read(site.path("a/other name")).unwrap(), b"hello");
-    check(&["large"], 5, &["nanite-a: denied: the file is larger than is taken here"]);
+    check(&["large"], 5, &["nanite-a: denied: the file is larger than this agent allows"]);
     check(&["none"], 2, &["there is no file none"]);
     check(&["a"], 2, &["a is not a plain file", "tar"]);
     for name in ["../x", "/etc/x", "", ".hidden", "a/b"] {
-        check(&["small", "--dest", name], 2, &["is not one plain file name", "--dest NAME"]);
+        check(&["small", "--dest", name], 2, &["is not a plain file name", "--dest NAME"]);
     }
     assert_eq!(names(&site.path("a")), ["other name", "small"]);
 
     let other = |arguments: &[&str]| run(&mut site.nanite(arguments));
     let nobody = other(&["send-file", "small", "--domain", "music", "--look", "1s", "--json"]);
     assert_eq!(nobody.code(), 3, "{nobody:?}");
-    assert!(nobody.err.contains("no agent takes files of music") && nobody.err.contains("files are taken of photos"));
+    assert!(
+        nobody.err.contains("no agent receives files of music") && nobody.err.contains("files are taken of photos")
+    );
     assert_eq!(serde_json::from_str::<Value>(&nobody.out).unwrap(), json!({"results": {}, "failures": {}}));
     let few = other(&["send-file", "small", "--domain", "photos", "--look", "1s", "--at-least", "2"]);
     assert_eq!(few.code(), 3, "{few:?}");
@@ -162,7 +164,7 @@ fn n19_what_cannot_be_sent_or_taken_is_said_with_its_exit_code() {
     for (arguments, parts) in [
         (&["--files-dir", "a"][..], ["it is not said what files are taken of", "--files-domain D"]),
         (&["--files-domain", "photos"], ["it is not said where files go", "--files-dir DIR --files-domain photos"]),
-        (&["--files-dir", "none", "--files-domain", "x"], ["none cannot take files", "mkdir -p none"]),
+        (&["--files-dir", "none", "--files-domain", "x"], ["cannot receive files in none", "mkdir -p none"]),
         (&["--files-max", "1GB"], ["'1GB' is no size", "100MiB"]),
     ] {
         let refused = other(&[&["agent", "--token", "a"], arguments].concat());

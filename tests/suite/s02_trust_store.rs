@@ -14,8 +14,7 @@ use nanite::proxy::MapperProxy;
 use nanite::security::SecureSerializer;
 use nanite::serializer::{Audience, InboundQueue, OpenContext, OpenErrorKind, SealError, SealRequest, Serializer};
 use nanite::transport::{
-    Consumer, Destination, Exchange, MemoryBroker, MemoryTransport, PublishRequest, Queue, Transport, TransportError,
-    topology,
+    Consumer, Destination, MemoryBroker, MemoryTransport, PublishRequest, Queue, Transport, TransportError, topology,
 };
 
 use crate::harness::pki::{agent, mapper};
@@ -87,7 +86,7 @@ struct Mute {
 #[async_trait::async_trait]
 impl Transport for Mute {
     async fn publish(&self, message: PublishRequest, timeout: Duration) -> Result<(), TransportError> {
-        if message.destination == Destination::Exchange(Exchange(topology::ADVERTISE.into()))
+        if message.destination == Destination::exchange(topology::ADVERTISE)
             && self.missed.fetch_add(1, Ordering::SeqCst) == 0
         {
             return Ok(());

@@ -14,11 +14,11 @@ use tokio::sync::oneshot;
 
 use super::history::{History, KEPT};
 use crate::cli::error::{CliError, Exit};
-use crate::transport::MAX_BODY;
+use crate::transport::MAX_BODY_BYTES;
 
 const PROMPT: &str = "nanite> ";
 /// The longest line that is read from what is no terminal, in bytes: the largest payload and its options.
-const LONGEST: u64 = MAX_BODY as u64 + 64 * 1024;
+const LONGEST: u64 = MAX_BODY_BYTES as u64 + 64 * 1024;
 
 /// What was read.
 #[derive(Debug, PartialEq, Eq)]

@@ -274,7 +274,7 @@ pub(super) async fn rates(system: &System) -> Result<Vec<Rate>, CliError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::transport::{Exchange, MemoryBroker};
+    use crate::transport::MemoryBroker;
 
     #[tokio::test]
     async fn u01_search_finds_a_word_anywhere_in_a_message() {
@@ -282,7 +282,7 @@ mod tests {
         let tap = broker.tap(10);
         for body in ["the eagle lands", "xxthe eagle lan", "eagl", "", "\0\u{1}eagle"] {
             let message = PublishRequest {
-                destination: Destination::Exchange(Exchange("x".into())),
+                destination: Destination::exchange("x"),
                 body: body.as_bytes().into(),
                 content_type: "text".into(),
                 message_id: "1".into(),

@@ -27,7 +27,7 @@ const MAX_PINGED_AGENTS: usize = 20;
 
 /// Whether the connection is protected. Messages are signed and encrypted in any case; the password and the identities are not.
 pub(super) fn protection(options: &AmqpOptions) -> Finding {
-    if options.is_secure() {
+    if options.uses_tls() {
         return Finding::ok("protection", "TLS with a private CA");
     }
     if options.is_loopback() {

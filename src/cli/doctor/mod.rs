@@ -97,7 +97,7 @@ fn check(global: &Global, args: &Args) -> Result<(Option<Identity>, Vec<Finding>
     findings.extend(args.policy.as_ref().or(config.file.policy.as_ref()).map(|path| files::policy(path)));
     findings.extend(args.audit.as_ref().or(config.file.audit.as_ref()).map(|path| files::audit(path)));
 
-    let options = options.name(identity.as_str());
+    let options = options.connection_name(identity.as_str());
     findings.push(broker::protection(&options));
     let node = match args.who.secure(config, identity.role(), None) {
         Ok(secure) => Some(Node::of(secure, options.clone())),

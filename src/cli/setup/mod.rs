@@ -16,7 +16,7 @@ use super::error::{CliError, Exit};
 use super::text::printable;
 use super::{Global, broker, node, output, runtime};
 use crate::packet::{Identity, Role};
-use crate::transport::segment;
+use crate::transport::percent_encode;
 use api::{Api, ApiUrl};
 use resources::{NewPassword, Permissions, difference, password_path, topology};
 
@@ -89,7 +89,7 @@ pub(super) fn run(global: &Global, command: &Command) -> Result<Exit, CliError> 
         (None, true) => return usage("https requires `--ca FILE`", "name the CA; the system's CAs are not trusted"),
     };
     let api = Api::new(url, args.user.clone(), args.password(global)?, tls);
-    let vhost = segment(&args.vhost);
+    let vhost = percent_encode(&args.vhost);
     runtime::run(Setup { global, args, api, vhost }.run(&nodes))
 }
 
@@ -189,7 +189,7 @@ impl Setup<'_> {
         }
         if !vhost_exists {
             // RabbitMQ gives the creator of a virtual host all permissions in it; the administrator does not need them.
-            let path = format!("/api/permissions/{}/{}", self.vhost, segment(&self.args.user));
+            let path = format!("/api/permissions/{}/{}", self.vhost, percent_encode(&self.args.user));
             if !self.args.dry_run {
                 self.api.delete(&path).await?;
             }
@@ -224,7 +224,7 @@ impl Setup<'_> {
     /// Whether a shared exchange or queue exists. One with other properties is an error.
     async fn resource_exists(&self, kind: &str, expected: &Value) -> Result<bool, CliError> {
         let name = text(expected, "name");
-        let found = self.api.get(&format!("/api/{kind}s/{}/{}", self.vhost, segment(name))).await?;
+        let found = self.api.get(&format!("/api/{kind}s/{}/{}", self.vhost, percent_encode(name))).await?;
         let Some(difference) = found.as_ref().and_then(|found| difference(expected, found)) else {
             return Ok(found.is_some());
         };

@@ -82,9 +82,9 @@ pub(super) fn topology() -> Vec<(&'static str, Value)> {
 
 /// The arguments of a queue, as the transport declares it.
 fn arguments(kind: QueueKind) -> Value {
-    let QueueKind::Durable { quorum, ordered, .. } = kind else { return json!({"x-queue-type": "classic"}) };
-    let queue_type = if quorum { "quorum" } else { "classic" };
-    match ordered {
+    let QueueKind::Durable(options) = kind else { return json!({"x-queue-type": "classic"}) };
+    let queue_type = if options.quorum { "quorum" } else { "classic" };
+    match options.ordered {
         true => json!({"x-queue-type": queue_type, "x-single-active-consumer": true}),
         false => json!({"x-queue-type": queue_type}),
     }

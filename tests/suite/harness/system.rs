@@ -11,7 +11,7 @@ use nanite::mapper::{Mapper, MapperBuilder};
 use nanite::packet::{FailureCode, FileStart, Identity, Packet, Payload, Register, Status, Token};
 use nanite::security::SecureSerializer;
 use nanite::serializer::{Audience, InboundQueue, PlainSerializer, Serializer};
-use nanite::transport::{Destination, Exchange, MemoryBroker, MemoryTransport, QueueKind, QueuedMessage, topology};
+use nanite::transport::{Destination, MemoryBroker, MemoryTransport, QueueKind, QueuedMessage, topology};
 
 use super::pki::Pki;
 
@@ -42,8 +42,9 @@ impl System {
 
     /// Waits until this many messages are in a queue, and returns them.
     pub async fn waiting(&self, queue: &str, count: usize) -> Vec<QueuedMessage> {
-        super::wait_until("messages wait in the queue", async || self.broker.waiting(queue).len() == count).await;
-        self.broker.waiting(queue)
+        super::wait_until("messages wait in the queue", async || self.broker.queued_messages(queue).len() == count)
+            .await;
+        self.broker.queued_messages(queue)
     }
 
     /// A serializer for a new process of this node.
@@ -123,7 +124,7 @@ impl System {
             files: Vec::new(),
             instance: None,
         };
-        let registration = Destination::Exchange(Exchange(topology::REGISTRATION.into()));
+        let registration = Destination::exchange(topology::REGISTRATION);
         link.send(Outbound::new(register, Audience::Mappers), registration).await.unwrap();
     }
 }
