@@ -32,9 +32,9 @@ pub use key::{Credentials, KeyError, KeyType, PrivateKey};
 pub use learned::TrustStore;
 #[cfg(feature = "cli")]
 pub(crate) use name::text as name_text;
-pub use node::{CertificateDirectory, DirectoryError};
 #[cfg(feature = "cli")]
-pub(crate) use node::{CertificateFile, Content};
+pub(crate) use node::Content;
+pub use node::{CertificateDirectory, DirectoryError};
 #[cfg(feature = "cli")]
 pub(crate) use pem::read_certificates;
 pub use request::CertificateRequest;

@@ -3,8 +3,9 @@
 use clap::ValueEnum;
 use clap::builder::PossibleValue;
 
-use crate::certs::KeyType;
+use crate::certs::{KeyType, Reason};
 use crate::packet::{Role, SelectorName};
+use crate::serializer::InboundQueue;
 
 impl ValueEnum for Role {
     fn value_variants<'a>() -> &'a [Self] {
@@ -33,5 +34,30 @@ impl ValueEnum for SelectorName {
 
     fn to_possible_value(&self) -> Option<PossibleValue> {
         Some(PossibleValue::new(self.as_str()))
+    }
+}
+
+impl ValueEnum for InboundQueue {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::AgentInbox, Self::AgentControl, Self::MapperInbox, Self::Presence, Self::Requests, Self::Offline]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.as_str()))
+    }
+}
+
+impl ValueEnum for Reason {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::KeyCompromise, Self::Superseded, Self::CessationOfOperation, Self::Unspecified]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(match self {
+            Self::KeyCompromise => "key-compromise",
+            Self::Superseded => "superseded",
+            Self::CessationOfOperation => "cessation-of-operation",
+            Self::Unspecified => "unspecified",
+        }))
     }
 }

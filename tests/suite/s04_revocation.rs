@@ -182,7 +182,7 @@ fn s03_renewal_by_need_keeps_the_old_beside_the_new() {
     assert_eq!(code(&["verify"]), 0);
     let failed = place.run(&["renew", "agent", "fred", "--exec", "exit 3"]);
     assert_eq!(failed.code(), 1);
-    assert!(failed.err.contains("is renewed, and the command that was to follow failed"), "{failed:?}");
+    assert!(failed.err.contains("was renewed, but the `--exec` command failed"), "{failed:?}");
 }
 
 #[test]
