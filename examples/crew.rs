@@ -26,7 +26,7 @@ async fn main() -> common::Result<()> {
     }
     let mapper = world.mapper("captain").await?.start().await?;
     common::know(&mapper, agents).await?;
-    for selector in [SelectorName::LeastLoaded, SelectorName::Rr, SelectorName::Random] {
+    for selector in [SelectorName::LeastLoaded, SelectorName::RoundRobin, SelectorName::Random] {
         let started = Instant::now();
         let all =
             join_all((0..requests).map(|_| async { mapper.request("/deck/swab", ()).selector(selector).await })).await;

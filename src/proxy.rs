@@ -206,7 +206,7 @@ async fn listen(mut answers: Subscription, jobs: Arc<PendingRequests>, advertise
         let inbound = Received::accept(received).await;
         if let Packet::Advertise(advertise) = &inbound.packet {
             // One that takes no requests of others is of no use here.
-            if !advertise.serves {
+            if !advertise.serves_requests {
                 continue;
             }
             advertises.send_modify(|heard| *heard = heard.saturating_add(1));

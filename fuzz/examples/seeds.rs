@@ -190,14 +190,7 @@ fn messages() {
     };
     let [fred, carl] = ["fred", "carl"].map(|name| Identity::agent(name).unwrap());
     let request = Request::new("/a/b".parse().unwrap(), Payload::from("x")).into();
-    let register = Register {
-        identity: fred.clone(),
-        services: vec!["/a/b".parse().unwrap()],
-        status: Status::new(0.5),
-        tags: vec!["eu".parse().unwrap()],
-        files: vec![],
-        instance: Some(START.as_micros()),
-    };
+    let register = Register::new(fred.clone(), ["/a/b".parse().unwrap()]).with_status(Status::new(0.5)).with_tags(["eu".parse().unwrap()]).with_instance(START.as_micros());
     let all = [
         ("ours-many.der", seal(0, &request, &Audience::Many(vec![fred.clone(), carl]))),
         ("ours-rsa.der", seal(4, &request, &fred.into())),

@@ -61,7 +61,7 @@ pub(super) fn describe(selector: &SelectorName) -> &'static str {
     match selector {
         SelectorName::LeastLoaded => "the least loaded one",
         SelectorName::Random => "any one",
-        SelectorName::Rr => "each in turn",
+        SelectorName::RoundRobin => "each in turn",
         SelectorName::All => "all of them",
     }
 }

@@ -20,7 +20,7 @@ use x509_cert::ext::Extension;
 use super::certificate::{moment, validity};
 use super::{AuthorityError, Certificate, TrustError};
 use crate::clock::Timestamp;
-use crate::packet::is_domain;
+use crate::packet::is_trust_domain;
 
 /// How many certificates there may be between a leaf and its anchor.
 const MAX_DEPTH: i32 = 8;
@@ -260,7 +260,7 @@ pub(super) fn domain_of(ca: &X509Ref) -> Option<String> {
     let names = ca.subject_alt_names()?;
     let uris: Vec<&str> = names.iter().filter_map(|name| name.uri()).collect();
     let [uri] = uris[..] else { return None };
-    uri.strip_prefix("spiffe://").filter(|domain| is_domain(domain)).map(str::to_owned)
+    uri.strip_prefix("spiffe://").filter(|domain| is_trust_domain(domain)).map(str::to_owned)
 }
 
 fn failed(_: ErrorStack) -> TrustError {

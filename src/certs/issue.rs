@@ -21,7 +21,7 @@ use super::{
     Suite, Trust, TrustError, pem,
 };
 use crate::clock::Timestamp;
-use crate::packet::{Identity, is_domain};
+use crate::packet::{Identity, is_trust_domain};
 
 /// How far before the moment of issue a certificate becomes valid: clocks of other machines may be behind.
 pub(super) const BACKDATE: Duration = Duration::from_secs(300);
@@ -124,7 +124,7 @@ impl CertificateAuthority {
     /// # Errors
     /// [`IssueError`] when the domain is none or the validity cannot be written.
     pub fn create(domain: &str, key_type: KeyType, valid_for: Duration, now: Timestamp) -> Result<Self, IssueError> {
-        if !is_domain(domain) {
+        if !is_trust_domain(domain) {
             return Err(IssueError::Domain(domain.to_owned()));
         }
         let key = PrivateKey::generate(key_type)?;
@@ -156,7 +156,7 @@ impl CertificateAuthority {
         let domain = match (&named, domain) {
             (Some(named), Some(wanted)) if named != wanted => return Err(IssueError::OtherDomain(named.clone())),
             (Some(domain), _) => domain.clone(),
-            (None, Some(domain)) if is_domain(domain) => domain.to_owned(),
+            (None, Some(domain)) if is_trust_domain(domain) => domain.to_owned(),
             (None, Some(domain)) => return Err(IssueError::Domain(domain.to_owned())),
             (None, None) => return Err(IssueError::NoDomain),
         };

@@ -195,7 +195,7 @@ impl Link {
     /// # Errors
     /// As [`announce_to_mappers`](Self::announce_to_mappers).
     pub(crate) async fn advertise_to_mappers(&self) -> Result<(), SendError> {
-        let hello = Advertise { serves: self.0.serves, ..Advertise::default() };
+        let hello = Advertise { serves_requests: self.0.serves, ..Advertise::default() };
         let hello = Outbound::new(hello, Audience::Mappers);
         self.send(hello, Destination::Exchange(Exchange(topology::REGISTRATION.into()))).await?;
         Ok(())

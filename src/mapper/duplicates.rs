@@ -72,7 +72,8 @@ impl DuplicateInstances {
     /// A mapper has made itself known.
     pub fn mapper(&mut self, shared: &Shared, sender: &Identity, instance: u64, advertise: &Advertise) {
         let link = &shared.link;
-        let is_twin = sender == link.identity() && instance != link.instance() && advertise.serves && link.serves();
+        let is_twin =
+            sender == link.identity() && instance != link.instance() && advertise.serves_requests && link.serves();
         if is_twin && self.mappers.put(instance, ()).is_none() {
             tracing::warn!(
                 "another process takes requests as {sender}, too; it was started {}: both work, and nobody can tell them apart. Give \

@@ -185,7 +185,7 @@ impl Shared {
             }
             None => (Audience::Agents, Destination::Exchange(Exchange(topology::ADVERTISE.into())), None),
         };
-        let advertise = Advertise { target, duplicate: None, serves: self.link.serves() };
+        let advertise = Advertise { target, duplicate: None, serves_requests: self.link.serves() };
         self.link.send(Outbound::new(advertise, audience), destination).await?;
         Ok(())
     }
@@ -205,7 +205,7 @@ impl Shared {
         duplicate: Option<DuplicateInstance>,
     ) -> Result<(), SendError> {
         let queue = topology::process_queue_name(node.as_str(), instance);
-        let advertise = Advertise { target: Some(node.clone()), duplicate, serves: self.link.serves() };
+        let advertise = Advertise { target: Some(node.clone()), duplicate, serves_requests: self.link.serves() };
         self.link.send(Outbound::new(advertise, node.clone()), Destination::Queue(queue)).await?;
         Ok(())
     }

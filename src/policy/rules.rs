@@ -358,7 +358,7 @@ mod tests {
         let by = |mapper| Caller { on_behalf_of: Some(&fred), ..Caller::new(mapper, None) };
         let mut light = request("/work/light");
         assert_eq!(rules.authorize_request(&by(&main), &light), Decision::denied(), "another selector");
-        light.selector = SelectorName::Rr;
+        light.selector = SelectorName::RoundRobin;
         light.tags = vec!["eu".parse().unwrap()];
         assert_eq!(rules.authorize_request(&by(&main), &light), Decision::allow().by("request-2"));
         let other = id("mapper-other");

@@ -224,7 +224,7 @@ async fn n17_an_exit_code_is_a_failure_with_the_end_of_standard_error() {
     assert_eq!(rig.ask("/bad/signal", ()).await, failure(FailureCode::Failed, "ended by signal: 11 (SIGSEGV)"));
     let long = rig.ask("/bad/long", ()).await.unwrap_err();
     assert!(long.message.starts_with("exit code 1: ") && long.message.ends_with("ä\nä\nat last"), "{long}");
-    assert!((4000..=Failure::MAX_MESSAGE).contains(&long.message.len()), "{}", long.message.len());
+    assert!((4000..=Failure::MAX_MESSAGE_BYTES).contains(&long.message.len()), "{}", long.message.len());
     let mut events = rig.events("/bad/parts", (), PATIENCE).await;
     assert_eq!(pid(&mut events).await, 1);
     assert_eq!(outcome(&mut events).await, failure(FailureCode::Failed, "exit code 4"));

@@ -81,7 +81,7 @@ fn request() -> Packet {
 
 fn register() -> Packet {
     let (identity, services) = (agent("fred"), vec!["/a/b".parse().unwrap()]);
-    Register { identity, services, status: Status::new(0.5), tags: vec![], files: vec![], instance: None }.into()
+    Register::new(identity, services).with_status(Status::new(0.5)).into()
 }
 
 #[test]
@@ -176,7 +176,7 @@ fn s02_certificates_in_between_come_with_a_registration_and_are_remembered() {
     assert_eq!(proof.certificates.len(), 2);
     assert_eq!(proof.certificates[0], at_mapper.known.lock().unwrap()[0].der(), "the sender's in front");
     // Hours later, when every verdict is made anew, a heartbeat comes without them, and a request goes out.
-    let ping = Packet::Ping(Ping { identity: agent("fred"), status: Status::new(0.5), instance: None });
+    let ping = Packet::Ping(Ping::new(agent("fred"), Status::new(0.5)));
     let later = at(7_200);
     let ping = fred.seal(&ping, &SealRequest::new(&Audience::Mappers, later)).unwrap();
     m1.open(&ping.bytes, &OpenContext::new(InboundQueue::Presence, later)).unwrap();
@@ -201,7 +201,7 @@ fn s10_certificates_put_into_a_message_on_its_way_do_not_shut_its_sender_out() {
         let (at_agent, fred) = with_trust(of_fred, trust());
         at_agent.learned(credentials(&mapper_leaf, vec![]).certificate(), at(0));
         let seal = |packet: Packet, now| fred.seal(&packet, &SealRequest::new(&Audience::Mappers, now)).unwrap().bytes;
-        let ping = || Packet::Ping(Ping { identity: agent("fred"), status: Status::new(0.5), instance: None });
+        let ping = || Packet::Ping(Ping::new(agent("fred"), Status::new(0.5)));
         let open = |bytes: &[u8], now| m1.open(bytes, &OpenContext::new(InboundQueue::Presence, now)).map(drop);
         open(&seal(register(), at(2)), at(2)).unwrap();
 

@@ -113,14 +113,7 @@ impl Transport for Mute {
 }
 
 fn register(identity: &Identity) -> Packet {
-    Packet::Register(Register {
-        identity: identity.clone(),
-        services: Vec::new(),
-        status: Status::new(1.0),
-        tags: Vec::new(),
-        files: Vec::new(),
-        instance: None,
-    })
+    Packet::Register(Register::new(identity.clone(), Vec::new()).with_status(Status::new(1.0)))
 }
 
 async fn echoes(mapper: &Mapper, name: &str) {
@@ -219,7 +212,7 @@ fn s02_nothing_is_learned_from_what_was_not_verified() {
     open(&fred, &said, InboundQueue::AgentControl).unwrap();
     assert_eq!(fred.store.learned_certificates().len(), 1);
     // Now it can register, and by that the mapper can speak to it; a heartbeat before that is of nobody.
-    let ping = Packet::Ping(Ping { identity: fred.identity.clone(), status: Status::new(1.0), instance: None });
+    let ping = Packet::Ping(Ping::new(fred.identity.clone(), Status::new(1.0)));
     let early = seal(&fred, &ping, &Audience::Mappers).unwrap();
     assert_eq!(open(&m1, &early, InboundQueue::Presence).unwrap_err(), OpenErrorKind::UnknownSigner);
     let registration = seal(&fred, &register(&fred.identity), &Audience::Mappers).unwrap();

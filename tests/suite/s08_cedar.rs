@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use nanite::packet::{Identity, Payload, Register, Request, SelectorName, Status};
+use nanite::packet::{Identity, Payload, Register, Request, SelectorName};
 use nanite::policy::{Caller, CedarPolicy, Decision, Policy, Rules, RulesError};
 use tempfile::TempDir;
 
@@ -101,14 +101,8 @@ fn s08_cedar_decides_registrations_as_the_same_rules_do() {
         for services in [&[][..], &["/work/a", "/agent/echo"], &["/work/a", "/root/do"]] {
             for tags in [&[][..], &["eu", "gpu-1"], &["us"]] {
                 for files in [&[][..], &["photos"], &["photos", "music"]] {
-                    let register = Register {
-                        identity: agent.clone(),
-                        services: all(services),
-                        status: Status::default(),
-                        tags: all(tags),
-                        files: all(files),
-                        instance: None,
-                    };
+                    let register =
+                        Register::new(agent.clone(), all(services)).with_tags(all(tags)).with_files(all(files));
                     let caller = Caller::new(&agent, None);
                     let one = rules.authorize_registration(&caller, &register);
                     let other = cedar.authorize_registration(&caller, &register);

@@ -280,7 +280,7 @@ fn failed(status: ExitStatus, errors: &[u8]) -> Failure {
         None => format!("ended by {status}"),
     };
     // A failure's message keeps its beginning, and here the end is what matters.
-    let said = readable_end(errors, Failure::MAX_MESSAGE.saturating_sub(how.len() + 2));
+    let said = readable_end(errors, Failure::MAX_MESSAGE_BYTES.saturating_sub(how.len() + 2));
     Failure::failed(if said.is_empty() { how } else { format!("{how}: {said}") })
 }
 

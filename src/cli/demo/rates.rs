@@ -30,7 +30,7 @@ async fn rate(world: &World, in_flight: usize) -> Result<Rate, CliError> {
             tokio::spawn(async move {
                 let (mut answered, mut failed) = (0, 0);
                 while began.elapsed() < MEASURED {
-                    match mapper.request(SHOUT, TEXT).selector(SelectorName::Rr).await {
+                    match mapper.request(SHOUT, TEXT).selector(SelectorName::RoundRobin).await {
                         Ok(answers) if answers.results().count() == 1 => answered += 1,
                         _ => failed += 1,
                     }

@@ -46,7 +46,7 @@ pub(super) async fn play(world: &World) -> Result<Seen, CliError> {
         asked(world, "least_loaded", 3, by(SelectorName::LeastLoaded), |from| from.iter().all(|one| one == ada))
             .await?,
         asked(world, "random", 6, by(SelectorName::Random), one_of_both).await?,
-        asked(world, "rr", 4, by(SelectorName::Rr), |from| one_of_both(from) && in_turn(from)).await?,
+        asked(world, "rr", 4, by(SelectorName::RoundRobin), |from| one_of_both(from) && in_turn(from)).await?,
         asked(world, "all", 1, by(SelectorName::All), |from| from == [ada.clone(), bob.clone()]).await?,
         asked(world, "target", 1, |request| request.target(bob.clone()), |from| from == [bob.clone()]).await?,
         asked(
