@@ -77,7 +77,7 @@ fn serve(global: &Global, args: &Args) -> Result<Exit, CliError> {
         let address = listener.local_addr().map_err(|error| CliError::of(Exit::Failure, &error))?;
         let transport = node.connect().await?;
         let history = History::default();
-        let mut mapper = Mapper::builder(node.identity.clone(), node.serializer.clone(), transport.clone());
+        let mut mapper = Mapper::builder(node.serializer.clone(), transport.clone());
         if let Some(timeout) = global.config.file.mapper.agent_timeout {
             mapper = mapper.agent_timeout(timeout);
         }

@@ -119,7 +119,7 @@ pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
     runtime::run(async {
         let reports = signals::Reports::take()?;
         let transport = node.connect().await?;
-        let mut agent = Agent::builder(node.identity.clone(), node.serializer.clone(), transport.clone());
+        let mut agent = Agent::builder(node.serializer.clone(), transport.clone());
         if let Some(rules) = guard.rules {
             agent = agent.policy(rules);
         }
@@ -159,7 +159,7 @@ pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
         if let Some(files) = files {
             agent = agent.files(files);
         }
-        let agent = agent.build().map_err(|error| remedy::build(&error))?;
+        let agent = agent;
         let failed = |error| remedy::agent(&error, &node.broker());
         signals::run(global, async |stopped| {
             let running = agent.start().await.map_err(failed)?;
@@ -173,7 +173,7 @@ pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
                 stopped.wait().await;
                 process.stopping();
             };
-            reports.during(running.stop_after(stop), async || log_jobs(&jobs.list())).await.map_err(failed)?;
+            reports.during(running.run_until(stop), async || log_jobs(&jobs.list())).await.map_err(failed)?;
             transport.close().await;
             global.note(&format!("{} has stopped", node.identity));
             Ok(Exit::Success)

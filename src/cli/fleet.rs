@@ -46,7 +46,7 @@ impl Fleet {
         options: impl FnOnce(MapperBuilder) -> MapperBuilder,
     ) -> Result<Self, CliError> {
         let transport = node.connect().await?;
-        let mapper = Mapper::builder(node.identity.clone(), node.serializer.clone(), transport.clone());
+        let mapper = Mapper::builder(node.serializer.clone(), transport.clone());
         Self::of(options(mapper), transport, node.broker()).await
     }
 
@@ -132,29 +132,27 @@ pub(super) async fn close(transport: &Arc<dyn Transport>) {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::agent::{Agent, AgentHandle, actor};
+    use crate::agent::{Agent, actor};
     use crate::packet::{Failure, Payload};
     use crate::serializer::PlainSerializer;
     use crate::transport::MemoryBroker;
 
     pub(in crate::cli) async fn fleet(broker: &MemoryBroker) -> Fleet {
         let transport: Arc<dyn Transport> = Arc::new(broker.connect());
-        let mapper =
-            Mapper::builder(Identity::mapper("m").unwrap(), Arc::new(PlainSerializer::json()), transport.clone());
+        let mapper = Mapper::builder(PlainSerializer::json(Identity::mapper("m").unwrap()), transport.clone());
         Fleet::of(mapper, transport, "memory".into()).await.unwrap()
     }
 
-    pub(in crate::cli) async fn agent(broker: &MemoryBroker, name: &str, prefix: &str, tags: &[&str]) -> AgentHandle {
+    pub(in crate::cli) async fn agent(broker: &MemoryBroker, name: &str, prefix: &str, tags: &[&str]) -> Agent {
         let echo = actor(prefix)
             .expose("echo", async |payload: Payload| Ok::<_, Failure>(payload))
             .expose("fail", async |_: Payload| Err::<(), _>(Failure::failed("on purpose")));
         let identity = Identity::agent(name).unwrap();
-        let mut agent =
-            Agent::builder(identity, Arc::new(PlainSerializer::json()), Arc::new(broker.connect())).actor(echo);
+        let mut agent = Agent::builder(PlainSerializer::json(identity), broker.connect()).actor(echo);
         for tag in tags {
             agent = agent.tag(tag.parse().unwrap());
         }
-        agent.build().unwrap().start().await.unwrap()
+        agent.start().await.unwrap()
     }
 
     fn names(agents: &[Arc<AgentRecord>]) -> Vec<&str> {

@@ -65,7 +65,7 @@ pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
     runtime::run(async {
         let reports = signals::Reports::take()?;
         let transport = node.connect().await?;
-        let mut mapper = Mapper::builder(node.identity.clone(), node.serializer.clone(), transport.clone());
+        let mut mapper = Mapper::builder(node.serializer.clone(), transport.clone());
         if let Some(timeout) = args.agent_timeout.or(global.config.file.mapper.agent_timeout) {
             mapper = mapper.agent_timeout(timeout);
         }

@@ -14,7 +14,7 @@ use crate::certs::{CertificateDirectory, CertificateStore, DirectoryCertificateS
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::packet::{Identity, Role};
 use crate::security::SecureSerializer;
-use crate::serializer::{Codec, Json, MsgPack, PlainSerializer, Serializer, Yaml};
+use crate::serializer::{Json, MsgPack, PlainSerializer, Serializer, Yaml};
 use crate::transport::{AmqpOptions, AmqpTransport, Transport};
 
 /// Who the node is, by a certificate.
@@ -94,7 +94,8 @@ impl Args {
         let config = &global.config;
         let (identity, serializer, valid_until, reload): (_, Arc<dyn Serializer>, _, _) = if self.insecure_plaintext {
             warn_of_plaintext();
-            (self.who.plain_identity(config, role)?, Arc::new(self.format.serializer()), None, None)
+            let identity = self.who.plain_identity(config, role)?;
+            (identity.clone(), Arc::new(self.format.serializer(identity)), None, None)
         } else {
             let secure = self.who.secure(config, role, None)?;
             (secure.identity, secure.serializer, Some(secure.valid_until), Some(secure.reload))
@@ -191,7 +192,7 @@ impl Who {
         }
         let mut builder = SecureSerializer::builder(credentials, store, trust.clone());
         if let Some(older) = older {
-            builder = builder.additional_credentials(older);
+            builder = builder.older_credentials(older);
         }
         if let Some(started_at) = started_at {
             builder = builder.started_at(started_at);
@@ -295,14 +296,11 @@ pub(super) fn names_with_keys(directory: &Path, role: Role) -> Vec<String> {
 }
 
 impl Format {
-    fn serializer(self) -> PlainSerializer {
-        fn of(codec: impl Codec + 'static) -> PlainSerializer {
-            PlainSerializer::new(codec)
-        }
+    fn serializer(self, identity: Identity) -> PlainSerializer {
         match self {
-            Format::Json => of(Json),
-            Format::MsgPack => of(MsgPack),
-            Format::Yaml => of(Yaml),
+            Format::Json => PlainSerializer::new(identity, Json),
+            Format::MsgPack => PlainSerializer::new(identity, MsgPack),
+            Format::Yaml => PlainSerializer::new(identity, Yaml),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::error::{CliError, Exit};
-use crate::agent::{AgentError, BuildError, ProgramError};
+use crate::agent::{AgentError, ProgramError};
 use crate::certs::{AuthorityError, CertificateDirectory, DirectoryError, IssueError, KeyError, TrustError};
 use crate::files::{BroadcastError, FileRootError};
 use crate::link::SendError;
@@ -234,17 +234,8 @@ pub(super) fn file_root(error: &FileRootError) -> CliError {
 pub(super) fn mapper(error: &MapperError, broker: &str) -> CliError {
     match error {
         MapperError::Transport(error) => transport(error, Some(broker)),
-        MapperError::Identity(_) => CliError::of(Exit::Security, error),
+        MapperError::Role(_) => CliError::of(Exit::Usage, error),
         MapperError::State(_) => CliError::of(Exit::Unreachable, error),
-        _ => CliError::of(Exit::Failure, error),
-    }
-}
-
-/// An agent cannot be built of its options.
-pub(super) fn build(error: &BuildError) -> CliError {
-    match error {
-        BuildError::Identity(_) => CliError::of(Exit::Security, error),
-        _ => CliError::of(Exit::Usage, error),
     }
 }
 
@@ -266,6 +257,7 @@ pub(super) fn programs(error: &ProgramError) -> CliError {
 /// An agent has stopped by itself.
 pub(super) fn agent(error: &AgentError, broker: &str) -> CliError {
     match error {
+        AgentError::Role(_) | AgentError::Expose(_) | AgentError::Option(_) => CliError::of(Exit::Usage, error),
         AgentError::Transport(error) => transport(error, Some(broker)),
         AgentError::Replaced(_) => CliError::of(Exit::Replaced, error)
             .help("each agent has a name and a certificate of its own; `--give-way` has one that is started later end instead"),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::error::{CliError, Exit};
+use super::error::CliError;
 use super::fleet::{Fleet, close};
 use super::node::Node;
 use super::{ask, remedy};
@@ -37,11 +37,8 @@ impl Way {
             return Fleet::start(node).await.map(Self::Own);
         }
         let (transport, broker) = (node.connect().await?, node.broker());
-        let started = MapperProxy::start(node.identity.clone(), node.serializer.clone(), transport.clone()).await;
-        let proxy = started.map_err(|error| match error {
-            ProxyError::Transport(error) => remedy::transport(&error, Some(&broker)),
-            error => CliError::of(Exit::Security, &error),
-        })?;
+        let started = MapperProxy::builder(node.serializer.clone(), transport.clone()).start().await;
+        let proxy = started.map_err(|ProxyError::Transport(error)| remedy::transport(&error, Some(&broker)))?;
         Ok(Self::Mappers(Proxy { proxy, transport, broker }))
     }
 

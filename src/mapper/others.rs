@@ -94,7 +94,7 @@ impl Order {
             service: Some(&self.request.service),
             on_behalf_of: caller.on_behalf_of,
         };
-        shared.link.decided(asked, &decision).await;
+        shared.link.audit_decision(asked, &decision).await;
         if !decision.allowed {
             return Err(RequestError::Denied(decision.why));
         }

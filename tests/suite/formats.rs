@@ -173,7 +173,7 @@ fn n23_every_codec_rejects_invalid_packets() {
 
 #[test]
 fn n23_plain_serializer_refuses_wrong_queue_codec_and_size() {
-    let plain = PlainSerializer::new(MsgPack);
+    let plain = PlainSerializer::new(fred(), MsgPack);
     let packet = Packet::from(Ping::new(fred(), Status::new(1.0)));
     let now = Timestamp::from_secs(1);
     let sealed = plain.seal(&packet, &SealRequest::new(&Audience::Mappers, now)).unwrap();
@@ -183,10 +183,11 @@ fn n23_plain_serializer_refuses_wrong_queue_codec_and_size() {
     let elsewhere = plain.open(&sealed.bytes, &OpenContext::new(InboundQueue::AgentInbox, now)).unwrap_err();
     assert_eq!(elsewhere.kind, OpenErrorKind::WrongDestination);
     let other =
-        PlainSerializer::json().open(&sealed.bytes, &OpenContext::new(InboundQueue::Presence, now)).unwrap_err();
+        PlainSerializer::json(fred()).open(&sealed.bytes, &OpenContext::new(InboundQueue::Presence, now)).unwrap_err();
     assert_eq!(other.kind, OpenErrorKind::BadBody);
-    let long =
-        PlainSerializer::json().open(&vec![b' '; 3 << 20], &OpenContext::new(InboundQueue::Presence, now)).unwrap_err();
+    let long = PlainSerializer::json(fred())
+        .open(&vec![b' '; 3 << 20], &OpenContext::new(InboundQueue::Presence, now))
+        .unwrap_err();
     assert_eq!(long.kind, OpenErrorKind::TooLarge);
 }
 
@@ -217,7 +218,7 @@ impl Codec for ReversedJson {
 
 #[test]
 fn n23_custom_codec_is_used_by_the_serializer() {
-    let serializer: Arc<dyn Serializer> = Arc::new(PlainSerializer::new(ReversedJson));
+    let serializer: Arc<dyn Serializer> = Arc::new(PlainSerializer::new(fred(), ReversedJson));
     let packet = Packet::from(Advertise::default());
     let now = Timestamp::from_secs(1);
     let sealed = serializer.seal(&packet, &SealRequest::new(&Audience::Agents, now)).unwrap();

@@ -78,7 +78,7 @@ async fn with_transport(
         options = options.dangerous().accept_unsigned();
     }
     let state = RedisState::connect(&redis.url(), options).await.unwrap();
-    let builder = Mapper::builder(mapper(name), serializer, transport).request_timeout(Duration::from_secs(20));
+    let builder = Mapper::builder(serializer, transport).request_timeout(Duration::from_secs(20));
     (builder.state(state.clone()), state)
 }
 
@@ -139,7 +139,7 @@ impl Stage {
     /// A registration as a mapper hears it now.
     pub fn registration(&self, speaker: &SecureSerializer, services: &[&str], tags: &[&str]) -> AgentRecord {
         let register =
-            Register::new(speaker.identity().unwrap().clone(), services.iter().map(|service| service.parse().unwrap()))
+            Register::new(speaker.identity().clone(), services.iter().map(|service| service.parse().unwrap()))
                 .with_status(Status::new(1.0))
                 .with_tags(tags.iter().map(|tag| tag.parse().unwrap()));
         let signer = self.hear(speaker, &register.clone().into());
@@ -150,7 +150,7 @@ impl Stage {
 
     /// A heartbeat as a mapper hears it now.
     pub fn heartbeat(&self, speaker: &SecureSerializer, load: f64) -> Heard {
-        let identity = speaker.identity().unwrap().clone();
+        let identity = speaker.identity().clone();
         let status = Status::new(load);
         let signer = self.hear(speaker, &Ping::new(identity.clone(), status).into());
         Heard { identity, status, signer, at: self.now() }
