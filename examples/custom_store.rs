@@ -27,7 +27,7 @@ struct JsonStore {
 
 impl JsonStore {
     fn load(&self) -> Result<StaticCertificateStore, StoreError> {
-        let bad = |why: String| StoreError::Invalid { place: self.path.display().to_string(), why };
+        let bad = |why: String| StoreError::Invalid { location: self.path.display().to_string(), why };
         let unreadable = |source| StoreError::Unreadable { path: self.path.clone(), source };
         let text = std::fs::read_to_string(&self.path).map_err(unreadable)?;
         let pems: BTreeMap<String, String> = serde_json::from_str(&text).map_err(|error| bad(error.to_string()))?;

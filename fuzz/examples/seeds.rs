@@ -134,11 +134,11 @@ fn lists(ca: &Forged) {
 
 /// A list as the project makes it, with a reason.
 fn our_list(ca: &Forged, revoked: &X509) -> Vec<u8> {
-    use nanite::certs::{Certificate, CertificateAuthority, PrivateKey, Reason, RevocationList};
+    use nanite::certs::{Certificate, CertificateAuthority, PrivateKey, RevocationReason, RevocationList};
     let key = PrivateKey::from_pem(&ca.key.private_key_to_pem_pkcs8().unwrap(), None).unwrap();
     let ca = CertificateAuthority::new(ca.x509.clone(), key, Some("example.org")).unwrap();
     let revoked = Certificate::from_x509(revoked.clone()).unwrap();
-    let list = RevocationList::next(None, &ca, &[(&revoked, Reason::KeyCompromise)], DAY, NOW).unwrap();
+    let list = RevocationList::issue(None, &ca, &[(&revoked, RevocationReason::KeyCompromise)], DAY, NOW).unwrap();
     list.to_pem().unwrap()
 }
 

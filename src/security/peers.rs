@@ -130,18 +130,18 @@ impl PeerCertificates {
         let fingerprint = *presented.leaf.fingerprint();
         self.parsed.lock().unwrap_or_else(PoisonError::into_inner).put(fingerprint, presented.leaf.clone());
         let known = || self.chain_of(&presented.leaf).is_some_and(|chain| *chain == presented.others);
-        let good = || self.trust.chains(&presented.leaf, &presented.others, now);
+        let good = || self.trust.has_valid_chain(&presented.leaf, &presented.others, now);
         if !presented.others.is_empty() && !known() && good() {
             let chain = Arc::new(presented.others);
             self.chains.lock().unwrap_or_else(PoisonError::into_inner).put(fingerprint, chain);
             self.any_chains.store(true, Ordering::Relaxed);
         }
-        self.store.learned(&presented.leaf, now);
+        self.store.learn(&presented.leaf, now);
     }
 
     /// Tells the store whose message was verified.
     pub fn heard(&self, signer: &Arc<Certificate>, now: Timestamp) {
-        self.store.heard(signer, now);
+        self.store.record_use(signer, now);
     }
 
     /// Whether the store may block when it is asked now.
@@ -151,7 +151,7 @@ impl PeerCertificates {
 
     /// Whether the store comes to know others by their messages.
     pub fn learns(&self) -> bool {
-        self.store.learns()
+        self.store.learns_certificates()
     }
 
     /// The certificates to encrypt to that may be believed now; at least one.

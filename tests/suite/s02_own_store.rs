@@ -56,11 +56,12 @@ impl CertificateStore for Learner {
         let meant = known.iter().filter(|one| match query.recipient {
             Recipient::One(identity) => one.identity() == identity,
             Recipient::Mappers => one.identity().role() == Role::Mapper,
+            _ => false,
         });
         Ok(meant.cloned().collect())
     }
 
-    fn learned(&self, certificate: &Arc<Certificate>, _: Timestamp) {
+    fn learn(&self, certificate: &Arc<Certificate>, _: Timestamp) {
         self.known.lock().unwrap().push(certificate.clone());
     }
 }
@@ -129,9 +130,9 @@ fn s02_a_store_that_fails_refuses_and_loses_nothing() {
     let pki = Pki::new(KeyType::P256);
     let (at_agent, fred) = node(&pki, pki.stranger(&agent("fred")));
     let m1 = pki.stranger(&mapper("m1"));
-    at_agent.learned(m1.certificate(), at(0));
+    at_agent.learn(m1.certificate(), at(0));
     let (at_mapper, m1) = node(&pki, m1);
-    at_mapper.learned(pki.credentials(&agent("nobody")).certificate(), at(0));
+    at_mapper.learn(pki.credentials(&agent("nobody")).certificate(), at(0));
     let to = Audience::One(agent("nobody"));
     at_mapper.broken.store(true, Ordering::SeqCst);
     let error = m1.seal(&request(), &SealRequest::new(&to, at(1))).unwrap_err();
@@ -199,7 +200,7 @@ fn s10_certificates_put_into_a_message_on_its_way_do_not_shut_its_sender_out() {
         let of_fred = below(&root, &between, "agent/fred");
         let own = Der::parse(of_fred.certificate().der());
         let (at_agent, fred) = with_trust(of_fred, trust());
-        at_agent.learned(credentials(&mapper_leaf, vec![]).certificate(), at(0));
+        at_agent.learn(credentials(&mapper_leaf, vec![]).certificate(), at(0));
         let seal = |packet: Packet, now| fred.seal(&packet, &SealRequest::new(&Audience::Mappers, now)).unwrap().bytes;
         let ping = || Packet::Ping(Ping::new(agent("fred"), Status::new(0.5)));
         let open = |bytes: &[u8], now| m1.open(bytes, &OpenContext::new(InboundQueue::Presence, now)).map(drop);
@@ -234,7 +235,7 @@ fn s10_revoked_signers_and_recipients_are_refused() {
     let error = reader.open(&advertise, &context).unwrap_err();
     assert_eq!((error.kind, &*error.why), (OpenErrorKind::BadCertificate, "it is revoked"));
     assert_eq!(store.knows(), 0);
-    store.learned(credentials(&m1, vec![]).certificate(), at(0));
+    store.learn(credentials(&m1, vec![]).certificate(), at(0));
     let error = reader.seal(&register(), &SealRequest::new(&Audience::Mappers, at(2))).unwrap_err();
     assert!(matches!(&error, SealError::NoRecipient(whom) if whom.contains("revoked")), "{error}");
     let (_, other) = with_trust(credentials(&fred, vec![]), trust(&[]));

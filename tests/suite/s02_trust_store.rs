@@ -57,7 +57,7 @@ impl Apart {
     fn node_with(&self, identity: Identity, credentials: Credentials) -> Node {
         let trust = Arc::new(self.ca.trust().unwrap());
         let own = StaticCertificateStore::new([credentials.certificate().clone()]);
-        let store = TrustStore::new(trust.clone()).with_known(Arc::new(own));
+        let store = TrustStore::new(trust.clone()).with_store(Arc::new(own));
         let store = Arc::new(store.capacity(NonZeroUsize::new(100).unwrap()));
         let asked: Arc<dyn CertificateStore> = store.clone();
         let serializer = Arc::new(SecureSerializer::builder(credentials, asked, trust).build().unwrap());

@@ -311,7 +311,7 @@ fn s03_what_a_request_of_another_tool_asks_for_is_not_believed() {
     place.refused(
         6,
         &["sign", "agent", "eve2", certificate.to_str().unwrap()],
-        "no certificate signing request",
+        "not a certificate signing request",
         "csr",
     );
     assert!(!place.file("agent-eve2.pem").exists());
@@ -320,7 +320,7 @@ fn s03_what_a_request_of_another_tool_asks_for_is_not_believed() {
 #[test]
 fn s03_bad_arguments_are_refused_before_anything_is_made() {
     let place = Place::new();
-    place.refused(2, &["init", "--domain", "Example org"], "is no domain", "--domain");
+    place.refused(2, &["init", "--domain", "Example org"], "is not a trust domain", "--domain");
     place.refused(2, &["init", "--valid-for", "0s"], "validity", "--valid-for");
     assert!(!place.path.exists());
     let usage = |arguments: &[&str]| {
@@ -355,7 +355,7 @@ fn s03_without_a_ca_nothing_is_issued() {
     fs::set_permissions(place.file("ca-key.pem"), Permissions::from_mode(0o600)).unwrap();
     place.refused(6, &["issue", "agent", "bob"], "is not the key of", "one CA");
     fs::write(place.file("ca-key.pem"), "nothing").unwrap();
-    place.refused(6, &["issue", "agent", "bob"], "no private key", "right file");
+    place.refused(6, &["issue", "agent", "bob"], "not a private key", "right file");
     fs::write(place.file("ca.pem"), "nothing").unwrap();
     place.refused(6, &["issue", "agent", "bob"], "no CA certificate in PEM", "ca.pem has to hold");
     fs::copy(place.file("agent-fred.pem"), place.file("ca.pem")).unwrap();
@@ -429,13 +429,13 @@ fn s03_verify_names_each_fault_with_its_file_and_remedy() {
         (
             Box::new(|p| fs::write(p.file("agent-fred-key.pem"), "nothing").unwrap()),
             "agent-fred-key.pem",
-            "no private key",
+            "not a private key",
             "right file",
         ),
         (
             Box::new(|p| fs::write(p.file("agent-fred.pem"), "nothing").unwrap()),
             "agent-fred.pem",
-            "no X.509 certificate",
+            "not an X.509 certificate",
             "nanite certs issue agent fred",
         ),
         (

@@ -175,7 +175,7 @@ fn s03_renewal_by_need_keeps_the_old_beside_the_new() {
     let directory = CertificateDirectory::new(place.dir.path());
     let now = SystemClock.now();
     let new = directory.credentials(&agent("fred"), None, now).unwrap();
-    let old = directory.older_credentials(&agent("fred"), None, now).unwrap().unwrap();
+    let old = directory.previous_credentials(&agent("fred"), None, now).unwrap().unwrap();
     assert_ne!(new.certificate().fingerprint(), old.certificate().fingerprint());
     let mode = fs::metadata(place.dir.path().join("agent-fred.old-key.pem")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);

@@ -73,7 +73,7 @@ impl World {
         let own = StaticCertificateStore::new([certificate.clone()]);
         let key = PrivateKey::new(leaf.key).unwrap();
         let credentials = Credentials::new(certificate, key).unwrap().with_intermediates(vec![ca.der()]);
-        let store: Arc<dyn CertificateStore> = Arc::new(TrustStore::new(trust.clone()).with_known(Arc::new(own)));
+        let store: Arc<dyn CertificateStore> = Arc::new(TrustStore::new(trust.clone()).with_store(Arc::new(own)));
         let builder = SecureSerializer::builder(credentials, store, trust);
         Arc::new(builder.started_at(self.clock.now()).build().unwrap())
     }

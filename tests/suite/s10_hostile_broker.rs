@@ -139,7 +139,7 @@ impl World {
         let credentials = self.ca.issue(identity, key_type, CertificateAuthority::LEAF_VALID_FOR, now).unwrap();
         let trust = Arc::new(self.ca.trust().unwrap());
         let own = StaticCertificateStore::new([credentials.certificate().clone()]);
-        let store: Arc<dyn CertificateStore> = Arc::new(TrustStore::new(trust.clone()).with_known(Arc::new(own)));
+        let store: Arc<dyn CertificateStore> = Arc::new(TrustStore::new(trust.clone()).with_store(Arc::new(own)));
         let serializer = Arc::new(SecureSerializer::builder(credentials, store, trust).build().unwrap());
         let process = Process { name: identity.to_string(), wire: self.broker.connect(), serializer };
         let process = Arc::new(process);

@@ -6,7 +6,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{Place, days_left};
-use crate::certs::{Certificate, Content, Trust, TrustError, moment, name_text};
+use crate::certs::{Certificate, Content, Trust, TrustError, distinguished_name, timestamp};
 use crate::cli::error::{CliError, Exit, chain};
 use crate::cli::{output, remedy};
 use crate::clock::{Clock, SystemClock, Timestamp};
@@ -79,16 +79,19 @@ impl List {
                     .extend(all.into_iter().map(|ca| row(None, Some(ca.subject), ca.domain, ca.not_after))),
                 Ok(Content::Revocations(lists)) => {
                     listing.certificates.extend(lists.iter().filter_map(|list| {
-                        let (issuer, next_update) = (name_text(list.issuer_name()), moment(list.next_update()?)?);
+                        let (issuer, next_update) =
+                            (distinguished_name(list.issuer_name()), timestamp(list.next_update()?)?);
                         let revokes = list.get_revoked().map_or(0, |revoked| revoked.len());
                         Some(Row { revokes: Some(revokes), ..row(None, Some(issuer), None, next_update) })
                     }));
                 }
-                Ok(Content::Node(identity, held)) => listing.certificates.extend(held.nodes.iter().map(|held| {
-                    let domain = Some(held.domain().to_owned());
-                    let revoked = is_revoked(held);
-                    Row { revoked, ..row(Some(identity.to_string()), None, domain, held.not_after()) }
-                })),
+                Ok(Content::Node(identity, held)) => {
+                    listing.certificates.extend(held.certificates.iter().map(|held| {
+                        let domain = Some(held.domain().to_owned());
+                        let revoked = is_revoked(held);
+                        Row { revoked, ..row(Some(identity.to_string()), None, domain, held.not_after()) }
+                    }))
+                }
                 Err(error) => listing.errors.push(Unusable { message: chain(&error), file }),
             }
         }

@@ -113,7 +113,7 @@ fn held(directory: &CertificateDirectory, identity: &Identity) -> Result<Vec<Arc
         return Err(failed(error));
     }
     let mut nodes = match directory.read_file(name).map_err(failed)? {
-        Content::Node(_, held) => held.nodes,
+        Content::Node(_, held) => held.certificates,
         _ => Vec::new(),
     };
     nodes.sort_by_key(|certificate| std::cmp::Reverse(certificate.not_before()));
@@ -135,8 +135,8 @@ impl NeedsRenewal {
             && let Ok(Content::Revocations(lists)) = directory.read_file("crl.pem")
         {
             let due = |list: &openssl::x509::X509Crl| {
-                let from = crate::certs::moment(list.last_update());
-                let to = list.next_update().and_then(crate::certs::moment);
+                let from = crate::certs::timestamp(list.last_update());
+                let to = list.next_update().and_then(crate::certs::timestamp);
                 from.zip(to).is_none_or(|(from, to)| self.which.is_due(from, to, now))
             };
             if lists.iter().any(due) {

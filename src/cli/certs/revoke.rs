@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::make::{authority, cannot_write};
 use super::{Node, Place};
 use crate::certs::files::{self, PUBLIC};
-use crate::certs::{CertificateAuthority, CertificateDirectory, Content, Reason, RevocationList};
+use crate::certs::{CertificateAuthority, CertificateDirectory, Content, RevocationList, RevocationReason};
 use crate::cli::error::{CliError, Exit};
 use crate::cli::passphrase::CaArgs;
 use crate::cli::{duration, output, remedy};
@@ -56,13 +56,13 @@ enum Why {
     Unspecified,
 }
 
-impl From<Why> for Reason {
+impl From<Why> for RevocationReason {
     fn from(why: Why) -> Self {
         match why {
-            Why::KeyCompromise => Reason::KeyCompromise,
-            Why::Superseded => Reason::Superseded,
-            Why::CessationOfOperation => Reason::CessationOfOperation,
-            Why::Unspecified => Reason::Unspecified,
+            Why::KeyCompromise => RevocationReason::KeyCompromise,
+            Why::Superseded => RevocationReason::Superseded,
+            Why::CessationOfOperation => RevocationReason::CessationOfOperation,
+            Why::Unspecified => RevocationReason::Unspecified,
         }
     }
 }
@@ -91,8 +91,8 @@ impl Revoke {
         };
         let now = SystemClock.now();
         let ca = authority(&directory, &self.how.passphrase, now)?;
-        let reason = Reason::from(self.reason);
-        let revoked: Vec<_> = held.nodes.iter().map(|certificate| (&**certificate, reason)).collect();
+        let reason = RevocationReason::from(self.reason);
+        let revoked: Vec<_> = held.certificates.iter().map(|certificate| (&**certificate, reason)).collect();
         self.how.publish(&directory, &ca, &revoked, now, Some(identity.to_string()))
     }
 }
@@ -111,7 +111,7 @@ impl How {
         &self,
         directory: &CertificateDirectory,
         ca: &CertificateAuthority,
-        revoked: &[(&crate::certs::Certificate, Reason)],
+        revoked: &[(&crate::certs::Certificate, RevocationReason)],
         now: Timestamp,
         identity: Option<String>,
     ) -> Result<Exit, CliError> {
@@ -157,13 +157,13 @@ pub(super) fn own_list(
 pub(super) fn publish(
     directory: &CertificateDirectory,
     ca: &CertificateAuthority,
-    revoked: &[(&crate::certs::Certificate, Reason)],
+    revoked: &[(&crate::certs::Certificate, RevocationReason)],
     valid_for: Duration,
     now: Timestamp,
 ) -> Result<RevocationList, CliError> {
     let failed = |error| remedy::issue(&error).context(directory.crl_path().display());
     let (before, others) = read(directory, ca)?;
-    let list = RevocationList::next(before.as_ref(), ca, revoked, valid_for, now).map_err(failed)?;
+    let list = RevocationList::issue(before.as_ref(), ca, revoked, valid_for, now).map_err(failed)?;
     let mut text = list.to_pem().map_err(failed)?;
     for other in others {
         text.extend(other.to_pem().unwrap_or_default());

@@ -8,7 +8,7 @@ use openssl::x509::{X509, X509KeyUsage, X509Ref};
 use serde::Serialize;
 
 use super::days_left;
-use crate::certs::{Authority, Certificate, KeyId, read_certificates};
+use crate::certs::{CaCertificate, Certificate, KeyId, read_certificates};
 use crate::cli::error::{CliError, Exit};
 use crate::cli::output;
 use crate::clock::{Clock, SystemClock, Timestamp};
@@ -69,7 +69,7 @@ impl Show {
 }
 
 fn explain(x509: X509, now: Timestamp) -> Explained {
-    let (kind, identity, domain, unusable, validity) = match Authority::new(x509.clone()) {
+    let (kind, identity, domain, unusable, validity) = match CaCertificate::new(x509.clone()) {
         Ok(ca) => ("ca", None, ca.domain, None, Some((ca.not_before, ca.not_after))),
         Err(_) => match Certificate::from_x509(x509.clone()) {
             Ok(node) => (
@@ -91,8 +91,8 @@ fn explain(x509: X509, now: Timestamp) -> Explained {
         identity,
         domain,
         unusable,
-        subject: crate::certs::name_text(x509.subject_name()),
-        issuer: crate::certs::name_text(x509.issuer_name()),
+        subject: crate::certs::distinguished_name(x509.subject_name()),
+        issuer: crate::certs::distinguished_name(x509.issuer_name()),
         not_before,
         not_after,
         days_left: validity.map_or(0, |(_, to)| days_left(to, now)),

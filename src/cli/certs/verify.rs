@@ -8,8 +8,8 @@ use serde::Serialize;
 
 use super::Place;
 use crate::certs::{
-    Authority, CertificateDirectory, CertificateFile, Content, Credentials, KeyError, PrivateKey, Trust, TrustError,
-    moment, name_text,
+    CaCertificate, CertificateDirectory, CertificateFile, Content, Credentials, KeyError, PrivateKey, Trust,
+    TrustError, distinguished_name, timestamp,
 };
 use crate::cli::error::{CliError, Exit};
 use crate::cli::{output, remedy};
@@ -91,7 +91,7 @@ impl Verify {
     }
 }
 
-fn authorities(path: &Path, all: &[Authority], directory: &CertificateDirectory, now: Timestamp) -> Vec<Finding> {
+fn authorities(path: &Path, all: &[CaCertificate], directory: &CertificateDirectory, now: Timestamp) -> Vec<Finding> {
     let mut findings = Vec::new();
     for ca in all {
         let problem = if now < ca.not_before {
@@ -133,7 +133,7 @@ fn node(
     now: Timestamp,
 ) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for certificate in &held.nodes {
+    for certificate in &held.certificates {
         findings.push(match trust.verify(certificate, &held.intermediates, now) {
             Ok(()) => Finding::good(path, format!("{identity}, valid until {}", certificate.not_after())),
             Err(error) => {
@@ -144,7 +144,7 @@ fn node(
     }
     if let Ok(key_path) = directory.key_path(identity) {
         let matches = |key: &PrivateKey| {
-            held.nodes.iter().any(|certificate| Credentials::new(certificate.clone(), key.clone()).is_ok())
+            held.certificates.iter().any(|certificate| Credentials::new(certificate.clone(), key.clone()).is_ok())
         };
         findings.extend(key(&key_path, path, matches, &format!("the key of {identity}")));
     }
@@ -152,8 +152,8 @@ fn node(
 }
 
 fn revocations(path: &Path, list: &X509CrlRef, now: Timestamp) -> Finding {
-    let issuer = name_text(list.issuer_name());
-    match list.next_update().and_then(moment) {
+    let issuer = distinguished_name(list.issuer_name());
+    match list.next_update().and_then(timestamp) {
         Some(until) if now < until => Finding::good(path, format!("revocation list of {issuer}, valid until {until}")),
         _ => Finding::bad(
             path,

@@ -9,7 +9,9 @@ use openssl::x509::X509Crl;
 
 use super::Finding;
 use crate::audit;
-use crate::certs::{Authority, CertificateDirectory, DirectoryCertificateStore, DirectoryError, KeyError, PrivateKey};
+use crate::certs::{
+    CaCertificate, CertificateDirectory, DirectoryCertificateStore, DirectoryError, KeyError, PrivateKey,
+};
 use crate::cli::error::{CliError, Exit};
 use crate::cli::text::counted;
 use crate::cli::{policy as rules, remedy};
@@ -54,7 +56,8 @@ pub(super) fn authorities(directory: &CertificateDirectory, now: Timestamp) -> V
             return vec![Finding::fail("ca", &failure), Finding::skip("clock", "there is no CA to compare with")];
         }
     };
-    let all: Vec<Authority> = trust.certificates().into_iter().filter_map(|x509| Authority::new(x509).ok()).collect();
+    let all: Vec<CaCertificate> =
+        trust.certificates().into_iter().filter_map(|x509| CaCertificate::new(x509).ok()).collect();
     let mut findings: Vec<Finding> = all.iter().map(|ca| authority(ca, now)).collect();
     let key = directory.ca_key_path();
     match PrivateKey::from_file(&key, None) {
@@ -73,7 +76,7 @@ pub(super) fn authorities(directory: &CertificateDirectory, now: Timestamp) -> V
     findings
 }
 
-fn authority(ca: &Authority, now: Timestamp) -> Finding {
+fn authority(ca: &CaCertificate, now: Timestamp) -> Finding {
     let name = ca.domain.as_ref().map_or_else(|| ca.subject.clone(), |domain| format!("of {domain}"));
     if now >= ca.not_after {
         let failure = CliError::new(Exit::Security, format!("the CA {name} expired at {}", ca.not_after))
@@ -90,7 +93,7 @@ fn authority(ca: &Authority, now: Timestamp) -> Finding {
     Finding::ok("ca", format!("{name}, valid until {}", ca.not_after))
 }
 
-fn clock(all: &[Authority], now: Timestamp) -> Finding {
+fn clock(all: &[CaCertificate], now: Timestamp) -> Finding {
     match all.iter().map(|ca| ca.not_before).max() {
         Some(begin) if now < begin => {
             let failure = CliError::new(

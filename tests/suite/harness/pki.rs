@@ -44,6 +44,7 @@ impl CertificateStore for Peers {
         let meant = known.iter().filter(|one| match query.recipient {
             Recipient::One(identity) => one.identity() == identity,
             Recipient::Mappers => one.identity().role() == Role::Mapper,
+            _ => false,
         });
         Ok(meant.cloned().collect())
     }
@@ -52,7 +53,7 @@ impl CertificateStore for Peers {
         false
     }
 
-    fn learned(&self, certificate: &Arc<Certificate>, _now: Timestamp) {
+    fn learn(&self, certificate: &Arc<Certificate>, _now: Timestamp) {
         self.learned.lock().unwrap().push(certificate.clone());
     }
 }
