@@ -59,10 +59,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
     while let Some(event) = events.next().await {
         match event {
             Event::Intermediate { from, key, value, .. } => println!("/simple/count: {from} {key} {value}"),
-            Event::Outcome { from, result: Ok(value) } => println!("/simple/count: {from} says {value}"),
+            Event::Outcome { from, result: Ok(value), .. } => println!("/simple/count: {from} says {value}"),
             Event::Outcome { result: Err(failure), .. } | Event::Failed(failure) => {
                 return Err(failure.to_string().into());
             }
+            _ => {}
         }
     }
     agent.stop().await?;

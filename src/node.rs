@@ -103,14 +103,14 @@ pub enum NodeError {
         name: String,
     },
     /// A file in the directory is missing or cannot be used.
-    #[error("cannot use the certificate directory")]
+    #[error(transparent)]
     Directory(#[from] DirectoryError),
     /// The options of the serializer do not fit together.
-    #[error("cannot build the serializer")]
+    #[error(transparent)]
     Serializer(#[from] BuildError),
     /// The broker cannot be reached, or refuses.
     #[cfg(feature = "amqp")]
-    #[error("cannot connect to the broker")]
+    #[error(transparent)]
     Transport(#[from] TransportError),
 }
 

@@ -13,7 +13,7 @@ use crate::audit::AuditLog;
 use crate::clock::Clock;
 use crate::link::{Link, LinkBuilder, Outbound, Received, SendError, Subscription, wait_for_mappers};
 use crate::packet::{Identity, Packet, Request, Role, Token};
-use crate::request::{Dispatch, Events, PendingRequests, RequestBuilder, RequestError, RequestSpec};
+use crate::request::{Dispatch, Events, PendingRequests, RequestBuilder, RequestError, RequestSpec, sealed};
 use crate::serializer::{Audience, Inbound, InboundQueue, Serializer};
 use crate::transport::{Destination, Queue, QueueKind, Transport, TransportError, topology};
 
@@ -139,30 +139,31 @@ impl MapperProxy {
         MapperProxyBuilder { link: Link::builder(serializer, transport) }
     }
 
-    /// The proxy of an agent, which hands it the answers that come.
+    /// The proxy of an agent, which passes the answers on to it.
     pub(crate) fn of_agent(link: Link) -> Self {
         Self { link, pending: Arc::default(), listener: None }
     }
 
-    /// Takes an answer in. False when it is none, or nobody waits for it.
+    /// Accepts an answer. False for another packet, or when no request waits for it.
     pub(crate) fn answered(&self, inbound: Inbound) -> bool {
         self.pending.answered(inbound)
     }
 
-    /// A request for `service`. It is sent when it is awaited, and gives the answers of all its targets.
+    /// A request for `service`. It is sent when it is awaited, and returns the answers of all its targets.
     pub fn request(&self, service: &str, payload: impl Serialize) -> RequestBuilder<MapperProxy> {
         RequestBuilder::new(self.clone(), service, payload)
     }
 
-    /// A push to `service`, to the least loaded agent: work without an answer. It is confirmed when a mapper can take it.
+    /// A push to `service`: a request without an answer, for the least loaded agent. It completes when the message is in the queue of the
+    /// mappers.
     ///
     /// # Errors
-    /// [`RequestError`] when it could not be given to the mappers.
+    /// [`RequestError`] when it was not sent to the mappers.
     pub async fn push(&self, service: &str, payload: impl Serialize) -> Result<(), RequestError> {
         self.request(service, payload).push().await.map(drop)
     }
 
-    /// Waits for the mappers to make themselves known, where they are not known by other means. False when none did.
+    /// Waits for the mappers to advertise themselves, unless they are known by other means. False when none did.
     async fn find_mappers(&self, limit: Duration) -> bool {
         let Some(listener) = self.listener.as_ref().filter(|_| self.link.learns_peers()) else { return true };
         let is_due = listener.is_announcement_due();
@@ -175,24 +176,24 @@ impl MapperProxy {
         }
         match self.link.announce_to_mappers().await {
             Ok(()) => wait_for_mappers(listener.advertised.clone(), limit).await,
-            Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "no mapper could be asked"),
+            Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "no mapper received the advertise"),
         }
         *listener.advertised.borrow() > 0
     }
 
-    async fn send(&self, ask: &RequestSpec, events: Option<&Events>) -> Result<(), RequestError> {
-        // What is sealed for the mappers is for those that are known: without one, nobody could open it.
-        if !self.find_mappers(FIND_MAPPERS_TIMEOUT.min(ask.timeout)).await {
+    async fn send(&self, spec: &RequestSpec, events: Option<&Events>) -> Result<(), RequestError> {
+        // The message is encrypted for the known mappers: without one, it cannot be sealed.
+        if !self.find_mappers(FIND_MAPPERS_TIMEOUT.min(spec.timeout)).await {
             return Err(RequestError::NoMapper);
         }
-        let mut request = Request { from: Some(self.link.identity().clone()), ..ask.request.clone() };
-        request.offline = ask.offline;
+        let mut request = Request { from: Some(self.link.identity().clone()), ..spec.request.clone() };
+        request.offline = spec.offline;
         let mut lifetime = MAX_REQUEST_LIFETIME;
         let packet = match events {
             Some(events) => {
-                lifetime = lifetime.min(ask.timeout);
-                request.token = Some(events.job().token);
-                request.deadline = Some(self.link.now().saturating_add(ask.timeout));
+                lifetime = lifetime.min(spec.timeout);
+                request.token = Some(events.request().token);
+                request.deadline = Some(self.link.now().saturating_add(spec.timeout));
                 if !self.link.is_secure() {
                     let queue = topology::process_queue_name(self.link.identity().as_str(), self.link.instance());
                     request.reply_to = Some(queue);
@@ -206,11 +207,11 @@ impl MapperProxy {
         };
         let mut message = Outbound::new(packet, Audience::Mappers);
         message.lifetime = lifetime;
-        message.persistent = ask.request.persistent.unwrap_or(false);
+        message.persistent = spec.request.persistent.unwrap_or(false);
         let ready = self.link.seal(message).await?;
-        // Before it is sent: the answer may be faster than the broker's confirmation.
+        // Before it is published: the answer may arrive before the broker's confirm.
         if let Some(events) = events {
-            events.jobs().hand_over(events.job(), ready.id());
+            events.pending().hand_over(events.request(), ready.id());
         }
         match self.link.publish(&ready, Destination::Queue(topology::REQUEST.into())).await {
             Err(TransportError::Unroutable(_)) => Err(RequestError::NoMapper),
@@ -219,32 +220,34 @@ impl MapperProxy {
     }
 }
 
+impl sealed::Sealed for MapperProxy {}
+
 #[async_trait]
 impl Dispatch for MapperProxy {
-    async fn request(self, ask: RequestSpec) -> Result<Events, RequestError> {
-        let events = Events::begin(&self.pending, Token::random()?, ask.timeout, self.clone());
-        self.send(&ask, Some(&events)).await?;
+    async fn request(self, spec: RequestSpec) -> Result<Events, RequestError> {
+        let events = Events::begin(&self.pending, Token::random()?, spec.timeout, self.clone());
+        self.send(&spec, Some(&events)).await?;
         Ok(events)
     }
 
-    async fn push(self, ask: RequestSpec) -> Result<Vec<Identity>, RequestError> {
-        self.send(&ask, None).await?;
+    async fn push(self, spec: RequestSpec) -> Result<Vec<Identity>, RequestError> {
+        self.send(&spec, None).await?;
         Ok(Vec::new())
     }
 }
 
-/// Takes answers in, for a proxy of its own.
+/// Receives the answers of a proxy that is not an agent's.
 async fn listen(mut answers: Subscription, pending: Arc<PendingRequests>, advertises: watch::Sender<u64>) {
     while let Some(received) = answers.next().await {
         let inbound = Received::accept(received).await;
         if let Packet::Advertise(advertise) = &inbound.packet {
-            // One that takes no requests of others is of no use here.
+            // A mapper that does not dispatch requests of other nodes cannot help.
             if !advertise.serves_requests {
                 continue;
             }
             advertises.send_modify(|heard| *heard = heard.saturating_add(1));
         } else if !pending.answered(inbound) {
-            tracing::debug!("an answer that nobody waits for");
+            tracing::debug!("dropped an answer that no request waits for");
         }
     }
 }

@@ -31,9 +31,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
     while let Some(event) = events.next().await {
         match event {
             Event::Intermediate { from, key, value, .. } => println!("{from} {key} {value}"),
-            Event::Outcome { from, result: Ok(total) } => println!("{from} answers {total}"),
-            Event::Outcome { from, result: Err(failure) } => println!("{from} fails: {failure}"),
+            Event::Outcome { from, result: Ok(total), .. } => println!("{from} answers {total}"),
+            Event::Outcome { from, result: Err(failure), .. } => println!("{from} fails: {failure}"),
             Event::Failed(failure) => return Err(failure.to_string().into()),
+            _ => {}
         }
     }
     node.close().await;

@@ -213,7 +213,7 @@ impl Shared {
         message.persistent = true;
         let ready = self.link.seal(message).await?;
         if let Some(events) = events {
-            events.jobs().hand_over(events.job(), ready.id());
+            events.pending().hand_over(events.request(), ready.id());
         }
         match self.link.publish(&ready, Destination::Queue(queue.name)).await {
             Err(TransportError::Unroutable(queue)) => {

@@ -103,7 +103,7 @@ impl Order {
         let left = request.deadline.map(|deadline| deadline.since(shared.link.now()));
         let ask = RequestSpec {
             timeout: left.unwrap_or(shared.request_timeout).min(LONGEST),
-            patience: Duration::ZERO,
+            wait_for_agents: Duration::ZERO,
             offline: request.offline,
             request,
         };

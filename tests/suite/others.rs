@@ -48,8 +48,9 @@ fn asking() -> impl Actor {
         while let Some(event) = events.next().await {
             seen.push(match event {
                 Event::Intermediate { from, key, value, .. } => format!("{from} {key} {value}"),
-                Event::Outcome { from, result } => format!("{from} says {}", result?),
+                Event::Outcome { from, result, .. } => format!("{from} says {}", result?),
                 Event::Failed(failure) => return Err(failure),
+                other => panic!("{other:?}"),
             });
         }
         seen.sort();

@@ -243,7 +243,7 @@ impl World {
                     }
                     next = part + 1;
                 }
-                Event::Outcome { from, result: Ok(value) } if value != answer(number, &from) => {
+                Event::Outcome { from, result: Ok(value), .. } if value != answer(number, &from) => {
                     self.work.fault(format!("{from} has answered {value} to number {number}"));
                 }
                 _ => {}
