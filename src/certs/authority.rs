@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn s03_every_pair_of_key_types_gives_a_certificate_that_is_believed() {
+    fn s03_every_pair_of_key_types_issues_trusted_certificates() {
         let now = SystemClock.now();
         for ca_type in [KeyType::P256, KeyType::Rsa2048] {
             let ca = authority(ca_type, now);
@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn s03_serial_numbers_and_keys_differ() {
+    fn s03_serial_numbers_and_keys_are_unique() {
         let now = SystemClock.now();
         let ca = authority(KeyType::P256, now);
         let serials: std::collections::HashSet<_> = (0..20)
@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn s03_an_authority_issues_only_while_it_is_valid_and_for_no_longer() {
+    fn s03_ca_issues_only_within_its_own_validity() {
         let now = SystemClock.now();
         let ca = CertificateAuthority::create("example.org", KeyType::P256, DAY, now).unwrap();
         let fred = Identity::agent("fred").unwrap();
@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn s03_an_authority_is_read_back_with_its_domain_and_only_with_its_own_key() {
+    fn s03_ca_loads_only_with_its_own_key_and_domain() {
         let now = SystemClock.now();
         let ca = authority(KeyType::P256, now);
         let pem = ca.certificate().to_pem().unwrap();
@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn s03_a_signing_request_gives_its_key_and_nothing_else() {
+    fn s03_ca_takes_only_the_key_from_a_signing_request() {
         let now = SystemClock.now();
         let ca = authority(KeyType::P256, now);
         let key = PrivateKey::generate(KeyType::P256).unwrap();
@@ -417,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn s03_a_signing_request_that_proves_nothing_is_refused() {
+    fn s03_rejects_signing_request_without_proof_of_possession() {
         let key = PrivateKey::generate(KeyType::P256).unwrap();
         let request = CertificateRequest::new(&Identity::agent("a").unwrap(), &key).unwrap();
         let mut der = openssl::x509::X509Req::from_pem(&request.to_pem().unwrap()).unwrap().to_der().unwrap();

@@ -119,7 +119,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
-    fn s03_a_file_is_replaced_only_when_told_so() {
+    fn s03_file_is_replaced_only_on_request() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("deep/er/a.pem");
         create_directory(path.parent().unwrap()).unwrap();
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn s03_a_file_is_not_written_through_a_link() {
+    fn s03_file_is_not_written_through_symlink() {
         let dir = tempfile::tempdir().unwrap();
         let (target, link) = (dir.path().join("target"), dir.path().join("link.pem"));
         std::os::unix::fs::symlink(&target, &link).unwrap();

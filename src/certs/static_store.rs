@@ -164,7 +164,7 @@ mod tests {
     const DAY: Duration = Duration::from_secs(86_400);
 
     #[test]
-    fn s02_signers_are_found_by_identity_and_key_and_recipients_are_valid_ones_only() {
+    fn s02_static_store_finds_signers_by_key_id_and_valid_recipients() {
         let now = SystemClock.now();
         let ca = CertificateAuthority::create("example.org", KeyType::P256, DAY * 100, now).unwrap();
         let issue = |name: &str, at| {

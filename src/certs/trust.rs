@@ -106,7 +106,7 @@ impl Trust {
     }
 
     /// Trusts every certificate that the certificate store returns, without a CA: the store is the list of allowed nodes. Validity and
-    /// key usage are still checked. Use it only with a store that nobody else can write to.
+    /// key usage are still checked. Use it only with a store that others cannot write to.
     #[must_use]
     pub fn pinned() -> Self {
         Self::new(None, None)
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn s04_dates_count_whatever_was_believed_before() {
+    fn s04_validity_is_checked_despite_cached_verification() {
         let now = SystemClock.now();
         let ca = authority("example.org", now);
         let certificate = leaf(&ca, now);
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn s04_another_ca_of_the_same_name_is_not_believed() {
+    fn s04_rejects_other_ca_with_same_name() {
         let now = SystemClock.now();
         let (ours, theirs) = (authority("example.org", now), authority("example.org", now));
         let forged = leaf(&theirs, now);
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn s04_two_cas_are_believed_during_a_roll_over_and_the_old_no_longer_after_it() {
+    fn s04_both_cas_are_trusted_during_rollover() {
         let now = SystemClock.now();
         let (old, new) = (authority("example.org", now), authority("example.org", now));
         let both = Trust::authorities([old.certificate().to_owned(), new.certificate().to_owned()]).unwrap();
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn s04_only_the_own_domain_is_believed() {
+    fn s04_rejects_other_trust_domain() {
         let now = SystemClock.now();
         let ca = authority("example.org", now);
         let trust = Trust::authorities([ca.certificate().to_owned()]).unwrap().for_domain("example.com");
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn s04_a_verdict_is_kept_for_a_minute_and_never_before_it_was_made() {
+    fn s04_verification_is_cached_for_a_minute() {
         let now = SystemClock.now();
         let ca = authority("example.org", now);
         let certificate = leaf(&ca, now);
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn s04_nothing_is_believed_without_a_ca_certificate() {
+    fn s04_trust_requires_a_ca_certificate() {
         assert!(matches!(Trust::authorities([]), Err(AuthorityError::Count(0))));
         assert!(matches!(Trust::from_pem(b""), Err(AuthorityError::Malformed)));
         let now = SystemClock.now();
@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn s04_a_damaged_revocation_list_is_not_passed_over() {
+    fn s04_rejects_damaged_revocation_list() {
         let now = SystemClock.now();
         let ca = authority("example.org", now);
         let list = |before| RevocationList::issue(before, &ca, &[], HOUR, now).unwrap();

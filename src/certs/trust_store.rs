@@ -382,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn s02_a_certificate_that_comes_along_answers_for_its_message_and_is_kept_only_when_told() {
+    fn s02_presented_certificate_is_learned_only_after_verification() {
         let test = TestStore::new(10);
         let fred = agent("fred");
         let certificate = test.issue(&fred, test.now);
@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn s02_after_a_renewal_both_are_encrypted_to_until_the_older_is_silent_for_an_hour() {
+    fn s02_old_certificate_is_a_recipient_for_an_hour_after_last_use() {
         let test = TestStore::new(10);
         let fred = agent("fred");
         let (old, later) = (test.issue(&fred, test.now), test.now.saturating_add(HOUR));
@@ -424,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn s02_a_flood_of_new_certificates_displaces_nothing_in_use() {
+    fn s02_flood_of_new_certificates_displaces_none_in_use() {
         let test = TestStore::new(3);
         let used: Vec<_> = ["a", "b"].map(|name| test.issue(&agent(name), test.now)).into();
         used.iter().for_each(|certificate| test.store.learn(certificate, test.now));
@@ -452,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn s02_the_mappers_are_those_that_are_heard() {
+    fn s02_mapper_recipients_are_active_mappers() {
         let test = TestStore::new(3);
         let mappers = ["m1", "m2"].map(|name| test.issue(&Identity::mapper(name).unwrap(), test.now));
         mappers.iter().for_each(|certificate| test.store.learn(certificate, test.now));
@@ -468,7 +468,7 @@ mod tests {
     }
 
     #[test]
-    fn s02_what_has_expired_or_was_revoked_is_dropped() {
+    fn s02_expired_certificates_are_removed_from_trust_store() {
         let test = TestStore::new(10);
         let (old, later) = (test.issue(&agent("old"), test.now), test.now.saturating_add(DAY * 3));
         test.store.learn(&old, test.now);

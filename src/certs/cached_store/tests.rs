@@ -87,7 +87,7 @@ impl TestStore {
 }
 
 #[test]
-fn s02_an_answer_is_asked_for_once_and_again_after_its_time() {
+fn s02_cache_queries_again_after_time_to_live() {
     let test = store_with(1);
     let certificate = &test.certificates[0];
     for _ in 0..3 {
@@ -105,7 +105,7 @@ fn s02_an_answer_is_asked_for_once_and_again_after_its_time() {
 }
 
 #[test]
-fn s02_nothing_is_kept_past_the_expiry_of_a_certificate() {
+fn s02_cache_keeps_no_answer_past_certificate_expiry() {
     let mut test = store_with(1);
     test.store = CachedCertificateStore::new(test.counting.clone()).time_to_live(DAY * 10);
     assert_eq!(test.recipients("a0", NOW), 1);
@@ -114,7 +114,7 @@ fn s02_nothing_is_kept_past_the_expiry_of_a_certificate() {
 }
 
 #[test]
-fn s02_at_most_the_capacity_is_kept_and_the_least_used_goes() {
+fn s02_cache_evicts_least_recently_used_answer() {
     let mut test = store_with(101);
     let query = |test: &TestStore, n: usize| test.recipients(&format!("a{n}"), NOW);
     (0..100).for_each(|n| assert_eq!(query(&test, n), 1));
@@ -130,7 +130,7 @@ fn s02_at_most_the_capacity_is_kept_and_the_least_used_goes() {
 }
 
 #[test]
-fn s02_a_flood_of_unknown_names_pushes_out_nothing() {
+fn s02_flood_of_unknown_names_evicts_no_answers() {
     let test = store_with(100);
     let known = || (0..100).map(|n| test.recipients(&format!("a{n}"), NOW)).sum::<usize>();
     assert_eq!(known(), 100);
@@ -142,7 +142,7 @@ fn s02_a_flood_of_unknown_names_pushes_out_nothing() {
 }
 
 #[test]
-fn s02_who_was_not_known_is_asked_for_again_soon() {
+fn s02_negative_answers_are_cached_briefly() {
     let test = store_with(1);
     let late = test.certificates[0].clone();
     *test.counting.inner.lock() = StaticCertificateStore::default();
@@ -161,7 +161,7 @@ fn s02_who_was_not_known_is_asked_for_again_soon() {
 }
 
 #[test]
-fn s02_everything_is_forgotten_when_the_other_store_has_changed() {
+fn s02_cache_is_cleared_when_generation_changes() {
     let test = store_with(1);
     assert_eq!(test.recipients("a0", NOW), 1);
     *test.counting.inner.lock() = StaticCertificateStore::default();
@@ -172,7 +172,7 @@ fn s02_everything_is_forgotten_when_the_other_store_has_changed() {
 }
 
 #[test]
-fn s02_errors_are_told_and_not_kept() {
+fn s02_store_errors_are_returned_and_not_cached() {
     let test = store_with(1);
     *test.counting.failure.lock() = Some("the database is down");
     let refused = test.signer(&test.certificates[0], NOW).unwrap_err();
@@ -212,7 +212,7 @@ fn wait_until(condition: impl Fn() -> bool) {
 }
 
 #[test]
-fn s02_many_who_ask_at_once_cause_one_question() {
+fn s02_concurrent_queries_are_coalesced() {
     let test = store_with(1);
     let results = query_concurrently(&test);
     assert!(results.into_iter().all(|result| result.unwrap().unwrap()));
@@ -220,7 +220,7 @@ fn s02_many_who_ask_at_once_cause_one_question() {
 }
 
 #[test]
-fn s02_those_who_wait_are_told_of_an_error_and_not_left_alone_by_a_panic() {
+fn s02_waiting_threads_get_errors_and_survive_a_panic() {
     let test = store_with(1);
     *test.counting.failure.lock() = Some("down");
     assert!(
@@ -237,7 +237,7 @@ fn s02_those_who_wait_are_told_of_an_error_and_not_left_alone_by_a_panic() {
 }
 
 #[test]
-fn s02_what_came_with_a_message_is_not_mixed_up_with_what_is_kept() {
+fn s02_queries_with_presented_certificate_bypass_cache() {
     let test = store_with(1);
     let certificate = &test.certificates[0];
     let query = SignerQuery::new(certificate.identity(), certificate.key_id(), NOW).with_presented(certificate);

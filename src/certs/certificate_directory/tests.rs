@@ -43,7 +43,7 @@ impl TestDirectory {
 }
 
 #[test]
-fn s03_each_thing_that_can_be_wrong_with_a_nodes_files_has_its_own_error() {
+fn s03_every_fault_of_a_nodes_files_has_its_own_error() {
     use DirectoryError as E;
     let test = TestDirectory::new();
     let fred = Identity::agent("fred").unwrap();
@@ -79,7 +79,7 @@ fn s03_each_thing_that_can_be_wrong_with_a_nodes_files_has_its_own_error() {
 }
 
 #[test]
-fn s03_a_certificate_is_loaded_only_while_it_is_valid() {
+fn s03_certificate_is_loaded_only_while_valid() {
     let test = TestDirectory::new();
     let fred = Identity::agent("fred").unwrap();
     test.issue(&fred, "agent-fred");
@@ -91,7 +91,7 @@ fn s03_a_certificate_is_loaded_only_while_it_is_valid() {
 }
 
 #[test]
-fn s03_the_ca_certificate_is_read_or_its_lack_is_said() {
+fn s03_missing_ca_certificate_is_reported() {
     let test = TestDirectory::new();
     let directory = CertificateDirectory::new(test.dir.path());
     let fred = test.issue(&Identity::agent("fred").unwrap(), "agent-fred");
@@ -103,7 +103,7 @@ fn s03_the_ca_certificate_is_read_or_its_lack_is_said() {
 }
 
 #[test]
-fn s03_during_a_rotation_the_certificate_of_the_key_is_found_behind_another() {
+fn s03_certificate_of_the_key_is_found_behind_another_during_rotation() {
     let test = TestDirectory::new();
     let fred = Identity::agent("fred").unwrap();
     let own = test.issue(&fred, "agent-fred");
@@ -114,7 +114,7 @@ fn s03_during_a_rotation_the_certificate_of_the_key_is_found_behind_another() {
 }
 
 #[test]
-fn s03_no_nodes_certificate_is_ever_another_nodes_key_file() {
+fn s03_certificate_file_name_is_never_a_key_file_name() {
     let test = TestDirectory::new();
     let tricky = Identity::agent("fred-key").unwrap();
     assert!(matches!(test.load(&tricky), Err(DirectoryError::AmbiguousName(_))));
