@@ -47,7 +47,7 @@ pub enum IssueError {
     #[error("the subject of the CA certificate has parts that cannot be encoded as an issuer's name")]
     AuthorityName,
     /// The CA certificate is not valid now; from when until when it is.
-    #[error("the CA certificate is valid from {0} to {1} only")]
+    #[error("the CA certificate is not valid now: it is valid from {0} to {1}")]
     AuthorityNotValid(Timestamp, Timestamp),
     /// The certificate would expire after its CA's, which expires then.
     #[error("the CA certificate expires at {0}, before the new one would")]
