@@ -3,7 +3,8 @@
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::Value;
 
-use super::{Identity, Token};
+use super::identity::Identity;
+use super::names::Token;
 
 /// The start of a file transfer, with the size and digest to check the file by.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

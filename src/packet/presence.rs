@@ -5,7 +5,9 @@ use std::fmt;
 use serde::de::{self, Deserializer, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::{Identity, Payload, Service, Tag};
+use super::identity::Identity;
+use super::names::{Service, Tag};
+use super::payload::Payload;
 
 /// The load of an agent: a finite number, lower is less loaded; or unknown.
 ///

@@ -4,7 +4,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Identity, Payload, Service, Tag, Token};
+use super::identity::Identity;
+use super::names::{Service, Tag, Token};
+use super::payload::Payload;
 use crate::clock::Timestamp;
 
 /// The selector of a request: how a mapper chooses among the agents that offer its service.
