@@ -183,7 +183,7 @@ fn hash_password() -> Result<Exit, CliError> {
     } else {
         line()?
     };
-    let hash = PasswordHash::of(&password).map_err(|error| match error {
+    let hash = PasswordHash::new(&password).map_err(|error| match error {
         PasswordError::Length => CliError::of(Exit::Usage, &error).help("choose a longer one"),
         _ => CliError::of(Exit::Failure, &error),
     })?;
@@ -223,8 +223,8 @@ impl Drop for Restored {
 /// A line of stdin, without its end.
 fn line() -> Result<Zeroizing<String>, CliError> {
     let failed = |error: std::io::Error| CliError::of(Exit::Usage, &error).context("cannot read the password");
-    let mut text = Zeroizing::new(String::with_capacity(PasswordHash::LONGEST + 2));
-    let limit = PasswordHash::LONGEST as u64 + 2;
+    let mut text = Zeroizing::new(String::with_capacity(PasswordHash::MAX_PASSWORD_BYTES + 2));
+    let limit = PasswordHash::MAX_PASSWORD_BYTES as u64 + 2;
     std::io::Read::take(std::io::stdin().lock(), limit).read_line(&mut text).map_err(failed)?;
     let end = text.trim_end_matches(['\r', '\n']).len();
     text.truncate(end);

@@ -90,8 +90,8 @@ impl CredentialSet {
         let same = |a: &Credentials, b: &Credentials| a.certificate().fingerprint() == b.certificate().fingerprint();
         let mut all: Vec<Credentials> = Vec::new();
         for one in self.all().cloned().chain(more) {
-            let peers = all.iter().chain(but.iter().copied()).any(|other| same(other, &one));
-            if !peers && one.certificate().is_valid_at(now) && all.len() < MAX_OLDER_KEYS {
+            let is_known = all.iter().chain(but.iter().copied()).any(|other| same(other, &one));
+            if !is_known && one.certificate().is_valid_at(now) && all.len() < MAX_OLDER_KEYS {
                 all.push(one);
             }
         }

@@ -50,6 +50,7 @@ fn too_large(length: usize, limit: usize) -> OpenError {
 impl Context {
     /// Opens a message.
     pub fn open(&self, bytes: &[u8], context: &OpenContext) -> Result<Inbound, OpenError> {
+        self.agreements.expire(context.now);
         let (message, header) = parse(bytes, context.queue.max_bytes())?;
         self.open_parsed(&message, &header, context).map_err(|error| error.claimed_by(&header.from))
     }
@@ -74,7 +75,7 @@ impl Context {
             Some(presented) => self.peers.learn(presented, context.now),
             None => self.peers.heard(&signer, context.now),
         }
-        let plaintext = self.decrypt(message, header).map_err(|Failed| {
+        let plaintext = self.decrypt(message, header, context.now).map_err(|Failed| {
             OpenError::new(OpenErrorKind::CannotOpen, "it cannot be decrypted, or does not match what was signed")
         })?;
         let Some((salt, body)) = split_plaintext(&plaintext) else {
@@ -241,7 +242,7 @@ impl Context {
     }
 
     /// Step 11. Every failure is the same error.
-    fn decrypt(&self, message: &Message<'_>, header: &Header) -> Result<Vec<u8>, Failed> {
+    fn decrypt(&self, message: &Message<'_>, header: &Header, now: Timestamp) -> Result<Vec<u8>, Failed> {
         let (plaintext, recipients) = match message.content.as_ref().ok_or(Failed)? {
             Content::Plain(plaintext) => (plaintext.to_vec(), recipients_digest([])),
             Content::Encrypted(enveloped) => {
@@ -249,7 +250,7 @@ impl Context {
                 let plaintext =
                     self.crypto.decrypt(&opened.key, enveloped.nonce, enveloped.ciphertext, enveloped.tag)?;
                 if let Some((point, index, shared)) = opened.agreed {
-                    self.agreements.remember(point, &index, shared);
+                    self.agreements.remember(point, &index, shared, now);
                 }
                 (plaintext, recipients_digest(enveloped.recipients.iter().map(cms::Recipient::key_id)))
             }
@@ -282,9 +283,9 @@ impl Context {
         let (own, index) = (credentials.key(), credentials.certificate().fingerprint());
         match (recipient, own.suite()) {
             (cms::Recipient::Agreement(agreement), crate::certs::Suite::P256) => {
-                let peers = self.agreements.recall(agreement.point, index);
-                let new = peers.is_none();
-                let shared = match peers {
+                let cached = self.agreements.recall(agreement.point, index);
+                let new = cached.is_none();
+                let shared = match cached {
                     Some(shared) => shared,
                     None => self.agreements.agree(&self.crypto, agreement.point, own)?,
                 };

@@ -56,6 +56,7 @@ impl From<Failed> for SealError {
 impl Context {
     /// Seals a packet.
     pub fn seal(&self, packet: &Packet, request: &SealRequest<'_>) -> Result<Sealed, SealError> {
+        self.agreements.expire(request.now);
         let kind = packet.kind();
         let to = self.audience(packet, request)?;
         let own = self.credentials();

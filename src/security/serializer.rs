@@ -62,6 +62,8 @@ impl SecureSerializer {
         self.context.peers.set_own_chain(new.intermediates().to_vec());
         let mut current = self.context.credentials.write();
         *current = Arc::new(current.followed_by(new, older, now, rotation_grace_period));
+        drop(current);
+        self.context.agreements.clear();
         Ok(())
     }
 
@@ -197,6 +199,26 @@ impl Counters {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::certs::{CertificateAuthority, KeyType, StaticCertificateStore};
+    use crate::clock::{Clock, SystemClock};
+
+    #[test]
+    fn s07_rotation_clears_agreed_secrets() {
+        let now = SystemClock.now();
+        let day = std::time::Duration::from_secs(86_400);
+        let ca = CertificateAuthority::create("example.org", KeyType::P256, day, now).unwrap();
+        let fred = Identity::agent("fred").unwrap();
+        let issue = || ca.issue(&fred, KeyType::P256, day / 2, now).unwrap();
+        let own = issue();
+        let store = StaticCertificateStore::new([own.certificate().clone()]);
+        let serializer = SecureSerializer::builder(own, store, ca.trust().unwrap()).build().unwrap();
+        let push = crate::packet::Request::new("/a/b".parse().unwrap(), crate::packet::Payload::default());
+        let audience = crate::serializer::Audience::One(fred.clone());
+        serializer.seal(&Packet::Push(push), &SealRequest::new(&audience, now)).unwrap();
+        assert_ne!(serializer.context.agreements.held(), 0);
+        serializer.replace_credentials(issue(), Vec::new(), now).unwrap();
+        assert_eq!(serializer.context.agreements.held(), 0);
+    }
 
     #[test]
     fn every_kind_has_its_own_count() {

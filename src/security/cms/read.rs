@@ -107,8 +107,8 @@ impl Notes {
     /// The next field, an AlgorithmIdentifier: which of these it is.
     fn algorithm(&mut self, fields: &mut Fields<'_>, accepted: &[&[u8]], what: &'static str) -> Result<Option<usize>> {
         let found = fields.element()?;
-        let peers = accepted.iter().position(|one| *one == found);
-        if peers.is_none() {
+        let position = accepted.iter().position(|one| *one == found);
+        if position.is_none() {
             let mut outer = Fields::new(found)?;
             let mut inside = outer.inside(Tag::Sequence)?;
             inside.typed::<ObjectIdentifier>()?;
@@ -118,7 +118,7 @@ impl Notes {
             inside.end()?;
             self.note(what);
         }
-        Ok(peers)
+        Ok(position)
     }
 }
 
@@ -350,7 +350,7 @@ pub(super) fn enveloped<'a>(bytes: &'a [u8], notes: &mut Notes) -> Result<Option
         ensure(before < whole)?;
         before = whole;
         if let Some(next) = recipient(whole, notes)? {
-            ensure(recipients.iter().all(|peers: &Recipient<'_>| peers.key_id() != next.key_id()))?;
+            ensure(recipients.iter().all(|earlier: &Recipient<'_>| earlier.key_id() != next.key_id()))?;
             recipients.push(next);
         }
     }
@@ -409,7 +409,7 @@ fn agreement<'a>(mut info: Fields<'a>, notes: &mut Notes) -> Result<Option<Agree
     let mut originator = info.inside(EXPLICIT_0)?;
     let mut key = originator.inside(EXPLICIT_1)?;
     originator.end()?;
-    let peers = notes.algorithm(&mut key, &[algorithm::EC_PUBLIC_KEY], "another kind of originator key")?;
+    let key_algorithm = notes.algorithm(&mut key, &[algorithm::EC_PUBLIC_KEY], "another kind of originator key")?;
     let bits = key.value(Tag::BitString)?;
     key.end()?;
     let ukm = if info.next_is(EXPLICIT_1) {
@@ -431,7 +431,7 @@ fn agreement<'a>(mut info: Fields<'a>, notes: &mut Notes) -> Result<Option<Agree
     rid.end()?;
     let wrapped = key.value(Tag::OctetString)?;
     key.end()?;
-    if peers.is_none() || scheme.is_none() {
+    if key_algorithm.is_none() || scheme.is_none() {
         return Ok(None);
     }
     // No unused bits, and not compressed (0x04).
@@ -446,9 +446,9 @@ fn agreement<'a>(mut info: Fields<'a>, notes: &mut Notes) -> Result<Option<Agree
 fn transport<'a>(mut info: Fields<'a>, notes: &mut Notes) -> Result<Option<Transport<'a>>> {
     ensure(info.number(Tag::Integer)? == 2)?;
     let key_id = key_id(info.value(IMPLICIT_0)?)?;
-    let peers =
+    let algorithm =
         notes.algorithm(&mut info, &[algorithm::OAEP_SHA256, algorithm::OAEP_SHA256_NULL], "another key transport")?;
     let encrypted = info.value(Tag::OctetString)?;
     info.end()?;
-    Ok(peers.map(|_| Transport { key_id, encrypted }))
+    Ok(algorithm.map(|_| Transport { key_id, encrypted }))
 }
