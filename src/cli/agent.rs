@@ -129,7 +129,7 @@ pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
         let services;
         (agent, services) = match &options.actors_dir {
             Some(dir) => {
-                let programs = ProgramActors::open(dir, options.actors.clone().unwrap_or_default());
+                let programs = ProgramActors::open_prefixes(dir, options.actors.iter().flatten());
                 let programs = programs.map_err(|error| remedy::programs(&error))?;
                 let services = programs.services().len();
                 (agent.actor(programs), services)

@@ -52,7 +52,7 @@ impl Args {
                 When::Block => Overflow::Block,
                 When::Drop => Overflow::Drop,
             };
-            let options = AuditOptions { overflow, ..AuditOptions::default() };
+            let options = AuditOptions::new().overflow(overflow);
             AuditLog::open(path, options).map_err(|error| {
                 CliError::of(Exit::Failure, &error)
                     .help("check it with `nanite audit verify FILE`, or give another file")

@@ -247,7 +247,7 @@ pub(super) fn programs(error: &ProgramError) -> CliError {
             "whoever can write there decides what runs: let {} belong to you or root, and run `chmod go-w` on it",
             path.display()
         )),
-        ProgramError::Prefix(_) | ProgramError::NoSuchPrefix { .. } => {
+        ProgramError::InvalidPrefix(_) | ProgramError::NoSuchPrefix { .. } => {
             failure.help("`--actors` picks directories of `--actors-dir` by name; without it all are offered")
         }
         _ => failure.help("`--actors-dir DIR` names a directory with the programs DIR/PREFIX/NAME"),

@@ -85,7 +85,7 @@ impl Order {
 
     /// Gives it to agents, if its sender may have it done.
     pub async fn place(&self, shared: &Arc<Shared>) -> Result<Placed, RequestError> {
-        let caller = Caller { on_behalf_of: self.origin(), ..Caller::new(&self.sender, self.signer.as_ref()) };
+        let caller = Caller::new(&self.sender, self.signer.as_ref()).on_behalf_of(self.origin());
         let decision = shared.policy.authorize_request(&caller, &self.request);
         let asked = DecisionSubject {
             kind: if self.reply_to.is_some() { Kind::Request } else { Kind::Push },
@@ -96,7 +96,7 @@ impl Order {
         };
         shared.link.audit_decision(asked, &decision).await;
         if !decision.allowed {
-            return Err(RequestError::Denied(decision.why));
+            return Err(RequestError::Denied(decision.reason));
         }
         let mut request = self.request.clone();
         request.on_behalf_of = Some(caller.origin().clone());

@@ -281,7 +281,7 @@ impl Shared {
             .audit_decision(DecisionSubject { kind, from: sender, id, service: None, on_behalf_of: None }, &decision)
             .await;
         if !decision.allowed {
-            tracing::warn!(agent = %sender, why = decision.why, rule = decision.rule, "registration denied");
+            tracing::warn!(agent = %sender, reason = decision.reason, rule = decision.rule, "registration denied");
         }
         decision.allowed
     }

@@ -84,11 +84,11 @@ async fn n01_typed_handlers_with_and_without_context(system: System) {
 async fn n01_only_what_is_exposed_can_be_called(system: System) {
     let twice = actor("simple").expose("echo", |(): ()| async { reply(()) });
     let built = system.agent("fred").actor(twice.expose("echo", |(): ()| async { reply(()) })).start().await;
-    assert!(matches!(built, Err(AgentError::Expose(ExposeError::Twice(_)))));
+    assert!(matches!(built, Err(AgentError::Expose(ExposeError::Duplicate(_)))));
     let built = system.agent("fred").actor(echo()).actor(echo()).start().await;
-    assert!(matches!(built, Err(AgentError::Expose(ExposeError::Twice(_)))));
+    assert!(matches!(built, Err(AgentError::Expose(ExposeError::Duplicate(_)))));
     let built = system.agent("fred").actor(actor("a b").expose("c", |(): ()| async { reply(()) })).start().await;
-    assert!(matches!(built, Err(AgentError::Expose(ExposeError::Name(_)))));
+    assert!(matches!(built, Err(AgentError::Expose(ExposeError::InvalidName(_)))));
 
     let _agent = start(system.agent("fred").actor(echo())).await;
     let mapper = system.started_mapper("m1").await;

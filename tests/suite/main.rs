@@ -1,4 +1,4 @@
-//! What users and attackers see: tests by theme, against real parts. The harness starts what they need.
+//! Tests of what users and attackers see, by theme, against real parts. The harness starts the parts that they need.
 
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
@@ -51,9 +51,12 @@ mod s07_rotation;
 mod s08_cedar;
 mod s08_policy;
 mod s09_audit;
+mod s10_algorithms;
 mod s10_attacks;
+mod s10_certificates;
 mod s10_hostile_broker;
 mod s10_properties;
+mod s10_structure;
 mod s11_at_rest;
 #[cfg(feature = "fuzzing")]
 mod s12_fuzzing;

@@ -79,7 +79,7 @@ impl Belief {
         };
         let decision = context.policy.authorize_registration(&Caller::new(identity, inbound.signer()), register);
         if !decision.allowed {
-            return self.refuse(RedisRefusal::Denied, identity, &decision.why);
+            return self.refuse(RedisRefusal::Denied, identity, &decision.reason);
         }
         let version = self.version(&inbound, register.instance, entry.heard);
         let proof = inbound.signer().and_then(|signer| signer.proof().cloned());
