@@ -4,8 +4,6 @@
 
 mod common;
 
-use std::sync::Arc;
-
 use nanite::agent::{actor, reply};
 use nanite::mapper::{Candidate, Selector};
 use nanite::packet::Service;
@@ -33,8 +31,7 @@ async fn main() -> common::Result<()> {
     }
     let mapper = world.mapper("m").await?.start().await?;
     common::wait_for_agents(&mapper, 3).await?;
-    let selector = Arc::new(MostFreeSpace);
-    for (from, answer) in mapper.request("/disk/store", "backup.tar").selector_by(selector).await?.results() {
+    for (from, answer) in mapper.request("/disk/store", "backup.tar").custom_selector(MostFreeSpace).await?.results() {
         println!("{from}: {answer}");
     }
     for agent in agents {

@@ -108,7 +108,7 @@ impl Args {
         let mut request = self.address(fleet.mapper.request(self.service.as_str(), payload));
         let service = self.service.resolved();
         if let Some(last) = self.turns().and_then(|turns| turns.last(&service).cloned()) {
-            request = request.selector_by(Arc::new(RoundRobin::default().after(&service, last)));
+            request = request.custom_selector(Arc::new(RoundRobin::default().after(&service, last)));
         }
         Ok(request)
     }

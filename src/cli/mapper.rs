@@ -121,7 +121,7 @@ async fn log_work(mapper: &Mapper) {
         Ok(agents) => agents,
         Err(error) => return tracing::warn!(error = &error as &dyn std::error::Error, "the agents cannot be read"),
     };
-    let work = mapper.work(agents.iter().map(|agent| &agent.identity));
+    let work = mapper.workloads(agents.iter().map(|agent| &agent.identity));
     let under_way = work.iter().map(|work| work.in_flight).sum();
     tracing::info!("{}, {} under way", counted(agents.len(), "agent"), counted(under_way, "request"));
     for (agent, work) in agents.iter().zip(work).filter(|(_, work)| work.in_flight > 0).take(AGENTS) {

@@ -177,7 +177,7 @@ pub(super) async fn once(
         // What was said before it was asked is no answer.
         while registered.try_recv().is_ok() {}
         let asked = Instant::now();
-        let result = match fleet.mapper.ask(record).await {
+        let result = match fleet.mapper.request_registration(record).await {
             Ok(()) => answer(record, registered, asked, patience).await,
             Err(error) => Err(Failure::new(FailureCode::Lost, super::error::chain(&error))),
         };

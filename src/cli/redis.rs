@@ -60,7 +60,7 @@ impl Args {
             let pem = std::fs::read(path).map_err(|error| {
                 CliError::new(Exit::Usage, format!("the CA of the Redis, {}, cannot be read: {error}", path.display()))
             })?;
-            options = options.authority(pem);
+            options = options.ca_certificates(pem);
         }
         RedisState::connect(&server.url, options).await.map(Some).map_err(|error| remedy(&error))
     }
@@ -73,7 +73,7 @@ fn remedy(error: &RedisError) -> CliError {
             "check that it runs and that the URL is right; its password is given by NANITE_REDIS_PASSWORD or \
              `--redis-password-file FILE`",
         ),
-        RedisError::NoAuthority | RedisError::Authority => {
+        RedisError::MissingCa | RedisError::InvalidCa => {
             failure(Exit::Usage).help("name the PEM file of the CA that issued its certificate: `--redis-ca FILE`")
         }
         RedisError::NotSigned => failure(Exit::Usage).help("leave `--redis` or `--insecure-plaintext` out"),

@@ -19,7 +19,7 @@ mod n14_proofs;
 #[cfg(feature = "redis")]
 mod n14_redis;
 #[cfg(feature = "redis")]
-mod n14_redis_way;
+mod n14_redis_connection;
 mod n15_concurrency;
 mod n16_config;
 mod n17_programs;
@@ -31,7 +31,7 @@ mod n21_console;
 mod n22_permissions;
 mod n22_setup;
 mod n24_examples;
-mod others;
+mod proxied_requests;
 mod s01_envelope;
 mod s01_oracles;
 mod s01_vectors;

@@ -53,7 +53,7 @@ impl Transport for Deaf {
 
 /// Options with short intervals.
 pub fn options(serializer: Arc<dyn Serializer>) -> RedisOptions {
-    RedisOptions::new(serializer).refresh(Duration::from_millis(50)).timeout(Duration::from_secs(10))
+    RedisOptions::new(serializer).refresh_interval(Duration::from_millis(50)).timeout(Duration::from_secs(10))
 }
 
 /// A mapper that receives registrations and heartbeats, and shares its state.
@@ -179,10 +179,10 @@ pub struct ReceivedHeartbeat {
 impl ReceivedHeartbeat {
     /// Passes it to a mapper's state; returns whether the agent was known.
     pub async fn give(&self, state: &RedisState) -> bool {
-        let mut ping = Heartbeat::new(&self.identity, self.signer.instance(), self.status, self.at);
-        ping.sequence = self.signer.sequence();
-        ping.proof = self.signer.proof();
-        state.ping(ping).await.unwrap()
+        let mut heartbeat = Heartbeat::new(&self.identity, self.signer.instance(), self.status, self.at);
+        heartbeat.sequence = self.signer.sequence();
+        heartbeat.proof = self.signer.proof();
+        state.heartbeat(heartbeat).await.unwrap()
     }
 
     /// Its version as it is stored in Redis.
