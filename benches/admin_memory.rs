@@ -84,14 +84,12 @@ async fn measure(agents: usize, heartbeats: usize) {
         })
         .collect();
     for link in &links {
-        let register = Register {
-            identity: link.identity().clone(),
-            services: (0..8).map(|number| format!("/service/number{number}").parse().unwrap()).collect(),
-            status: Status::new(1.0),
-            tags: ["eu-west", "big"].map(|tag| tag.parse().unwrap()).into(),
-            files: Vec::new(),
-            instance: None,
-        };
+        let register = Register::new(
+            link.identity().clone(),
+            (0..8).map(|number| format!("/service/number{number}").parse().unwrap()),
+        )
+        .with_status(Status::new(1.0))
+        .with_tags(["eu-west", "big"].map(|tag| tag.parse().unwrap()));
         let destination = Destination::exchange(topology::REGISTRATION);
         link.send(Outbound::new(register, Audience::Mappers), destination).await.unwrap();
     }
@@ -109,7 +107,7 @@ async fn measure(agents: usize, heartbeats: usize) {
         let round_start = Instant::now();
         for link in &links {
             let status = Status::new((round % 7) as f64);
-            let ping = Ping { identity: link.identity().clone(), status, instance: None };
+            let ping = Ping::new(link.identity().clone(), status);
             let destination = Destination::exchange(topology::HEARTBEAT);
             link.send(Outbound::new(ping, Audience::Mappers), destination).await.unwrap();
         }

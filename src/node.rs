@@ -146,16 +146,16 @@ impl Node {
         let directory = CertificateDirectory::new(path);
         let identity = find_identity(&directory, name)?;
         let credentials = directory.credentials(&identity, passphrase, now)?;
-        let older = directory.older_credentials(&identity, passphrase, now)?;
+        let older = directory.previous_credentials(&identity, passphrase, now)?;
         let files = DirectoryCertificateStore::open(path, now)?;
         let trust = match files.trust() {
             Some(trust) => trust,
             None => Arc::new(directory.trust()?),
         };
-        let store = TrustStore::new(trust.clone()).with_known(Arc::new(files));
+        let store = TrustStore::new(trust.clone()).with_store(Arc::new(files));
         let mut serializer = SecureSerializer::builder(credentials, store, trust);
         if let Some(older) = older {
-            serializer = serializer.older_credentials(older);
+            serializer = serializer.previous_credentials(older);
         }
         Ok(NodeBuilder::new(identity, serializer))
     }
@@ -164,7 +164,7 @@ impl Node {
     pub fn from_credentials(credentials: Credentials, trust: impl Into<Arc<Trust>>) -> NodeBuilder {
         let trust = trust.into();
         let own = StaticCertificateStore::new([credentials.certificate().clone()]);
-        let store = TrustStore::new(trust.clone()).with_known(Arc::new(own));
+        let store = TrustStore::new(trust.clone()).with_store(Arc::new(own));
         Self::with_store(credentials, trust, store)
     }
 

@@ -3,7 +3,7 @@
 use clap::ValueEnum;
 use clap::builder::PossibleValue;
 
-use crate::certs::{KeyType, Reason};
+use crate::certs::{KeyType, RevocationReason};
 use crate::packet::{Role, SelectorName};
 use crate::serializer::InboundQueue;
 
@@ -47,7 +47,7 @@ impl ValueEnum for InboundQueue {
     }
 }
 
-impl ValueEnum for Reason {
+impl ValueEnum for RevocationReason {
     fn value_variants<'a>() -> &'a [Self] {
         &[Self::KeyCompromise, Self::Superseded, Self::CessationOfOperation, Self::Unspecified]
     }

@@ -163,7 +163,7 @@ impl Args {
     }
 
     fn turns(&self) -> Option<Turns> {
-        (self.selector == SelectorName::Rr && self.target.is_none() && !self.via_mapper).then(Turns::load)
+        (self.selector == SelectorName::RoundRobin && self.target.is_none() && !self.via_mapper).then(Turns::load)
     }
 
     fn not_there(&self, target: &Identity, record: Option<&AgentRecord>, fleet: &Fleet) -> CliError {

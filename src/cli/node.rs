@@ -176,7 +176,7 @@ impl Who {
         let passphrase = self.passphrase.read()?;
         let secret = passphrase.as_ref().map(|passphrase| passphrase.as_slice());
         let credentials = directory.credentials(&identity, secret, now).map_err(failed)?;
-        let older = directory.older_credentials(&identity, secret, now).map_err(failed)?;
+        let older = directory.previous_credentials(&identity, secret, now).map_err(failed)?;
         let certificate = credentials.certificate().clone();
         trust.verify(&certificate, credentials.intermediates(), now).map_err(|error| {
             CliError::of(Exit::Security, &error)
@@ -188,11 +188,11 @@ impl Who {
         let files = Arc::new(store);
         let mut store: Arc<dyn CertificateStore> = files.clone();
         if !self.pinned {
-            store = Arc::new(TrustStore::new(trust.clone()).with_known(store));
+            store = Arc::new(TrustStore::new(trust.clone()).with_store(store));
         }
         let mut builder = SecureSerializer::builder(credentials, store, trust.clone());
         if let Some(older) = older {
-            builder = builder.older_credentials(older);
+            builder = builder.previous_credentials(older);
         }
         if let Some(started_at) = started_at {
             builder = builder.started_at(started_at);

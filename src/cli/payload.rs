@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Read};
 
 use super::Global;
 use super::error::{CliError, Exit};
-use crate::packet::{MAX_DEPTH, Payload};
+use crate::packet::{MAX_PAYLOAD_DEPTH, Payload};
 use crate::transport::MAX_BODY_BYTES;
 
 /// The payload of an argument, or of stdin.
@@ -59,7 +59,7 @@ fn looks_like_broken_json(text: &str) -> Option<String> {
     }
     Some(match error.classify() {
         serde_json::error::Category::Data => {
-            format!("line {}: a key stands twice, or more than {MAX_DEPTH} levels", error.line())
+            format!("line {}: a key stands twice, or more than {MAX_PAYLOAD_DEPTH} levels", error.line())
         }
         _ => error.to_string(),
     })

@@ -73,7 +73,7 @@ struct Times {
     ms: Vec<f64>,
 }
 
-/// Registrations that a mapper hears, each with the moment when.
+/// Registrations that a mapper hears, each with the timestamp when.
 pub(super) type Registrations = mpsc::Receiver<(Identity, Instant)>;
 
 /// A hook for a mapper, and what it hears.

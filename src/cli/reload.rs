@@ -151,7 +151,7 @@ impl Reload {
         self.trust.verify(&certificate, new.intermediates(), now).map_err(|error| {
             CliError::of(Exit::Security, &error).context("the new certificate is of no use").help(remedy::trust(&error))
         })?;
-        let older = self.directory.older_credentials(&self.identity, secret, now).map_err(failed)?;
+        let older = self.directory.previous_credentials(&self.identity, secret, now).map_err(failed)?;
         let taken = self.serializer.replace_credentials(new, older.into_iter().collect(), now);
         taken.map_err(|error| CliError::of(Exit::Security, &error))?;
         output::note(&format!("{} has a new certificate, valid until {}", self.identity, certificate.not_after()));

@@ -91,7 +91,7 @@ pub(super) fn issue(error: &IssueError) -> CliError {
                 E::MalformedList => {
                     failure.help("put the last good list there, or remove the file: what it revoked is then believed")
                 }
-                E::NoPossession | E::MalformedRequest => failure.help("make a request with `nanite certs csr`"),
+                E::NoProofOfPossession | E::MalformedRequest => failure.help("make a request with `nanite certs csr`"),
                 E::NoDomain => failure.help("use a CA that `nanite certs init` made"),
                 _ => failure,
             }

@@ -28,7 +28,7 @@ impl Link {
     /// # Errors
     /// As [`announce_to_mappers`](Self::announce_to_mappers).
     pub(crate) async fn advertise_to_mappers(&self) -> Result<(), SendError> {
-        let advertise = Advertise { serves: self.serves_requests(), ..Advertise::default() };
+        let advertise = Advertise { serves_requests: self.serves_requests(), ..Advertise::default() };
         let registration = Destination::exchange(topology::REGISTRATION);
         self.send(Outbound::new(advertise, Audience::Mappers), registration).await?;
         Ok(())

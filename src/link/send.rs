@@ -76,9 +76,9 @@ impl Outbound {
     /// About how many bytes the encoded packet has.
     fn bytes(&self) -> usize {
         match &self.packet {
-            Packet::Request(request) | Packet::Push(request) => request.payload.about_bytes(),
-            Packet::Outcome(outcome) => outcome.results.about_bytes(),
-            Packet::Intermediate(part) => part.value.about_bytes(),
+            Packet::Request(request) | Packet::Push(request) => request.payload.approximate_bytes(),
+            Packet::Outcome(outcome) => outcome.results.approximate_bytes(),
+            Packet::Intermediate(part) => part.value.approximate_bytes(),
             Packet::FileChunk(chunk) => chunk.chunk.0.len(),
             _ => 0,
         }

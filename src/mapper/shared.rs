@@ -121,7 +121,7 @@ impl Shared {
             RegistrationRequest::Agent(agent) => (Audience::Agents, exchange(), Some(agent)),
             RegistrationRequest::All => (Audience::Agents, exchange(), None),
         };
-        let advertise = Advertise { target, duplicate: None, serves: self.link.serves_requests() };
+        let advertise = Advertise { target, duplicate: None, serves_requests: self.link.serves_requests() };
         self.link.send(Outbound::new(advertise, audience), destination).await?;
         Ok(())
     }
@@ -134,7 +134,8 @@ impl Shared {
         duplicate: Option<DuplicateInstance>,
     ) -> Result<(), SendError> {
         let queue = topology::process_queue_name(node.as_str(), instance);
-        let advertise = Advertise { target: Some(node.clone()), duplicate, serves: self.link.serves_requests() };
+        let advertise =
+            Advertise { target: Some(node.clone()), duplicate, serves_requests: self.link.serves_requests() };
         self.link.send(Outbound::new(advertise, node.clone()), Destination::Queue(queue)).await?;
         Ok(())
     }

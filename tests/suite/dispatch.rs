@@ -196,7 +196,8 @@ async fn n05_selectors_and_target(system: System) {
     assert_eq!(ask(SelectorName::LeastLoaded).await, ["b"]);
     assert_eq!(ask(SelectorName::All).await, ["a", "b", "c"]);
     assert_eq!(
-        [ask(SelectorName::Rr).await, ask(SelectorName::Rr).await, ask(SelectorName::Rr).await].concat(),
+        [ask(SelectorName::RoundRobin).await, ask(SelectorName::RoundRobin).await, ask(SelectorName::RoundRobin).await]
+            .concat(),
         ["a", "b", "c"]
     );
     let mut random = BTreeSet::new();

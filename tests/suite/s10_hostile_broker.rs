@@ -143,8 +143,8 @@ impl World {
         let now = SystemClock.now();
         let credentials = self.ca.issue(identity, key_type, CertificateAuthority::LEAF_VALID_FOR, now).unwrap();
         let trust = Arc::new(self.ca.trust().unwrap());
-        let known = StaticCertificateStore::new([credentials.certificate().clone()]);
-        let store: Arc<dyn CertificateStore> = Arc::new(TrustStore::new(trust.clone()).with_known(Arc::new(known)));
+        let own = StaticCertificateStore::new([credentials.certificate().clone()]);
+        let store: Arc<dyn CertificateStore> = Arc::new(TrustStore::new(trust.clone()).with_store(Arc::new(own)));
         let serializer = Arc::new(SecureSerializer::builder(credentials, store, trust).build().unwrap());
         let process = Arc::new(Process { name: identity.to_string(), transport: self.broker.connect(), serializer });
         self.processes.lock().unwrap().push(process.clone());

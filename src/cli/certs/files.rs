@@ -71,7 +71,7 @@ pub(super) fn node_certificates(
     }
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let Content::Node(_, file) = directory.read_file(name).map_err(failed)? else { return Ok(Vec::new()) };
-    let mut certificates = file.nodes;
+    let mut certificates = file.certificates;
     certificates.sort_by_key(|certificate| Reverse(certificate.not_before()));
     Ok(certificates)
 }

@@ -12,7 +12,7 @@ use super::files::{
     DirectoryArgs, Issuer, NodeArgs, key_error, node_certificates, node_paths, read, secret, write, write_key,
 };
 use crate::certs::{
-    Certificate, CertificateDirectory, Content, KeyType, PrivateKey, Reason, RevocationList, Suite, moment,
+    Certificate, CertificateDirectory, Content, KeyType, PrivateKey, RevocationList, RevocationReason, Suite, timestamp,
 };
 use crate::cli::error::{CliError, Exit};
 use crate::cli::passphrase::{self, CaArgs};
@@ -77,7 +77,7 @@ pub(in crate::cli) struct Revoke {
     directory: DirectoryArgs,
     /// Why it is revoked.
     #[arg(long, value_name = "REASON", default_value = "key-compromise")]
-    reason: Reason,
+    reason: RevocationReason,
     #[command(flatten)]
     list: ListArgs,
 }
@@ -158,7 +158,7 @@ impl NeedsRenewal {
         if self.selection.all
             && let Ok(Content::Revocations(lists)) = directory.read_file("crl.pem")
         {
-            let validity = |list: &X509Crl| moment(list.last_update()).zip(list.next_update().and_then(moment));
+            let validity = |list: &X509Crl| timestamp(list.last_update()).zip(list.next_update().and_then(timestamp));
             items.extend(lists.iter().map(|list| ("the revocation list".to_owned(), validity(list))));
         }
         let now = SystemClock.now();
@@ -232,7 +232,7 @@ impl Renew {
         if let Some(previous) = previous.filter(|previous| previous.is_valid_at(*now) && !is_revoked(previous)) {
             pem.extend(previous.to_pem());
         }
-        // In this order a key and its certificate exist at any moment.
+        // In this order a key and its certificate exist at any timestamp.
         write_key(&old_key_path, &key, &passphrase, true)?;
         write(&path, &pem, true)?;
         write_key(&key_path, issued.key(), &passphrase, true)?;
@@ -276,7 +276,7 @@ impl ListArgs {
     fn publish(
         &self,
         directory: CertificateDirectory,
-        revoked: &[(&Certificate, Reason)],
+        revoked: &[(&Certificate, RevocationReason)],
         identity: Option<&Identity>,
     ) -> Result<Exit, CliError> {
         let issuer = Issuer::load(directory, &self.passphrase)?;
@@ -304,11 +304,15 @@ impl ListArgs {
 
 impl Issuer {
     /// Writes the CA's next list: its current entries and `revoked`. Lists of other CAs are kept.
-    fn publish(&self, revoked: &[(&Certificate, Reason)], valid_for: Duration) -> Result<RevocationList, CliError> {
+    fn publish(
+        &self,
+        revoked: &[(&Certificate, RevocationReason)],
+        valid_for: Duration,
+    ) -> Result<RevocationList, CliError> {
         let path = self.directory.crl_path();
         let failed = |error| CliError::from(error).context(path.display());
         let (current, others) = self.read_lists()?;
-        let list = RevocationList::next(current.as_ref(), &self.ca, revoked, valid_for, self.now).map_err(failed)?;
+        let list = RevocationList::issue(current.as_ref(), &self.ca, revoked, valid_for, self.now).map_err(failed)?;
         let mut text = list.to_pem().map_err(failed)?;
         others.iter().for_each(|other| text.extend(other.to_pem().unwrap_or_default()));
         write(&path, &text, true)?;

@@ -10,7 +10,8 @@ use serde::Serialize;
 
 use super::files::DirectoryArgs;
 use crate::certs::{
-    Authority, Certificate, Content, KeyId, Trust, TrustError, moment, name_text as name, read_certificates,
+    CaCertificate, Certificate, Content, KeyId, Trust, TrustError, distinguished_name as name, read_certificates,
+    timestamp,
 };
 use crate::cli::error::{CliError, Exit, chain};
 use crate::cli::{output, remedy};
@@ -100,10 +101,10 @@ impl List {
                 ),
                 Ok(Content::Revocations(lists)) => rows.extend(lists.iter().filter_map(|list| {
                     let revokes = Some(list.get_revoked().map_or(0, |revoked| revoked.len()));
-                    let next_update = list.next_update().and_then(moment)?;
+                    let next_update = list.next_update().and_then(timestamp)?;
                     Some(Row { ca: Some(name(list.issuer_name())), revokes, ..row(None, next_update) })
                 })),
-                Ok(Content::Node(identity, held)) => rows.extend(held.nodes.iter().map(|certificate| Row {
+                Ok(Content::Node(identity, held)) => rows.extend(held.certificates.iter().map(|certificate| Row {
                     identity: Some(identity.clone()),
                     revoked: is_revoked(certificate),
                     ..row(Some(certificate.domain().to_owned()), certificate.not_after())
@@ -220,7 +221,7 @@ impl CertificateInfo {
             serial: x509.serial_number().to_bn().map_or_else(|_| String::new(), |bn| HEXLOWER.encode(&bn.to_vec())),
             sha256: x509.to_der().map_or_else(|_| String::new(), |der| HEXLOWER.encode(&openssl::sha::sha256(&der))),
         };
-        let (not_before, not_after) = if let Ok(ca) = Authority::new(x509.clone()) {
+        let (not_before, not_after) = if let Ok(ca) = CaCertificate::new(x509.clone()) {
             (info.kind, info.domain) = ("ca", ca.domain);
             (ca.not_before, ca.not_after)
         } else {

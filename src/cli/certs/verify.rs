@@ -9,7 +9,8 @@ use serde::Serialize;
 
 use super::files::{DirectoryArgs, key_error};
 use crate::certs::{
-    Authority, CertificateDirectory, Content, Credentials, KeyError, PrivateKey, TrustError, moment, name_text,
+    CaCertificate, CertificateDirectory, Content, Credentials, KeyError, PrivateKey, TrustError, distinguished_name,
+    timestamp,
 };
 use crate::cli::error::{CliError, Exit};
 use crate::cli::{output, remedy};
@@ -77,7 +78,7 @@ fn verify(directory: &CertificateDirectory, now: Timestamp) -> Result<Vec<Findin
         match entry.content {
             Ok(Content::Authorities(authorities)) => {
                 findings.extend(authorities.iter().map(|ca| Finding::new(&path, authority(ca, now))));
-                let is_key_of = |key: &PrivateKey, ca: &Authority| {
+                let is_key_of = |key: &PrivateKey, ca: &CaCertificate| {
                     ca.x509.public_key().is_ok_and(|public| public.public_eq(key.pkey()))
                 };
                 let matches = |key: &PrivateKey| authorities.iter().any(|ca| is_key_of(key, ca));
@@ -87,7 +88,7 @@ fn verify(directory: &CertificateDirectory, now: Timestamp) -> Result<Vec<Findin
                 findings.extend(lists.iter().map(|list| Finding::new(&path, revocation_list(list, now))));
             }
             Ok(Content::Node(identity, held)) => {
-                findings.extend(held.nodes.iter().map(|certificate| {
+                findings.extend(held.certificates.iter().map(|certificate| {
                     let result = trust.verify(certificate, &held.intermediates, now).map_err(|error| {
                         let name = format!("the certificate of {identity}");
                         CliError::of(Exit::Security, &error).context(name).help(remedy::trust(&error))
@@ -96,7 +97,9 @@ fn verify(directory: &CertificateDirectory, now: Timestamp) -> Result<Vec<Findin
                     Finding::new(&path, result.map(|()| message))
                 }));
                 let matches = |key: &PrivateKey| {
-                    held.nodes.iter().any(|certificate| Credentials::new(certificate.clone(), key.clone()).is_ok())
+                    held.certificates
+                        .iter()
+                        .any(|certificate| Credentials::new(certificate.clone(), key.clone()).is_ok())
                 };
                 if let Ok(key_path) = directory.key_path(&identity) {
                     findings.extend(key(&key_path, &path, &format!("the key of {identity}"), matches));
@@ -109,7 +112,7 @@ fn verify(directory: &CertificateDirectory, now: Timestamp) -> Result<Vec<Findin
 }
 
 /// Whether a CA may issue certificates now.
-pub(in crate::cli) fn authority(ca: &Authority, now: Timestamp) -> Result<String, CliError> {
+pub(in crate::cli) fn authority(ca: &CaCertificate, now: Timestamp) -> Result<String, CliError> {
     let (message, help) = if now < ca.not_before {
         (format!("is not valid before {}", ca.not_before), "check the clock of this machine")
     } else if now >= ca.not_after {
@@ -125,8 +128,8 @@ pub(in crate::cli) fn authority(ca: &Authority, now: Timestamp) -> Result<String
 
 /// Whether a revocation list is current.
 pub(in crate::cli) fn revocation_list(list: &X509CrlRef, now: Timestamp) -> Result<String, CliError> {
-    let issuer = name_text(list.issuer_name());
-    match list.next_update().and_then(moment) {
+    let issuer = distinguished_name(list.issuer_name());
+    match list.next_update().and_then(timestamp) {
         Some(until) if now < until => Ok(format!("revocation list of {issuer}, valid until {until}")),
         _ => Err(CliError::new(Exit::Security, format!("the revocation list of {issuer} is out of date"))
             .help(remedy::trust(&TrustError::StaleCrl))),

@@ -21,7 +21,7 @@ use crate::packet::{Identity, Role};
 
 /// The longest file that can be one, in bytes.
 const MAX: u64 = 256;
-/// Somebody who only looks holds the lock for a moment: how often it is tried again, and after how long.
+/// Somebody who only looks holds the lock for a timestamp: how often it is tried again, and after how long.
 const TRIES: u32 = 20;
 const AGAIN: Duration = Duration::from_millis(20);
 

@@ -60,7 +60,7 @@ pub(super) async fn requests(system: &System) -> Result<RequestResults, CliError
     let requests = vec![
         select(system, "least_loaded", 3, by(SelectorName::LeastLoaded), |from| only(ada, from)).await?,
         select(system, "random", 6, by(SelectorName::Random), known).await?,
-        select(system, "rr", 4, by(SelectorName::Rr), alternating).await?,
+        select(system, "rr", 4, by(SelectorName::RoundRobin), alternating).await?,
         select(system, "all", 1, by(SelectorName::All), |from| from == [ada.clone(), bob.clone()]).await?,
         select(system, "target", 1, |request| request.target(bob.clone()), |from| from == [bob.clone()]).await?,
         select(system, "tag", 1, all_tagged, |from| from == [ada.clone()]).await?,
@@ -250,7 +250,7 @@ pub(super) async fn rates(system: &System) -> Result<Vec<Rate>, CliError> {
         let send = |mapper: crate::mapper::Mapper| async move {
             let (mut answered, mut failed) = (0, 0);
             while start.elapsed() < MEASURING_TIME {
-                match mapper.request(SHOUT, TEXT).selector(SelectorName::Rr).await {
+                match mapper.request(SHOUT, TEXT).selector(SelectorName::RoundRobin).await {
                     Ok(answers) if answers.results().count() == 1 => answered += 1,
                     _ => failed += 1,
                 }

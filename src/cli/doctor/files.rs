@@ -9,7 +9,7 @@ use openssl::x509::X509Crl;
 
 use super::finding::Finding;
 use crate::certs::{
-    Authority, CertificateDirectory, Content, DirectoryCertificateStore, DirectoryError, KeyError, PrivateKey,
+    CaCertificate, CertificateDirectory, Content, DirectoryCertificateStore, DirectoryError, KeyError, PrivateKey,
     TrustError,
 };
 use crate::cli::error::{CliError, Exit};
@@ -88,7 +88,8 @@ pub(super) fn authorities(directory: &CertificateDirectory, now: Timestamp) -> V
             return vec![Finding::fail("ca", &failure), Finding::skip("clock", "there is no CA to compare with")];
         }
     };
-    let all: Vec<Authority> = trust.certificates().into_iter().filter_map(|x509| Authority::new(x509).ok()).collect();
+    let all: Vec<CaCertificate> =
+        trust.certificates().into_iter().filter_map(|x509| CaCertificate::new(x509).ok()).collect();
     let mut findings: Vec<Finding> = all.iter().map(|ca| authority(ca, now)).collect();
     let key = directory.ca_key_path();
     match PrivateKey::from_file(&key, None) {
@@ -114,7 +115,7 @@ pub(super) fn authorities(directory: &CertificateDirectory, now: Timestamp) -> V
     findings
 }
 
-fn authority(ca: &Authority, now: Timestamp) -> Finding {
+fn authority(ca: &CaCertificate, now: Timestamp) -> Finding {
     match certs::authority(ca, now) {
         Err(error) => Finding::fail("ca", &error),
         Ok(message) if ca.not_after.since(now) < CA_EXPIRES_SOON => {

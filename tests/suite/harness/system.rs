@@ -116,14 +116,8 @@ impl System {
     pub async fn ghost(&self, name: &str, services: &[&str]) {
         let identity = Identity::agent(name).unwrap();
         let link = Link::builder(self.serializer(&identity), self.connect()).build();
-        let register = Register {
-            identity,
-            services: services.iter().map(|service| service.parse().unwrap()).collect(),
-            status: Status::new(-1.0),
-            tags: Vec::new(),
-            files: Vec::new(),
-            instance: None,
-        };
+        let register = Register::new(identity, services.iter().map(|service| service.parse().unwrap()))
+            .with_status(Status::new(-1.0));
         let registration = Destination::exchange(topology::REGISTRATION);
         link.send(Outbound::new(register, Audience::Mappers), registration).await.unwrap();
     }
@@ -149,16 +143,12 @@ impl System {
         let mut inbox = topology::mapper_inbox(from.as_str(), link.instance());
         inbox.kind = QueueKind::Exclusive;
         let mut answers = link.subscribe(&inbox, InboundQueue::MapperInbox, 10).await.unwrap();
-        let start = FileStart {
-            filename: "x".into(),
-            dest: dest.into(),
-            token: Token::random().unwrap(),
-            from: (!self.is_secure()).then(|| from.clone()),
-            reply_to: (!self.is_secure()).then(|| inbox.name.clone()),
-            domain: Some("photos".into()),
-            file_size: size,
-            sha256: Some("00".repeat(32)),
-        };
+        let token = Token::random().unwrap();
+        let mut start = FileStart::new(token, "x", dest).with_domain("photos").with_sha256("00".repeat(32));
+        start.file_size = size;
+        if !self.is_secure() {
+            start = start.with_from(from.clone()).with_reply_to(inbox.name.clone());
+        }
         let queue = topology::process_queue_name(to.as_str(), instance);
         link.send(Outbound::new(start, to), Destination::Queue(queue)).await.unwrap();
         match answers.next().await.unwrap().accept().await.packet {
