@@ -1,4 +1,4 @@
-//! A mapper for one question: it starts, gets to know the agents, asks, and ends.
+//! The agents, as a command sees them: each command runs a short-lived mapper, which connects, waits for registrations, and ends.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,20 +8,19 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::error::{CliError, Exit};
 use super::node::Node;
+use super::output::counted;
 use super::remedy;
-use super::text::counted;
 use crate::mapper::{AgentEvent, AgentRecord, Mapper, MapperBuilder};
 use crate::packet::Identity;
 use crate::transport::Transport;
 
-/// How long agents are listened for at least, so that the choice is among all of them.
-const LOOK: Duration = Duration::from_millis(300);
-/// The agents count as known when none has registered for so long.
-const QUIET: Duration = Duration::from_millis(150);
-/// How long it may take to say goodbye to the broker.
-const CLOSE: Duration = Duration::from_secs(2);
+/// How long to wait for registrations at least, so that the choice is among all agents.
+const MIN_DISCOVERY_TIME: Duration = Duration::from_millis(300);
+/// All agents count as known when none has registered for this long.
+const QUIET_PERIOD: Duration = Duration::from_millis(150);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A mapper that lives for one command.
+/// A short-lived mapper.
 pub(super) struct Fleet {
     pub mapper: Mapper,
     transport: Arc<dyn Transport>,
@@ -33,9 +32,6 @@ pub(super) struct Fleet {
 
 impl Fleet {
     /// Connects, and asks all agents to register.
-    ///
-    /// # Errors
-    /// [`CliError`] when the broker cannot be reached or used.
     pub(super) async fn start(node: &Node) -> Result<Self, CliError> {
         Self::start_with(node, |mapper| mapper).await
     }
@@ -47,14 +43,18 @@ impl Fleet {
     ) -> Result<Self, CliError> {
         let transport = node.connect().await?;
         let mapper = Mapper::builder(node.identity.clone(), node.serializer.clone(), transport.clone());
-        Self::of(options(mapper), transport, node.broker()).await
+        Self::start_mapper(options(mapper), transport, node.broker()).await
     }
 
-    async fn of(mapper: MapperBuilder, transport: Arc<dyn Transport>, broker: String) -> Result<Self, CliError> {
-        let (note, registered) = watch::channel(None);
+    async fn start_mapper(
+        mapper: MapperBuilder,
+        transport: Arc<dyn Transport>,
+        broker: String,
+    ) -> Result<Self, CliError> {
+        let (sender, registered) = watch::channel(None);
         let mapper = mapper.short_lived().on_agent(move |event| {
             if let AgentEvent::Registered(_) = event {
-                note.send_replace(Some(Instant::now()));
+                sender.send_replace(Some(Instant::now()));
             }
         });
         let started = Instant::now();
@@ -67,24 +67,25 @@ impl Fleet {
         &self.broker
     }
 
-    /// The agents that are known by now.
+    /// The agents that have registered by now.
     pub(super) async fn agents(&self) -> Result<Vec<Arc<AgentRecord>>, CliError> {
         self.mapper.agents().await.map_err(|error| CliError::of(Exit::Failure, &error))
     }
 
-    /// Waits until the agents are known: those that are `enough` have come and no more are coming, or the limit is reached.
-    pub(super) async fn settle(
+    /// Waits until there are enough agents and no more are registering, or until the limit.
+    pub(super) async fn wait_for_agents(
         &mut self,
         limit: Duration,
         enough: impl Fn(&[Arc<AgentRecord>]) -> bool,
     ) -> Result<Vec<Arc<AgentRecord>>, CliError> {
-        let until = self.started + limit;
+        let deadline = self.started + limit;
         loop {
-            // Looked at before the agents: one that comes in between wakes the wait below.
+            // Read before the agents: one that registers in between wakes the wait below.
             let last = *self.registered.borrow_and_update();
             let agents = self.agents().await?;
-            let all_here = (self.started + LOOK).max(last.map_or(self.started, |last| last + QUIET)).min(until);
-            let next = if enough(&agents) { all_here } else { until };
+            let quiet = last.map_or(self.started, |last| last + QUIET_PERIOD);
+            let complete = (self.started + MIN_DISCOVERY_TIME).max(quiet).min(deadline);
+            let next = if enough(&agents) { complete } else { deadline };
             if Instant::now() >= next {
                 return Ok(agents);
             }
@@ -92,41 +93,63 @@ impl Fleet {
         }
     }
 
-    /// Waits until an agent is there.
-    pub(super) async fn present(
+    /// Waits until an agent has registered; none if it has not until the limit.
+    pub(super) async fn wait_for(
         &mut self,
         agent: &Identity,
         limit: Duration,
     ) -> Result<Option<Arc<AgentRecord>>, CliError> {
-        let until = self.started + limit;
+        let deadline = self.started + limit;
         loop {
             self.registered.mark_unchanged();
             if let Some(record) = self.agents().await?.into_iter().find(|record| record.identity == *agent) {
                 return Ok(Some(record));
             }
-            if timeout_at(until, self.registered.changed()).await.is_err() {
+            if timeout_at(deadline, self.registered.changed()).await.is_err() {
                 return Ok(None);
             }
         }
     }
 
-    /// What was refused meanwhile, in words; none when nothing was. It often says why nobody seems to be there.
-    pub(super) fn refused(&self) -> Option<String> {
+    /// How many messages were refused, and why; none if no message was. It often explains why an agent is missing.
+    pub(super) fn refusals(&self) -> Option<String> {
         let refused: Vec<_> = self.mapper.refusals().into_iter().filter(|(_, count)| *count > 0).collect();
         let total = refused.iter().map(|(_, count)| usize::try_from(*count).unwrap_or(usize::MAX)).sum();
         let kinds: Vec<String> = refused.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
         (!kinds.is_empty()).then(|| format!("{} refused ({})", counted(total, "message"), kinds.join(", ")))
     }
 
-    /// Says goodbye to the broker.
+    /// The error that an agent is missing, with the refused messages in its remedy.
+    pub(super) fn not_offered(&self, message: impl std::fmt::Display, help: &str) -> CliError {
+        let failure = CliError::new(Exit::NotOffered, message);
+        match self.refusals() {
+            Some(refusals) => {
+                failure.help(format!("{refusals}: the certificates of their senders may be unknown here; otherwise {help}"))
+            }
+            None => failure.help(help),
+        }
+    }
+
+    /// Disconnects.
     pub(super) async fn close(self) {
         close(&self.transport).await;
     }
 }
 
-/// Closes a connection in order, so that the broker has no reason to complain; not for long.
+/// Closes a connection properly, but does not wait for long.
 pub(super) async fn close(transport: &Arc<dyn Transport>) {
-    let _ = timeout(CLOSE, transport.close()).await;
+    let _ = timeout(CLOSE_TIMEOUT, transport.close()).await;
+}
+
+/// The first of many names.
+pub(super) fn listed<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
+    const SHOWN: usize = 8;
+    let names: Vec<&str> = names.into_iter().collect();
+    match names.split_at_checked(SHOWN) {
+        Some((shown, more)) if !more.is_empty() => format!("{} and {} more", shown.join(", "), more.len()),
+        _ if names.is_empty() => "nothing".into(),
+        _ => names.join(", "),
+    }
 }
 
 #[cfg(test)]
@@ -141,7 +164,7 @@ pub(super) mod tests {
         let transport: Arc<dyn Transport> = Arc::new(broker.connect());
         let mapper =
             Mapper::builder(Identity::mapper("m").unwrap(), Arc::new(PlainSerializer::json()), transport.clone());
-        Fleet::of(mapper, transport, "memory".into()).await.unwrap()
+        Fleet::start_mapper(mapper, transport, "memory".into()).await.unwrap()
     }
 
     pub(in crate::cli) async fn agent(broker: &MemoryBroker, name: &str, prefix: &str, tags: &[&str]) -> AgentHandle {
@@ -166,9 +189,9 @@ pub(super) mod tests {
         let broker = MemoryBroker::new();
         let _agents = (agent(&broker, "a", "x", &[]).await, agent(&broker, "b", "x", &[]).await);
         let mut fleet = fleet(&broker).await;
-        let found = fleet.settle(Duration::from_secs(5), |agents| !agents.is_empty()).await.unwrap();
+        let found = fleet.wait_for_agents(Duration::from_secs(5), |agents| !agents.is_empty()).await.unwrap();
         assert_eq!(names(&found), ["a", "b"]);
-        assert!(fleet.started.elapsed() < Duration::from_secs(1), "it waits no longer than it has to");
+        assert!(fleet.started.elapsed() < Duration::from_secs(1), "it does not wait for the limit");
     }
 
     #[tokio::test(start_paused = true)]
@@ -181,9 +204,9 @@ pub(super) mod tests {
             agent(&broker, "late", "x", &[]).await
         };
         let is_late = |agents: &[Arc<AgentRecord>]| names(agents).contains(&"late");
-        let (_late, found) = tokio::join!(late, fleet.settle(Duration::from_secs(2), is_late));
+        let (_late, found) = tokio::join!(late, fleet.wait_for_agents(Duration::from_secs(2), is_late));
         assert_eq!(names(&found.unwrap()), ["early", "late"]);
-        let never = fleet.settle(Duration::from_secs(3), |_| false).await.unwrap();
+        let never = fleet.wait_for_agents(Duration::from_secs(3), |_| false).await.unwrap();
         assert_eq!((never.len(), fleet.started.elapsed()), (2, Duration::from_secs(3)));
     }
 
@@ -193,9 +216,9 @@ pub(super) mod tests {
         let _a = agent(&broker, "a", "x", &[]).await;
         let mut fleet = fleet(&broker).await;
         let (a, b) = (Identity::agent("a").unwrap(), Identity::agent("b").unwrap());
-        assert_eq!(fleet.present(&a, Duration::from_secs(1)).await.unwrap().unwrap().identity, a);
-        assert!(fleet.started.elapsed() < LOOK);
-        assert!(fleet.present(&b, Duration::from_secs(1)).await.unwrap().is_none());
+        assert_eq!(fleet.wait_for(&a, Duration::from_secs(1)).await.unwrap().unwrap().identity, a);
+        assert!(fleet.started.elapsed() < MIN_DISCOVERY_TIME);
+        assert!(fleet.wait_for(&b, Duration::from_secs(1)).await.unwrap().is_none());
         assert_eq!(fleet.started.elapsed(), Duration::from_secs(1));
     }
 }

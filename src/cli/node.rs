@@ -1,4 +1,4 @@
-//! A node of this process: who it is, how it speaks, and its way to the broker.
+//! A node of this process: its identity and certificates, its serializer, its connection, its policy and audit log.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -6,46 +6,51 @@ use std::sync::Arc;
 use clap::ValueEnum;
 use zeroize::Zeroizing;
 
+use super::args::Passphrase;
 use super::config::Config;
+use super::connection::BrokerArgs;
 use super::error::{CliError, Exit};
 use super::reload::Reload;
-use super::{Global, broker, kept, output, passphrase, remedy};
+use super::runtime::Global;
+use super::{output, policy, remedy, state_dir};
+use crate::audit::{AuditLog, AuditOptions, Overflow};
 use crate::certs::{CertificateDirectory, CertificateStore, DirectoryCertificateStore, TrustStore};
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::packet::{Identity, Role};
+use crate::policy::Policy;
 use crate::security::SecureSerializer;
-use crate::serializer::{Codec, Json, MsgPack, PlainSerializer, Serializer, Yaml};
+use crate::serializer::{Json, MsgPack, PlainSerializer, Serializer, Yaml};
 use crate::transport::{AmqpOptions, AmqpTransport, Transport};
 
-/// Who the node is, by a certificate.
+/// The identity of the node, and its certificates.
 #[derive(Debug, Default, clap::Args)]
 #[group(skip)]
-pub(super) struct Who {
+pub(super) struct IdentityArgs {
     /// The NAME in its certificate; not needed when the directory holds one key of the role [also: NANITE_TOKEN]
     #[arg(long, value_name = "NAME", help_heading = "Identity")]
     token: Option<String>,
     /// The directory of certificates and keys that `nanite certs` made [also: NANITE_CERTS]
     #[arg(long, value_name = "DIR", help_heading = "Identity")]
     certs: Option<PathBuf>,
-    /// Believe only the nodes whose certificates are in the directory, beside being issued by its CA; others are not learned
+    /// Trust only certificates that are in the directory, besides being issued by its CA; others are not learned
     #[arg(long, help_heading = "Identity")]
     pinned: bool,
     #[command(flatten)]
-    passphrase: passphrase::Args,
+    passphrase: Passphrase,
 }
 
-/// Who the node is, how it speaks, and where the broker is.
+/// The identity of the node, its message format, and its broker.
 #[derive(Debug, Default, clap::Args)]
 #[group(skip)]
-pub(super) struct Args {
+pub(super) struct NodeArgs {
     #[command(flatten)]
-    who: Who,
+    identity: IdentityArgs,
     #[command(flatten)]
-    broker: broker::Args,
+    broker: BrokerArgs,
     /// Neither sign nor encrypt: everybody who reaches the broker can read, forge and replay all messages
     #[arg(long, conflicts_with = "certs", help_heading = "Connection")]
     insecure_plaintext: bool,
-    /// The format of plain messages
+    /// The format of plaintext messages
     #[arg(
         long,
         value_name = "FORMAT",
@@ -69,68 +74,54 @@ enum Format {
 pub(super) struct Node {
     pub identity: Identity,
     pub serializer: Arc<dyn Serializer>,
-    /// Until when its certificate is valid; none when it speaks in plain.
-    pub valid_until: Option<Timestamp>,
-    /// What follows its certificate files; none when it speaks in plain.
+    /// When its certificate expires; none with plaintext.
+    expires: Option<Timestamp>,
+    /// How to read its certificate again; none with plaintext.
     pub reload: Option<Reload>,
     options: AmqpOptions,
 }
 
-/// A node's certificate and key, and those of the others.
-pub(super) struct Secure {
+/// A node's identity and its secure serializer.
+pub(super) struct SecureNode {
     pub identity: Identity,
     pub serializer: Arc<SecureSerializer>,
-    pub valid_until: Timestamp,
     pub reload: Reload,
 }
 
-impl Args {
-    /// Finds out who the node is and reads its certificates. The network is not touched yet, so that what is wrong here is said
-    /// at once.
-    ///
-    /// # Errors
-    /// [`CliError`] with what is missing or wrong.
+impl NodeArgs {
+    /// Finds the identity and reads the certificates. The network is not used yet, so that mistakes here are reported at once.
     pub(super) fn node(&self, global: &Global, role: Role) -> Result<Node, CliError> {
         let config = &global.config;
-        let (identity, serializer, valid_until, reload): (_, Arc<dyn Serializer>, _, _) = if self.insecure_plaintext {
-            warn_of_plaintext();
-            (self.who.plain_identity(config, role)?, Arc::new(self.format.serializer()), None, None)
-        } else {
-            let secure = self.who.secure(config, role, None)?;
-            (secure.identity, secure.serializer, Some(secure.valid_until), Some(secure.reload))
+        if !self.insecure_plaintext {
+            let secure = self.identity.secure(config, role, None)?;
+            return Ok(Node::new(secure, self.broker.options(config)?));
+        }
+        output::note(&output::stderr_paint().red(
+            "WARNING: --insecure-plaintext: messages are neither signed nor encrypted. Everybody who reaches the broker can read \
+             them, forge them, and have this node run their requests.",
+        ));
+        let identity = match self.identity.token(config, role) {
+            Some(name) => identity(role, &name)?,
+            None => state_dir::generated_name(role)?,
         };
-        let options = broker_options(&self.broker, config)?;
-        Ok(Node { options: options.name(identity.as_str()), identity, serializer, valid_until, reload })
+        let serializer = match self.format {
+            Format::Json => PlainSerializer::new(Json),
+            Format::MsgPack => PlainSerializer::new(MsgPack),
+            Format::Yaml => PlainSerializer::new(Yaml),
+        };
+        let options = self.broker.options(config)?.name(identity.as_str());
+        Ok(Node { options, identity, serializer: Arc::new(serializer), expires: None, reload: None })
     }
-}
-
-/// How to connect to the broker that the command line, the environment and the file name.
-///
-/// # Errors
-/// [`CliError`] with what is wrong with the address or the files for it.
-pub(super) fn broker_options(broker: &broker::Args, config: &Config) -> Result<AmqpOptions, CliError> {
-    let broker = broker.resolve(config)?;
-    let mut options = AmqpOptions::new(&broker.url).map_err(|error| remedy::transport(&error, None))?;
-    if let Some(password) = &broker.password {
-        options = options.password(password.as_str());
-    }
-    if let Some(tls) = broker.tls {
-        options = options.tls(tls);
-    }
-    Ok(options)
 }
 
 impl Node {
-    /// A node with these certificates, at this broker.
-    pub(super) fn of(secure: Secure, options: AmqpOptions) -> Self {
-        let Secure { identity, serializer, valid_until, reload } = secure;
-        Self { identity, serializer, valid_until: Some(valid_until), reload: Some(reload), options }
+    /// A node with these certificates and this broker.
+    pub(super) fn new(SecureNode { identity, serializer, reload }: SecureNode, options: AmqpOptions) -> Self {
+        let expires = Some(serializer.certificate().not_after());
+        Self { options: options.name(identity.as_str()), identity, serializer, expires, reload: Some(reload) }
     }
 
     /// Connects to the broker.
-    ///
-    /// # Errors
-    /// [`CliError`] when it cannot be reached, or refuses.
     pub(super) async fn connect(&self) -> Result<Arc<dyn Transport>, CliError> {
         match AmqpTransport::connect(self.options.clone()).await {
             Ok(transport) => Ok(Arc::new(transport)),
@@ -143,27 +134,24 @@ impl Node {
         self.options.to_string()
     }
 
-    /// What a node says of itself when it is ready.
+    /// The broker, and when the certificate expires.
     pub(super) fn describe(&self) -> String {
-        match self.valid_until {
-            Some(until) => format!("broker {}, certificate valid until {until}", self.broker()),
-            None => format!("broker {}, NOT SECURE: plain messages", self.broker()),
+        match self.expires {
+            Some(expires) => format!("broker {}, certificate valid until {expires}", self.broker()),
+            None => format!("broker {}, NOT SECURE: plaintext messages", self.broker()),
         }
     }
 }
 
-impl Who {
-    /// A serializer with the certificate of this node. `started_at`: see
+impl IdentityArgs {
+    /// Reads the certificates of this node. `started_at`: see
     /// [`Builder::started_at`](crate::security::SecureSerializerBuilder::started_at).
-    ///
-    /// # Errors
-    /// [`CliError`] with what is missing or wrong.
     pub(super) fn secure(
         &self,
         config: &Config,
         role: Role,
         started_at: Option<Timestamp>,
-    ) -> Result<Secure, CliError> {
+    ) -> Result<SecureNode, CliError> {
         let now = SystemClock.now();
         let directory = self.directory(config, role)?;
         let failed = |error| remedy::directory(&error, &directory);
@@ -172,19 +160,17 @@ impl Who {
             Some(name) => identity(role, &name)?,
             None => only_identity(&directory, role)?,
         };
-        let passphrase = self.passphrase.read()?;
+        let passphrase = self.passphrase()?;
         let secret = passphrase.as_ref().map(|passphrase| passphrase.as_slice());
         let credentials = directory.credentials(&identity, secret, now).map_err(failed)?;
         let older = directory.older_credentials(&identity, secret, now).map_err(failed)?;
-        let certificate = credentials.certificate().clone();
-        trust.verify(&certificate, credentials.intermediates(), now).map_err(|error| {
+        trust.verify(credentials.certificate(), credentials.intermediates(), now).map_err(|error| {
             CliError::of(Exit::Security, &error)
-                .context(format!("the certificate of {identity} is of no use"))
+                .context(format!("the certificate of {identity} is not trusted"))
                 .help(remedy::trust(&error))
         })?;
-        let store = DirectoryCertificateStore::open(directory.path(), now).map_err(failed)?;
-        let trust = store.trust().unwrap_or_else(|| Arc::new(trust));
-        let files = Arc::new(store);
+        let files = Arc::new(DirectoryCertificateStore::open(directory.path(), now).map_err(failed)?);
+        let trust = files.trust().unwrap_or_else(|| Arc::new(trust));
         let mut store: Arc<dyn CertificateStore> = files.clone();
         if !self.pinned {
             store = Arc::new(TrustStore::new(trust.clone()).with_known(store));
@@ -196,8 +182,7 @@ impl Who {
         if let Some(started_at) = started_at {
             builder = builder.started_at(started_at);
         }
-        let serializer = builder.build().map_err(|error| CliError::of(Exit::Security, &error))?;
-        let serializer = Arc::new(serializer);
+        let serializer = Arc::new(builder.build().map_err(|error| CliError::of(Exit::Security, &error))?);
         let reload = Reload {
             directory,
             identity: identity.clone(),
@@ -206,26 +191,20 @@ impl Who {
             store: files,
             trust,
         };
-        Ok(Secure { identity, serializer, valid_until: certificate.not_after(), reload })
+        Ok(SecureNode { identity, serializer, reload })
     }
 
-    /// The passphrase of the node's key, where one is given.
-    ///
-    /// # Errors
-    /// [`CliError`] when its file cannot be used.
+    /// The passphrase of the node's key, if one is given.
     pub(super) fn passphrase(&self) -> Result<Option<Zeroizing<Vec<u8>>>, CliError> {
         self.passphrase.read()
     }
 
-    /// Whether a directory of certificates is named anywhere.
+    /// Whether a directory of certificates is given.
     pub(super) fn has_certs(&self, config: &Config) -> bool {
         config.certs(self.certs.as_deref()).is_some()
     }
 
-    /// The directory of certificates. Nothing is read yet.
-    ///
-    /// # Errors
-    /// [`CliError`] when none is named.
+    /// The directory of certificates. It is not read yet.
     pub(super) fn directory(&self, config: &Config, role: Role) -> Result<CertificateDirectory, CliError> {
         let directory = config.certs(self.certs.as_deref()).ok_or_else(|| {
             CliError::new(Exit::Usage, "no certificates: messages are signed and encrypted, so each node needs its own")
@@ -237,51 +216,47 @@ impl Who {
         Ok(CertificateDirectory::new(directory))
     }
 
-    /// The name of the node, where one is given.
+    /// The name of the node, if one is given.
     pub(super) fn token(&self, config: &Config, role: Role) -> Option<String> {
-        let section = match role {
-            Role::Agent => config.file.agent.token.as_deref(),
-            Role::Mapper => config.file.mapper.token.as_deref(),
-        };
-        config.token(self.token.as_deref(), section)
+        config.token(self.token.as_deref(), role)
     }
+}
 
-    /// Without certificates anybody can take any name; one that nobody chose is made once and kept.
-    fn plain_identity(&self, config: &Config, role: Role) -> Result<Identity, CliError> {
-        match self.token(config, role) {
-            Some(name) => identity(role, &name),
-            None => kept::token(role),
+/// Builder steps for options that may not be given.
+pub(super) trait WithOption: Sized {
+    fn with_option<T>(self, value: Option<T>, step: impl FnOnce(Self, T) -> Self) -> Self {
+        match value {
+            Some(value) => step(self, value),
+            None => self,
         }
     }
 }
 
-/// The identity of this name.
+impl<B> WithOption for B {}
+
+/// The identity with this name.
 pub(super) fn identity(role: Role, name: &str) -> Result<Identity, CliError> {
-    Identity::new(role, name).map_err(|error| {
-        CliError::of(Exit::Usage, &error)
-            .context(format!("'{}' cannot be the name of an {role}", name.escape_debug()).replace("an m", "a m"))
-    })
+    let article = if role == Role::Agent { "an" } else { "a" };
+    let context = format!("'{}' cannot be the name of {article} {role}", name.escape_debug());
+    Identity::new(role, name).map_err(CliError::failed(Exit::Usage, context))
 }
 
-/// The one identity of this role that the directory holds a key of.
+/// The only identity of this role with a key in the directory.
 fn only_identity(directory: &CertificateDirectory, role: Role) -> Result<Identity, CliError> {
+    let path = directory.path().display();
     let names = names_with_keys(directory.path(), role);
-    match names.as_slice() {
-        [only] => identity(role, only),
-        [] => Err(CliError::new(
-            Exit::Usage,
-            format!("which {role}? `--token` is not given, and {} holds no {role}'s key", directory.path().display()),
-        )
-        .help(format!("make one with `nanite certs issue {role} NAME --dir {}`", directory.path().display()))),
-        several => Err(CliError::new(
-            Exit::Usage,
-            format!("which {role}? `--token` is not given, and there are several: {}", several.join(", ")),
-        )
-        .help(format!("choose one: `--token {}`", several.first().map_or("NAME", String::as_str)))),
-    }
+    let (why, help) = match names.as_slice() {
+        [only] => return identity(role, only),
+        [] => (
+            format!("{path} holds no {role}'s key"),
+            format!("make one with `nanite certs issue {role} NAME --dir {path}`"),
+        ),
+        [first, ..] => (format!("there are several: {}", names.join(", ")), format!("choose one: `--token {first}`")),
+    };
+    Err(CliError::new(Exit::Usage, format!("which {role}? `--token` is not given, and {why}")).help(help))
 }
 
-/// The names in `ROLE-NAME-key.pem`, sorted; none when the directory cannot be read, which is reported when it is used.
+/// The names in `ROLE-NAME-key.pem`, sorted. None if the directory cannot be read, which is reported when it is used.
 pub(super) fn names_with_keys(directory: &Path, role: Role) -> Vec<String> {
     let files = std::fs::read_dir(directory).into_iter().flatten().flatten();
     let name = |file: std::fs::DirEntry| {
@@ -294,25 +269,47 @@ pub(super) fn names_with_keys(directory: &Path, role: Role) -> Vec<String> {
     names
 }
 
-impl Format {
-    fn serializer(self) -> PlainSerializer {
-        fn of(codec: impl Codec + 'static) -> PlainSerializer {
-            PlainSerializer::new(codec)
-        }
-        match self {
-            Format::Json => of(Json),
-            Format::MsgPack => of(MsgPack),
-            Format::Yaml => of(Yaml),
-        }
-    }
+/// The policy and the audit log of a node that runs for long.
+#[derive(Debug, Default, clap::Args)]
+#[command(next_help_heading = "Policy and audit")]
+#[group(skip)]
+pub(super) struct PolicyArgs {
+    /// The rules for who may do what; what no rule allows is denied. TOML, or Cedar if the name ends in .cedar.
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+    /// The log of all that is accepted, refused, allowed and denied.
+    #[arg(long, value_name = "FILE")]
+    audit: Option<PathBuf>,
+    /// When events come faster than they can be written: block the node, or drop and count events.
+    #[arg(long, value_name = "block|drop", default_value = "block", requires = "audit")]
+    audit_overflow: AuditOverflow,
 }
 
-fn warn_of_plaintext() {
-    let paint = output::stderr_paint();
-    output::note(&paint.red(
-        "WARNING: --insecure-plaintext: messages are neither signed nor encrypted. Everybody who reaches the broker can read \
-         them, forge them, and have this node do their work.",
-    ));
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum AuditOverflow {
+    #[default]
+    Block,
+    Drop,
+}
+
+impl PolicyArgs {
+    /// Reads the rules, if any are given. A file that cannot be used is an error, never an empty policy.
+    pub(super) fn policy(&self, global: &Global) -> Result<Option<Arc<dyn Policy>>, CliError> {
+        self.policy.as_ref().or(global.config.file.policy.as_ref()).map(|path| policy::load(path)).transpose()
+    }
+
+    /// Opens the audit log, if one is given.
+    pub(super) fn audit(&self, global: &Global) -> Result<Option<AuditLog>, CliError> {
+        let overflow = match self.audit_overflow {
+            AuditOverflow::Block => Overflow::Block,
+            AuditOverflow::Drop => Overflow::Drop,
+        };
+        let open = |path| AuditLog::open(path, AuditOptions { overflow, ..AuditOptions::default() });
+        self.audit.as_ref().or(global.config.file.audit.as_ref()).map(open).transpose().map_err(|error| {
+            CliError::of(Exit::Failure, &error)
+                .help("check it with `nanite audit verify FILE`, or give another file")
+        })
+    }
 }
 
 #[cfg(test)]

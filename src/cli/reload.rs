@@ -1,24 +1,24 @@
-//! A running node follows its own certificate and key: after a renewal it uses the new ones without a pause.
+//! A running node reads its certificate and key again when they change, and at SIGHUP, without a restart.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::SignalKind;
 use tokio::task::AbortHandle;
 use tokio::time::{MissedTickBehavior, interval};
 use zeroize::Zeroizing;
 
 use super::error::{CliError, Exit};
-use super::{output, remedy};
+use super::{output, remedy, runtime};
 use crate::certs::{CertificateDirectory, DirectoryCertificateStore, Trust, TrustError};
 use crate::clock::{Clock, SystemClock};
 use crate::packet::Identity;
 use crate::security::SecureSerializer;
 
-/// How often the files are looked at. Looking costs microseconds.
-const LOOK: Duration = Duration::from_secs(2);
+/// How often the files are checked for changes. A check takes microseconds.
+const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// What a node needs to read its certificate again.
 #[derive(Clone)]
@@ -31,58 +31,54 @@ pub(super) struct Reload {
     pub trust: Arc<Trust>,
 }
 
-/// How it stands with the node's own certificate.
+/// The state of the node's own certificate.
 #[derive(PartialEq, Eq)]
-enum Standing {
-    Good,
-    /// Less than a third of its time is left.
-    Ending,
-    /// Others refuse it.
-    Bad(TrustError),
+enum CertificateState {
+    Valid,
+    /// Less than a third of its lifetime is left.
+    RenewalDue,
+    /// Other nodes refuse it.
+    Invalid(TrustError),
 }
 
-/// Follows the files until it is dropped.
-pub(super) struct Follower(AbortHandle);
+/// Watches the files until it is dropped.
+pub(super) struct Watcher(AbortHandle);
 
-impl Drop for Follower {
+impl Drop for Watcher {
     fn drop(&mut self) {
         self.0.abort();
     }
 }
 
-/// What tells that a file has changed: inode, size, and the times of its content and of itself.
-type Signature = Option<(u64, u64, i64, i64, i64, i64)>;
+/// Changes with the file: inode, size, and the times of its content and of its metadata.
+type FileVersion = Option<(u64, u64, i64, i64, i64, i64)>;
 
-fn signature(path: &Path) -> Signature {
+fn file_version(path: &Path) -> FileVersion {
     let file = std::fs::metadata(path).ok()?;
     Some((file.ino(), file.len(), file.mtime(), file.mtime_nsec(), file.ctime(), file.ctime_nsec()))
 }
 
 impl Reload {
-    /// Reads certificate and key again at SIGHUP and when their files have changed, and calls `announce` when there is a new
-    /// certificate. What cannot be used is reported, and the node goes on with what it has. Takes SIGHUP from the first call on.
-    ///
-    /// # Errors
-    /// [`CliError`] when signals cannot be taken.
-    pub(super) fn follow(self, announce: impl Fn() + Send + 'static) -> Result<Follower, CliError> {
-        let failed = |error: std::io::Error| CliError::of(Exit::Failure, &error).context("cannot take signals");
-        let mut hangups = signal(SignalKind::hangup()).map_err(failed)?;
+    /// Reads certificate and key again at SIGHUP and when their files change, and calls `announce` when there is a new certificate.
+    /// If they cannot be used, that is logged and the node keeps what it has.
+    pub(super) fn watch(self, announce: impl Fn() + Send + 'static) -> Result<Watcher, CliError> {
+        let mut hangups = runtime::handle(SignalKind::hangup())?;
         let task = tokio::spawn(async move {
-            let mut ticks = interval(LOOK);
+            let mut ticks = interval(CHECK_INTERVAL);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            let mut seen = self.signatures();
-            let mut standing = Standing::Good;
+            let mut seen = self.file_versions();
+            let mut state = CertificateState::Valid;
             loop {
-                let told = tokio::select! {
+                let requested = tokio::select! {
                     _ = hangups.recv() => true,
                     _ = ticks.tick() => false,
                 };
-                let before = std::mem::replace(&mut standing, self.standing());
-                if standing != before {
-                    self.say(&standing);
+                let before = std::mem::replace(&mut state, self.state());
+                if state != before {
+                    self.log_state(&state);
                 }
-                let now = self.signatures();
-                if !told && now == seen {
+                let now = self.file_versions();
+                if !requested && now == seen {
                     continue;
                 }
                 seen = now;
@@ -90,51 +86,48 @@ impl Reload {
                 match tokio::task::spawn_blocking(move || files.read()).await {
                     Ok(Ok(true)) => announce(),
                     Ok(Ok(false)) => {}
-                    Ok(Err(error)) => {
-                        tracing::error!(
-                            remedy = error.remedy(),
-                            "the certificate of {} stays as it is: {}",
-                            self.identity,
-                            error.message()
-                        );
-                    }
+                    Ok(Err(error)) => tracing::error!(
+                        remedy = error.remedy(),
+                        "the certificate of {} stays as it is: {}",
+                        self.identity,
+                        error.message()
+                    ),
                     Err(_) => return,
                 }
             }
         });
-        Ok(Follower(task.abort_handle()))
+        Ok(Watcher(task.abort_handle()))
     }
 
-    fn standing(&self) -> Standing {
+    fn state(&self) -> CertificateState {
         let (now, certificate) = (SystemClock.now(), self.serializer.certificate());
         let (from, to) = (certificate.not_before(), certificate.not_after());
         match self.serializer.check_own_certificate(now) {
-            Err(error) => Standing::Bad(error),
-            Ok(()) if to.since(now) < to.since(from) / 3 => Standing::Ending,
-            Ok(()) => Standing::Good,
+            Err(error) => CertificateState::Invalid(error),
+            Ok(()) if to.since(now) < to.since(from) / 3 => CertificateState::RenewalDue,
+            Ok(()) => CertificateState::Valid,
         }
     }
 
-    fn say(&self, standing: &Standing) {
-        match standing {
-            Standing::Good => tracing::info!("the certificate of {} is good", self.identity),
-            Standing::Ending => tracing::warn!(
-                remedy = format!("nanite certs renew {} {}", self.identity.role(), self.identity.name()),
-                "the certificate of {} has to be renewed: it is valid until {}",
-                self.identity,
+    fn log_state(&self, state: &CertificateState) {
+        let identity = &self.identity;
+        match state {
+            CertificateState::Valid => tracing::info!("the certificate of {identity} is valid"),
+            CertificateState::RenewalDue => tracing::warn!(
+                remedy = format!("nanite certs renew {} {}", identity.role(), identity.name()),
+                "the certificate of {identity} is due for renewal: it is valid until {}",
                 self.serializer.certificate().not_after()
             ),
-            Standing::Bad(error) => tracing::error!(
+            CertificateState::Invalid(error) => tracing::error!(
                 remedy = remedy::trust(error),
-                "others refuse what {} sends: of its certificate, {error}",
-                self.identity
+                "other nodes refuse messages of {identity}, because of its certificate: {error}"
             ),
         }
     }
 
-    fn signatures(&self) -> [Signature; 2] {
+    fn file_versions(&self) -> [FileVersion; 2] {
         let paths = [self.directory.certificate_path(&self.identity), self.directory.key_path(&self.identity)];
-        paths.map(|path| path.ok().and_then(|path| signature(&path)))
+        paths.map(|path| path.ok().and_then(|path| file_version(&path)))
     }
 
     /// Reads the files; whether there is a new certificate in use.
@@ -149,11 +142,12 @@ impl Reload {
             return Ok(false);
         }
         self.trust.verify(&certificate, new.intermediates(), now).map_err(|error| {
-            CliError::of(Exit::Security, &error).context("the new certificate is of no use").help(remedy::trust(&error))
+            let failure = CliError::of(Exit::Security, &error).context("the new certificate is not trusted");
+            failure.help(remedy::trust(&error))
         })?;
         let older = self.directory.older_credentials(&self.identity, secret, now).map_err(failed)?;
-        let taken = self.serializer.replace_credentials(new, older.into_iter().collect(), now);
-        taken.map_err(|error| CliError::of(Exit::Security, &error))?;
+        let replaced = self.serializer.replace_credentials(new, older.into_iter().collect(), now);
+        replaced.map_err(|error| CliError::of(Exit::Security, &error))?;
         output::note(&format!("{} has a new certificate, valid until {}", self.identity, certificate.not_after()));
         Ok(true)
     }
