@@ -76,10 +76,10 @@ async fn measure(agents: usize, heartbeats: usize) {
     let store = Arc::new(DirectoryCertificateStore::open(directory.path(), now).unwrap());
     let links: Vec<Link> = issued
         .into_iter()
-        .map(|(identity, credentials)| {
+        .map(|(_, credentials)| {
             let trust = directory.trust().unwrap();
             let serializer = SecureSerializer::builder(credentials, store.clone(), trust).build().unwrap();
-            Link::new(identity, Arc::new(serializer), transport.clone(), Arc::new(SystemClock)).unwrap()
+            Link::builder(Arc::new(serializer), transport.clone()).build()
         })
         .collect();
     for link in &links {

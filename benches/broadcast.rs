@@ -29,7 +29,7 @@ use lapin::options::{
 };
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
-use nanite::agent::{Agent, AgentHandle};
+use nanite::agent::Agent;
 use nanite::certs::{CertificateAuthority, KeyType, StaticCertificateStore};
 use nanite::clock::{Clock, SystemClock};
 use nanite::files::{Broadcast, FileRoot};
@@ -166,7 +166,7 @@ impl Bare {
 /// A mapper, and agents that take files.
 struct Fleet {
     mapper: Mapper,
-    _agents: Vec<AgentHandle>,
+    _agents: Vec<Agent>,
     inboxes: Vec<PathBuf>,
 }
 
@@ -182,11 +182,11 @@ impl Fleet {
             let inbox = dir.join(format!("{}-{}-{node}", broker.vhost(), secure));
             std::fs::create_dir(&inbox).unwrap();
             let root = FileRoot::new(&inbox, vec![domain.clone()]).unwrap();
-            let agent = Agent::builder(node.clone(), serializer, Arc::new(broker.connect().await)).files(root);
-            handles.push(agent.build().unwrap().start().await.unwrap());
+            let agent = Agent::builder(serializer, Arc::new(broker.connect().await)).files(root);
+            handles.push(agent.start().await.unwrap());
             inboxes.push(inbox);
         }
-        let mapper = Mapper::builder(desk.0, desk.1, Arc::new(broker.connect().await)).start().await.unwrap();
+        let mapper = Mapper::builder(desk.1, Arc::new(broker.connect().await)).start().await.unwrap();
         while mapper.agents().await.unwrap().len() < agents {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -209,7 +209,11 @@ impl Fleet {
 
 fn serializers(nodes: &[Identity], secure: bool) -> Vec<Arc<dyn Serializer>> {
     if !secure {
-        return nodes.iter().map(|_| Arc::new(PlainSerializer::json()) as Arc<dyn Serializer>).collect();
+        return nodes
+            .iter()
+            .cloned()
+            .map(|node| Arc::new(PlainSerializer::json(node)) as Arc<dyn Serializer>)
+            .collect();
     }
     let now = SystemClock.now();
     let valid_for = CertificateAuthority::VALID_FOR;

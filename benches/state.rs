@@ -75,7 +75,12 @@ fn main() {
     };
     // What is looked up is proven when it is read, not when it is looked up: proofs would not change what is measured.
     let connect = || {
-        RedisState::connect(&url, RedisOptions::new(Arc::new(PlainSerializer::json())).dangerous().accept_unsigned())
+        RedisState::connect(
+            &url,
+            RedisOptions::new(Arc::new(PlainSerializer::json(Identity::mapper("m1").unwrap())))
+                .dangerous()
+                .accept_unsigned(),
+        )
     };
     let states = runtime.block_on(async {
         let one = loop {

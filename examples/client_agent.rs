@@ -5,29 +5,28 @@
 
 mod common;
 
-use nanite::agent::{Context, Reply, actor};
+use nanite::agent::{Context, actor, reply};
 use nanite::packet::SelectorName;
 
 #[tokio::main]
 async fn main() -> common::Result<()> {
-    let world =
-        common::World::of(&["nanite-cook", "nanite-fridge", "nanite-cellar", "mapper-house"].map(String::from))?;
+    let world = common::World::new()?;
     let stock = |place: &'static str| {
         actor("stock").expose("count", move |thing: String, context: Context| async move {
             // The caller is the agent that asks, not the mapper that carries its request.
             println!("{place}: {} asks for {thing}", context.caller());
-            Reply::Ok(thing.len())
+            reply(thing.len())
         })
     };
     let cook = actor("cook").expose("soup", |(): (), context: Context| async move {
         let everywhere = context.proxy().request("/stock/count", "onions").selector(SelectorName::All);
         let answers = everywhere.await?;
         let onions: u64 = answers.results().filter_map(|(_, count)| count.as_u64()).sum();
-        Reply::Ok(format!("soup of {onions} onions"))
+        reply(format!("soup of {onions} onions"))
     });
-    let fridge = world.agent("fridge").await?.actor(stock("fridge")).build()?.start().await?;
-    let cellar = world.agent("cellar").await?.actor(stock("cellar")).build()?.start().await?;
-    let cook = world.agent("cook").await?.actor(cook).build()?.start().await?;
+    let fridge = world.agent("fridge").await?.actor(stock("fridge")).start().await?;
+    let cellar = world.agent("cellar").await?.actor(stock("cellar")).start().await?;
+    let cook = world.agent("cook").await?.actor(cook).start().await?;
     let mapper = world.mapper("house").await?.start().await?;
     common::know(&mapper, 3).await?;
     for (from, soup) in mapper.request("/cook/soup", ()).await?.results() {

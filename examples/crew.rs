@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use futures_util::future::join_all;
-use nanite::agent::{Reply, actor};
+use nanite::agent::{actor, reply};
 use nanite::packet::SelectorName;
 
 #[tokio::main]
@@ -16,13 +16,11 @@ async fn main() -> common::Result<()> {
     let mut numbers = std::env::args().skip(1).map(|argument| argument.parse::<usize>());
     let agents = numbers.next().transpose()?.unwrap_or(20);
     let requests = numbers.next().transpose()?.unwrap_or(100);
-    let mut nodes: Vec<String> = (0..agents).map(|n| format!("nanite-hand{n}")).collect();
-    nodes.push("mapper-captain".into());
-    let world = common::World::of(&nodes)?;
+    let world = common::World::new()?;
     let mut crew = Vec::new();
     for n in 0..agents {
-        let deck = actor("deck").expose("swab", move |(): ()| async move { Reply::Ok(n) });
-        crew.push(world.agent(&format!("hand{n}")).await?.status(|| 0.0).actor(deck).build()?.start().await?);
+        let deck = actor("deck").expose("swab", move |(): ()| async move { reply(n) });
+        crew.push(world.agent(&format!("hand{n}")).await?.status(|| 0.0).actor(deck).start().await?);
     }
     let mapper = world.mapper("captain").await?.start().await?;
     common::know(&mapper, agents).await?;

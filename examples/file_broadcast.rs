@@ -13,7 +13,7 @@ use nanite::packet::Tag;
 async fn main() -> common::Result<()> {
     let file = std::env::args_os().nth(1).ok_or("usage: file_broadcast FILE")?;
     let photos: Tag = "photos".parse()?;
-    let world = common::World::of(&["nanite-a", "nanite-b", "nanite-c", "mapper-m"].map(String::from))?;
+    let world = common::World::new()?;
     let place = std::env::temp_dir().join(format!("nanite-example-{}", std::process::id()));
     let mut agents = Vec::new();
     for name in ["a", "b"] {
@@ -21,10 +21,10 @@ async fn main() -> common::Result<()> {
         std::fs::create_dir_all(&root)?;
         let files = FileRoot::new(&root, [photos.clone()])?
             .on_file(|file| println!("{} has come from {}: {} bytes", file.path.display(), file.sender, file.size));
-        agents.push(world.agent(name).await?.files(files).build()?.start().await?);
+        agents.push(world.agent(name).await?.files(files).start().await?);
     }
     // One that takes no files.
-    agents.push(world.agent("c").await?.build()?.start().await?);
+    agents.push(world.agent("c").await?.start().await?);
     let mapper = world.mapper("m").await?.start().await?;
     common::know(&mapper, 3).await?;
     let answers = mapper.broadcast(Broadcast::new(file, photos), |_| ()).await?;

@@ -14,7 +14,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, Uri};
 use axum::routing::post;
 use axum::{Json, Router};
-use nanite::agent::{Reply, actor};
+use nanite::agent::{actor, reply};
 use nanite::mapper::Mapper;
 use nanite::packet::FailureCode;
 use nanite::request::RequestError;
@@ -22,9 +22,9 @@ use serde_json::{Value, json};
 
 #[tokio::main]
 async fn main() -> common::Result<()> {
-    let world = common::World::of(&["nanite-worker", "mapper-web"].map(String::from))?;
-    let text = actor("text").expose("upper", |text: String| async move { Reply::Ok(text.to_uppercase()) });
-    let agent = world.agent("worker").await?.actor(text).build()?.start().await?;
+    let world = common::World::new()?;
+    let text = actor("text").expose("upper", |text: String| async move { reply(text.to_uppercase()) });
+    let agent = world.agent("worker").await?.actor(text).start().await?;
     let mapper = world.mapper("web").await?.request_timeout(Duration::from_secs(10)).start().await?;
     common::know(&mapper, 1).await?;
     let app = Router::new().fallback_service(post(ask).with_state(mapper));

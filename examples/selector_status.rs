@@ -6,7 +6,7 @@ mod common;
 
 use std::sync::Arc;
 
-use nanite::agent::{Reply, actor};
+use nanite::agent::{actor, reply};
 use nanite::mapper::{Candidate, Selector};
 use nanite::packet::Service;
 
@@ -24,12 +24,12 @@ impl Selector for Roomiest {
 
 #[tokio::main]
 async fn main() -> common::Result<()> {
-    let world = common::World::of(&["nanite-a", "nanite-b", "nanite-c", "mapper-m"].map(String::from))?;
+    let world = common::World::new()?;
     let mut agents = Vec::new();
     for (name, free_gib) in [("a", 12.0), ("b", 512.0), ("c", 80.0)] {
         let store =
-            actor("disk").expose("store", move |file: String| async move { Reply::Ok(format!("{file} is stored")) });
-        agents.push(world.agent(name).await?.status(move || free_gib).actor(store).build()?.start().await?);
+            actor("disk").expose("store", move |file: String| async move { reply(format!("{file} is stored")) });
+        agents.push(world.agent(name).await?.status(move || free_gib).actor(store).start().await?);
     }
     let mapper = world.mapper("m").await?.start().await?;
     common::know(&mapper, 3).await?;

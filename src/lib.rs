@@ -1,11 +1,11 @@
-//! Security-first messaging: agents, mappers and requests over a broker that nobody has to trust.
+//! Security-first messaging: agents, mappers and requests over an untrusted broker.
 //!
 //! **[Agents](agent)** are workers that offer services. **[Mappers](mapper)** know from signed heartbeats which agents live, what they
 //! offer and how loaded they are, and give [requests](request) to them. Every message is signed and encrypted end to end, with X.509
 //! certificates, by the [`SecureSerializer`](security::SecureSerializer): the broker in between can neither read nor change, forge or
 //! replay it.
 //!
-//! # The data's way
+//! # How a request travels
 //!
 //! ```text
 //!   mapper                                                             agent
@@ -22,43 +22,32 @@
 //!
 //! # Where to begin
 //!
-//! * To offer services: [`agent::actor`] and [`Agent::builder`](agent::Agent::builder).
-//! * To ask for them: [`Mapper::builder`](mapper::Mapper::builder), or [`proxy::MapperProxy`] without a mapper of one's own.
-//! * Who is who: [`certs`], with [`CertificateDirectory`](certs::CertificateDirectory) for files and
-//!   [`CertificateAuthority`](certs::CertificateAuthority) to make them.
-//! * How it travels: [`transport::AmqpTransport`] (RabbitMQ) or [`transport::MemoryBroker`] (one process).
+//! [`Node`] is the front door: from a directory of certificates and the URL of a broker to an agent or a mapper.
 //!
-//! ```
-//! use std::{sync::Arc, time::Duration};
-//! use nanite::agent::{Agent, Reply, actor};
-//! use nanite::certs::{CertificateAuthority, KeyType, StaticCertificateStore};
-//! use nanite::clock::{Clock, SystemClock};
-//! use nanite::mapper::Mapper;
-//! use nanite::packet::Identity;
-//! use nanite::security::SecureSerializer;
-//! use nanite::transport::MemoryBroker;
+//! ```no_run
+//! use nanite::Node;
+//! use nanite::agent::{actor, reply};
 //!
-//! # #[tokio::main]
-//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let (fred, desk, now) = (Identity::agent("fred")?, Identity::mapper("desk")?, SystemClock.now());
-//! let ca = CertificateAuthority::create("example.org", KeyType::P256, CertificateAuthority::VALID_FOR, now)?;
-//! let of_fred = ca.issue(&fred, KeyType::P256, CertificateAuthority::LEAF_VALID_FOR, now)?;
-//! let of_desk = ca.issue(&desk, KeyType::P256, CertificateAuthority::LEAF_VALID_FOR, now)?;
-//! let store = Arc::new(StaticCertificateStore::new([&of_fred, &of_desk].map(|own| own.certificate().clone())));
-//! let at_fred = SecureSerializer::builder(of_fred, store.clone(), ca.trust()?).build()?;
-//! let at_desk = SecureSerializer::builder(of_desk, store, ca.trust()?).build()?;
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! // An agent that offers /text/upper.
+//! let node = Node::from_dir("certs", "fred")?.connect("amqp://localhost").await?;
+//! let text = actor("text").expose("upper", |text: String| async move { reply(text.to_uppercase()) });
+//! node.agent().actor(text).start().await?.run().await?;
 //!
-//! let broker = MemoryBroker::new();
-//! let text = actor("text").expose("upper", |text: String| async move { Reply::Ok(text.to_uppercase()) });
-//! let agent = Agent::builder(fred, Arc::new(at_fred), Arc::new(broker.connect())).actor(text).build()?.start().await?;
-//! let mapper = Mapper::builder(desk, Arc::new(at_desk), Arc::new(broker.connect())).start().await?;
-//!
-//! let answers = mapper.request("/text/upper", "hello").wait_for_agents(Duration::from_secs(10)).await?;
-//! assert!(answers.results().all(|(from, value)| from.name() == "fred" && value.as_str() == Some("HELLO")));
-//! agent.stop().await?;
+//! // A mapper that requests it, in another program.
+//! let node = Node::from_dir("certs", "desk")?.connect("amqp://localhost").await?;
+//! let answers = node.mapper().start().await?.request("/text/upper", "hello").await?;
+//! # drop(answers);
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! Behind it:
+//!
+//! * Services: [`agent::actor`] for closures, [`agent::ProgramActors`] for programs in any language.
+//! * Requests: [`mapper::Mapper`], or [`proxy::MapperProxy`] to have them dispatched by a mapper elsewhere.
+//! * Certificates: [`certs::CertificateDirectory`] for files and [`certs::CertificateAuthority`] to issue them.
+//! * Transports: [`transport::AmqpTransport`] (RabbitMQ) and [`transport::MemoryBroker`] (one process).
 //!
 //! # Plug-in points
 //!
@@ -97,6 +86,10 @@ pub mod request;
 
 pub mod clock;
 mod limits;
+
+// The front door.
+mod node;
+pub use node::{Node, NodeBuilder, NodeError};
 
 // Programs.
 #[cfg(feature = "admin")]

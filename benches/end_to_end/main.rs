@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use nanite::agent::{Agent, AgentHandle, Reply, actor};
+use nanite::agent::{Agent, actor, reply};
 use nanite::certs::{CertificateAuthority, KeyType, StaticCertificateStore};
 use nanite::clock::{Clock, SystemClock};
 use nanite::mapper::Mapper;
@@ -200,14 +200,14 @@ async fn over_transport(broker: &Broker) -> Way {
 }
 
 /// A mapper and an agent.
-async fn over_nanite(broker: &Broker, name: &'static str, secure: bool) -> (Way, AgentHandle) {
+async fn over_nanite(broker: &Broker, name: &'static str, secure: bool) -> (Way, Agent) {
     let kind = if secure { "secure" } else { "plain" };
     let (fred, desk) = (Identity::agent(kind).unwrap(), Identity::mapper(kind).unwrap());
     let [of_fred, of_desk] = serializers([&fred, &desk], secure);
-    let simple = actor(kind).expose("echo", |text: String| async move { Reply::Ok(text) });
-    let agent = Agent::builder(fred, of_fred, Arc::new(broker.connect().await)).actor(simple).concurrency(256);
-    let agent = agent.prefetch(256).build().unwrap().start().await.unwrap();
-    let mapper = Mapper::builder(desk, of_desk, Arc::new(broker.connect().await)).start().await.unwrap();
+    let simple = actor(kind).expose("echo", |text: String| async move { reply(text) });
+    let agent = Agent::builder(of_fred, Arc::new(broker.connect().await)).actor(simple).concurrency(256);
+    let agent = agent.prefetch(256).start().await.unwrap();
+    let mapper = Mapper::builder(of_desk, Arc::new(broker.connect().await)).start().await.unwrap();
     let service = format!("/{kind}/echo");
     let payload = "x".repeat(PAYLOAD);
     mapper.request(&service, &payload).wait_for_agents(PATIENCE).await.unwrap();
@@ -222,17 +222,17 @@ async fn over_nanite(broker: &Broker, name: &'static str, secure: bool) -> (Way,
 }
 
 /// An agent, a mapper, and a node that asks through the mapper.
-async fn over_proxy(broker: &Broker, name: &'static str, secure: bool) -> (Way, (AgentHandle, Mapper)) {
+async fn over_proxy(broker: &Broker, name: &'static str, secure: bool) -> (Way, (Agent, Mapper)) {
     let (fred, desk, asker) = (Identity::agent("fred"), Identity::mapper("desk"), Identity::agent("asker"));
     let (fred, desk, asker) = (fred.unwrap(), desk.unwrap(), asker.unwrap());
     let [of_fred, of_desk, of_asker] = serializers([&fred, &desk, &asker], secure);
-    let simple = actor("simple").expose("echo", |text: String| async move { Reply::Ok(text) });
-    let agent = Agent::builder(fred, of_fred, Arc::new(broker.connect().await)).actor(simple).concurrency(256);
-    let agent = agent.prefetch(256).build().unwrap().start().await.unwrap();
-    let mapper = Mapper::builder(desk, of_desk, Arc::new(broker.connect().await)).start().await.unwrap();
+    let simple = actor("simple").expose("echo", |text: String| async move { reply(text) });
+    let agent = Agent::builder(of_fred, Arc::new(broker.connect().await)).actor(simple).concurrency(256);
+    let agent = agent.prefetch(256).start().await.unwrap();
+    let mapper = Mapper::builder(of_desk, Arc::new(broker.connect().await)).start().await.unwrap();
     let payload = "x".repeat(PAYLOAD);
     mapper.request("/simple/echo", &payload).wait_for_agents(PATIENCE).await.unwrap();
-    let proxy = MapperProxy::start(asker, of_asker, Arc::new(broker.connect().await)).await.unwrap();
+    let proxy = MapperProxy::builder(of_asker, Arc::new(broker.connect().await)).start().await.unwrap();
     let way = Way::new(name, move || {
         let request = proxy.request("/simple/echo", &payload);
         async move {
@@ -245,7 +245,7 @@ async fn over_proxy(broker: &Broker, name: &'static str, secure: bool) -> (Way, 
 
 fn serializers<const N: usize>(nodes: [&Identity; N], secure: bool) -> [Arc<dyn Serializer>; N] {
     if !secure {
-        return nodes.map(|_| Arc::new(PlainSerializer::json()) as Arc<dyn Serializer>);
+        return nodes.map(|node| Arc::new(PlainSerializer::json(node.clone())) as Arc<dyn Serializer>);
     }
     let now = SystemClock.now();
     let valid_for = CertificateAuthority::VALID_FOR;

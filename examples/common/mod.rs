@@ -4,71 +4,51 @@
 
 #![allow(dead_code, reason = "not every example needs everything")]
 
-use std::collections::HashMap;
 use std::error::Error;
-use std::sync::Arc;
 
-use nanite::agent::{Agent, AgentBuilder};
-use nanite::certs::{CertificateAuthority, Credentials, KeyType, StaticCertificateStore};
+use nanite::Node;
+use nanite::agent::AgentBuilder;
+use nanite::certs::{CertificateAuthority, KeyType};
 use nanite::clock::{Clock, SystemClock};
 use nanite::mapper::{Mapper, MapperBuilder};
 use nanite::packet::Identity;
-use nanite::security::SecureSerializer;
-use nanite::serializer::Serializer;
-use nanite::transport::{AmqpOptions, AmqpTransport, MemoryBroker, Transport};
+use nanite::transport::MemoryBroker;
 
 pub type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
-/// Nodes that know each other.
+/// A CA and a broker for all nodes of an example.
 pub struct World {
     ca: CertificateAuthority,
-    credentials: HashMap<Identity, Credentials>,
-    store: Arc<StaticCertificateStore>,
     memory: MemoryBroker,
 }
 
 impl World {
-    /// A CA, and certificates for these nodes: `nanite-NAME` or `mapper-NAME`.
-    pub fn of(nodes: &[String]) -> Result<Self> {
+    /// A new CA, and a broker in memory.
+    pub fn new() -> Result<Self> {
         let now = SystemClock.now();
         let ca = CertificateAuthority::create("example.org", KeyType::P256, CertificateAuthority::VALID_FOR, now)?;
-        let mut credentials = HashMap::new();
-        for node in nodes {
-            let identity: Identity = node.parse()?;
-            let own = ca.issue(&identity, KeyType::P256, CertificateAuthority::LEAF_VALID_FOR, now)?;
-            credentials.insert(identity, own);
-        }
-        let known = credentials.values().map(|own| own.certificate().clone());
-        let store = Arc::new(StaticCertificateStore::new(known));
-        Ok(Self { ca, credentials, store, memory: MemoryBroker::new() })
+        Ok(Self { ca, memory: MemoryBroker::new() })
     }
 
-    /// What this node signs and opens with.
-    fn serializer(&self, identity: &Identity) -> Result<Arc<dyn Serializer>> {
-        let own = self.credentials.get(identity).ok_or("no such node")?.clone();
-        Ok(Arc::new(SecureSerializer::builder(own, self.store.clone(), self.ca.trust()?).build()?))
-    }
-
-    /// A connection: to the RabbitMQ that NANITE_BROKER names, or else to a broker in memory.
-    async fn connect(&self) -> Result<Arc<dyn Transport>> {
+    /// A connected node: to the RabbitMQ that NANITE_BROKER names, or else to the broker in memory.
+    async fn node(&self, identity: Identity) -> Result<Node> {
+        let lifetime = CertificateAuthority::LEAF_VALID_FOR;
+        let credentials = self.ca.issue(&identity, KeyType::P256, lifetime, SystemClock.now())?;
+        let node = Node::from_credentials(credentials, self.ca.trust()?);
         Ok(match std::env::var("NANITE_BROKER") {
-            Ok(url) => Arc::new(AmqpTransport::connect(AmqpOptions::new(&url)?).await?),
-            Err(_) => Arc::new(self.memory.connect()),
+            Ok(url) => node.connect(&url).await?,
+            Err(_) => node.attach(self.memory.connect())?,
         })
     }
 
     /// The agent of this name.
     pub async fn agent(&self, name: &str) -> Result<AgentBuilder> {
-        let identity = Identity::agent(name)?;
-        let (serializer, transport) = (self.serializer(&identity)?, self.connect().await?);
-        Ok(Agent::builder(identity, serializer, transport))
+        Ok(self.node(Identity::agent(name)?).await?.agent())
     }
 
     /// The mapper of this name.
     pub async fn mapper(&self, name: &str) -> Result<MapperBuilder> {
-        let identity = Identity::mapper(name)?;
-        let (serializer, transport) = (self.serializer(&identity)?, self.connect().await?);
-        Ok(Mapper::builder(identity, serializer, transport))
+        Ok(self.node(Identity::mapper(name)?).await?.mapper())
     }
 }
 

@@ -4,8 +4,8 @@ mod node;
 
 use std::error::Error;
 
-use nanite::agent::{Agent, Context, Reply, actor};
-use nanite::packet::{Failure, Identity};
+use nanite::agent::{Context, actor, reply};
+use nanite::packet::Failure;
 use serde::{Deserialize, Serialize};
 
 /// What one line of an order says.
@@ -26,10 +26,7 @@ struct Total {
 async fn main() -> Result<(), Box<dyn Error>> {
     // Refused messages are logged as warnings.
     tracing_subscriber::fmt().with_max_level(tracing::Level::INFO).with_writer(std::io::stderr).init();
-    let (directory, name) = node::arguments()?;
-    let identity = Identity::agent(&name)?;
-    let serializer = node::serializer(&directory, &identity)?;
-    let transport = node::connect(&identity).await?;
+    let node = node::connect().await?;
 
     let orders = actor("orders").expose("total", |order: Vec<Line>, context: Context| async move {
         // The caller is who signed the request: nobody else can say this name.
@@ -40,14 +37,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
             let price = line.pieces.checked_mul(line.cents).and_then(|price| cents.checked_add(price));
             cents = price.ok_or_else(|| Failure::other("too_much", "nobody can pay that"))?;
         }
-        Reply::Ok(Total { cents })
+        reply(Total { cents })
     });
 
-    let agent = Agent::builder(identity.clone(), serializer, transport.clone()).actor(orders).build()?.start().await?;
-    println!("{identity} is ready; end it with Ctrl-C");
-    tokio::signal::ctrl_c().await?;
-    // No new work from here on; what runs is finished.
-    agent.stop().await?;
-    transport.close().await;
+    let agent = node.agent().actor(orders).start().await?;
+    println!("{} is ready; stop it with Ctrl-C", node.identity());
+    agent.run().await?;
+    node.close().await;
     Ok(())
 }

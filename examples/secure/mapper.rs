@@ -7,18 +7,15 @@ use std::error::Error;
 use std::time::Duration;
 
 use nanite::mapper::{Mapper, StateError};
-use nanite::packet::{Identity, SelectorName};
+use nanite::packet::SelectorName;
 use nanite::request::Event;
 use serde_json::json;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).with_writer(std::io::stderr).init();
-    let (directory, name) = node::arguments()?;
-    let identity = Identity::mapper(&name)?;
-    let serializer = node::serializer(&directory, &identity)?;
-    let transport = node::connect(&identity).await?;
-    let mapper = Mapper::builder(identity, serializer, transport.clone()).start().await?;
+    let node = node::connect().await?;
+    let mapper = node.mapper().start().await?;
     tokio::time::timeout(Duration::from_secs(20), known(&mapper, 2)).await??;
 
     let order = json!([
@@ -34,12 +31,13 @@ async fn main() -> Result<(), Box<dyn Error>> {
     while let Some(event) = events.next().await {
         match event {
             Event::Intermediate { from, key, value, .. } => println!("{from} {key} {value}"),
-            Event::Outcome { from, result: Ok(total) } => println!("{from} answers {total}"),
-            Event::Outcome { from, result: Err(failure) } => println!("{from} fails: {failure}"),
+            Event::Outcome { from, result: Ok(total), .. } => println!("{from} answers {total}"),
+            Event::Outcome { from, result: Err(failure), .. } => println!("{from} fails: {failure}"),
             Event::Failed(failure) => return Err(failure.to_string().into()),
+            _ => {}
         }
     }
-    transport.close().await;
+    node.close().await;
     Ok(())
 }
 

@@ -14,8 +14,20 @@ use tokio::sync::watch;
 use super::Context;
 use crate::packet::{Failure, FailureCode, Payload, Service};
 
-/// What a handler returns.
-pub type Reply<T> = Result<T, Failure>;
+/// What a handler returns. [`reply`] makes the successful one.
+pub type HandlerResult<T> = Result<T, Failure>;
+
+/// The successful result of a handler: `Ok(value)`, with the error type named, so that closures need no annotation.
+///
+/// ```
+/// use nanite::agent::{actor, reply};
+///
+/// let text = actor("text").expose("upper", |text: String| async move { reply(text.to_uppercase()) });
+/// # drop(text);
+/// ```
+pub fn reply<T>(value: T) -> HandlerResult<T> {
+    Ok(value)
+}
 
 /// Something that offers services: the plug-in point behind [`actor`] and the program actors.
 ///
@@ -27,7 +39,7 @@ pub trait Actor: fmt::Debug + Send + Sync {
     fn services(&self) -> Vec<Service>;
 
     /// Does the work.
-    async fn call(&self, service: &Service, payload: Payload, context: Context) -> Reply<Payload>;
+    async fn call(&self, service: &Service, payload: Payload, context: Context) -> HandlerResult<Payload>;
 
     /// Told of every failure of a call, panics included, before it is sent to the caller.
     fn on_exception(&self, _service: &Service, _failure: &Failure) {}
@@ -37,7 +49,7 @@ pub trait Actor: fmt::Debug + Send + Sync {
         None
     }
 
-    /// What makes the actor unusable; reported when the agent is built.
+    /// What makes the actor unusable; reported when the agent starts.
     ///
     /// # Errors
     /// [`ExposeError`] is the first mistake in what it exposes.
@@ -49,12 +61,12 @@ pub trait Actor: fmt::Debug + Send + Sync {
 /// An actor made of handlers, under one prefix: `actor("simple").expose("echo", ..)` offers `/simple/echo`.
 ///
 /// Mistakes (a name that is no path segment, a name exposed twice) are kept and reported by
-/// [`AgentBuilder::build`](super::AgentBuilder::build).
+/// [`AgentBuilder::start`](super::AgentBuilder::start).
 pub fn actor(prefix: &str) -> Handlers {
     Handlers { prefix: prefix.to_owned(), handlers: BTreeMap::new(), on_exception: None, mistake: None }
 }
 
-type Call = Arc<dyn Fn(Payload, Context) -> BoxFuture<'static, Reply<Payload>> + Send + Sync>;
+type Call = Arc<dyn Fn(Payload, Context) -> BoxFuture<'static, HandlerResult<Payload>> + Send + Sync>;
 type Hook = Box<dyn Fn(&Service, &Failure) + Send + Sync>;
 
 /// See [`actor`].
@@ -89,11 +101,11 @@ impl Handlers {
     #[must_use]
     pub fn expose_blocking<Args>(self, name: &str, handler: impl BlockingHandler<Args>) -> Self {
         let handler = Arc::new(handler);
-        let call = move |payload, context| -> BoxFuture<'static, Reply<Payload>> {
+        let call = move |payload, context| -> BoxFuture<'static, HandlerResult<Payload>> {
             let handler = handler.clone();
             Box::pin(async move {
                 match tokio::task::spawn_blocking(move || handler.call(payload, context)).await {
-                    Ok(reply) => reply,
+                    Ok(result) => result,
                     Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
                     Err(_) => Err(Failure::new(FailureCode::Lost, "the agent is stopping")),
                 }
@@ -137,7 +149,7 @@ impl Actor for Handlers {
         self.handlers.keys().cloned().collect()
     }
 
-    async fn call(&self, service: &Service, payload: Payload, context: Context) -> Reply<Payload> {
+    async fn call(&self, service: &Service, payload: Payload, context: Context) -> HandlerResult<Payload> {
         match self.handlers.get(service) {
             Some(handler) => handler(payload, context).await,
             None => Err(Failure::new(FailureCode::NoSuchService, format!("no service {service} here"))),
@@ -164,7 +176,7 @@ impl Actor for Handlers {
 )]
 pub trait Handler<Args>: Send + Sync + 'static {
     /// Does the work.
-    fn call(&self, payload: Payload, context: Context) -> BoxFuture<'static, Reply<Payload>>;
+    fn call(&self, payload: Payload, context: Context) -> BoxFuture<'static, HandlerResult<Payload>>;
 }
 
 impl<F, P, Fut, R, E> Handler<(P,)> for F
@@ -175,7 +187,7 @@ where
     R: Serialize,
     E: Into<Failure>,
 {
-    fn call(&self, payload: Payload, _: Context) -> BoxFuture<'static, Reply<Payload>> {
+    fn call(&self, payload: Payload, _: Context) -> BoxFuture<'static, HandlerResult<Payload>> {
         running(parse(payload).map(self))
     }
 }
@@ -188,19 +200,19 @@ where
     R: Serialize,
     E: Into<Failure>,
 {
-    fn call(&self, payload: Payload, context: Context) -> BoxFuture<'static, Reply<Payload>> {
+    fn call(&self, payload: Payload, context: Context) -> BoxFuture<'static, HandlerResult<Payload>> {
         running(parse(payload).map(|payload| self(payload, context)))
     }
 }
 
-fn running<Fut, R, E>(work: Reply<Fut>) -> BoxFuture<'static, Reply<Payload>>
+fn running<Fut, R, E>(work: HandlerResult<Fut>) -> BoxFuture<'static, HandlerResult<Payload>>
 where
     Fut: Future<Output = Result<R, E>> + Send + 'static,
     R: Serialize,
     E: Into<Failure>,
 {
     match work {
-        Ok(work) => Box::pin(async move { reply(work.await) }),
+        Ok(work) => Box::pin(async move { encode(work.await) }),
         Err(failure) => Box::pin(ready(Err(failure))),
     }
 }
@@ -214,7 +226,7 @@ where
 )]
 pub trait BlockingHandler<Args>: Send + Sync + 'static {
     /// Does the work; may block.
-    fn call(&self, payload: Payload, context: Context) -> Reply<Payload>;
+    fn call(&self, payload: Payload, context: Context) -> HandlerResult<Payload>;
 }
 
 impl<F, P, R, E> BlockingHandler<(P,)> for F
@@ -224,8 +236,8 @@ where
     R: Serialize,
     E: Into<Failure>,
 {
-    fn call(&self, payload: Payload, _: Context) -> Reply<Payload> {
-        reply(self(parse(payload)?))
+    fn call(&self, payload: Payload, _: Context) -> HandlerResult<Payload> {
+        encode(self(parse(payload)?))
     }
 }
 
@@ -236,16 +248,16 @@ where
     R: Serialize,
     E: Into<Failure>,
 {
-    fn call(&self, payload: Payload, context: Context) -> Reply<Payload> {
-        reply(self(parse(payload)?, context))
+    fn call(&self, payload: Payload, context: Context) -> HandlerResult<Payload> {
+        encode(self(parse(payload)?, context))
     }
 }
 
-fn parse<P: DeserializeOwned>(payload: Payload) -> Reply<P> {
+fn parse<P: DeserializeOwned>(payload: Payload) -> HandlerResult<P> {
     payload.parse().map_err(|error| Failure::new(FailureCode::BadPayload, error.to_string()))
 }
 
-fn reply<R: Serialize, E: Into<Failure>>(result: Result<R, E>) -> Reply<Payload> {
+fn encode<R: Serialize, E: Into<Failure>>(result: Result<R, E>) -> HandlerResult<Payload> {
     let value = result.map_err(Into::into)?;
     Payload::new(value).map_err(|error| Failure::new(FailureCode::BadAnswer, error.to_string()))
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::sync::mpsc;
 
-use super::Reply;
+use super::HandlerResult;
 use crate::clock::Timestamp;
 use crate::packet::{Failure, FailureCode, Identity, Intermediate, Payload, Service, Tag, Token};
 use crate::policy::Caller;
@@ -98,7 +98,7 @@ impl Context {
     ///
     /// # Errors
     /// A [`Failure`] when the value cannot be expressed, or the request has ended.
-    pub async fn emit(&self, key: impl Into<String>, value: impl Serialize) -> Reply<()> {
+    pub async fn emit(&self, key: impl Into<String>, value: impl Serialize) -> HandlerResult<()> {
         let emitted = Self::emitted(key.into(), value)?;
         match &self.0.emitter {
             Some(emitter) => emitter.send(emitted).await.map_err(|_| Self::ended()),
@@ -110,7 +110,7 @@ impl Context {
     ///
     /// # Errors
     /// As [`Context::emit`].
-    pub async fn emit_value(&self, value: impl Serialize) -> Reply<()> {
+    pub async fn emit_value(&self, value: impl Serialize) -> HandlerResult<()> {
         self.emit(Intermediate::DEFAULT_KEY, value).await
     }
 
@@ -118,7 +118,7 @@ impl Context {
     ///
     /// # Errors
     /// As [`Context::emit`].
-    pub fn emit_blocking(&self, key: impl Into<String>, value: impl Serialize) -> Reply<()> {
+    pub fn emit_blocking(&self, key: impl Into<String>, value: impl Serialize) -> HandlerResult<()> {
         let emitted = Self::emitted(key.into(), value)?;
         match &self.0.emitter {
             Some(emitter) => emitter.blocking_send(emitted).map_err(|_| Self::ended()),
@@ -133,7 +133,7 @@ impl Context {
         caller
     }
 
-    fn emitted(key: String, value: impl Serialize) -> Reply<Emitted> {
+    fn emitted(key: String, value: impl Serialize) -> HandlerResult<Emitted> {
         let value = Payload::new(value).map_err(|error| Failure::new(FailureCode::BadAnswer, error.to_string()))?;
         Ok(Emitted { key, value })
     }

@@ -11,7 +11,7 @@ use lru::LruCache;
 use tokio::sync::mpsc;
 
 use super::context::{Context, Emitted, Inner};
-use super::{Actor, ExposeError, Reply};
+use super::{Actor, ExposeError, HandlerResult};
 use crate::audit::DecisionSubject;
 use crate::clock::Timestamp;
 use crate::link::{Link, Received, acknowledge};
@@ -164,7 +164,7 @@ impl Dispatcher {
         context: Context,
         mut emitted: mpsc::Receiver<Emitted>,
         mut reply_to: Option<&mut ReplyTo>,
-    ) -> Reply<Payload> {
+    ) -> HandlerResult<Payload> {
         let service = context.service().clone();
         let decision = self.policy.authorize_request(&context.as_caller(), &request);
         let asked = DecisionSubject {
@@ -174,7 +174,7 @@ impl Dispatcher {
             service: Some(&service),
             on_behalf_of: request.on_behalf_of.as_ref(),
         };
-        self.link.decided(asked, &decision).await;
+        self.link.audit_decision(asked, &decision).await;
         if !decision.allowed {
             tracing::info!(%service, caller = %context.caller(), rule = decision.rule, "denied");
             return Err(Failure::new(FailureCode::Denied, decision.why));

@@ -1,4 +1,4 @@
-//! A running agent: it consumes its queues, hands out work, and stops without losing any.
+//! A running agent: it consumes its queues, runs jobs, and stops without losing one.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -8,13 +8,14 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 
+use super::actor::ExposeError;
 use super::dispatch::{Dispatcher, RunningJob, RunningJobs, Services};
 use super::presence::{Order, Presence};
 use super::status::SharedStatus;
 use crate::clock::Timestamp;
 use crate::files::{FileBox, FileRoot};
 use crate::link::{Link, Subscription};
-use crate::packet::{Advertise, DuplicateInstance, MessageId, Packet, Tag};
+use crate::packet::{Advertise, DuplicateInstance, Identity, MessageId, Packet, Tag};
 use crate::policy::Policy;
 use crate::proxy::MapperProxy;
 use crate::serializer::{InboundQueue, OpenErrorKind};
@@ -22,53 +23,62 @@ use crate::transport::{TransportError, topology};
 
 /// How many control messages are unacknowledged at a time.
 const CONTROL_PREFETCH: u16 = 32;
-/// How long it may take to say that the agent goes.
-const FAREWELL: Duration = Duration::from_secs(5);
-/// How many other processes of this agent are remembered as spoken of.
+/// How long to wait for the unregistration to be sent.
+const UNREGISTER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How many other processes of this agent are remembered as reported.
 const MAX_DUPLICATES: usize = 16;
-/// How long the mappers may take to say whether another process of this agent runs.
-const ANSWERS: Duration = Duration::from_secs(2);
-/// How long one waits for the other mappers when one has answered.
-const OTHERS: Duration = Duration::from_millis(200);
+/// How long to wait for the mappers to report another process of this agent.
+const DUPLICATE_CHECK_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long to wait for further mappers after one has answered.
+const FURTHER_MAPPERS_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// A worker. See [`Agent::builder`].
+/// What an agent is built from.
 #[derive(Debug)]
-pub struct Agent {
-    pub(super) link: Link,
-    pub(super) proxy: MapperProxy,
-    pub(super) services: Services,
-    pub(super) tags: Vec<Tag>,
-    pub(super) status: SharedStatus,
-    pub(super) policy: Arc<dyn Policy>,
-    pub(super) ping_time: Duration,
-    pub(super) concurrency: usize,
-    pub(super) prefetch: u16,
-    pub(super) drain: Duration,
-    pub(super) files: Option<FileRoot>,
-    pub(super) give_way: bool,
+pub(super) struct Settings {
+    pub link: Link,
+    pub proxy: MapperProxy,
+    pub services: Services,
+    pub tags: Vec<Tag>,
+    pub status: SharedStatus,
+    pub policy: Arc<dyn Policy>,
+    pub ping_time: Duration,
+    pub concurrency: usize,
+    pub prefetch: u16,
+    pub drain: Duration,
+    pub files: Option<FileRoot>,
+    pub give_way: bool,
 }
 
-/// Why an agent stopped working.
+/// Why an agent could not start, or stopped.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AgentError {
+    /// The identity is a mapper's.
+    #[error("{0} is not an agent")]
+    Role(Identity),
+    /// A handler cannot be exposed.
+    #[error(transparent)]
+    Expose(#[from] ExposeError),
+    /// An option is out of its range.
+    #[error("{0}")]
+    Option(&'static str),
     /// Its queues cannot be used.
     #[error("cannot use the agent's queues")]
     Transport(#[from] TransportError),
-    /// The transport was closed under it.
+    /// The transport was closed.
     #[error("the transport was closed")]
     Closed,
-    /// Another process of the same identity has taken its place: it has finished its work, and ended.
-    #[error("another process of this agent, started {0}, has taken the place of this one")]
+    /// Replaced by a newer process of the same identity. It has finished its running jobs.
+    #[error("replaced by a newer process of this agent, started {0}")]
     Replaced(Timestamp),
-    /// Another process of the same identity runs, and this one was to [give way](super::AgentBuilder::give_way).
-    #[error("another process of this agent runs, started {0}")]
+    /// Another process of the same identity runs, and this one was told to [give way](super::AgentBuilder::give_way).
+    #[error("another process of this agent already runs, started {0}")]
     RunsAlready(Timestamp),
 }
 
-/// An agent that runs in the background. Dropping it stops the agent at once; [`AgentHandle::stop`] lets it finish its work.
+/// A running agent. Dropping it stops the agent at once; [`Agent::stop`] lets it finish its running jobs.
 #[derive(Debug)]
-pub struct AgentHandle {
+pub struct Agent {
     link: Link,
     proxy: MapperProxy,
     dispatcher: Arc<Dispatcher>,
@@ -77,23 +87,29 @@ pub struct AgentHandle {
     task: JoinHandle<Result<(), AgentError>>,
 }
 
-/// Has an agent register anew, as after its certificate was renewed: the mappers learn the new one by that.
+/// Makes an agent register again, as after a renewal of its certificate: the mappers learn the new certificate that way.
 #[derive(Clone, Debug)]
 pub struct Announcer(mpsc::Sender<Order>);
 
 impl Announcer {
-    /// Registers anew, soon: it does not wait for that. Does nothing once the agent has stopped.
+    /// Makes the agent register soon; does not wait for it. Does nothing once the agent has stopped.
     pub fn announce(&self) {
-        // When the orders are full, a registration is already on its way.
+        // When the queue is full, a registration is already on its way.
         let _ = self.0.try_send(Order::Register(None));
     }
 }
 
-impl AgentHandle {
-    /// Stops taking work, unregisters, and waits for the running jobs, up to the drain limit.
+impl Agent {
+    /// The identity of the agent.
+    pub fn identity(&self) -> &Identity {
+        self.link.identity()
+    }
+
+    /// Takes no new requests, unregisters, and waits for the running jobs, up to the drain limit. Requests that were not begun go back
+    /// to the agent's queue.
     ///
     /// # Errors
-    /// [`AgentError`] when the agent had stopped before, by itself.
+    /// [`AgentError`] when the agent had stopped by itself before.
     pub async fn stop(mut self) -> Result<(), AgentError> {
         if let Some(stop) = self.stop.take() {
             let _ = stop.send(());
@@ -101,21 +117,11 @@ impl AgentHandle {
         (&mut self.task).await.unwrap_or(Err(AgentError::Closed))
     }
 
-    /// Has the agent announce itself, whenever it is told to.
-    pub fn announcer(&self) -> Announcer {
-        self.announcer.clone()
-    }
-
-    /// Has other agents do something, through a mapper, in this agent's name.
-    pub fn proxy(&self) -> &MapperProxy {
-        &self.proxy
-    }
-
-    /// Runs until `shutdown` ends, then stops as [`AgentHandle::stop`] does; returns sooner when the agent stops by itself.
+    /// Runs until `shutdown` completes, then stops as [`stop`](Self::stop) does; returns earlier when the agent stops by itself.
     ///
     /// # Errors
     /// [`AgentError`] when the agent stopped by itself.
-    pub async fn stop_after(mut self, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
+    pub async fn run_until(mut self, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
         tokio::select! {
             ended = &mut self.task => return ended.unwrap_or(Err(AgentError::Closed)),
             () = shutdown => {}
@@ -123,12 +129,36 @@ impl AgentHandle {
         self.stop().await
     }
 
+    /// Runs until Ctrl-C, then stops as [`stop`](Self::stop) does; returns earlier when the agent stops by itself.
+    ///
+    /// # Errors
+    /// [`AgentError`] when the agent stopped by itself.
+    pub async fn run(self) -> Result<(), AgentError> {
+        self.run_until(async {
+            if tokio::signal::ctrl_c().await.is_err() {
+                // Without a handler the signal ends the process.
+                std::future::pending().await
+            }
+        })
+        .await
+    }
+
+    /// A handle that makes the agent register again.
+    pub fn announcer(&self) -> Announcer {
+        self.announcer.clone()
+    }
+
+    /// Sends requests to other agents, through a mapper, in this agent's name.
+    pub fn proxy(&self) -> &MapperProxy {
+        &self.proxy
+    }
+
     /// The jobs that run now.
     pub fn running(&self) -> Vec<RunningJob> {
         self.dispatcher.running()
     }
 
-    /// The same, to be looked at again and again: also while the agent stops.
+    /// A view of the running jobs, which also works while the agent stops.
     pub fn jobs(&self) -> RunningJobs {
         RunningJobs::of(self.dispatcher.clone())
     }
@@ -139,44 +169,32 @@ impl AgentHandle {
     }
 }
 
-impl Drop for AgentHandle {
+impl Drop for Agent {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
-impl Agent {
-    /// Runs the agent until `shutdown` ends; then it takes no new work, unregisters, and finishes the running jobs, up to the
-    /// drain limit. What was not begun goes back to its queue.
-    ///
-    /// # Errors
-    /// [`AgentError`] when its queues cannot be used.
-    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
-        self.open().await?.run(shutdown).await
-    }
-
-    /// Starts the agent in the background; returns when it consumes its queues and has begun to register.
-    ///
-    /// # Errors
-    /// [`AgentError`] when its queues cannot be used.
-    pub async fn start(self) -> Result<AgentHandle, AgentError> {
+impl Settings {
+    /// Starts an agent with these settings.
+    pub async fn start(self) -> Result<Agent, AgentError> {
         let running = self.open().await?;
         let (stop, stopped) = oneshot::channel::<()>();
-        let (link, proxy) = (running.agent.link.clone(), running.agent.proxy.clone());
+        let (link, proxy) = (running.settings.link.clone(), running.settings.proxy.clone());
         let dispatcher = running.dispatcher.clone();
         let announcer = Announcer(running.presence.clone());
         let task = tokio::spawn(running.run(async move {
             let _ = stopped.await;
         }));
-        Ok(AgentHandle { link, proxy, dispatcher, announcer, stop: Some(stop), task })
+        Ok(Agent { link, proxy, dispatcher, announcer, stop: Some(stop), task })
     }
 
-    async fn open(self) -> Result<Open, AgentError> {
+    async fn open(self) -> Result<Running, AgentError> {
         let (link, name) = (&self.link, self.link.identity().as_str());
         let control = topology::agent_control(name, link.instance());
         let mut control = link.subscribe(&control, InboundQueue::AgentControl, CONTROL_PREFETCH).await?;
         if self.give_way {
-            self.look_for_another(&mut control).await?;
+            self.check_for_duplicate(&mut control).await?;
         }
         let inbox = link.subscribe(&topology::agent_inbox(name), InboundQueue::AgentInbox, self.prefetch).await?;
         let presence = Presence {
@@ -198,21 +216,21 @@ impl Agent {
         }
         let dispatcher =
             Arc::new(Dispatcher::new(link.clone(), self.proxy.clone(), self.services.clone(), self.policy.clone()));
-        Ok(Open { files, presence, dispatcher, control, inbox, _watchers: watchers, agent: self })
+        Ok(Running { files, presence, dispatcher, control, inbox, _watchers: watchers, settings: self })
     }
 }
 
-impl Agent {
-    /// Asks the mappers whether they know of another process of this identity that lives.
-    async fn look_for_another(&self, control: &mut Subscription) -> Result<(), AgentError> {
+impl Settings {
+    /// Asks the mappers whether another process of this identity runs.
+    async fn check_for_duplicate(&self, control: &mut Subscription) -> Result<(), AgentError> {
         if let Err(error) = self.link.advertise_to_mappers().await {
             tracing::info!(
                 error = &error as &dyn std::error::Error,
-                "no mapper can say whether this agent runs already"
+                "no mapper answers whether this agent already runs"
             );
             return Ok(());
         }
-        let mut until = tokio::time::Instant::now() + ANSWERS;
+        let mut until = tokio::time::Instant::now() + DUPLICATE_CHECK_TIMEOUT;
         while let Ok(said) = tokio::time::timeout_at(until, control.next()).await {
             let said = said.ok_or(AgentError::Closed)?.accept().await;
             let Packet::Advertise(advertise) = &said.packet else { continue };
@@ -221,33 +239,33 @@ impl Agent {
                 return Err(AgentError::RunsAlready(Timestamp::from_micros(duplicate.instance)));
             }
             if advertise.target.as_ref() == Some(self.link.identity()) {
-                until = until.min(tokio::time::Instant::now() + OTHERS);
+                until = until.min(tokio::time::Instant::now() + FURTHER_MAPPERS_TIMEOUT);
             }
         }
         Ok(())
     }
 }
 
-/// An agent whose queues are open.
-struct Open {
-    agent: Agent,
+/// An agent that consumes its queues.
+struct Running {
+    settings: Settings,
     dispatcher: Arc<Dispatcher>,
     presence: mpsc::Sender<Order>,
     files: Option<FileBox>,
     control: Subscription,
     inbox: Subscription,
-    /// They register again when an actor's services change; they end with this.
+    /// Register again when an actor's services change; aborted on drop.
     _watchers: JoinSet<()>,
 }
 
-impl Open {
+impl Running {
     async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
-        let permits = Arc::new(Semaphore::new(self.agent.concurrency));
+        let permits = Arc::new(Semaphore::new(self.settings.concurrency));
         let mut jobs = JoinSet::new();
         let mut shutdown = std::pin::pin!(shutdown);
-        let mut told = VecDeque::new();
+        let mut reported = VecDeque::new();
         loop {
-            // A permit first: what no worker is free for stays with the broker, up to the prefetch.
+            // A permit first: without a free worker, requests stay unacknowledged, up to the prefetch.
             let work = async {
                 let permit = permits.clone().acquire_owned().await;
                 (permit, self.inbox.next().await)
@@ -273,21 +291,21 @@ impl Open {
                     let said = said.accept().await;
                     let id = said.signer().map(|signer| signer.id());
                     match &said.packet {
-                        Packet::Advertise(Advertise { target: Some(target), .. }) if target != self.agent.link.identity() => {}
+                        Packet::Advertise(Advertise { target: Some(target), .. }) if target != self.settings.link.identity() => {}
                         Packet::Advertise(Advertise { duplicate: Some(duplicate), .. }) => {
-                            // Each mapper says it.
-                            let is_news = !told.contains(duplicate);
-                            if is_news && let Some(replaced) = self.told_of(*duplicate, id) {
+                            // Each mapper reports it.
+                            let is_news = !reported.contains(duplicate);
+                            if is_news && let Some(replaced) = self.handle_duplicate(*duplicate, id) {
                                 self.finish(jobs, false).await;
                                 return Err(replaced);
                             }
                             if is_news {
-                                told.push_front(*duplicate);
-                                told.truncate(MAX_DUPLICATES);
+                                reported.push_front(*duplicate);
+                                reported.truncate(MAX_DUPLICATES);
                             }
                         }
                         Packet::Advertise(_) => self.register(id),
-                        _ => drop(self.agent.proxy.answered(said)),
+                        _ => drop(self.settings.proxy.answered(said)),
                     }
                 }
                 Some(_) = jobs.join_next() => {}
@@ -297,51 +315,51 @@ impl Open {
         Ok(())
     }
 
-    /// A mapper knows of another process of this identity. The later one has the place; what this one is to end with, if it is not it.
-    fn told_of(&self, duplicate: DuplicateInstance, asked: Option<MessageId>) -> Option<AgentError> {
-        let (own, other) = (self.agent.link.instance(), Timestamp::from_micros(duplicate.instance));
-        let agent = self.agent.link.identity();
+    /// A mapper knows of another process of this identity. The newest process wins; returns the error to stop with when this is not it.
+    fn handle_duplicate(&self, duplicate: DuplicateInstance, asked_by: Option<MessageId>) -> Option<AgentError> {
+        let (own, other) = (self.settings.link.instance(), Timestamp::from_micros(duplicate.instance));
+        let agent = self.settings.link.identity();
         match (duplicate.instance > own, duplicate.replaced) {
             (true, true) => {
-                tracing::warn!("another process of {agent}, started {other}, has taken the place of this one: it ends");
+                tracing::warn!("replaced by a newer process of {agent}, started {other}; shutting down");
                 return Some(AgentError::Replaced(other));
             }
-            (true, false) => tracing::warn!("another process of {agent} was started {other}"),
+            (true, false) => tracing::warn!("a newer process of {agent} runs, started {other}"),
             (false, true) => {
                 tracing::warn!(
-                    "this process has taken the place of another of {agent} that still runs, started {other}"
+                    "this process has replaced an older process of {agent} that still runs, started {other}"
                 );
             }
             (false, false) => {
-                tracing::warn!("another process of {agent} runs, started {other}: this one takes its place");
-                self.register(asked);
+                tracing::warn!("an older process of {agent} runs, started {other}; this process replaces it");
+                self.register(asked_by);
             }
         }
         None
     }
 
-    fn register(&self, asked: Option<MessageId>) {
-        // When the orders are full, a registration is already on its way.
-        let _ = self.presence.try_send(Order::Register(asked));
+    fn register(&self, asked_by: Option<MessageId>) {
+        // When the queue is full, a registration is already on its way.
+        let _ = self.presence.try_send(Order::Register(asked_by));
     }
 
-    /// Takes no new work, and finishes what runs; says goodbye to the mappers, unless another process of this identity is known there.
-    async fn finish(self, mut jobs: JoinSet<()>, farewell: bool) {
+    /// Takes no new requests and finishes the running jobs; unregisters, unless the mappers know a newer process of this identity.
+    async fn finish(self, mut jobs: JoinSet<()>, unregisters: bool) {
         let (done, unregistered) = oneshot::channel();
         let unregister = async {
-            let order = if farewell { Order::Unregister(done) } else { Order::End };
-            if self.presence.send(order).await.is_ok() && farewell {
+            let order = if unregisters { Order::Unregister(done) } else { Order::End };
+            if self.presence.send(order).await.is_ok() && unregisters {
                 let _ = unregistered.await;
             }
         };
-        if tokio::time::timeout(FAREWELL, unregister).await.is_err() {
-            tracing::warn!("the mappers could not be told that this agent goes");
+        if tokio::time::timeout(UNREGISTER_TIMEOUT, unregister).await.is_err() {
+            tracing::warn!("failed to unregister in time");
         }
-        // Nothing new from here on: what was delivered and not begun goes back to its queue.
+        // Requests that were delivered and not begun go back to the queue.
         drop(self.inbox);
         let drained = async { while jobs.join_next().await.is_some() {} };
-        if tokio::time::timeout(self.agent.drain, drained).await.is_err() {
-            tracing::warn!(jobs = jobs.len(), "not done within the drain limit: aborted");
+        if tokio::time::timeout(self.settings.drain, drained).await.is_err() {
+            tracing::warn!(jobs = jobs.len(), "jobs aborted: not finished within the drain limit");
             jobs.shutdown().await;
         }
     }

@@ -59,6 +59,36 @@ pub trait CertificateStore: fmt::Debug + Send + Sync {
     }
 }
 
+impl<T: CertificateStore + ?Sized> CertificateStore for Arc<T> {
+    fn signer(&self, query: &SignerQuery<'_>) -> Result<Option<Arc<Certificate>>, StoreError> {
+        (**self).signer(query)
+    }
+
+    fn recipients(&self, query: &RecipientQuery<'_>) -> Result<Vec<Arc<Certificate>>, StoreError> {
+        (**self).recipients(query)
+    }
+
+    fn learned(&self, certificate: &Arc<Certificate>, now: Timestamp) {
+        (**self).learned(certificate, now);
+    }
+
+    fn heard(&self, certificate: &Arc<Certificate>, now: Timestamp) {
+        (**self).heard(certificate, now);
+    }
+
+    fn learns(&self) -> bool {
+        (**self).learns()
+    }
+
+    fn may_block(&self, now: Timestamp) -> bool {
+        (**self).may_block(now)
+    }
+
+    fn generation(&self) -> Option<u64> {
+        (**self).generation()
+    }
+}
+
 /// The question for a signer's certificate.
 #[derive(Clone, Debug)]
 #[non_exhaustive]

@@ -1,6 +1,6 @@
 //! `nanite admin`: the Control Tower, and the hash of its password.
 
-use std::future::{Future, pending};
+use std::future::pending;
 use std::io::{BufRead, IsTerminal, Read};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -15,7 +15,7 @@ use super::node::{NodeArgs, PolicyArgs, WithOption};
 use super::runtime::{self, Global};
 use super::{args, output, remedy};
 use crate::admin::{Access, AdminError, ControlTower, History, Invitations, PasswordError, PasswordHash, PublicUrl};
-use crate::mapper::{Mapper, MapperBuilder};
+use crate::mapper::MapperBuilder;
 use crate::packet::Role;
 
 const DEFAULT_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 4000);
@@ -65,9 +65,10 @@ fn serve(global: &Global, args: &Args) -> Result<Exit, CliError> {
         // Before the connection to the broker, so that a mistake is reported at once.
         let listener = listen(options.listen.unwrap_or(DEFAULT_ADDRESS)).await?;
         let address = listener.local_addr().map_err(|error| CliError::of(Exit::Failure, &error))?;
-        let transport = node.connect().await?;
+        let connection = node.connect().await?;
         let history = History::default();
-        let mapper = Mapper::builder(node.identity.clone(), node.serializer.clone(), transport.clone())
+        let mapper = connection
+            .mapper()
             .with_option(global.config.file.mapper.agent_timeout, MapperBuilder::agent_timeout)
             .with_option(policy, MapperBuilder::policy)
             .with_option(audit, MapperBuilder::audit)
@@ -98,7 +99,7 @@ fn serve(global: &Global, args: &Args) -> Result<Exit, CliError> {
                 result = served => result.map_err(|error| admin_error(&error)),
                 error = invite(invitations, &base) => Err(error),
             };
-            transport.close().await;
+            connection.close().await;
             result.map(|()| Exit::Success)
         })
         .await

@@ -11,9 +11,9 @@ use super::daemon::DaemonArgs;
 use super::error::{CliError, Exit};
 use super::node::{NodeArgs, PolicyArgs, WithOption};
 use super::output::{counted, printable};
-use super::runtime::{self, Global};
 use super::remedy;
-use crate::agent::{Actor, Agent, AgentBuilder, Handlers, ProgramActors, RunningJob, actor};
+use super::runtime::{self, Global};
+use crate::agent::{Actor, AgentBuilder, Handlers, ProgramActors, RunningJob, actor};
 use crate::files::FileRoot;
 use crate::packet::{Failure, Identity, Payload, Role};
 
@@ -56,8 +56,9 @@ pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
     let mut process = args.daemon.begin(global, &node.identity)?;
     runtime::run(async {
         let report_signals = runtime::handle(SignalKind::user_defined1())?;
-        let transport = node.connect().await?;
-        let agent = Agent::builder(node.identity.clone(), node.serializer.clone(), transport.clone())
+        let connection = node.connect().await?;
+        let agent = connection
+            .agent()
             .with_option(policy, AgentBuilder::policy)
             .with_option(audit, AgentBuilder::audit)
             .with_option(options.ping_time, AgentBuilder::ping_time)
@@ -80,7 +81,6 @@ pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
                 (agent.actor(actor), services)
             }
         };
-        let agent = agent.build().map_err(|error| remedy::build(&error))?;
         let failed = |error| remedy::agent(&error, &node.broker());
         runtime::until_stopped(global, async |stop| {
             let running = agent.start().await.map_err(failed)?;
@@ -93,9 +93,9 @@ pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
                 stop.requested().await;
                 process.stopping();
             };
-            let work = running.stop_after(stop);
+            let work = running.run_until(stop);
             runtime::reporting(report_signals, work, async || log_jobs(&jobs.list())).await.map_err(failed)?;
-            transport.close().await;
+            connection.close().await;
             global.note(&format!("{} has stopped", node.identity));
             Ok(Exit::Success)
         })

@@ -91,13 +91,11 @@ impl Args {
 
 pub(super) fn show_agents(records: &[Arc<AgentRecord>], json: bool) -> Result<(), CliError> {
     if json {
-        let agent = |record: &'_ Arc<AgentRecord>| (record.identity.clone(), Agent {
-            status: record.status,
-            services: &record.services,
-            tags: &record.tags,
-            files: &record.files,
+        let agents = records.iter().map(|record| {
+            let AgentRecord { identity, status, services, tags, files, .. } = record.as_ref();
+            (identity.clone(), Agent { status: *status, services, tags, files })
         });
-        return output::json(&Agents { agents: records.iter().map(agent).collect() });
+        return output::json(&Agents { agents: agents.collect() });
     }
     let row = |record: &Arc<AgentRecord>| {
         [record.identity.to_string(), record.status.to_string(), lines(&record.services), lines(&record.tags)]
@@ -115,7 +113,10 @@ pub(super) fn show_services(records: &[Arc<AgentRecord>], json: bool) -> Result<
     if json {
         return output::json(&Services { services });
     }
-    table(["SERVICE", "AGENTS"], services.iter().map(|(service, agents)| [service.to_string(), lines(agents)]).collect())
+    table(
+        ["SERVICE", "AGENTS"],
+        services.iter().map(|(service, agents)| [service.to_string(), lines(agents)]).collect(),
+    )
 }
 
 fn table<const N: usize>(headings: [&str; N], rows: Vec<[String; N]>) -> Result<(), CliError> {

@@ -56,7 +56,9 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
 pub(super) fn size(text: &str) -> Result<u64, String> {
     const UNITS: [(&str, u64); 5] = [("", 1), ("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("TiB", 1 << 40)];
     quantity(text, &UNITS).and_then(|(number, unit)| number.checked_mul(unit)).ok_or_else(|| {
-        format!("'{text}' is not a size: give a number of bytes, or a number and a unit, such as 512KiB, 100MiB or 2GiB")
+        format!(
+            "'{text}' is not a size: give a number of bytes, or a number and a unit, such as 512KiB, 100MiB or 2GiB"
+        )
     })
 }
 

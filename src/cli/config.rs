@@ -481,7 +481,8 @@ mod tests {
         let (_dir, path) = file("broker = \"amqp://user:secret@host\"", 0o640);
         let error = read(&path, true).err().unwrap();
         assert!(error.message().contains("mode 0640") && error.remedy().unwrap().contains("chmod 600"), "{error:?}");
-        for (text, mode) in [("broker = \"amqp://user:secret@host\"", 0o600), ("broker = \"amqp://user@host\"", 0o644)] {
+        for (text, mode) in [("broker = \"amqp://user:secret@host\"", 0o600), ("broker = \"amqp://user@host\"", 0o644)]
+        {
             let (_dir, path) = file(text, mode);
             assert!(read(&path, true).is_ok());
         }

@@ -14,7 +14,6 @@ use crate::mapper::{AgentRecord, MapperDispatch, RoundRobin};
 use crate::packet::{Identity, Payload, SelectorName, Service, Tag};
 use crate::proxy::{MapperProxy, ProxyError};
 use crate::request::{Dispatch, Events, RequestBuilder};
-use crate::transport::Transport;
 
 const LIST_AGENTS: &str = "list the agents with `nanite agents`";
 
@@ -58,7 +57,7 @@ pub(super) enum Route {
     /// The mapper of this process dispatches them.
     Direct(Fleet),
     /// A running mapper dispatches them.
-    ViaMapper { proxy: MapperProxy, transport: Arc<dyn Transport>, broker: String },
+    ViaMapper { proxy: MapperProxy, connection: crate::Node, broker: String },
 }
 
 impl Route {
@@ -67,13 +66,10 @@ impl Route {
         if !args.via_mapper {
             return Fleet::start(node).await.map(Self::Direct);
         }
-        let (transport, broker) = (node.connect().await?, node.broker());
-        let started = MapperProxy::start(node.identity.clone(), node.serializer.clone(), transport.clone()).await;
-        let proxy = started.map_err(|error| match error {
-            ProxyError::Transport(error) => remedy::transport(&error, Some(&broker)),
-            error => CliError::of(Exit::Security, &error),
-        })?;
-        Ok(Self::ViaMapper { proxy, transport, broker })
+        let (connection, broker) = (node.connect().await?, node.broker());
+        let started = connection.proxy().start().await;
+        let proxy = started.map_err(|ProxyError::Transport(error)| remedy::transport(&error, Some(&broker)))?;
+        Ok(Self::ViaMapper { proxy, connection, broker })
     }
 
     /// Sends a request.
@@ -116,7 +112,7 @@ impl Route {
     pub(super) async fn close(self) {
         match self {
             Self::Direct(fleet) => fleet.close().await,
-            Self::ViaMapper { transport, .. } => close(&transport).await,
+            Self::ViaMapper { connection, .. } => close(connection.close()).await,
         }
     }
 }
@@ -281,7 +277,10 @@ mod tests {
         let _fred = start_agent(&broker, "fred", "x", &["big"]).await;
         let mut fleet = fleet(&broker).await;
         let (message, help) = refused(&mut fleet, &["/y/echo"]).await;
-        assert_eq!((message.as_str(), help.as_str()), ("no agent offers /y/echo", "available services: /x/echo, /x/fail"));
+        assert_eq!(
+            (message.as_str(), help.as_str()),
+            ("no agent offers /y/echo", "available services: /x/echo, /x/fail")
+        );
         let (message, _) = refused(&mut fleet, &["/x/echo", "--tag", "big", "--tag", "fast"]).await;
         assert_eq!(message, "no agent offers /x/echo with the tags big, fast");
         let (message, _) = refused(&mut fleet, &["/x/echo", "--target", "bob"]).await;

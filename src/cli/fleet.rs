@@ -12,7 +12,6 @@ use super::output::counted;
 use super::remedy;
 use crate::mapper::{AgentEvent, AgentRecord, Mapper, MapperBuilder};
 use crate::packet::Identity;
-use crate::transport::Transport;
 
 /// How long to wait for registrations at least, so that the choice is among all agents.
 const MIN_DISCOVERY_TIME: Duration = Duration::from_millis(300);
@@ -23,7 +22,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// A short-lived mapper.
 pub(super) struct Fleet {
     pub mapper: Mapper,
-    transport: Arc<dyn Transport>,
+    connection: crate::Node,
     broker: String,
     started: Instant,
     /// When the last agent registered.
@@ -41,25 +40,23 @@ impl Fleet {
         node: &Node,
         options: impl FnOnce(MapperBuilder) -> MapperBuilder,
     ) -> Result<Self, CliError> {
-        let transport = node.connect().await?;
-        let mapper = Mapper::builder(node.identity.clone(), node.serializer.clone(), transport.clone());
-        Self::start_mapper(options(mapper), transport, node.broker()).await
+        Self::start_at(node.connect().await?, node.broker(), options).await
     }
 
-    async fn start_mapper(
-        mapper: MapperBuilder,
-        transport: Arc<dyn Transport>,
+    async fn start_at(
+        connection: crate::Node,
         broker: String,
+        options: impl FnOnce(MapperBuilder) -> MapperBuilder,
     ) -> Result<Self, CliError> {
         let (sender, registered) = watch::channel(None);
-        let mapper = mapper.short_lived().on_agent(move |event| {
+        let mapper = options(connection.mapper()).short_lived().on_agent(move |event| {
             if let AgentEvent::Registered(_) = event {
                 sender.send_replace(Some(Instant::now()));
             }
         });
         let started = Instant::now();
         let mapper = mapper.start().await.map_err(|error| remedy::mapper(&error, &broker))?;
-        Ok(Self { mapper, transport, broker, started, registered })
+        Ok(Self { mapper, connection, broker, started, registered })
     }
 
     /// The broker's URL, without a password.
@@ -123,22 +120,21 @@ impl Fleet {
     pub(super) fn not_offered(&self, message: impl std::fmt::Display, help: &str) -> CliError {
         let failure = CliError::new(Exit::NotOffered, message);
         match self.refusals() {
-            Some(refusals) => {
-                failure.help(format!("{refusals}: the certificates of their senders may be unknown here; otherwise {help}"))
-            }
+            Some(refusals) => failure
+                .help(format!("{refusals}: the certificates of their senders may be unknown here; otherwise {help}")),
             None => failure.help(help),
         }
     }
 
     /// Disconnects.
     pub(super) async fn close(self) {
-        close(&self.transport).await;
+        close(self.connection.close()).await;
     }
 }
 
-/// Closes a connection properly, but does not wait for long.
-pub(super) async fn close(transport: &Arc<dyn Transport>) {
-    let _ = timeout(CLOSE_TIMEOUT, transport.close()).await;
+/// Waits until a connection is closed properly, but not for long.
+pub(super) async fn close(closing: impl Future<Output = ()>) {
+    let _ = timeout(CLOSE_TIMEOUT, closing).await;
 }
 
 /// The first of many names.
@@ -155,29 +151,25 @@ pub(super) fn listed<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::agent::{Agent, AgentHandle, actor};
+    use crate::agent::{Agent, actor};
     use crate::packet::{Failure, Payload};
     use crate::serializer::PlainSerializer;
     use crate::transport::MemoryBroker;
 
     pub(in crate::cli) async fn fleet(broker: &MemoryBroker) -> Fleet {
-        let transport: Arc<dyn Transport> = Arc::new(broker.connect());
-        let mapper =
-            Mapper::builder(Identity::mapper("m").unwrap(), Arc::new(PlainSerializer::json()), transport.clone());
-        Fleet::start_mapper(mapper, transport, "memory".into()).await.unwrap()
+        let serializer = PlainSerializer::json(Identity::mapper("m").unwrap());
+        let connection = crate::Node::new(serializer, broker.connect());
+        Fleet::start_at(connection, "memory".into(), |mapper| mapper).await.unwrap()
     }
 
-    pub(in crate::cli) async fn agent(broker: &MemoryBroker, name: &str, prefix: &str, tags: &[&str]) -> AgentHandle {
+    pub(in crate::cli) async fn agent(broker: &MemoryBroker, name: &str, prefix: &str, tags: &[&str]) -> Agent {
         let echo = actor(prefix)
             .expose("echo", async |payload: Payload| Ok::<_, Failure>(payload))
             .expose("fail", async |_: Payload| Err::<(), _>(Failure::failed("on purpose")));
-        let identity = Identity::agent(name).unwrap();
-        let mut agent =
-            Agent::builder(identity, Arc::new(PlainSerializer::json()), Arc::new(broker.connect())).actor(echo);
-        for tag in tags {
-            agent = agent.tag(tag.parse().unwrap());
-        }
-        agent.build().unwrap().start().await.unwrap()
+        let serializer = PlainSerializer::json(Identity::agent(name).unwrap());
+        let agent = crate::Node::new(serializer, broker.connect()).agent().actor(echo);
+        let agent = tags.iter().fold(agent, |agent, tag| agent.tag(tag.parse().unwrap()));
+        agent.start().await.unwrap()
     }
 
     fn names(agents: &[Arc<AgentRecord>]) -> Vec<&str> {

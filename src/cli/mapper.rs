@@ -46,9 +46,10 @@ pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
     let mut process = args.daemon.begin(global, &node.identity)?;
     runtime::run(async {
         let report_signals = runtime::handle(SignalKind::user_defined1())?;
-        let transport = node.connect().await?;
+        let connection = node.connect().await?;
         let log = RegistrationLog::default();
-        let mapper = Mapper::builder(node.identity.clone(), node.serializer.clone(), transport.clone())
+        let mapper = connection
+            .mapper()
             .with_option(policy, MapperBuilder::policy)
             .with_option(audit, MapperBuilder::audit)
             .with_option(options.agent_timeout, MapperBuilder::agent_timeout)
@@ -77,7 +78,7 @@ pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
             runtime::reporting(report_signals, stop.requested(), async || log_requests(&running).await).await;
             process.stopping();
             drop(running);
-            transport.close().await;
+            connection.close().await;
             global.note(&format!("{} has stopped", node.identity));
             Ok(Exit::Success)
         })

@@ -20,7 +20,7 @@ use crate::packet::{Identity, Role};
 use crate::policy::Policy;
 use crate::security::SecureSerializer;
 use crate::serializer::{Json, MsgPack, PlainSerializer, Serializer, Yaml};
-use crate::transport::{AmqpOptions, AmqpTransport, Transport};
+use crate::transport::{AmqpOptions, AmqpTransport};
 
 /// The identity of the node, and its certificates.
 #[derive(Debug, Default, clap::Args)]
@@ -105,9 +105,9 @@ impl NodeArgs {
             None => state_dir::generated_name(role)?,
         };
         let serializer = match self.format {
-            Format::Json => PlainSerializer::new(Json),
-            Format::MsgPack => PlainSerializer::new(MsgPack),
-            Format::Yaml => PlainSerializer::new(Yaml),
+            Format::Json => PlainSerializer::new(identity.clone(), Json),
+            Format::MsgPack => PlainSerializer::new(identity.clone(), MsgPack),
+            Format::Yaml => PlainSerializer::new(identity.clone(), Yaml),
         };
         let options = self.broker.options(config)?.name(identity.as_str());
         Ok(Node { options, identity, serializer: Arc::new(serializer), expires: None, reload: None })
@@ -122,11 +122,10 @@ impl Node {
     }
 
     /// Connects to the broker.
-    pub(super) async fn connect(&self) -> Result<Arc<dyn Transport>, CliError> {
-        match AmqpTransport::connect(self.options.clone()).await {
-            Ok(transport) => Ok(Arc::new(transport)),
-            Err(error) => Err(remedy::transport(&error, Some(&self.broker()))),
-        }
+    pub(super) async fn connect(&self) -> Result<crate::Node, CliError> {
+        let transport = AmqpTransport::connect(self.options.clone()).await;
+        let transport = transport.map_err(|error| remedy::transport(&error, Some(&self.broker())))?;
+        Ok(crate::Node::new(self.serializer.clone(), transport))
     }
 
     /// The broker's URL, without a password.
@@ -177,7 +176,7 @@ impl IdentityArgs {
         }
         let mut builder = SecureSerializer::builder(credentials, store, trust.clone());
         if let Some(older) = older {
-            builder = builder.additional_credentials(older);
+            builder = builder.older_credentials(older);
         }
         if let Some(started_at) = started_at {
             builder = builder.started_at(started_at);
@@ -306,8 +305,7 @@ impl PolicyArgs {
         };
         let open = |path| AuditLog::open(path, AuditOptions { overflow, ..AuditOptions::default() });
         self.audit.as_ref().or(global.config.file.audit.as_ref()).map(open).transpose().map_err(|error| {
-            CliError::of(Exit::Failure, &error)
-                .help("check it with `nanite audit verify FILE`, or give another file")
+            CliError::of(Exit::Failure, &error).help("check it with `nanite audit verify FILE`, or give another file")
         })
     }
 }

@@ -159,9 +159,8 @@ fn escaped_json(json: &str) -> Cow<'_, str> {
 
 /// Escapes what could control a terminal or reorder text, except what `keep` allows.
 fn escaped(text: &str, keep: impl Fn(char) -> bool, escape: impl Fn(char) -> String) -> Cow<'_, str> {
-    let bidi_mark = |c| {
-        matches!(c, '\u{061c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
+    let bidi_mark =
+        |c| matches!(c, '\u{061c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     let unsafe_char = |c: char| (c.is_control() || bidi_mark(c)) && !keep(c);
     if !text.contains(unsafe_char) {
         return Cow::Borrowed(text);

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::error::{CliError, Exit};
-use crate::agent::{AgentError, BuildError, ProgramError};
+use crate::agent::{AgentError, ProgramError};
 use crate::certs::{AuthorityError, CertificateDirectory, DirectoryError, IssueError, KeyError, TrustError};
 use crate::files::{BroadcastError, FileRootError};
 use crate::link::SendError;
@@ -34,7 +34,10 @@ pub(super) fn directory(error: &DirectoryError, directory: &CertificateDirectory
         ),
         E::NoCertificate { identity, .. } => format!("issue one with `{}`", issue(identity)),
         E::NoKey { identity, .. } => {
-            format!("copy the key to this machine, or issue a new certificate and key with `{} --force`", issue(identity))
+            format!(
+                "copy the key to this machine, or issue a new certificate and key with `{} --force`",
+                issue(identity)
+            )
         }
         E::AmbiguousName(_) => "choose a name that does not end in '-key'".to_owned(),
         E::Mismatch { certificate: path, .. } | E::Expired { path, .. } | E::Invalid { path, .. } => reissue(path),
@@ -80,10 +83,13 @@ pub(super) fn issue(error: &IssueError) -> CliError {
         E::Domain(_) => (Exit::Usage, "give a domain such as `--domain example.org`"),
         E::Validity => (Exit::Usage, "give a time such as `--valid-for 30d`"),
         E::OutlivesAuthority(_) => (Exit::Security, "give a shorter time with `--valid-for`, or make a new CA"),
-        E::AuthorityNotValid(..) => (Exit::Security, "check the clock of this machine; if the CA has expired, make a new one"),
-        E::MalformedList => {
-            (Exit::Security, "restore the last good list, or remove the file: the certificates that it revoked are then trusted")
+        E::AuthorityNotValid(..) => {
+            (Exit::Security, "check the clock of this machine; if the CA has expired, make a new one")
         }
+        E::MalformedList => (
+            Exit::Security,
+            "restore the last good list, or remove the file: the certificates that it revoked are then trusted",
+        ),
         E::NoPossession | E::MalformedRequest => (Exit::Security, "make a request with `nanite certs csr`"),
         E::NoDomain => (Exit::Security, "use a CA that `nanite certs init` made"),
         _ => return CliError::of(Exit::Security, error),
@@ -111,9 +117,9 @@ pub(super) fn trust(error: &TrustError) -> &'static str {
 /// The broker, or the connection to it; `broker` is its URL without a password, where it is known.
 pub(super) fn transport(error: &TransportError, broker: Option<&str>) -> CliError {
     use TransportError as E;
-    let failure = |exit| {
-        let failure = CliError::of(exit, error);
-        broker.map_or(failure, |broker| failure.context(broker))
+    let failure = |exit| match broker {
+        Some(broker) => CliError::of(exit, error).context(broker),
+        None => CliError::of(exit, error),
     };
     match error {
         E::Address(_) => failure(Exit::Usage).help("give a URL such as `--broker amqp://USER@HOST:5672/VHOST`"),
@@ -200,9 +206,7 @@ pub(super) fn broadcast(error: &BroadcastError, broker: &str) -> CliError {
     let failure = |exit| CliError::of(exit, error);
     match error {
         E::Send(error) => send(error, broker),
-        E::Name(_) => {
-            failure(Exit::Usage).help("give the name for the receivers, without a directory: `--dest NAME`")
-        }
+        E::Name(_) => failure(Exit::Usage).help("give the name for the receivers, without a directory: `--dest NAME`"),
         E::Unreadable { .. } => failure(Exit::Usage),
         E::NobodySubscribed(domain) => failure(Exit::NotOffered)
             .help(format!("start an agent with `nanite agent --files-dir DIR --files-domain {domain}`")),
@@ -212,19 +216,16 @@ pub(super) fn broadcast(error: &BroadcastError, broker: &str) -> CliError {
 
 /// A directory for received files.
 pub(super) fn file_root(error: &FileRootError) -> CliError {
-    CliError::of(Exit::Usage, error).help(format!(
-        "`--files-dir` must name a writable directory: `mkdir -p {}`",
-        error.path.display()
-    ))
+    CliError::of(Exit::Usage, error)
+        .help(format!("`--files-dir` must name a writable directory: `mkdir -p {}`", error.path.display()))
 }
 
 /// Starting a mapper.
 pub(super) fn mapper(error: &MapperError, broker: &str) -> CliError {
     match error {
         MapperError::Transport(error) => transport(error, Some(broker)),
-        MapperError::Identity(_) => CliError::of(Exit::Security, error),
+        MapperError::Role(_) => CliError::of(Exit::Usage, error),
         MapperError::State(_) => CliError::of(Exit::Unreachable, error),
-        _ => CliError::of(Exit::Failure, error),
     }
 }
 
@@ -246,14 +247,6 @@ pub(super) fn redis(error: &crate::mapper::RedisError) -> CliError {
     }
 }
 
-/// Building an agent from its options.
-pub(super) fn build(error: &BuildError) -> CliError {
-    match error {
-        BuildError::Identity(_) => CliError::of(Exit::Security, error),
-        _ => CliError::of(Exit::Usage, error),
-    }
-}
-
 /// A directory of programs.
 pub(super) fn programs(error: &ProgramError) -> CliError {
     let failure = CliError::of(Exit::Usage, error);
@@ -269,9 +262,10 @@ pub(super) fn programs(error: &ProgramError) -> CliError {
     }
 }
 
-/// An agent that has stopped by itself.
+/// An agent that cannot start, or has stopped by itself.
 pub(super) fn agent(error: &AgentError, broker: &str) -> CliError {
     match error {
+        AgentError::Role(_) | AgentError::Expose(_) | AgentError::Option(_) => CliError::of(Exit::Usage, error),
         AgentError::Transport(error) => transport(error, Some(broker)),
         AgentError::Replaced(_) => CliError::of(Exit::Replaced, error).help(
             "give each agent its own name and certificate; with `--give-way` the process that starts later ends instead",

@@ -157,7 +157,8 @@ impl RequestArgs {
         }
         if tally.missing > 0 {
             let help = output::stderr_paint().cyan("help:");
-            global.note(&format!("{help} give them more time with `--timeout`, or list the agents with `nanite agents`"));
+            global
+                .note(&format!("{help} give them more time with `--timeout`, or list the agents with `nanite agents`"));
         }
         Ok(tally.exit(&answers))
     }

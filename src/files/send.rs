@@ -116,7 +116,7 @@ pub(crate) struct Transfer<'a> {
 impl<'a> Transfer<'a> {
     /// A transfer whose answers come by `events`.
     pub fn new(link: &'a Link, events: Events, receivers: Vec<Receiver>) -> Self {
-        let token = events.job().token;
+        let token = events.request().token;
         let receivers = receivers.into_iter().map(|receiver| (receiver.identity.clone(), (receiver, 0))).collect();
         Self { link, events, token, receivers, answers: Answers::default() }
     }
@@ -173,7 +173,7 @@ impl<'a> Transfer<'a> {
             let audience = Audience::Many(group.iter().map(|receiver| receiver.identity.clone()).collect());
             let ready = self.link.seal(Outbound::new(packet.clone(), audience)).await?;
             if first {
-                let (jobs, job) = (self.events.jobs(), self.events.job());
+                let (jobs, job) = (self.events.pending(), self.events.request());
                 group.iter().for_each(|r| jobs.expect(job, &r.identity, r.instance, ready.id()));
             }
             for (receiver, error) in join_all(group.iter().map(|receiver| self.publish(receiver, &ready))).await {
@@ -259,7 +259,7 @@ impl<'a> Transfer<'a> {
     }
 
     fn end(&mut self, identity: &Identity, result: Result<crate::packet::Payload, Failure>) {
-        self.events.jobs().forget(self.events.job(), identity);
+        self.events.pending().forget(self.events.request(), identity);
         self.receivers.remove(identity);
         self.answers.outcomes.insert(identity.clone(), result);
     }

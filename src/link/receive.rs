@@ -7,8 +7,8 @@ use std::sync::Arc;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
 
-use super::returned::{Returned, is_for_others};
-use super::{Inner, Link, UnverifiedPeer};
+use super::context::{Inner, Link, UnverifiedPeer};
+use super::requeue::{Requeue, may_open_elsewhere};
 use crate::audit::Record;
 use crate::serializer::{Cost, Inbound, InboundQueue, OpenContext, OpenError, OpenErrorKind, Provenance};
 use crate::transport::{Acker, Consumer, Delivery, Queue, TransportError};
@@ -21,47 +21,47 @@ impl Link {
     pub async fn subscribe(
         &self,
         queue: &Queue,
-        channel: InboundQueue,
+        inbound_queue: InboundQueue,
         prefetch: u16,
     ) -> Result<Subscription, TransportError> {
         let consumer = self.0.transport.consume(queue, prefetch).await?;
         // Presence is ordered by a strictly growing sequence, which is checked while opening: one at a time.
-        let parallel = match channel {
+        let parallel = match inbound_queue {
             InboundQueue::Presence => 1,
             _ => self.0.workers.available_permits().max(1) * 2,
         };
         Ok(Subscription {
             link: self.clone(),
             consumer,
-            channel,
+            inbound_queue,
             parallel,
             opening: FuturesOrdered::new(),
             ended: false,
-            returned: Returned::default(),
+            requeue: Requeue::default(),
         })
     }
 
-    /// A message from the offline queue has been carried out: should it come again, it is refused.
+    /// Records that a message from the offline queue has been carried out: a further delivery of it is refused.
     pub fn mark_completed(&self, provenance: &Provenance) {
-        if let Provenance::Verified(verified) = provenance {
-            self.0.serializer.mark_completed(verified, self.now());
+        if let (Provenance::Verified(verified), Some(verification)) = (provenance, self.0.serializer.verification()) {
+            verification.mark_completed(verified, self.now());
         }
     }
 
     /// Whether a message from the offline queue has been carried out.
     pub fn is_completed(&self, provenance: &Provenance) -> bool {
-        match provenance {
-            Provenance::Verified(verified) => self.0.serializer.is_completed(verified),
-            Provenance::Unverified => false,
+        match (provenance, self.0.serializer.verification()) {
+            (Provenance::Verified(verified), Some(verification)) => verification.is_completed(verified),
+            _ => false,
         }
     }
 
-    async fn open(self, delivery: Delivery, channel: InboundQueue, cost: Cost) -> Option<Opened> {
+    async fn open(self, delivery: Delivery, inbound_queue: InboundQueue, cost: Cost) -> Option<Opened> {
         let Delivery { body, content_type, redelivered, acker } = delivery;
         let opened = if content_type == self.0.serializer.content_type() {
             let bytes = body.clone();
             let open =
-                move |inner: &Inner| inner.serializer.open(&bytes, &OpenContext::new(channel, inner.clock.now()));
+                move |inner: &Inner| inner.serializer.open(&bytes, &OpenContext::new(inbound_queue, inner.clock.now()));
             self.work(cost, open).await?
         } else {
             Err(OpenError::new(OpenErrorKind::Unsupported, "another content type"))
@@ -69,32 +69,30 @@ impl Link {
         match opened {
             Ok(inbound) => {
                 if let Some(audit) = &self.0.audit {
-                    audit.record(Record::accepted(&self.0.identity, self.now(), &inbound, channel)).await;
+                    audit.record(Record::accepted(self.identity(), self.now(), &inbound, inbound_queue)).await;
                 }
                 Some(Opened::Good(Received { inbound, redelivered, acker }))
             }
             Err(error) => {
                 self.0.refusals.count(error.kind);
-                self.note_unverified_peer(&error, channel);
-                if is_for_others(&error, channel) {
-                    return Some(Opened::ForOthers { error, body, redelivered, acker });
+                self.note_unverified_peer(&error, inbound_queue);
+                if may_open_elsewhere(&error, inbound_queue) {
+                    return Some(Opened::Requeue { error, body, redelivered, acker });
                 }
-                self.refuse(&error, channel, redelivered, acker).await;
+                self.refuse(&error, inbound_queue, redelivered, acker).await;
                 None
             }
         }
     }
 
     /// Has somebody spoken to whose message was refused, where that can help.
-    fn note_unverified_peer(&self, error: &OpenError, channel: InboundQueue) {
+    fn note_unverified_peer(&self, error: &OpenError, inbound_queue: InboundQueue) {
         let (Some(unverified_peers), Some(claimed)) = (&self.0.unverified_peers, &error.claimed) else { return };
         let peer = match (error.kind, error.superseded) {
-            (OpenErrorKind::UnknownSigner, _) if channel.asks_strangers() && self.learns_peers() => {
+            (OpenErrorKind::UnknownSigner, _) if inbound_queue.answers_unknown_senders() && self.learns_peers() => {
                 UnverifiedPeer::Unknown(claimed.clone())
             }
-            (OpenErrorKind::Replayed, Some(superseded)) => {
-                UnverifiedPeer::SupersededProcess(claimed.clone(), superseded)
-            }
+            (OpenErrorKind::Replayed, Some(superseded)) => UnverifiedPeer::Superseded(claimed.clone(), superseded),
             _ => return,
         };
         // When many wait already, this one has its turn another time.
@@ -102,11 +100,11 @@ impl Link {
     }
 
     /// Logs and acknowledges what was refused.
-    async fn refuse(&self, error: &OpenError, channel: InboundQueue, redelivered: bool, acker: Acker) {
+    async fn refuse(&self, error: &OpenError, inbound_queue: InboundQueue, redelivered: bool, acker: Acker) {
         if let Some(audit) = &self.0.audit {
-            audit.record(Record::refused(&self.0.identity, self.now(), error, channel)).await;
+            audit.record(Record::refused(self.identity(), self.now(), error, inbound_queue)).await;
         }
-        self.0.refusals.log(&self.0.identity, error, channel, redelivered, self.now());
+        self.0.refusals.log(self.identity(), error, inbound_queue, redelivered, self.now());
         if let Err(error) = acker.ack().await {
             tracing::debug!(%error, "a refused message could not be acknowledged and will come again");
         }
@@ -117,7 +115,7 @@ impl Link {
 enum Opened {
     Good(Received),
     /// It cannot be opened here, but perhaps by another mapper.
-    ForOthers {
+    Requeue {
         error: OpenError,
         body: Arc<[u8]>,
         redelivered: bool,
@@ -131,12 +129,12 @@ type Opening = Pin<Box<dyn Future<Output = Option<Opened>> + Send>>;
 pub struct Subscription {
     link: Link,
     consumer: Consumer,
-    channel: InboundQueue,
+    inbound_queue: InboundQueue,
     /// How many are being opened at a time.
     parallel: usize,
     opening: FuturesOrdered<Opening>,
     ended: bool,
-    returned: Returned,
+    requeue: Requeue,
 }
 
 impl Subscription {
@@ -147,12 +145,12 @@ impl Subscription {
                 biased;
                 Some(opened) = self.opening.next(), if !self.opening.is_empty() => match opened {
                     Some(Opened::Good(received)) => return Some(received),
-                    Some(Opened::ForOthers { error, body, redelivered, acker }) => {
-                        let (channel, now) = (self.channel, self.link.now());
-                        if let Err(acker) = self.returned.take(&error, channel, &body, acker, now) {
+                    Some(Opened::Requeue { error, body, redelivered, acker }) => {
+                        let (inbound_queue, now) = (self.inbound_queue, self.link.now());
+                        if let Err(acker) = self.requeue.take(&error, inbound_queue, &body, acker, now) {
                             // A task of its own: this call can be dropped at any moment.
                             let link = self.link.clone();
-                            tokio::spawn(async move { link.refuse(&error, channel, redelivered, acker).await });
+                            tokio::spawn(async move { link.refuse(&error, inbound_queue, redelivered, acker).await });
                         }
                     }
                     None => {}
@@ -160,7 +158,7 @@ impl Subscription {
                 delivery = self.consumer.next(), if !self.ended && self.opening.len() < self.parallel => match delivery {
                     Some(delivery) => {
                         let cost = self.cost(delivery.body.len());
-                        let open = self.link.clone().open(delivery, self.channel, cost);
+                        let open = self.link.clone().open(delivery, self.inbound_queue, cost);
                         if self.parallel > 1 && cost != Cost::Trivial {
                             // A task of its own: it goes on while the caller is busy with the message before it.
                             let task = tokio::spawn(open);
@@ -182,20 +180,20 @@ impl Subscription {
     /// whose chains take longer.
     fn cost(&self, bytes: usize) -> Cost {
         match self.link.0.serializer.cost(bytes, self.link.now()) {
-            Cost::Short if matches!(self.channel, InboundQueue::Presence | InboundQueue::Offline) => Cost::Long,
+            Cost::Short if matches!(self.inbound_queue, InboundQueue::Presence | InboundQueue::Offline) => Cost::Long,
             cost => cost,
         }
     }
 
     /// How many messages of the offline queue this mapper keeps that it cannot open itself. They go back when this is dropped.
-    pub(crate) fn kept_for_others(&self) -> usize {
-        self.returned.kept()
+    pub(crate) fn held_for_others(&self) -> usize {
+        self.requeue.held()
     }
 }
 
 impl std::fmt::Debug for Subscription {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Subscription").field("channel", &self.channel).finish_non_exhaustive()
+        f.debug_struct("Subscription").field("queue", &self.inbound_queue).finish_non_exhaustive()
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Inner, Link};
+use super::context::{Inner, Link};
 use crate::clock::Timestamp;
 use crate::packet::{MessageId, Packet};
 use crate::serializer::{Audience, Cost, MessageClass, SealError, SealRequest, Sealed};

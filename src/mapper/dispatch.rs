@@ -13,7 +13,7 @@ use super::state::AgentQuery;
 use super::{Mapper, Shared};
 use crate::link::{Outbound, SealedMessage, SendError};
 use crate::packet::{Failure, FailureCode, Identity, Packet, Request, Tag, Token};
-use crate::request::{Dispatch, Events, RequestBuilder, RequestError, RequestSpec, after};
+use crate::request::{Dispatch, Events, RequestBuilder, RequestError, RequestSpec, after, sealed};
 use crate::serializer::{Audience, SealError};
 use crate::transport::{Destination, TransportError, topology};
 
@@ -38,6 +38,8 @@ impl RequestBuilder<MapperDispatch> {
         self
     }
 }
+
+impl sealed::Sealed for MapperDispatch {}
 
 #[async_trait]
 impl Dispatch for MapperDispatch {
@@ -122,7 +124,7 @@ impl Sending<'_> {
                             tracing::warn!(agent = %identity, error = &error as &dyn std::error::Error, "not sent");
                             if let Some(events) = self.events {
                                 let failure = Failure::new(FailureCode::Lost, format!("not sent: {error}"));
-                                events.jobs().refuse(events.job(), &identity, failure);
+                                events.pending().refuse(events.request(), &identity, failure);
                                 sent.push(identity);
                             }
                         }
@@ -136,7 +138,7 @@ impl Sending<'_> {
                 for identity in lost {
                     if let Some(events) = self.events {
                         let failure = Failure::new(FailureCode::Lost, "the agent's queue is gone");
-                        events.jobs().refuse(events.job(), identity, failure);
+                        events.pending().refuse(events.request(), identity, failure);
                     }
                 }
                 return Ok(sent);
@@ -155,7 +157,7 @@ impl Sending<'_> {
             request.token = Some(Token::random()?);
             return Ok(Packet::Push(request));
         };
-        request.token = Some(events.job().token);
+        request.token = Some(events.request().token);
         request.deadline = Some(link.now().saturating_add(self.ask.timeout));
         if !link.is_secure() {
             request.reply_to = Some(topology::process_queue_name(link.identity().as_str(), link.instance()));
@@ -168,7 +170,7 @@ impl Sending<'_> {
         let request = &self.ask.request;
         let mut query = AgentQuery::new(request.service.resolved(), request.tags.clone());
         query.target = request.target.clone();
-        let until = after(self.ask.patience);
+        let until = after(self.ask.wait_for_agents);
         loop {
             let changed = self.shared.changed.notified();
             let mut found = self.shared.state.find(&query).await.map_err(|error| RequestError::State(error.into()))?;
@@ -230,12 +232,12 @@ impl Sending<'_> {
         let record = &candidate.record;
         // Before it is sent: the answer may be faster than the broker's confirmation.
         if let Some(events) = self.events {
-            events.jobs().expect(events.job(), &record.identity, record.instance, ready.id());
+            events.pending().expect(events.request(), &record.identity, record.instance, ready.id());
         }
         let queue = topology::agent_inbox_name(record.identity.as_str());
         let result = self.shared.link.publish(ready, Destination::Queue(queue)).await;
         if let (Err(_), Some(events)) = (&result, self.events) {
-            events.jobs().forget(events.job(), &record.identity);
+            events.pending().forget(events.request(), &record.identity);
         }
         (record.identity.clone(), result.map_err(SendError::from))
     }

@@ -72,7 +72,8 @@ impl DuplicateInstances {
     /// A mapper has made itself known.
     pub fn mapper(&mut self, shared: &Shared, sender: &Identity, instance: u64, advertise: &Advertise) {
         let link = &shared.link;
-        let is_twin = sender == link.identity() && instance != link.instance() && advertise.serves && link.serves();
+        let is_twin =
+            sender == link.identity() && instance != link.instance() && advertise.serves && link.serves_requests();
         if is_twin && self.mappers.put(instance, ()).is_none() {
             tracing::warn!(
                 "another process takes requests as {sender}, too; it was started {}: both work, and nobody can tell them apart. Give \
@@ -98,7 +99,7 @@ pub(super) async fn replaced(shared: &Shared, agent: &Identity, earlier: u64, la
 /// Tells a process of another; whether it is there to be told.
 async fn tell(shared: &Shared, agent: &Identity, instance: u64, duplicate: DuplicateInstance) -> bool {
     // Commands that are a mapper for a moment leave it to those that stay.
-    if agent.role() != Role::Agent || !shared.link.serves() {
+    if agent.role() != Role::Agent || !shared.link.serves_requests() {
         return false;
     }
     match shared.say(agent, instance, Some(duplicate)).await {

@@ -28,7 +28,7 @@ pub use state::{AgentQuery, AgentRecord, ClusterState, Heartbeat, LocalState, St
 use crate::audit::AuditLog;
 use crate::clock::{Clock, SystemClock};
 use crate::files::{Broadcast, BroadcastError, Progress, Receiver, Transfer};
-use crate::link::{IdentityMismatch, Link, SendError};
+use crate::link::{Link, SendError};
 use crate::packet::{Identity, Role, Token};
 use crate::policy::{AllowVerified, Policy};
 use crate::request::{AgentWorkload, Answers, Events, PendingRequests, RequestBuilder, RequestError};
@@ -54,7 +54,6 @@ pub enum AgentEvent {
 /// Builds a [`Mapper`]: who it is and how it talks are given first, everything else has a default.
 #[derive(Debug)]
 pub struct MapperBuilder {
-    identity: Identity,
     serializer: Arc<dyn Serializer>,
     transport: Arc<dyn Transport>,
     clock: Arc<dyn Clock>,
@@ -122,11 +121,8 @@ impl Drop for Tasks {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MapperError {
-    /// The serializer signs for somebody else.
-    #[error(transparent)]
-    Identity(#[from] IdentityMismatch),
-    /// A node of this role cannot have this identity.
-    #[error("{0} is of another role")]
+    /// The identity is an agent's.
+    #[error("{0} is not a mapper")]
     Role(Identity),
     /// Its queues cannot be used.
     #[error("cannot use the mapper's queues")]
@@ -222,11 +218,16 @@ impl MapperBuilder {
     /// # Errors
     /// [`MapperError`] says why it cannot start.
     pub async fn start(self) -> Result<Mapper, MapperError> {
-        if self.identity.role() != Role::Mapper {
-            return Err(MapperError::Role(self.identity));
+        let identity = self.serializer.identity();
+        if identity.role() != Role::Mapper {
+            return Err(MapperError::Role(identity.clone()));
         }
-        let link = Link::new(self.identity, self.serializer, self.transport, self.clock)?.with_audit(self.audit);
-        let (link, unverified_peers) = link.serving(!self.short_lived).with_unverified_peers();
+        let link = Link::builder(self.serializer, self.transport)
+            .clock(self.clock)
+            .audit(self.audit)
+            .serves_requests(!self.short_lived);
+        let (link, unverified_peers) = link.unverified_peers();
+        let link = link.build();
         let shared = Arc::new(Shared {
             link,
             state: self.state,
@@ -259,9 +260,7 @@ impl MapperBuilder {
             tokio::spawn(run::reaper(shared.clone())).abort_handle(),
             tokio::spawn(run::elsewhere(shared.clone())).abort_handle(),
         ];
-        if let Some(unverified_peers) = unverified_peers {
-            tasks.push(tokio::spawn(run::unverified_peers(shared.clone(), unverified_peers)).abort_handle());
-        }
+        tasks.push(tokio::spawn(run::unverified_peers(shared.clone(), unverified_peers)).abort_handle());
         if link.learns_peers() {
             tasks.push(tokio::spawn(run::hellos(shared.clone())).abort_handle());
         }
@@ -278,16 +277,28 @@ impl MapperBuilder {
 }
 
 impl Mapper {
-    /// A mapper of this identity, that speaks through `serializer` and `transport`.
-    pub fn builder(
-        identity: Identity,
-        serializer: Arc<dyn Serializer>,
-        transport: Arc<dyn Transport>,
-    ) -> MapperBuilder {
+    /// A mapper with the identity of `serializer`, connected through `transport`.
+    ///
+    /// [`Node::mapper`](crate::Node::mapper) is the shorter way when certificates are in files.
+    ///
+    /// ```
+    /// use nanite::mapper::Mapper;
+    /// use nanite::packet::Identity;
+    /// use nanite::serializer::PlainSerializer;
+    /// use nanite::transport::MemoryBroker;
+    ///
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let serializer = PlainSerializer::json(Identity::mapper("desk")?);
+    /// let mapper = Mapper::builder(serializer, MemoryBroker::new().connect()).start().await?;
+    /// assert!(mapper.agents().await?.is_empty());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn builder(serializer: impl Serializer + 'static, transport: impl Transport + 'static) -> MapperBuilder {
         MapperBuilder {
-            identity,
-            serializer,
-            transport,
+            serializer: Arc::new(serializer),
+            transport: Arc::new(transport),
             clock: Arc::new(SystemClock),
             state: Arc::new(LocalState::new()),
             policy: Arc::new(AllowVerified),

@@ -14,7 +14,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::Shared;
 use super::others::{Order, Placed, follow};
-use crate::link::{Outbound, Received, SendError, Subscription, acknowledge, mappers_known};
+use crate::link::{Outbound, Received, SendError, Subscription, acknowledge, wait_for_mappers};
 use crate::packet::{Failure, Identity, Packet, Token};
 use crate::request::{Events, RequestError, RequestSpec};
 use crate::serializer::{Audience, InboundQueue, MessageClass, Provenance, SealError};
@@ -78,7 +78,7 @@ pub(super) async fn redeliver(shared: Arc<Shared>, mut messages: Subscription) {
             _ = ticks.tick() => {
                 // Another mapper may be able to open what this one cannot: its turn, while nothing that was begun here can be begun
                 // there as well.
-                if messages.kept_for_others() > 0 && under_way.is_empty() {
+                if messages.held_for_others() > 0 && under_way.is_empty() {
                     messages = match give_way(&shared, messages).await {
                         Some(messages) => messages,
                         None => return,
@@ -99,7 +99,7 @@ pub(super) async fn redeliver(shared: Arc<Shared>, mut messages: Subscription) {
 /// Reads the queue anew, behind the mappers that wait for their turn; all that was read goes back to its place.
 async fn give_way(shared: &Shared, messages: Subscription) -> Option<Subscription> {
     tracing::info!(
-        messages = messages.kept_for_others(),
+        messages = messages.held_for_others(),
         "waiting work is sealed to other mappers: giving way to them"
     );
     drop(messages);
@@ -205,7 +205,7 @@ impl Shared {
         self.link.transport().declare(&queue).await?;
         if self.link.learns_peers() {
             // Who reads it later is a mapper that is known now.
-            self.settled.get_or_init(|| mappers_known(self.advertised.subscribe(), OTHERS_KNOWN)).await;
+            self.settled.get_or_init(|| wait_for_mappers(self.advertised.subscribe(), OTHERS_KNOWN)).await;
         }
         let mut message = Outbound::new(packet, Audience::Mappers);
         message.class = MessageClass::Stored;
@@ -213,7 +213,7 @@ impl Shared {
         message.persistent = true;
         let ready = self.link.seal(message).await?;
         if let Some(events) = events {
-            events.jobs().hand_over(events.job(), ready.id());
+            events.pending().hand_over(events.request(), ready.id());
         }
         match self.link.publish(&ready, Destination::Queue(queue.name)).await {
             Err(TransportError::Unroutable(queue)) => {

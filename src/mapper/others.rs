@@ -94,7 +94,7 @@ impl Order {
             service: Some(&self.request.service),
             on_behalf_of: caller.on_behalf_of,
         };
-        shared.link.decided(asked, &decision).await;
+        shared.link.audit_decision(asked, &decision).await;
         if !decision.allowed {
             return Err(RequestError::Denied(decision.why));
         }
@@ -103,7 +103,7 @@ impl Order {
         let left = request.deadline.map(|deadline| deadline.since(shared.link.now()));
         let ask = RequestSpec {
             timeout: left.unwrap_or(shared.request_timeout).min(LONGEST),
-            patience: Duration::ZERO,
+            wait_for_agents: Duration::ZERO,
             offline: request.offline,
             request,
         };

@@ -117,7 +117,7 @@ pub(super) async fn unverified_peers(shared: Arc<Shared>, mut unverified_peers: 
         let now = shared.link.now();
         let (identity, superseded) = match peer {
             UnverifiedPeer::Unknown(identity) => (identity, None),
-            UnverifiedPeer::SupersededProcess(identity, superseded) => (identity, Some(superseded)),
+            UnverifiedPeer::Superseded(identity, superseded) => (identity, Some(superseded)),
         };
         let process = (identity.clone(), superseded.map(|superseded| superseded.instance));
         let is_due = |before: Timestamp| now.since(before) >= ASK_UNKNOWN_AGAIN;
@@ -185,7 +185,7 @@ impl Shared {
             }
             None => (Audience::Agents, Destination::Exchange(Exchange(topology::ADVERTISE.into())), None),
         };
-        let advertise = Advertise { target, duplicate: None, serves: self.link.serves() };
+        let advertise = Advertise { target, duplicate: None, serves: self.link.serves_requests() };
         self.link.send(Outbound::new(advertise, audience), destination).await?;
         Ok(())
     }
@@ -205,7 +205,7 @@ impl Shared {
         duplicate: Option<DuplicateInstance>,
     ) -> Result<(), SendError> {
         let queue = topology::process_queue_name(node.as_str(), instance);
-        let advertise = Advertise { target: Some(node.clone()), duplicate, serves: self.link.serves() };
+        let advertise = Advertise { target: Some(node.clone()), duplicate, serves: self.link.serves_requests() };
         self.link.send(Outbound::new(advertise, node.clone()), Destination::Queue(queue)).await?;
         Ok(())
     }
@@ -277,7 +277,7 @@ impl Shared {
         let decision = self.policy.authorize_registration(&Caller::new(sender, signer), register);
         let id = signer.map(Verified::id);
         self.link
-            .decided(DecisionSubject { kind, from: sender, id, service: None, on_behalf_of: None }, &decision)
+            .audit_decision(DecisionSubject { kind, from: sender, id, service: None, on_behalf_of: None }, &decision)
             .await;
         if !decision.allowed {
             tracing::warn!(agent = %sender, why = decision.why, rule = decision.rule, "registration denied");

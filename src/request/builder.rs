@@ -1,4 +1,4 @@
-//! Putting a request together, and following it.
+//! Building a request, and following its events.
 
 use std::fmt::Debug;
 use std::future::{Future, IntoFuture};
@@ -10,118 +10,157 @@ use async_trait::async_trait;
 use serde::Serialize;
 use tokio::time::Instant;
 
+use super::answers::{Answers, Event, RequestError};
 use super::pending::{PendingRequest, PendingRequests};
-use super::{Answers, Event, RequestError};
 use crate::packet::{Failure, FailureCode, Identity, Payload, Request, SelectorName, Service, Tag, Token};
 
-/// How long answers may take, where nothing else is said.
-const TIMEOUT: Duration = Duration::from_secs(30);
+/// How long targets have to answer, by default.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// The longest timeout: about a year.
+const MAX_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// Whoever can have work done: a mapper, or a proxy that asks one.
+/// Dispatches requests: a mapper, or a proxy that asks one. Implemented in this crate only.
 #[async_trait]
-pub trait Dispatch: Clone + Send + Sync + 'static {
-    /// Sends a request, and follows it.
+pub trait Dispatch: sealed::Sealed + Clone + Send + Sync + 'static {
+    /// Sends a request and returns its events.
     ///
     /// # Errors
-    /// [`RequestError`] when nobody got it.
-    async fn request(self, ask: RequestSpec) -> Result<Events, RequestError>;
+    /// [`RequestError`] when it was not dispatched.
+    async fn request(self, spec: RequestSpec) -> Result<Events, RequestError>;
 
-    /// Sends a push; gives who got it, where that is known.
+    /// Sends a push; returns the agents that received it, where they are known.
     ///
     /// # Errors
-    /// [`RequestError`] when nobody got it.
-    async fn push(self, ask: RequestSpec) -> Result<Vec<Identity>, RequestError>;
+    /// [`RequestError`] when it was not dispatched.
+    async fn push(self, spec: RequestSpec) -> Result<Vec<Identity>, RequestError>;
 }
 
-/// A request as it was put together.
+/// Keeps [`Dispatch`] from being implemented outside the crate.
+pub(crate) mod sealed {
+    pub trait Sealed {}
+}
+
+/// A request as it was built.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct RequestSpec {
-    /// What is asked, of whom.
+    /// The packet.
     pub request: Request,
-    /// How long the answers may take.
+    /// How long the targets have to answer.
     pub timeout: Duration,
-    /// How long to wait for an agent to come when nobody offers the service yet.
-    pub patience: Duration,
-    /// Whether it may wait for an agent in the offline queue; none: as the mapper is set.
+    /// How long to wait for an agent when none offers the service yet.
+    pub wait_for_agents: Duration,
+    /// Whether it may wait in the offline queue; none: the mapper's default.
     pub offline: Option<bool>,
 }
 
-/// A request or push that is being put together. Awaiting it sends it as a request and gives its [`Answers`].
+/// A request or push that is being built. Awaiting it sends it as a request and returns the [`Answers`].
+///
+/// ```no_run
+/// # async fn example(mapper: nanite::mapper::Mapper) -> Result<(), Box<dyn std::error::Error>> {
+/// use nanite::packet::SelectorName;
+/// use std::time::Duration;
+///
+/// let answers = mapper
+///     .request("/text/upper", "hello")
+///     .selector(SelectorName::All)
+///     .tag("eu".parse()?)
+///     .timeout(Duration::from_secs(5))
+///     .await?;
+/// for (agent, value) in answers.results() {
+///     println!("{agent}: {value}");
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 #[must_use = "nothing is sent until it is awaited"]
 pub struct RequestBuilder<D> {
     pub(crate) dispatch: D,
-    ask: Result<RequestSpec, RequestError>,
+    spec: Result<RequestSpec, RequestError>,
 }
 
 impl<D: Dispatch> RequestBuilder<D> {
     pub(crate) fn new(dispatch: D, service: &str, payload: impl Serialize) -> Self {
-        let ask = || {
+        let spec = || {
             let service: Service = service.parse()?;
             let request = Request::new(service, Payload::new(payload).map_err(RequestError::Payload)?);
-            Ok(RequestSpec { request, timeout: TIMEOUT, patience: Duration::ZERO, offline: None })
+            Ok(RequestSpec { request, timeout: REQUEST_TIMEOUT, wait_for_agents: Duration::ZERO, offline: None })
         };
-        Self { dispatch, ask: ask() }
+        Self { dispatch, spec: spec() }
     }
 
     fn with(mut self, change: impl FnOnce(&mut RequestSpec)) -> Self {
-        if let Ok(ask) = &mut self.ask {
-            change(ask);
+        if let Ok(spec) = &mut self.spec {
+            change(spec);
         }
         self
     }
 
-    /// How the agent is chosen; the least loaded one by default.
+    /// How the mapper chooses the agent; least loaded by default.
     pub fn selector(self, name: SelectorName) -> Self {
-        self.with(|ask| ask.request.selector = name)
+        self.with(|spec| spec.request.selector = name)
     }
 
-    /// Asks this one agent.
+    /// Sends it to this agent only.
     pub fn target(self, agent: Identity) -> Self {
-        self.with(|ask| ask.request.target = Some(agent))
+        self.with(|spec| spec.request.target = Some(agent))
     }
 
-    /// Asks only agents that carry this tag, beside those given before.
+    /// Sends it only to agents with this tag. Agents must have all tags that are given.
     pub fn tag(self, tag: Tag) -> Self {
-        self.with(|ask| ask.request.tags.push(tag))
+        self.with(|spec| spec.request.tags.push(tag))
     }
 
-    /// How long the answers may take, from now; who has not answered then has timed out. 30 s by default.
+    /// How long the targets have to answer, from now; targets that have not answered by then time out. 30 s by default.
     pub fn timeout(self, timeout: Duration) -> Self {
-        self.with(|ask| ask.timeout = timeout)
+        self.with(|spec| spec.timeout = timeout)
     }
 
-    /// How long to wait for an agent to come when nobody offers the service yet; not at all by default. A proxy leaves that to
-    /// its mapper's offline queue.
-    pub fn wait_for_agents(self, patience: Duration) -> Self {
-        self.with(|ask| ask.patience = patience)
+    /// How long to wait for an agent when none offers the service yet; not at all by default. A proxy leaves that to its mapper's
+    /// offline queue.
+    pub fn wait_for_agents(self, timeout: Duration) -> Self {
+        self.with(|spec| spec.wait_for_agents = timeout)
     }
 
-    /// Whether the message outlives a restart of the broker.
+    /// Whether the message survives a restart of the broker.
     pub fn persistent(self, persistent: bool) -> Self {
-        self.with(|ask| ask.request.persistent = Some(persistent))
+        self.with(|spec| spec.request.persistent = Some(persistent))
     }
 
-    /// Whether it waits in the offline queue when nobody offers the service; as the mapper is set by default.
+    /// Whether it waits in the offline queue when no agent offers the service; the mapper's default otherwise.
     pub fn offline_failsafe(self, offline: bool) -> Self {
-        self.with(|ask| ask.offline = Some(offline))
+        self.with(|spec| spec.offline = Some(offline))
     }
 
-    /// Sends the request and gives its events as they come.
+    /// Sends the request and returns its events as they arrive.
+    ///
+    /// ```no_run
+    /// # async fn example(mapper: nanite::mapper::Mapper) -> Result<(), Box<dyn std::error::Error>> {
+    /// use nanite::request::Event;
+    ///
+    /// let mut events = mapper.request("/count/to", 3).events().await?;
+    /// while let Some(event) = events.next().await {
+    ///     if let Event::Intermediate { from, key, value, .. } = event {
+    ///         println!("{from} {key}: {value}");
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
-    /// [`RequestError`] when it could not be given to anybody.
+    /// [`RequestError`] when it was not dispatched.
     pub async fn events(self) -> Result<Events, RequestError> {
-        self.dispatch.request(self.ask?).await
+        self.dispatch.request(self.spec?).await
     }
 
-    /// Sends it as a push: nobody answers. Gives who got it, where that is known.
+    /// Sends it as a push, which has no answer. Returns the agents that received it, where they are known.
     ///
     /// # Errors
-    /// [`RequestError`] when it could not be given to anybody.
+    /// [`RequestError`] when it was not dispatched.
     pub async fn push(self) -> Result<Vec<Identity>, RequestError> {
-        self.dispatch.push(self.ask?).await
+        self.dispatch.push(self.spec?).await
     }
 }
 
@@ -134,61 +173,61 @@ impl<D: Dispatch> IntoFuture for RequestBuilder<D> {
     }
 }
 
-/// What happens to a request, as it comes. Dropping it ends the request: what comes later is dropped.
+/// The events of a request, as they arrive. Dropping it ends the request: later events are dropped.
 #[derive(Debug)]
 pub struct Events {
-    job: Arc<PendingRequest>,
-    jobs: Arc<PendingRequests>,
+    request: Arc<PendingRequest>,
+    pending: Arc<PendingRequests>,
     deadline: Instant,
-    /// Whoever listens for the answers lives as long as they are waited for.
+    /// Keeps the consumer of the answers alive.
     _listener: Box<dyn Debug + Send + Sync>,
 }
 
 impl Events {
-    /// Begins a request; it ends when this is dropped. `listener` is kept until then.
+    /// Begins a request, which ends when this is dropped. `listener` is kept until then.
     pub(crate) fn begin(
-        jobs: &Arc<PendingRequests>,
+        pending: &Arc<PendingRequests>,
         token: Token,
         timeout: Duration,
         listener: impl Debug + Send + Sync + 'static,
     ) -> Self {
         let _listener = Box::new(listener);
-        Self { job: jobs.begin(token), jobs: jobs.clone(), deadline: after(timeout), _listener }
+        Self { request: pending.begin(token), pending: pending.clone(), deadline: after(timeout), _listener }
     }
 
-    pub(crate) fn job(&self) -> &PendingRequest {
-        &self.job
+    pub(crate) fn request(&self) -> &PendingRequest {
+        &self.request
     }
 
-    pub(crate) fn jobs(&self) -> &PendingRequests {
-        &self.jobs
+    pub(crate) fn pending(&self) -> &PendingRequests {
+        &self.pending
     }
 
-    /// The next event; none once every target has its outcome. Cancel safe.
+    /// The next event; none once every target has an outcome. Cancel safe.
     pub async fn next(&mut self) -> Option<Event> {
         loop {
-            // Asked for before looking, so that what comes in between is not missed.
-            let changed = self.job.changed.notified();
-            if let Some(event) = self.job.take() {
+            // Before the check, so that an event in between is not missed.
+            let changed = self.request.changed.notified();
+            if let Some(event) = self.request.take() {
                 return Some(event);
             }
-            if !self.job.is_waiting() {
-                // What came between the two looks.
-                return self.job.take();
+            if !self.request.is_waiting() {
+                // An event may have arrived between the two checks.
+                return self.request.take();
             }
             if tokio::time::timeout_at(self.deadline, changed).await.is_err() {
                 let failure = Failure::new(FailureCode::TimedOut, "no answer before the deadline");
-                if self.job.abandon() {
-                    self.job.finish(Err(failure.clone()));
+                if self.request.abandon() {
+                    self.request.finish(Err(failure.clone()));
                 }
-                for identity in self.job.waiting() {
-                    self.jobs.settle(&self.job, &identity, Err(failure.clone()));
+                for identity in self.request.waiting() {
+                    self.pending.settle(&self.request, &identity, Err(failure.clone()));
                 }
             }
         }
     }
 
-    /// Waits for every outcome, and leaves the intermediate results aside.
+    /// Waits for every outcome and skips the intermediate results.
     ///
     /// # Errors
     /// [`RequestError`] when the request failed as a whole.
@@ -205,13 +244,13 @@ impl Events {
     }
 }
 
-/// The moment `timeout` from now; in about a year at the latest.
+/// The time `timeout` from now, at most [`MAX_TIMEOUT`].
 pub(crate) fn after(timeout: Duration) -> Instant {
-    Instant::now() + timeout.min(Duration::from_secs(365 * 24 * 3600))
+    Instant::now() + timeout.min(MAX_TIMEOUT)
 }
 
 impl Drop for Events {
     fn drop(&mut self) {
-        self.jobs.end(&self.job);
+        self.pending.end(&self.request);
     }
 }

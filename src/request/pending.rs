@@ -1,32 +1,33 @@
-//! Requests under way: who still has to answer, and what has come.
+//! Pending requests: which targets have not answered yet, and which events have arrived.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use lru::LruCache;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
-use super::{Answers, Event};
+use super::answers::{Answers, Event};
 use crate::packet::{Failure, FailureCode, Identity, Intermediate, MessageId, Outcome, Packet, Payload, Role, Token};
 use crate::serializer::{Inbound, Verified};
 
-/// How many intermediate results of one request wait for the caller; more are dropped, which the caller sees as a gap.
-const PARTS: usize = 1024;
-/// For how many agents it is counted how their work ended; those that ended some most recently stay.
-const COUNTED: usize = 100_000;
+/// How many intermediate results of one request wait for the caller. More are dropped; the caller sees a gap.
+const MAX_WAITING_PARTS: usize = 1024;
+/// For how many agents outcomes are counted; the least recently active are forgotten.
+const MAX_COUNTED_AGENTS: usize = 100_000;
 
-/// What one mapper has had an agent do, since the mapper started.
+/// The requests that one mapper has given to an agent since the mapper started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AgentWorkload {
-    /// Requests that it works on now.
+    /// Requests in flight.
     pub in_flight: usize,
-    /// Requests that it answered with a value.
+    /// Requests answered with a result.
     pub answered: u64,
-    /// Requests that ended with a failure: its own, or that it was lost or did not answer in time.
+    /// Requests that failed, were lost or timed out.
     pub failed: u64,
 }
 
-/// A request under way.
+/// A pending request.
 #[derive(Debug)]
 pub(crate) struct PendingRequest {
     pub token: Token,
@@ -36,36 +37,36 @@ pub(crate) struct PendingRequest {
 
 #[derive(Debug, Default)]
 struct State {
-    /// The agents that have to answer.
+    /// The targets without an outcome.
     waiting: BTreeMap<Identity, Target>,
-    /// The message to the mappers that one of them has to answer, for all the agents that it asks.
+    /// For a proxied request: the message to the mappers. One of them answers it for all targets.
     handed_over: Option<MessageId>,
     events: VecDeque<Event>,
     parts: usize,
 }
 
-/// An agent that has to answer.
+/// A target without an outcome.
 #[derive(Clone, Debug)]
 struct Target {
     instance: u64,
     message: MessageId,
-    /// The number of the next part.
+    /// The sequence number of the next intermediate result.
     next_part: u64,
 }
 
-/// All requests under way.
+/// All pending requests.
 #[derive(Debug)]
 pub(crate) struct PendingRequests {
     by_token: Mutex<HashMap<Token, Arc<PendingRequest>>>,
-    /// How many requests each agent works on now.
+    /// How many requests are in flight to each agent.
     in_flight: Mutex<HashMap<Identity, usize>>,
-    /// How the work of each agent ended: answered, failed.
+    /// How many requests of each agent were answered, and how many failed.
     ended: Mutex<LruCache<Identity, (u64, u64)>>,
 }
 
 impl Default for PendingRequests {
     fn default() -> Self {
-        // Grows with the agents that are asked: one with a capacity takes its memory at once.
+        // Unbounded here and bounded in `count`: a cache with a capacity allocates it all at once.
         Self { by_token: Mutex::default(), in_flight: Mutex::default(), ended: Mutex::new(LruCache::unbounded()) }
     }
 }
@@ -73,37 +74,37 @@ impl Default for PendingRequests {
 impl PendingRequests {
     /// Begins a request.
     pub fn begin(&self, token: Token) -> Arc<PendingRequest> {
-        let job = Arc::new(PendingRequest { token, state: Mutex::default(), changed: Notify::new() });
-        lock(&self.by_token).insert(token, job.clone());
-        job
+        let request = Arc::new(PendingRequest { token, state: Mutex::default(), changed: Notify::new() });
+        self.by_token.lock().insert(token, request.clone());
+        request
     }
 
-    /// Ends a request: what still comes for it is dropped.
-    pub fn end(&self, job: &PendingRequest) {
-        lock(&self.by_token).remove(&job.token);
-        let waiting = std::mem::take(&mut job.lock().waiting);
-        waiting.keys().for_each(|identity| self.one_less(identity));
+    /// Ends a request: later events are dropped.
+    pub fn end(&self, request: &PendingRequest) {
+        self.by_token.lock().remove(&request.token);
+        let waiting = std::mem::take(&mut request.lock().waiting);
+        waiting.keys().for_each(|identity| self.decrement_in_flight(identity));
     }
 
-    /// Has the request wait for one of the mappers, which asks agents in its place.
-    pub fn hand_over(&self, job: &PendingRequest, message: MessageId) {
-        job.lock().handed_over = Some(message);
+    /// Makes the request wait for a mapper that dispatches it.
+    pub fn hand_over(&self, request: &PendingRequest, message: MessageId) {
+        request.lock().handed_over = Some(message);
     }
 
-    /// Has the request wait for an agent's answer.
-    pub fn expect(&self, job: &PendingRequest, identity: &Identity, instance: u64, message: MessageId) {
-        job.lock().waiting.insert(identity.clone(), Target { instance, message, next_part: 0 });
-        *lock(&self.in_flight).entry(identity.clone()).or_default() += 1;
+    /// Makes the request wait for an agent's outcome.
+    pub fn expect(&self, request: &PendingRequest, identity: &Identity, instance: u64, message: MessageId) {
+        request.lock().waiting.insert(identity.clone(), Target { instance, message, next_part: 0 });
+        *self.in_flight.lock().entry(identity.clone()).or_default() += 1;
     }
 
-    /// Does not wait for this agent any more, without an outcome.
-    pub fn forget(&self, job: &PendingRequest, identity: &Identity) {
-        if job.lock().waiting.remove(identity).is_some() {
-            self.one_less(identity);
+    /// Removes a target without an outcome.
+    pub fn forget(&self, request: &PendingRequest, identity: &Identity) {
+        if request.lock().waiting.remove(identity).is_some() {
+            self.decrement_in_flight(identity);
         }
     }
 
-    /// Takes an answer, or a part of one, in. False when it is none, or nobody waits for it.
+    /// Accepts an outcome or an intermediate result. False for another packet, or when no request waits for it.
     pub fn answered(&self, inbound: Inbound) -> bool {
         let (Some(from), signer) = (inbound.sender().cloned(), inbound.signer().cloned()) else { return false };
         match inbound.packet {
@@ -114,35 +115,35 @@ impl PendingRequests {
     }
 
     fn outcome(&self, outcome: Outcome, from: &Identity, signer: Option<&Verified>) -> bool {
-        let Some(job) = self.find(outcome.token) else { return false };
-        if job.take_over(from, signer) {
-            job.finish(outcome.into_result());
+        let Some(request) = self.find(outcome.token) else { return false };
+        if request.take_over(from, signer) {
+            request.finish(outcome.into_result());
             return true;
         }
-        if !job.lock().waiting.get(from).is_some_and(|target| target.sent_by(signer)) {
+        if !request.lock().waiting.get(from).is_some_and(|target| target.sent_by(signer)) {
             return false;
         }
-        self.settle(&job, from, outcome.into_result());
+        self.settle(&request, from, outcome.into_result());
         true
     }
 
     fn intermediate(&self, part: Intermediate, from: &Identity, signer: Option<&Verified>) -> bool {
-        let Some(job) = self.find(part.token) else { return false };
-        let mut state = job.lock();
+        let Some(request) = self.find(part.token) else { return false };
+        let mut state = request.lock();
         let handed_over = state.handed_over_to(from, signer);
         let State { waiting, events, parts, .. } = &mut *state;
         if handed_over {
-            // The mapper has checked the order, and says which agent it is from.
-            let Some(origin) = part.origin.filter(|_| *parts < PARTS) else { return false };
+            // The mapper has checked the order, and names the agent.
+            let Some(origin) = part.origin.filter(|_| *parts < MAX_WAITING_PARTS) else { return false };
             *parts += 1;
             events.push_back(Event::Intermediate { from: origin, key: part.key, value: part.value, missed: 0 });
             drop(state);
-            job.changed.notify_one();
+            request.changed.notify_one();
             return true;
         }
         let Some(target) = waiting.get_mut(from).filter(|target| target.sent_by(signer)) else { return false };
         let number = part.sequence.unwrap_or(target.next_part);
-        if number < target.next_part || *parts >= PARTS {
+        if number < target.next_part || *parts >= MAX_WAITING_PARTS {
             return false;
         }
         let missed = number - target.next_part;
@@ -150,37 +151,37 @@ impl PendingRequests {
         *parts += 1;
         events.push_back(Event::Intermediate { from: from.clone(), key: part.key, value: part.value, missed });
         drop(state);
-        job.changed.notify_one();
+        request.changed.notify_one();
         true
     }
 
-    /// Gives an agent's outcome to the request.
-    pub fn settle(&self, job: &PendingRequest, identity: &Identity, result: Result<Payload, Failure>) {
-        let mut state = job.lock();
+    /// Records the outcome of a target.
+    pub fn settle(&self, request: &PendingRequest, identity: &Identity, result: Result<Payload, Failure>) {
+        let mut state = request.lock();
         if state.waiting.remove(identity).is_some() {
             self.count(identity, result.is_ok());
             state.events.push_back(Event::Outcome { from: identity.clone(), result });
             drop(state);
-            self.one_less(identity);
-            job.changed.notify_one();
+            self.decrement_in_flight(identity);
+            request.changed.notify_one();
         }
     }
 
-    /// Gives an outcome for an agent that was never waited for.
-    pub fn refuse(&self, job: &PendingRequest, identity: &Identity, failure: Failure) {
+    /// Records a failure of a target that the request never waited for.
+    pub fn refuse(&self, request: &PendingRequest, identity: &Identity, failure: Failure) {
         self.count(identity, false);
-        job.lock().events.push_back(Event::Outcome { from: identity.clone(), result: Err(failure) });
-        job.changed.notify_one();
+        request.lock().events.push_back(Event::Outcome { from: identity.clone(), result: Err(failure) });
+        request.changed.notify_one();
     }
 
-    /// Ends the waiting for an agent that is gone, in every request; `alive` is the instance that took its place.
+    /// Records an agent as lost in every request; `alive` is the instance that replaced it.
     pub fn lost(&self, identity: &Identity, alive: Option<u64>) {
-        let jobs: Vec<Arc<PendingRequest>> = lock(&self.by_token).values().cloned().collect();
-        for job in jobs {
-            let lost = job.lock().waiting.get(identity).is_some_and(|target| Some(target.instance) != alive);
+        let requests: Vec<Arc<PendingRequest>> = self.by_token.lock().values().cloned().collect();
+        for request in requests {
+            let lost = request.lock().waiting.get(identity).is_some_and(|target| Some(target.instance) != alive);
             if lost {
                 self.settle(
-                    &job,
+                    &request,
                     identity,
                     Err(Failure::new(FailureCode::Lost, "the agent went away before it answered")),
                 );
@@ -188,15 +189,15 @@ impl PendingRequests {
         }
     }
 
-    /// How many requests each of these agents works on now.
+    /// How many requests are in flight to each of these agents.
     pub fn in_flight<'a>(&self, agents: impl Iterator<Item = &'a Identity>) -> Vec<usize> {
-        let counts = lock(&self.in_flight);
+        let counts = self.in_flight.lock();
         agents.map(|identity| counts.get(identity).copied().unwrap_or(0)).collect()
     }
 
-    /// What each of these agents does, and how its work ended.
+    /// The workload of each of these agents.
     pub fn work<'a>(&self, agents: impl Iterator<Item = &'a Identity>) -> Vec<AgentWorkload> {
-        let (counts, ended) = (lock(&self.in_flight), lock(&self.ended));
+        let (counts, ended) = (self.in_flight.lock(), self.ended.lock());
         agents
             .map(|identity| {
                 let in_flight = counts.get(identity).copied().unwrap_or(0);
@@ -207,16 +208,16 @@ impl PendingRequests {
     }
 
     fn count(&self, identity: &Identity, answered: bool) {
-        let mut ended = lock(&self.ended);
+        let mut ended = self.ended.lock();
         let (good, bad) = ended.get_or_insert_mut_ref(identity, Default::default);
         *if answered { good } else { bad } += 1;
-        if ended.len() > COUNTED {
+        if ended.len() > MAX_COUNTED_AGENTS {
             ended.pop_lru();
         }
     }
 
-    fn one_less(&self, identity: &Identity) {
-        let mut counts = lock(&self.in_flight);
+    fn decrement_in_flight(&self, identity: &Identity) {
+        let mut counts = self.in_flight.lock();
         if let Some(count) = counts.get_mut(identity) {
             *count = count.saturating_sub(1);
             if *count == 0 {
@@ -226,12 +227,12 @@ impl PendingRequests {
     }
 
     fn find(&self, token: Token) -> Option<Arc<PendingRequest>> {
-        lock(&self.by_token).get(&token).cloned()
+        self.by_token.lock().get(&token).cloned()
     }
 }
 
 impl PendingRequest {
-    /// The next event that has come.
+    /// The next event that has arrived.
     pub fn take(&self) -> Option<Event> {
         let mut state = self.lock();
         let event = state.events.pop_front()?;
@@ -241,23 +242,23 @@ impl PendingRequest {
         Some(event)
     }
 
-    /// Whether somebody still has to answer.
+    /// Whether an outcome is missing.
     pub fn is_waiting(&self) -> bool {
         let state = self.lock();
         !state.waiting.is_empty() || state.handed_over.is_some()
     }
 
-    /// The agents that still have to answer.
+    /// The targets without an outcome.
     pub fn waiting(&self) -> Vec<Identity> {
         self.lock().waiting.keys().cloned().collect()
     }
 
-    /// Does not wait for a mapper any more; whether it did.
+    /// Stops waiting for a mapper. False when it did not wait for one.
     pub fn abandon(&self) -> bool {
         self.lock().handed_over.take().is_some()
     }
 
-    /// Takes the place of the mapper's answer, if this is it.
+    /// Stops waiting for a mapper if this is its answer.
     fn take_over(&self, from: &Identity, signer: Option<&Verified>) -> bool {
         let mut state = self.lock();
         let answered = state.handed_over_to(from, signer);
@@ -267,7 +268,7 @@ impl PendingRequest {
         answered
     }
 
-    /// Gives the request the answers that a mapper collected, or its failure as a whole.
+    /// Records the outcomes that a mapper collected, or the failure of the whole request.
     pub fn finish(&self, result: Result<Payload, Failure>) {
         let answers = result.and_then(|written| {
             let unreadable = |_| Failure::new(FailureCode::BadAnswer, "the mapper's answer cannot be read");
@@ -286,12 +287,12 @@ impl PendingRequest {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        lock(&self.state)
+        self.state.lock()
     }
 }
 
 impl State {
-    /// Whether a message comes from a mapper and answers what was handed over.
+    /// Whether a message is the answer of a mapper to the proxied request.
     fn handed_over_to(&self, from: &Identity, signer: Option<&Verified>) -> bool {
         let Some(message) = self.handed_over else { return false };
         from.role() == Role::Mapper && signer.is_none_or(|signer| signer.in_reply_to() == Some(message))
@@ -299,13 +300,8 @@ impl State {
 }
 
 impl Target {
-    /// Whether a message comes from the process that was asked, and answers what it was asked. A plain message cannot say.
+    /// Whether a message is from the process that was asked and answers this request. Plain messages do not say.
     fn sent_by(&self, signer: Option<&Verified>) -> bool {
         signer.is_none_or(|signer| signer.instance() == self.instance && signer.in_reply_to() == Some(self.message))
     }
-}
-
-/// No code panics while it holds one of these locks; should it, what they guard is still whole.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

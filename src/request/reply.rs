@@ -1,4 +1,4 @@
-//! Answering: where the outcome of a request goes, and how it gets there.
+//! Answering a request: where outcomes and intermediate results go.
 
 use std::time::Duration;
 
@@ -10,8 +10,8 @@ use crate::packet::{
 use crate::serializer::{SealError, Verified};
 use crate::transport::{Destination, TransportError, topology};
 
-/// How long an answer without a deadline is tried to be sent.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long to retry an answer to a request without a deadline.
+const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Where the answers to a request go.
 #[derive(Clone, Debug)]
@@ -21,20 +21,20 @@ pub(crate) struct ReplyTo {
     queue: String,
     request_id: Option<MessageId>,
     deadline: Option<Timestamp>,
-    /// The number of the next part.
+    /// The sequence number of the next intermediate result.
     next_part: u64,
 }
 
 impl ReplyTo {
-    /// The answers to this request go to its signed sender and instance; in a plain format where the request says, if that queue
-    /// is the sender's. None when it does not say, or has no token.
+    /// The answers to this request go to its signed sender and instance; in a plain format to the queue that the request names, if it
+    /// belongs to the sender. None when there is no queue or no token.
     pub fn of(request: &Request, sender: &Identity, signer: Option<&Verified>) -> Option<Self> {
         let mut reply_to = Self::to(request.token?, sender, signer, request.reply_to.as_deref())?;
         reply_to.deadline = request.deadline;
         Some(reply_to)
     }
 
-    /// The same, by the parts of a message.
+    /// As [`of`](Self::of), from the parts of a message.
     pub fn to(token: Token, sender: &Identity, signer: Option<&Verified>, plain_queue: Option<&str>) -> Option<Self> {
         let queue = match signer {
             Some(signer) => topology::process_queue_name(sender.as_str(), signer.instance()),
@@ -44,7 +44,7 @@ impl ReplyTo {
         Some(Self { token, to: sender.clone(), queue, request_id, deadline: None, next_part: 0 })
     }
 
-    /// Sends a part of the answer. One that cannot be sent leaves a gap, which the caller sees.
+    /// Sends an intermediate result. If that fails, the caller sees a gap.
     pub async fn intermediate(&mut self, link: &Link, key: String, value: Payload, origin: Option<Identity>) {
         let packet = Intermediate {
             token: self.token,
@@ -61,9 +61,9 @@ impl ReplyTo {
         }
     }
 
-    /// Sends the answer until it is confirmed, or nobody waits for it any more.
+    /// Sends the answer, again until it is confirmed or the deadline has passed.
     pub async fn answer(&self, link: &Link, result: Result<Payload, Failure>) {
-        let until = self.deadline.unwrap_or_else(|| link.now().saturating_add(PATIENCE));
+        let until = self.deadline.unwrap_or_else(|| link.now().saturating_add(RETRY_TIMEOUT));
         let (results, failure) = match result {
             Ok(results) => (results, None),
             Err(failure) => (Payload::default(), Some(failure)),
@@ -74,10 +74,10 @@ impl ReplyTo {
             match self.send(link, outcome.clone().into()).await {
                 Ok(_) => return,
                 Err(SendError::Transport(error)) if error.is_retryable() && link.now() < until => {
-                    tracing::debug!(%error, "the answer was not confirmed: sending it again");
+                    tracing::debug!(%error, "the answer was not confirmed; sending it again");
                 }
                 Err(SendError::Transport(TransportError::Unroutable(queue))) => {
-                    tracing::debug!(queue, "nobody waits for the answer any more");
+                    tracing::debug!(queue, "the requester is gone; the answer is dropped");
                     return;
                 }
                 Err(SendError::Seal(error @ (SealError::TooLarge(..) | SealError::Codec(_))))
@@ -100,7 +100,7 @@ impl ReplyTo {
     }
 }
 
-/// Whether a queue is of one of this node's processes.
+/// Whether a queue belongs to a process of this node.
 fn belongs_to(queue: &str, node: &Identity) -> bool {
     let instance =
         |rest: &str| rest.is_empty() || rest.strip_prefix('.').is_some_and(|i| i.bytes().all(|b| b.is_ascii_digit()));

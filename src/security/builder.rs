@@ -1,16 +1,18 @@
-//! How a [`SecureSerializer`] is made.
+//! How a [`SecureSerializer`] is built.
 
-use std::sync::{Arc, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::RwLock;
+
 use super::agreement::Agreements;
-use super::counters::Counters;
-use super::credentials::{CredentialSet, ROTATION_GRACE_PERIOD};
+use super::context::{Authorize, Context, SentIds};
+use super::credentials::{CredentialSet, IdentityMismatch, ROTATION_GRACE_PERIOD, check_identity};
 use super::crypto::Crypto;
-use super::envelope::is_codec_name;
+use super::envelope::{MAX_CLOCK_SKEW, is_codec_name};
 use super::peers::PeerCertificates;
 use super::replay::{ReplayLimits, ReplayMemory};
-use super::secure::{Authorize, Inner, SecureSerializer, SentIds};
+use super::serializer::{Counters, SecureSerializer};
 use crate::certs::{CertificateStore, Credentials, Trust};
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::packet::{Identity, Kind};
@@ -22,68 +24,103 @@ use crate::serializer::{Codec, InboundQueue, Json, MessageClass};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BuildError {
-    /// Further credentials are of somebody else.
-    #[error("credentials of {found} beside those of {own}")]
-    OtherIdentity {
-        /// Whose the first are.
-        own: Identity,
-        /// Whose the others are.
-        found: Identity,
-    },
-    /// The name of a codec is empty, too long, or has a character that is not allowed.
-    #[error("{0:?} cannot name a codec: 1 to 32 of a-z, 0-9, '.' and '-'")]
+    /// Older credentials have another identity.
+    #[error(transparent)]
+    Identity(#[from] IdentityMismatch),
+    /// The name of a codec is empty, too long, or has an invalid character.
+    #[error("invalid codec name {0:?}: use 1 to 32 of a-z, 0-9, '.' and '-'")]
     CodecName(&'static str),
-    /// A lifetime is zero.
-    #[error("a lifetime of zero")]
-    NoLifetime,
-    /// OpenSSL lacks a cipher that is needed.
-    #[error("the cryptographic library lacks what is needed: {0}")]
+    /// The largest lifetime of a message class is zero.
+    #[error("the largest lifetime of a message class is zero")]
+    ZeroLifetime,
+    /// OpenSSL lacks an algorithm.
+    #[error("OpenSSL lacks an algorithm")]
     Crypto(#[from] openssl::error::ErrorStack),
 }
 
-/// Makes a [`SecureSerializer`]; see [`SecureSerializer::builder`].
+/// The longest that a live message may be valid, by default.
+const MAX_LIVE_LIFETIME: Duration = Duration::from_secs(60);
+/// The longest that a stored message may be valid, by default.
+const MAX_STORED_LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Builds a [`SecureSerializer`]; see [`SecureSerializer::builder`].
+#[derive(Debug)]
 pub struct SecureSerializerBuilder {
     credentials: Credentials,
-    older: Vec<Credentials>,
+    older_credentials: Vec<Credentials>,
     store: Arc<dyn CertificateStore>,
     trust: Arc<Trust>,
     codecs: Vec<Arc<dyn Codec>>,
-    live: Duration,
-    stored: Duration,
+    max_live_lifetime: Duration,
+    max_stored_lifetime: Duration,
     replay: ReplayLimits,
     started_at: Option<Timestamp>,
-    authorize: Option<Authorize>,
+    authorize: Option<AuthorizeHook>,
     rotation_grace_period: Duration,
-    reuse: bool,
+    reuse_keys: bool,
     accept_signed_only: bool,
     seal_signed_only: bool,
 }
 
-impl SecureSerializerBuilder {
-    pub(super) fn new(credentials: Credentials, store: Arc<dyn CertificateStore>, trust: Arc<Trust>) -> Self {
+struct AuthorizeHook(Authorize);
+
+impl std::fmt::Debug for AuthorizeHook {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("AuthorizeHook")
+    }
+}
+
+impl SecureSerializer {
+    /// A serializer that signs with these credentials, finds the certificates of other nodes in `store`, and accepts those that `trust`
+    /// accepts.
+    ///
+    /// ```
+    /// use nanite::certs::{CertificateAuthority, KeyType, TrustStore};
+    /// use nanite::clock::{Clock, SystemClock};
+    /// use nanite::packet::Identity;
+    /// use nanite::security::SecureSerializer;
+    /// use std::sync::Arc;
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let now = SystemClock.now();
+    /// let ca = CertificateAuthority::create("example.org", KeyType::P256, CertificateAuthority::VALID_FOR, now)?;
+    /// let fred = ca.issue(&Identity::agent("fred")?, KeyType::P256, CertificateAuthority::LEAF_VALID_FOR, now)?;
+    /// let trust = Arc::new(ca.trust()?);
+    /// let serializer = SecureSerializer::builder(fred, TrustStore::new(trust.clone()), trust).build()?;
+    /// # drop(serializer);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn builder(
+        credentials: Credentials,
+        store: impl CertificateStore + 'static,
+        trust: impl Into<Arc<Trust>>,
+    ) -> SecureSerializerBuilder {
         #[cfg(feature = "msgpack")]
         let codecs: Vec<Arc<dyn Codec>> = vec![Arc::new(MsgPack), Arc::new(Json)];
         #[cfg(not(feature = "msgpack"))]
         let codecs: Vec<Arc<dyn Codec>> = vec![Arc::new(Json)];
-        Self {
+        SecureSerializerBuilder {
             credentials,
-            older: Vec::new(),
-            store,
-            trust,
+            older_credentials: Vec::new(),
+            store: Arc::new(store),
+            trust: trust.into(),
             codecs,
-            live: Duration::from_secs(60),
-            stored: Duration::from_secs(7 * 24 * 3600),
+            max_live_lifetime: MAX_LIVE_LIFETIME,
+            max_stored_lifetime: MAX_STORED_LIFETIME,
             replay: ReplayLimits::default(),
             started_at: None,
             authorize: None,
             rotation_grace_period: ROTATION_GRACE_PERIOD,
-            reuse: true,
+            reuse_keys: true,
             accept_signed_only: false,
             seal_signed_only: false,
         }
     }
+}
 
-    /// Bodies are written in this codec, and read too. The default is MessagePack where it is compiled in, else JSON.
+impl SecureSerializerBuilder {
+    /// Encodes bodies in this codec, and decodes it too. The default is MessagePack where it is compiled in, else JSON.
     #[must_use]
     pub fn codec(mut self, codec: impl Codec + 'static) -> Self {
         self.codecs.retain(|known| known.name() != codec.name());
@@ -91,7 +128,7 @@ impl SecureSerializerBuilder {
         self
     }
 
-    /// Bodies in this codec are read too. JSON and, where it is compiled in, MessagePack always are.
+    /// Also decodes bodies in this codec. JSON and, where it is compiled in, MessagePack are always accepted.
     #[must_use]
     pub fn also_accept(mut self, codec: impl Codec + 'static) -> Self {
         if self.codecs.iter().all(|known| known.name() != codec.name()) {
@@ -100,122 +137,125 @@ impl SecureSerializerBuilder {
         self
     }
 
-    /// What was sealed to this older certificate is still opened: for the time after a renewal.
+    /// Also opens what was encrypted to these older credentials, after a renewal. They must have the same identity.
     #[must_use]
-    pub fn additional_credentials(mut self, credentials: Credentials) -> Self {
-        self.older.push(credentials);
+    pub fn older_credentials(mut self, credentials: Credentials) -> Self {
+        self.older_credentials.push(credentials);
         self
     }
 
-    /// The longest a message of this class may be valid: 60 seconds for live and 7 days for stored ones by default. Both ends
-    /// need the same.
+    /// The longest that a message of this class may be valid: 60 seconds for live and 7 days for stored messages by default. Sender
+    /// and receiver need the same limit.
     #[must_use]
     pub fn max_lifetime(mut self, class: MessageClass, lifetime: Duration) -> Self {
         match class {
-            MessageClass::Live => self.live = lifetime,
-            MessageClass::Stored => self.stored = lifetime,
+            MessageClass::Live => self.max_live_lifetime = lifetime,
+            MessageClass::Stored => self.max_stored_lifetime = lifetime,
         }
         self
     }
 
-    /// How long others have to learn a new certificate before everything is signed by it; 15 s by default. See
+    /// How long other nodes have to learn a new certificate before everything is signed with it; 15 s by default. See
     /// [`SecureSerializer::replace_credentials`].
     #[must_use]
-    pub fn rotation_grace_period(mut self, time: Duration) -> Self {
-        self.rotation_grace_period = time;
+    pub fn rotation_grace_period(mut self, period: Duration) -> Self {
+        self.rotation_grace_period = period;
         self
     }
 
-    /// How much is remembered of what was seen.
+    /// How many message ids are remembered against replay.
     #[must_use]
     pub fn replay_limits(mut self, limits: ReplayLimits) -> Self {
         self.replay = limits;
         self
     }
 
-    /// When this process started; by default the moment of [`build`](SecureSerializerBuilder::build). It names the instance in headers and must
-    /// grow from one process to the next; live messages that were made before it are refused.
+    /// When this process started; by default the time of [`build`](Self::build). It is the instance in signed headers and must grow from
+    /// one process to the next; live messages issued before it are refused.
     #[must_use]
     pub fn started_at(mut self, at: Timestamp) -> Self {
         self.started_at = Some(at);
         self
     }
 
-    /// Asks this, for a message whose signature is good, whether its signer may send this kind on this channel; it is asked before
-    /// the message is decrypted, and after the roles were checked. It must not block.
+    /// Decides, for a message with a valid signature, whether its signer may send this kind of packet to this kind of queue. Called
+    /// after the role check and before decryption. It must not block.
     #[must_use]
-    pub fn authorize(mut self, may: impl Fn(&Identity, Kind, InboundQueue) -> bool + Send + Sync + 'static) -> Self {
-        self.authorize = Some(Arc::new(may));
+    pub fn authorize(
+        mut self,
+        authorize: impl Fn(&Identity, Kind, InboundQueue) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        self.authorize = Some(AuthorizeHook(Arc::new(authorize)));
         self
     }
 
-    /// What weakens.
+    /// Options that weaken security.
     #[must_use]
     pub fn dangerous(self) -> DangerousOptions {
         DangerousOptions(self)
     }
 
-    /// Makes the serializer.
+    /// Builds the serializer.
     ///
     /// # Errors
-    /// [`BuildError`] says what does not fit together.
+    /// [`BuildError`] names the option that is wrong.
     pub fn build(self) -> Result<SecureSerializer, BuildError> {
         let own = self.credentials.certificate().identity().clone();
-        if let Some(other) = self.older.iter().find(|other| *other.certificate().identity() != own) {
-            return Err(BuildError::OtherIdentity { own, found: other.certificate().identity().clone() });
-        }
+        check_identity(&own, &self.older_credentials)?;
         if let Some(codec) = self.codecs.iter().find(|codec| !is_codec_name(codec.name())) {
             return Err(BuildError::CodecName(codec.name()));
         }
-        if self.live.is_zero() || self.stored.is_zero() {
-            return Err(BuildError::NoLifetime);
+        if self.max_live_lifetime.is_zero() || self.max_stored_lifetime.is_zero() {
+            return Err(BuildError::ZeroLifetime);
         }
         let started_at = self.started_at.unwrap_or_else(|| SystemClock.now());
-        Ok(SecureSerializer::from_inner(Inner {
+        let answers_until = started_at.saturating_add(self.max_live_lifetime).saturating_add(MAX_CLOCK_SKEW);
+        let context = Context {
             identity: own,
             peers: PeerCertificates::new(self.store, self.trust, self.credentials.intermediates().to_vec()),
-            credentials: RwLock::new(Arc::new(CredentialSet::new(self.credentials, self.older))),
+            credentials: RwLock::new(Arc::new(CredentialSet::new(self.credentials, self.older_credentials))),
             rotation_grace_period: self.rotation_grace_period,
             codecs: self.codecs,
-            live: self.live,
-            stored: self.stored,
-            replay: ReplayMemory::new(self.replay, super::SKEW),
-            sent_ids: SentIds::new(started_at.saturating_add(self.live).saturating_add(super::SKEW)),
+            max_live_lifetime: self.max_live_lifetime,
+            max_stored_lifetime: self.max_stored_lifetime,
+            replay: ReplayMemory::new(self.replay, MAX_CLOCK_SKEW),
+            sent_ids: SentIds::new(answers_until),
             started_at,
             sequence: Default::default(),
-            authorize: self.authorize,
+            authorize: self.authorize.map(|hook| hook.0),
             accept_signed_only: self.accept_signed_only,
             seal_signed_only: self.seal_signed_only,
-            agreements: Agreements::new(self.reuse),
+            agreements: Agreements::new(self.reuse_keys),
             crypto: Crypto::new()?,
-            counters: Counters::default(),
-        }))
+        };
+        Ok(SecureSerializer { context, counters: Counters::default() })
     }
 }
 
 /// Options that weaken what a [`SecureSerializer`] promises, or cost time; see [`SecureSerializerBuilder::dangerous`].
+#[derive(Debug)]
 pub struct DangerousOptions(SecureSerializerBuilder);
 
 impl DangerousOptions {
-    /// Takes messages that are signed but not encrypted.
+    /// Accepts messages that are signed but not encrypted.
     #[must_use]
     pub fn accept_signed_only(mut self) -> SecureSerializerBuilder {
         self.0.accept_signed_only = true;
         self.0
     }
 
-    /// Signs messages without encrypting them: the broker reads them.
+    /// Signs messages without encrypting them: the broker can read them.
     #[must_use]
     pub fn seal_signed_only(mut self) -> SecureSerializerBuilder {
         self.0.seal_signed_only = true;
         self.0
     }
 
-    /// Makes an ephemeral key for every message and remembers no shared secret. It weakens nothing, but takes about twice as long;
-    /// it is here to be measured against.
+    /// Generates an ephemeral key for every message and caches no shared secret. It weakens nothing and takes about twice as long; it is
+    /// here as the baseline for benchmarks.
     #[must_use]
     pub fn without_key_reuse(mut self) -> SecureSerializerBuilder {
-        self.0.reuse = false;
+        self.0.reuse_keys = false;
         self.0
     }
 }

@@ -3,15 +3,37 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::secure::announces_certificate;
+use super::envelope::announces_certificate;
 use crate::certs::{Certificate, Credentials};
 use crate::clock::Timestamp;
-use crate::packet::Kind;
+use crate::packet::{Identity, Kind};
 
 /// For how long others have time to learn a new certificate before everything is signed by it.
 pub(super) const ROTATION_GRACE_PERIOD: Duration = Duration::from_secs(15);
 /// How many keys a node opens with at most.
 const KEYS: usize = 4;
+
+/// Credentials that belong to another node.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the credentials are of {found}, not of {own}")]
+#[non_exhaustive]
+pub struct IdentityMismatch {
+    /// The identity of this node.
+    pub own: Identity,
+    /// The identity in the credentials.
+    pub found: Identity,
+}
+
+/// Checks that all of these credentials are of one node.
+pub(super) fn check_identity<'a>(
+    own: &Identity,
+    all: impl IntoIterator<Item = &'a Credentials>,
+) -> Result<(), IdentityMismatch> {
+    match all.into_iter().map(|credentials| credentials.certificate().identity()).find(|found| *found != own) {
+        Some(found) => Err(IdentityMismatch { own: own.clone(), found: found.clone() }),
+        None => Ok(()),
+    }
+}
 
 /// The credentials of a node at one time. Replaced as a whole.
 pub(super) struct CredentialSet {
@@ -82,7 +104,6 @@ mod tests {
     use super::*;
     use crate::certs::{CertificateAuthority, KeyType};
     use crate::clock::{Clock, SystemClock};
-    use crate::packet::Identity;
 
     #[test]
     fn s07_a_new_certificate_is_shown_at_once_and_signs_everything_once_others_could_learn_it() {

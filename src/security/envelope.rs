@@ -3,6 +3,8 @@
 //! It stands in the signed attributes, in the clear: a receiver refuses by it before any private key is used. What it says is
 //! believed only after the signature has been checked.
 
+use std::time::Duration;
+
 use der::{Result, Tag, TagNumber};
 
 use super::crypto::sha256;
@@ -11,6 +13,10 @@ use crate::clock::Timestamp;
 use crate::packet::{Identity, Kind, MessageId};
 use crate::serializer::{Audience, MessageClass};
 
+/// How far clocks may differ.
+pub(super) const MAX_CLOCK_SKEW: Duration = Duration::from_secs(30);
+/// The plaintext starts with the salt (32 bytes) and the digest of the header (32 bytes); the body follows.
+pub(super) const PREFIX: usize = 64;
 /// The version of the format.
 pub(super) const VERSION: u64 = 2;
 /// The longest name of a codec, in bytes.
@@ -260,6 +266,17 @@ fn codec(bytes: &[u8]) -> std::result::Result<String, HeaderFault> {
         return Err(HeaderFault::Malformed("no name of a codec"));
     }
     Ok(name.to_owned())
+}
+
+/// In which messages certificates may come along: those from which known learn them, and those that are opened when nobody may know
+/// their sender any more.
+pub(super) fn may_carry_certificates(kind: Kind, class: MessageClass) -> bool {
+    announces_certificate(kind) || class == MessageClass::Stored
+}
+
+/// By which messages a node makes its certificate known.
+pub(super) fn announces_certificate(kind: Kind) -> bool {
+    matches!(kind, Kind::Advertise | Kind::Register)
 }
 
 #[cfg(test)]

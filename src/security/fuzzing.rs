@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::cms::{self, Content};
 use super::envelope::{commitment, recipients_digest};
 use super::replay::ReplayMemory;
-use super::secure::MessageRandomness;
+use super::seal::MessageRandomness;
 use super::{Header, ReplayLimits, SecureSerializer};
 use crate::certs::Certificate;
 use crate::clock::Timestamp;
@@ -95,11 +95,11 @@ pub fn seal(
     recipients: Option<&[Arc<Certificate>]>,
     honest: bool,
 ) -> Option<Vec<u8>> {
-    let drawn = MessageRandomness::draw().ok()?;
+    let drawn = MessageRandomness::generate().ok()?;
     if honest {
         header.recipients = recipients_digest(recipients.into_iter().flatten().map(|one| one.key_id().as_bytes()));
         header.commitment = commitment(&drawn.salt, body);
     }
-    let own = signer.0.credentials();
-    signer.0.envelope(own.signing(Kind::Ping, header.issued_at), &header, &drawn, body, recipients).ok()
+    let own = signer.context.credentials();
+    signer.context.envelope(own.signing(Kind::Ping, header.issued_at), &header, &drawn, body, recipients).ok()
 }

@@ -32,7 +32,7 @@
 mod agreement;
 mod builder;
 mod cms;
-mod counters;
+mod context;
 mod credentials;
 mod crypto;
 mod envelope;
@@ -45,19 +45,12 @@ mod open;
 mod peers;
 mod proof;
 mod replay;
-mod secure;
-
-use std::time::Duration;
+mod seal;
+mod serializer;
 
 pub use builder::{BuildError, DangerousOptions, SecureSerializerBuilder};
-pub use counters::Counters;
+pub use credentials::IdentityMismatch;
 pub use envelope::Header;
 pub use inspect::{Inspection, inspect};
 pub use replay::ReplayLimits;
-pub use secure::SecureSerializer;
-
-/// The content type of secure messages.
-pub const CONTENT_TYPE: &str = "application/vnd.nanite.secure";
-
-/// How far clocks may differ.
-const SKEW: Duration = Duration::from_secs(30);
+pub use serializer::{CONTENT_TYPE, Counters, SecureSerializer};

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use super::cms::{self, Content, Message};
+use super::context::Context;
 use super::crypto::{self, Failed, Secret};
-use super::envelope::{Header, HeaderFault, commitment, recipients_digest};
+use super::envelope::{
+    Header, HeaderFault, MAX_CLOCK_SKEW, PREFIX, commitment, may_carry_certificates, recipients_digest,
+};
 use super::peers::Presented;
-use super::secure::{Inner, PREFIX, may_carry_certificates};
 use crate::certs::{Certificate, Credentials, KeyId};
 use crate::clock::Timestamp;
 use crate::packet::{Kind, Packet};
@@ -45,16 +47,16 @@ fn too_large(length: usize, limit: usize) -> OpenError {
     OpenError::new(OpenErrorKind::TooLarge, format!("{length} bytes, at most {limit} are accepted"))
 }
 
-impl Inner {
+impl Context {
     /// Opens a message.
     pub fn open(&self, bytes: &[u8], context: &OpenContext) -> Result<Inbound, OpenError> {
-        let (message, header) = parse(bytes, context.channel.max_bytes())?;
+        let (message, header) = parse(bytes, context.queue.max_bytes())?;
         self.open_parsed(&message, &header, context).map_err(|error| error.claimed_by(&header.from))
     }
 
     fn open_parsed(&self, message: &Message<'_>, header: &Header, context: &OpenContext) -> Result<Inbound, OpenError> {
         self.check_protection(message, header)?;
-        self.check_destination(header, context.channel)?;
+        self.check_destination(header, context.queue)?;
         self.check_freshness(header, context.now)?;
         let key_id = KeyId::new(message.key_id)
             .ok_or_else(|| OpenError::new(OpenErrorKind::Malformed, "the key id has no length"))?;
@@ -65,9 +67,9 @@ impl Inner {
         let presented = presented?;
         self.check_certificate(&signer, header, presented.as_ref(), context.now)?;
         check_signature(message, &signer)?;
-        self.check_own_key(message, header, context.channel)?;
+        self.check_own_key(message, header, context.queue)?;
         self.check_replay(header, context)?;
-        self.check_authority(header, context.channel)?;
+        self.check_authority(header, context.queue)?;
         match presented.filter(|presented| presented.leaf.fingerprint() == signer.fingerprint()) {
             Some(presented) => self.peers.learn(presented, context.now),
             None => self.peers.heard(&signer, context.now),
@@ -125,7 +127,7 @@ impl Inner {
     /// Step 5.
     fn check_freshness(&self, header: &Header, now: Timestamp) -> Result<(), OpenError> {
         let refuse = |why: &'static str| Err(OpenError::new(OpenErrorKind::NotFresh, why));
-        if header.issued_at > now.saturating_add(super::SKEW) {
+        if header.issued_at > now.saturating_add(MAX_CLOCK_SKEW) {
             return refuse("it was issued in the future");
         }
         if header.expires_at < now {
@@ -208,7 +210,7 @@ impl Inner {
     /// Step 9.
     fn check_replay(&self, header: &Header, context: &OpenContext) -> Result<(), OpenError> {
         let now = context.now;
-        let admitted = match (header.kind, context.channel) {
+        let admitted = match (header.kind, context.queue) {
             (Kind::Register | Kind::Unregister | Kind::Ping, _) => {
                 self.replay.advance(&header.from, header.instance, header.sequence, self.lifetime(header.class), now)
             }

@@ -6,15 +6,15 @@
 use std::sync::Arc;
 
 use super::cms::{self, SignerInfo};
-use super::envelope::{Header, HeaderFault, commitment};
+use super::context::Context;
+use super::envelope::{Header, HeaderFault, MAX_CLOCK_SKEW, announces_certificate, commitment};
 use super::open::{check_signature_over, has_proof, verified};
-use super::secure::{Inner, announces_certificate};
 use crate::certs::KeyId;
 use crate::clock::Timestamp;
 use crate::packet::Kind;
 use crate::serializer::{Audience, Inbound, InboundQueue, MessageClass, OpenError, OpenErrorKind, Proof};
 
-impl Inner {
+impl Context {
     /// Verifies a proof: the steps of opening, without those that concern its way here.
     pub fn verify_proof(&self, proof: &Arc<Proof>, now: Timestamp) -> Result<Inbound, OpenError> {
         let certificates: usize = proof.certificates.iter().map(Vec::len).sum();
@@ -94,7 +94,7 @@ impl Inner {
     /// verified, so that whoever asks can bound its age.
     fn check_age(&self, header: &Header, now: Timestamp) -> Result<(), OpenError> {
         let refuse = |why: &'static str| Err(OpenError::new(OpenErrorKind::NotFresh, why));
-        if header.issued_at > now.saturating_add(super::SKEW) {
+        if header.issued_at > now.saturating_add(MAX_CLOCK_SKEW) {
             return refuse("it was issued in the future");
         }
         if header.expires_at < header.issued_at

@@ -3,9 +3,9 @@
 //! A [`Serializer`] turns a [`Packet`] for an [`Audience`] into bytes, and bytes that came on a [`InboundQueue`] into an
 //! [`Inbound`]. The secure one lives in [`crate::security`]; the plain ones here wrap a [`Codec`] and vouch for nothing.
 
-mod channel;
 mod codec;
 mod error;
+mod inbound_queue;
 mod plain;
 
 use std::fmt;
@@ -15,80 +15,112 @@ use std::time::Duration;
 use crate::clock::Timestamp;
 use crate::packet::{Identity, MessageId, Packet};
 
-pub use channel::InboundQueue;
 #[cfg(feature = "msgpack")]
 pub use codec::MsgPack;
 #[cfg(feature = "yaml")]
 pub use codec::Yaml;
 pub use codec::{Codec, CodecError, Json};
 pub use error::{OpenError, OpenErrorKind, SealError, SupersededProcess};
+pub use inbound_queue::InboundQueue;
 pub use plain::PlainSerializer;
 
-/// Turns packets into bytes and bytes into packets.
+/// Turns packets into bytes and bytes into packets, for one node.
 ///
 /// Implement it to plug in a format of your own.
 ///
-/// * `seal` and `open` may block and may use the CPU for milliseconds: they are called on worker threads, never on those of the
-///   runtime, unless [`cost`](Serializer::cost) says otherwise.
-/// * The bytes given to `open` come from anybody. It must not panic, must bound what it allocates, and must return an error for
-///   all it does not understand; no other format is tried.
-/// * Only [`crate::security::SecureSerializer`] can return a [`Provenance::Verified`].
+/// * `seal` and `open` may block and may use the CPU for milliseconds: they are called on worker threads, not on the runtime's threads,
+///   unless [`cost`](Serializer::cost) says otherwise.
+/// * The bytes given to `open` are untrusted. It must not panic, must bound what it allocates, and must return an error for everything
+///   it does not understand; no other format is tried.
+/// * Only [`SecureSerializer`](crate::security::SecureSerializer) can return a [`Provenance::Verified`].
 pub trait Serializer: fmt::Debug + Send + Sync {
     /// The content type that names the format on the message, such as `application/vnd.nanite.json`. Messages with another
-    /// one are refused before `open` is called.
+    /// content type are refused before `open` is called.
     fn content_type(&self) -> &str;
 
-    /// Who this serializer signs for, if it signs. A node with another identity refuses to start with it.
-    fn identity(&self) -> Option<&Identity>;
-
-    /// The instance that stands in its signed headers (the process's start in microseconds), if it signs: it is part of the name
-    /// of the queue that answers come to.
-    fn instance(&self) -> Option<u64>;
+    /// The identity of the node: the sender of every message it seals.
+    fn identity(&self) -> &Identity;
 
     /// Turns a packet into bytes.
     ///
     /// # Errors
     /// [`SealError`] when the audience cannot be reached in this format or the packet cannot be expressed.
-    fn seal(&self, packet: &Packet, how: &SealRequest<'_>) -> Result<Sealed, SealError>;
+    fn seal(&self, packet: &Packet, request: &SealRequest<'_>) -> Result<Sealed, SealError>;
 
     /// Turns bytes into a packet.
     ///
     /// # Errors
-    /// [`OpenError`] when the bytes are refused; its kind says at which step.
+    /// [`OpenError`] when the bytes are refused; its kind names the step.
     fn open(&self, bytes: &[u8], context: &OpenContext) -> Result<Inbound, OpenError>;
 
-    /// Told when a message that came on [`InboundQueue::Offline`] has been carried out. Such a message is held for long, and the broker
-    /// gives it again when a connection is lost meanwhile: so its being opened is not what makes it a replay, but this.
-    fn mark_completed(&self, _message: &Verified, _now: Timestamp) {}
-
-    /// Whether [`mark_completed`](Serializer::mark_completed) was told of this message: a copy of it that was opened before that is not carried out.
-    fn is_completed(&self, _message: &Verified) -> bool {
-        false
-    }
-
-    /// Verifies what another process kept of a registration or heartbeat (see [`Verified::proof`]): who said it, as `open` would,
-    /// but for its age and whether it was seen before. Whoever asks bounds its age. Formats without signatures have no proofs.
-    ///
-    /// # Errors
-    /// [`OpenError`] when it is refused; its kind says at which step.
-    fn verify_proof(&self, _proof: &Arc<Proof>, _now: Timestamp) -> Result<Inbound, OpenError> {
-        Err(OpenError::new(OpenErrorKind::Unsupported, "this format has no proofs"))
-    }
-
-    /// Whether `open` vouches for senders. A node whose serializer does not logs a warning when it starts.
-    fn is_secure(&self) -> bool {
-        false
-    }
-
-    /// Whether it comes to know other nodes by what they send. Nodes then make themselves known to each other when they start, and
-    /// from time to time.
-    fn learns_peers(&self) -> bool {
-        false
-    }
-
-    /// What `seal` or `open` will take for a message of about this many bytes at this moment. Asked before each, so it has to be quick.
+    /// How expensive `seal` or `open` is for a message of about this many bytes at this moment. Called before each of them, so it must
+    /// be quick.
     fn cost(&self, _bytes: usize, _now: Timestamp) -> Cost {
         Cost::Long
+    }
+
+    /// What a serializer that verifies senders offers besides; none for formats without signatures. A node whose serializer has none
+    /// logs a warning when it starts.
+    fn verification(&self) -> Option<&dyn Verification> {
+        None
+    }
+}
+
+/// What a serializer that verifies senders offers besides sealing and opening. Only
+/// [`SecureSerializer`](crate::security::SecureSerializer) implements it; a serializer that wraps one returns that one's.
+pub trait Verification: sealed::Sealed + fmt::Debug + Send + Sync {
+    /// The instance in its signed headers: the start of the process, in microseconds since the epoch. It is part of the name of the
+    /// queue that answers arrive in.
+    fn instance(&self) -> u64;
+
+    /// Whether it learns the certificates of other nodes from their messages. Nodes then advertise themselves to each other when they
+    /// start, and repeat it from time to time.
+    fn learns_peers(&self) -> bool;
+
+    /// Verifies what another process kept of a registration or heartbeat ([`Verified::proof`]): the signer, as `open` does, without
+    /// the age of the message and without the replay check. The caller bounds the age.
+    ///
+    /// # Errors
+    /// [`OpenError`] when the proof is refused; its kind names the step.
+    fn verify_proof(&self, proof: &Arc<Proof>, now: Timestamp) -> Result<Inbound, OpenError>;
+
+    /// Records that a message from [`InboundQueue::Offline`] has been carried out. Such a message may be held for long, and the broker
+    /// delivers it again when a connection is lost meanwhile; so it counts as a replay only from here on, not from its opening.
+    fn mark_completed(&self, message: &Verified, now: Timestamp);
+
+    /// Whether [`mark_completed`](Verification::mark_completed) was called for this message: a copy that was opened before that must
+    /// not be carried out.
+    fn is_completed(&self, message: &Verified) -> bool;
+}
+
+/// Keeps [`Verification`] from being implemented outside the crate.
+pub(crate) mod sealed {
+    pub trait Sealed {}
+}
+
+impl<T: Serializer + ?Sized> Serializer for Arc<T> {
+    fn content_type(&self) -> &str {
+        (**self).content_type()
+    }
+
+    fn identity(&self) -> &Identity {
+        (**self).identity()
+    }
+
+    fn seal(&self, packet: &Packet, request: &SealRequest<'_>) -> Result<Sealed, SealError> {
+        (**self).seal(packet, request)
+    }
+
+    fn open(&self, bytes: &[u8], context: &OpenContext) -> Result<Inbound, OpenError> {
+        (**self).open(bytes, context)
+    }
+
+    fn cost(&self, bytes: usize, now: Timestamp) -> Cost {
+        (**self).cost(bytes, now)
+    }
+
+    fn verification(&self) -> Option<&dyn Verification> {
+        (**self).verification()
     }
 }
 
@@ -177,15 +209,15 @@ pub struct Sealed {
 #[non_exhaustive]
 pub struct OpenContext {
     /// The kind of queue.
-    pub channel: InboundQueue,
+    pub queue: InboundQueue,
     /// The moment.
     pub now: Timestamp,
 }
 
 impl OpenContext {
-    /// Bytes that arrived on `channel` at `now`.
-    pub fn new(channel: InboundQueue, now: Timestamp) -> Self {
-        Self { channel, now }
+    /// Bytes that arrived from `queue` at `now`.
+    pub fn new(queue: InboundQueue, now: Timestamp) -> Self {
+        Self { queue, now }
     }
 }
 

@@ -11,18 +11,19 @@ use crate::packet::{Identity, MessageId, Packet};
 /// PlainSerializer messages in the format of a [`Codec`]: no signature, no encryption, no protection of any kind.
 #[derive(Debug)]
 pub struct PlainSerializer {
+    identity: Identity,
     codec: Arc<dyn Codec>,
 }
 
 impl PlainSerializer {
-    /// PlainSerializer messages in this codec.
-    pub fn new(codec: impl Codec + 'static) -> Self {
-        Self { codec: Arc::new(codec) }
+    /// Plain messages of this node, in this codec.
+    pub fn new(identity: Identity, codec: impl Codec + 'static) -> Self {
+        Self { identity, codec: Arc::new(codec) }
     }
 
-    /// PlainSerializer JSON, as the original wrote it.
-    pub fn json() -> Self {
-        Self::new(Json)
+    /// Plain JSON, as the original wrote it.
+    pub fn json(identity: Identity) -> Self {
+        Self::new(identity, Json)
     }
 }
 
@@ -31,25 +32,21 @@ impl Serializer for PlainSerializer {
         self.codec.content_type()
     }
 
-    fn identity(&self) -> Option<&Identity> {
-        None
+    fn identity(&self) -> &Identity {
+        &self.identity
     }
 
-    fn instance(&self) -> Option<u64> {
-        None
-    }
-
-    fn seal(&self, packet: &Packet, how: &SealRequest<'_>) -> Result<Sealed, SealError> {
+    fn seal(&self, packet: &Packet, request: &SealRequest<'_>) -> Result<Sealed, SealError> {
         let bytes = self.codec.encode(packet)?;
         let limit = packet.kind().max_bytes();
         if bytes.len() > limit {
             return Err(SealError::TooLarge(bytes.len(), limit));
         }
-        Ok(Sealed { id: MessageId::random()?, bytes, expires_at: how.now.saturating_add(how.lifetime) })
+        Ok(Sealed { id: MessageId::random()?, bytes, expires_at: request.now.saturating_add(request.lifetime) })
     }
 
     fn open(&self, bytes: &[u8], context: &OpenContext) -> Result<Inbound, OpenError> {
-        let limit = context.channel.max_bytes();
+        let limit = context.queue.max_bytes();
         if bytes.len() > limit {
             return Err(OpenError::new(OpenErrorKind::TooLarge, format!("{} bytes, at most {limit}", bytes.len())));
         }
@@ -58,7 +55,7 @@ impl Serializer for PlainSerializer {
         if bytes.len() > kind.max_bytes() {
             return Err(OpenError::new(OpenErrorKind::TooLarge, format!("{} bytes of {}", bytes.len(), kind.as_str())));
         }
-        if !context.channel.accepts(kind) {
+        if !context.queue.accepts(kind) {
             return Err(OpenError::new(OpenErrorKind::WrongDestination, format!("no place for a {}", kind.as_str())));
         }
         Ok(Inbound::unverified(packet))

@@ -76,6 +76,29 @@ pub trait Transport: fmt::Debug + Send + Sync {
     async fn close(&self);
 }
 
+#[async_trait]
+impl<T: Transport + ?Sized> Transport for Arc<T> {
+    async fn publish(&self, message: PublishRequest, timeout: Duration) -> Result<(), TransportError> {
+        (**self).publish(message, timeout).await
+    }
+
+    async fn consume(&self, queue: &Queue, prefetch: u16) -> Result<Consumer, TransportError> {
+        (**self).consume(queue, prefetch).await
+    }
+
+    async fn declare(&self, queue: &Queue) -> Result<(), TransportError> {
+        (**self).declare(queue).await
+    }
+
+    async fn depth(&self, queue: &str) -> Result<Option<u64>, TransportError> {
+        (**self).depth(queue).await
+    }
+
+    async fn close(&self) {
+        (**self).close().await;
+    }
+}
+
 /// A message to publish.
 #[derive(Clone, Debug)]
 pub struct PublishRequest {

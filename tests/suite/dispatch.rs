@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use nanite::agent::{BuildError, Context, ExposeError, Reply, actor};
+use nanite::agent::{AgentError, Context, ExposeError, actor, reply};
 use nanite::mapper::AgentEvent;
 use nanite::packet::{Failure, FailureCode, Identity, Payload, SelectorName, Status};
 use nanite::request::{Event, RequestError};
@@ -21,7 +21,7 @@ fn agent_id(name: &str) -> Identity {
 }
 
 fn echo() -> impl nanite::agent::Actor {
-    actor("simple").expose("echo", |text: Payload| async move { Reply::Ok(text) })
+    actor("simple").expose("echo", |text: Payload| async move { reply(text) })
 }
 
 fn ok(value: &str) -> Result<Payload, Failure> {
@@ -60,10 +60,10 @@ async fn n01_typed_handlers_with_and_without_context(system: System) {
             actor("math")
                 .expose("sum", |sum: Sum| async move { Ok::<_, Infallible>(Total { total: sum.a + sum.b }) })
                 .expose("who", |(): (), context: Context| async move {
-                    Reply::Ok((context.caller().to_string(), context.service().to_string()))
+                    reply((context.caller().to_string(), context.service().to_string()))
                 })
-                .expose_blocking("slow", |n: u64| Reply::Ok(n * 2))
-                .expose("index", |(): ()| async { Reply::Ok("index") }),
+                .expose_blocking("slow", |n: u64| reply(n * 2))
+                .expose("index", |(): ()| async { reply("index") }),
         ),
     )
     .await;
@@ -82,13 +82,13 @@ async fn n01_typed_handlers_with_and_without_context(system: System) {
 }
 
 async fn n01_only_what_is_exposed_can_be_called(system: System) {
-    let twice = actor("simple").expose("echo", |(): ()| async { Reply::Ok(()) });
-    let built = system.agent("fred").actor(twice.expose("echo", |(): ()| async { Reply::Ok(()) })).build();
-    assert!(matches!(built, Err(BuildError::Expose(ExposeError::Twice(_)))));
-    let built = system.agent("fred").actor(echo()).actor(echo()).build();
-    assert!(matches!(built, Err(BuildError::Expose(ExposeError::Twice(_)))));
-    let built = system.agent("fred").actor(actor("a b").expose("c", |(): ()| async { Reply::Ok(()) })).build();
-    assert!(matches!(built, Err(BuildError::Expose(ExposeError::Name(_)))));
+    let twice = actor("simple").expose("echo", |(): ()| async { reply(()) });
+    let built = system.agent("fred").actor(twice.expose("echo", |(): ()| async { reply(()) })).start().await;
+    assert!(matches!(built, Err(AgentError::Expose(ExposeError::Twice(_)))));
+    let built = system.agent("fred").actor(echo()).actor(echo()).start().await;
+    assert!(matches!(built, Err(AgentError::Expose(ExposeError::Twice(_)))));
+    let built = system.agent("fred").actor(actor("a b").expose("c", |(): ()| async { reply(()) })).start().await;
+    assert!(matches!(built, Err(AgentError::Expose(ExposeError::Name(_)))));
 
     let _agent = start(system.agent("fred").actor(echo())).await;
     let mapper = system.started_mapper("m1").await;
@@ -155,7 +155,7 @@ async fn n03_the_status_is_asked_anew_for_every_ping(system: System) {
 async fn n04_a_silent_agent_times_out_and_is_taken_back(system: System) {
     let transport = system.connect();
     let identity = agent_id("fred");
-    let agent = nanite::agent::Agent::builder(identity.clone(), system.serializer(&identity), transport.clone())
+    let agent = nanite::agent::Agent::builder(system.serializer(&identity), transport.clone())
         .ping_time(Duration::from_millis(20))
         .actor(echo());
     let _agent = start(agent).await;
@@ -250,7 +250,7 @@ async fn n07_all_targets_answer_in_one_map_and_push_gets_no_answer(system: Syste
         let pushed = pushed.clone();
         let log = actor("log").expose("write", move |line: String, context: Context| {
             pushed.send((line, context.wants_answer())).unwrap();
-            async move { Reply::Ok(name) }
+            async move { reply(name) }
         });
         agents.push(start(system.agent(name).actor(log)).await);
     }
@@ -281,7 +281,7 @@ async fn n08_intermediate_results_come_in_order(system: System) {
             context.emit(if i % 2 == 0 { "even" } else { "odd" }, i).await?;
         }
         context.emit_value("done").await?;
-        Reply::Ok(n)
+        reply(n)
     });
     let _agent = start(system.agent("fred").actor(count)).await;
     let mapper = system.started_mapper("m1").await;
@@ -290,12 +290,12 @@ async fn n08_intermediate_results_come_in_order(system: System) {
     let mut seen = Vec::new();
     while let Some(event) = events.next().await {
         match event {
-            Event::Intermediate { from, key, value, missed } => {
+            Event::Intermediate { from, key, value, missed, .. } => {
                 assert_eq!((&from, missed), (&agent_id("fred"), 0));
                 seen.push(format!("{key}={value}"));
             }
             Event::Outcome { result, .. } => seen.push(format!("{}", result.unwrap())),
-            Event::Failed(failure) => panic!("{failure}"),
+            other => panic!("{other:?}"),
         }
     }
     assert_eq!(seen, ["even=0", "odd=1", "even=2", "odd=3", "even=4", r#"defaultkey="done""#, "5"]);
@@ -306,8 +306,8 @@ async fn n09_errors_and_panics_are_failures_and_the_agent_lives_on(system: Syste
     let bad = actor("bad")
         .expose("error", |(): ()| async { Err::<(), _>(std::io::Error::other("disk on fire")) })
         .expose("own", |(): ()| async { Err::<(), _>(Failure::other("quota", "no more")) })
-        .expose("panic", |(): ()| async { if true { panic!("secret in a panic") } else { Reply::Ok(()) } })
-        .expose_blocking("panic_blocking", |(): ()| if true { panic!("secret") } else { Reply::Ok(()) })
+        .expose("panic", |(): ()| async { if true { panic!("secret in a panic") } else { reply(()) } })
+        .expose_blocking("panic_blocking", |(): ()| if true { panic!("secret") } else { reply(()) })
         .on_exception(move |service, failure| drop(hooked.send(format!("{service} {}", failure.code))));
     let _agent = start(system.agent("fred").actor(bad).actor(echo())).await;
     let mapper = system.started_mapper("m1").await;
@@ -352,11 +352,11 @@ async fn d02_every_target_ends(system: System) {
         let wait = wait.clone();
         async move {
             let _ = wait.acquire().await;
-            Reply::Ok(())
+            reply(())
         }
     });
     let _a = start(system.agent("a").actor(slow)).await;
-    let quick = actor("slow").expose("never", |(): ()| async { Reply::Ok("quick") });
+    let quick = actor("slow").expose("never", |(): ()| async { reply("quick") });
     let _b = start(system.agent("b").actor(quick)).await;
     let mapper = system.mapper("m1").agent_timeout(Duration::from_millis(600)).start().await.unwrap();
     knows(&mapper, &["a", "b"]).await;

@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::time::Duration;
 
-use nanite::agent::AgentHandle;
+use nanite::agent::Agent;
 use nanite::files::{Broadcast, BroadcastError, FileRoot, ReceivedFile};
 use nanite::packet::{Failure, FailureCode, Identity, Tag};
 use tempfile::TempDir;
@@ -26,7 +26,7 @@ fn domain(name: &str) -> Tag {
 }
 
 /// An agent that takes files of the domain `photos`.
-async fn taker(system: &System, name: &str, root: &Path) -> (AgentHandle, mpsc::UnboundedReceiver<ReceivedFile>) {
+async fn taker(system: &System, name: &str, root: &Path) -> (Agent, mpsc::UnboundedReceiver<ReceivedFile>) {
     let (told, heard) = mpsc::unbounded_channel();
     let files = FileRoot::new(root, [domain("photos")]).unwrap().largest(50 << 20);
     let files = files.on_file(move |file| told.send(file.clone()).unwrap());
@@ -78,7 +78,7 @@ async fn n19_a_cut_transfer_leaves_nothing(system: System) {
     let transport = system.connect();
     let identity = Identity::agent("a").unwrap();
     let files = FileRoot::new(root.path(), [domain("photos")]).unwrap();
-    let agent = nanite::agent::Agent::builder(identity.clone(), system.serializer(&identity), transport.clone());
+    let agent = nanite::agent::Agent::builder(system.serializer(&identity), transport.clone());
     let _agent = start(agent.files(files)).await;
     let mapper = system.started_mapper("m1").await;
     knows(&mapper, &["a"]).await;

@@ -198,7 +198,7 @@ fn n23_what_is_no_packet_is_refused_by_every_format() {
 
 #[test]
 fn n23_the_content_type_and_the_channel_decide_and_nothing_is_guessed() {
-    let plain = PlainSerializer::new(MsgPack);
+    let plain = PlainSerializer::new(fred(), MsgPack);
     let packet = Packet::from(Ping { identity: fred(), status: Status::new(1.0), instance: None });
     let now = Timestamp::from_secs(1);
     let sealed = plain.seal(&packet, &SealRequest::new(&Audience::Mappers, now)).unwrap();
@@ -208,10 +208,11 @@ fn n23_the_content_type_and_the_channel_decide_and_nothing_is_guessed() {
     let elsewhere = plain.open(&sealed.bytes, &OpenContext::new(InboundQueue::AgentInbox, now)).unwrap_err();
     assert_eq!(elsewhere.kind, OpenErrorKind::WrongDestination);
     let other =
-        PlainSerializer::json().open(&sealed.bytes, &OpenContext::new(InboundQueue::Presence, now)).unwrap_err();
+        PlainSerializer::json(fred()).open(&sealed.bytes, &OpenContext::new(InboundQueue::Presence, now)).unwrap_err();
     assert_eq!(other.kind, OpenErrorKind::BadBody);
-    let long =
-        PlainSerializer::json().open(&vec![b' '; 3 << 20], &OpenContext::new(InboundQueue::Presence, now)).unwrap_err();
+    let long = PlainSerializer::json(fred())
+        .open(&vec![b' '; 3 << 20], &OpenContext::new(InboundQueue::Presence, now))
+        .unwrap_err();
     assert_eq!(long.kind, OpenErrorKind::TooLarge);
 }
 
@@ -242,7 +243,7 @@ impl Codec for Backwards {
 
 #[test]
 fn n23_a_format_of_the_users_own() {
-    let serializer: Arc<dyn Serializer> = Arc::new(PlainSerializer::new(Backwards));
+    let serializer: Arc<dyn Serializer> = Arc::new(PlainSerializer::new(fred(), Backwards));
     let packet = Packet::from(Advertise::default());
     let now = Timestamp::from_secs(1);
     let sealed = serializer.seal(&packet, &SealRequest::new(&Audience::Agents, now)).unwrap();

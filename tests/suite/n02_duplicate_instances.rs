@@ -1,6 +1,6 @@
 //! Two processes under one name at the same time: agents, of which one has the place, and mappers, which work beside each other.
 
-use nanite::agent::{AgentError, Reply, actor};
+use nanite::agent::{AgentError, actor, reply};
 use nix::sys::signal::Signal;
 
 use crate::harness::on_every_format;
@@ -45,9 +45,9 @@ fn n02_of_two_agents_of_one_name_the_later_works_and_both_are_told() {
     let mut second = fred(&site, "second", &[]);
     let ended = first.wait();
     assert_eq!(ended.code(), 8, "{ended:?}");
-    assert!(ended.err.contains("has taken the place of this one"), "{}", ended.err);
+    assert!(ended.err.contains("replaced by a newer process of this agent, started "), "{}", ended.err);
     assert!(ended.err.contains("help: each agent has a name and a certificate of its own"), "{}", ended.err);
-    second.wait_for("this process has taken the place of another of nanite-fred that still runs");
+    second.wait_for("this process has replaced an older process of nanite-fred that still runs");
     mapper.wait_for("two processes run as nanite-fred");
     assert_eq!(who(&site), "second");
 
@@ -70,7 +70,7 @@ fn n02_two_agents_that_no_mapper_has_heard_are_told_by_the_first_that_comes() {
     let _mapper = site.start(&["mapper"]);
     let ended = first.wait();
     assert_eq!(ended.code(), 8, "{ended:?}");
-    second.wait_for("this process has taken the place of another of nanite-fred that still runs");
+    second.wait_for("this process has replaced an older process of nanite-fred that still runs");
     assert_eq!(who(&site), "second");
 }
 
@@ -83,8 +83,8 @@ fn n02_an_agent_that_gives_way_ends_and_both_are_told() {
     let arguments = ["agent", "--token", "fred", "--actors-dir", "second", "--give-way"];
     let ended = site.run(&arguments);
     assert_eq!(ended.code(), 8, "{ended:?}");
-    assert!(ended.err.contains("error: another process of this agent runs, started "), "{}", ended.err);
-    first.wait_for("another process of nanite-fred was started ");
+    assert!(ended.err.contains("error: another process of this agent already runs, started "), "{}", ended.err);
+    first.wait_for("a newer process of nanite-fred runs, started ");
     assert_eq!(who(&site), "first");
     // When the first has gone there is nobody to give way to.
     first.signal(Signal::SIGTERM);
@@ -94,12 +94,12 @@ fn n02_an_agent_that_gives_way_ends_and_both_are_told() {
 }
 
 async fn n02_the_later_process_of_an_agent_has_the_place_of_the_earlier(system: System) {
-    let named = |name: &'static str| actor("who").expose("am", move |(): ()| async move { Reply::Ok(name) });
+    let named = |name: &'static str| actor("who").expose("am", move |(): ()| async move { reply(name) });
     let mapper = system.started_mapper("m1").await;
     let first = start(system.agent("fred").actor(named("first"))).await;
     knows(&mapper, &["fred"]).await;
     let second = start(system.agent("fred").actor(named("second"))).await;
-    let replaced = first.stop_after(std::future::pending()).await;
+    let replaced = first.run_until(std::future::pending()).await;
     assert!(matches!(replaced, Err(AgentError::Replaced(_))), "{replaced:?}");
     wait_until("the second has registered", async || {
         let answers = mapper.request("/who/am", ()).await;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use nanite::agent::{Reply, actor};
+use nanite::agent::{actor, reply};
 use nanite::certs::{KeyType, StaticCertificateStore};
 use nanite::clock::Clock;
 use nanite::clock::SystemClock;
@@ -34,20 +34,18 @@ async fn n10_what_a_mapper_cannot_open_is_left_to_one_that_can() {
         Arc::new(SecureSerializer::builder(pki.credentials(name), pki.peers.clone(), trust).build().unwrap())
     };
     let (m1, fred, asker) = (mapper("m1"), agent("fred"), mapper("asker"));
-    let start = async |name| {
-        Mapper::builder(mapper(name), serializer(&mapper(name)), Arc::new(broker.connect())).start().await.unwrap()
-    };
+    let start =
+        async |name| Mapper::builder(serializer(&mapper(name)), Arc::new(broker.connect())).start().await.unwrap();
     let second = start("m2").await;
     let first = start("m1").await;
     let calls = Arc::new(AtomicUsize::new(0));
     let counted = calls.clone();
     let count = actor("count").expose("up", move |(): ()| {
         let n = counted.fetch_add(1, Ordering::SeqCst);
-        async move { Reply::Ok(n) }
+        async move { reply(n) }
     });
-    let worker =
-        nanite::agent::Agent::builder(fred.clone(), serializer(&fred), Arc::new(broker.connect())).actor(count);
-    let _worker = worker.build().unwrap().start().await.unwrap();
+    let worker = nanite::agent::Agent::builder(serializer(&fred), Arc::new(broker.connect())).actor(count);
+    let _worker = worker.start().await.unwrap();
     knows(&first, &["fred"]).await;
     knows(&second, &["fred"]).await;
 
@@ -56,7 +54,7 @@ async fn n10_what_a_mapper_cannot_open_is_left_to_one_that_can() {
     let known = StaticCertificateStore::new([certificate(&m1), certificate(&asker)]);
     let trust = pki.ca.trust().unwrap();
     let own = SecureSerializer::builder(pki.credentials(&asker), Arc::new(known), trust).build().unwrap();
-    let proxy = MapperProxy::start(asker.clone(), Arc::new(own), Arc::new(broker.connect())).await.unwrap();
+    let proxy = MapperProxy::builder(Arc::new(own), Arc::new(broker.connect())).start().await.unwrap();
     for n in 0..REQUESTS {
         let answers = proxy.request("/count/up", ()).await.unwrap();
         let outcome = answers.outcomes[&fred].clone().unwrap();

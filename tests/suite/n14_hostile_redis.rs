@@ -6,7 +6,7 @@ use std::time::Duration;
 use nanite::certs::KeyType;
 use nanite::clock::Timestamp;
 use nanite::mapper::{AgentQuery, AgentRecord, ClusterState, RedisOptions, RedisRefusal, RedisState, StateContext};
-use nanite::packet::{Register, Request};
+use nanite::packet::{Identity, Register, Request};
 use nanite::policy::{AllowVerified, Caller, Decision, Policy};
 use nanite::serializer::{PlainSerializer, Serializer};
 
@@ -386,7 +386,7 @@ async fn n14_no_name_reaches_another_key_and_no_prefix_another_prefix() {
 async fn n14_what_nothing_proves_is_believed_only_by_those_who_asked_for_it() {
     let redis = RedisServer::start();
     let stage = Stage { redis, ..Stage::new() };
-    let plain: Arc<dyn Serializer> = Arc::new(PlainSerializer::json());
+    let plain: Arc<dyn Serializer> = Arc::new(PlainSerializer::json(Identity::mapper("m1").unwrap()));
     let careless = options(plain).dangerous().accept_unsigned();
     let careless = RedisState::connect(&stage.redis.url(), careless).await.unwrap();
     careless.start(StateContext::new(Arc::new(AllowVerified), stage.clock.clone(), AGENT_TIMEOUT)).await.unwrap();

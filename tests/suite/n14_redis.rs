@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use nanite::agent::{Actor, Agent, AgentHandle, Reply, actor};
+use nanite::agent::{Actor, Agent, actor, reply};
 use nanite::certs::{CertificateAuthority, KeyType, StaticCertificateStore, TrustStore};
 use nanite::clock::{Clock, SystemClock};
 use nanite::mapper::{
@@ -14,7 +14,7 @@ use nanite::packet::{Identity, Payload, SelectorName};
 use nanite::policy::AllowVerified;
 use nanite::request::RequestError;
 use nanite::security::SecureSerializer;
-use nanite::serializer::{PlainSerializer, Serializer};
+use nanite::serializer::{PlainSerializer, Serializer, Verification};
 use nanite::transport::{MemoryBroker, Transport};
 
 use crate::harness::pki::{agent, mapper};
@@ -26,10 +26,10 @@ use crate::harness::system::{System, json, knows, start};
 use crate::harness::wait_until;
 
 fn echo() -> impl Actor {
-    actor("simple").expose("echo", |text: Payload| async move { Reply::Ok(text) })
+    actor("simple").expose("echo", |text: Payload| async move { reply(text) })
 }
 
-async fn echoing(system: &System, name: &str, tags: &[&str]) -> AgentHandle {
+async fn echoing(system: &System, name: &str, tags: &[&str]) -> Agent {
     let agent = system.agent(name).actor(echo());
     start(tags.iter().fold(agent, |agent, tag| agent.tag(tag.parse().unwrap()))).await
 }
@@ -86,7 +86,7 @@ async fn n14_an_agent_that_one_mapper_hears_is_selected_by_another() {
         // Somebody waits at the one mapper for an agent that only the other one hears.
         let waiting = other.request("/late/echo", "hello").wait_for_agents(Duration::from_secs(60));
         let waiting = tokio::spawn(async move { waiting.await });
-        let late = actor("late").expose("echo", |text: Payload| async move { Reply::Ok(text) });
+        let late = actor("late").expose("echo", |text: Payload| async move { reply(text) });
         let late = start(system.agent("late").actor(late)).await;
         assert_eq!(waiting.await.unwrap().unwrap().outcomes.len(), 1);
 
@@ -119,12 +119,12 @@ async fn n14_a_mapper_learns_certificates_from_what_it_reads() {
     let start = async |name: &str, transport: Arc<dyn Transport>| {
         let serializer = node(&mapper(name));
         let state = RedisState::connect(&redis.url(), options(serializer.clone())).await.unwrap();
-        Mapper::builder(mapper(name), serializer, transport).state(state).start().await.unwrap()
+        Mapper::builder(serializer, transport).state(state).start().await.unwrap()
     };
     let connect = || Arc::new(broker.connect());
     let one = start("one", connect()).await;
-    let fred = Agent::builder(agent("fred"), node(&agent("fred")), connect()).actor(echo());
-    let fred = fred.ping_time(Duration::from_millis(50)).build().unwrap().start().await.unwrap();
+    let fred = Agent::builder(node(&agent("fred")), connect()).actor(echo());
+    let fred = fred.ping_time(Duration::from_millis(50)).start().await.unwrap();
     knows(&one, &["fred"]).await;
     let other = start("other", Arc::new(Deaf(connect()))).await;
     knows(&other, &["fred"]).await;
@@ -244,7 +244,7 @@ async fn n14_a_redis_that_hangs_is_taken_for_away() {
     let serializer = system.serializer(&mapper("one"));
     let options = options(serializer.clone()).timeout(Duration::from_millis(300));
     let state = RedisState::connect(&redis.url(), options).await.unwrap();
-    let one = Mapper::builder(mapper("one"), serializer, system.connect()).state(state.clone()).start().await.unwrap();
+    let one = Mapper::builder(serializer, system.connect()).state(state.clone()).start().await.unwrap();
     let fred = echoing(&system, "fred", &[]).await;
     knows(&one, &["fred"]).await;
     redis.pause();
@@ -311,7 +311,7 @@ async fn n14_a_flood_of_heartbeats_is_a_few_round_trips() {
         value.starts_with(heartbeat.version().as_bytes())
     };
     wait_until("the last heartbeat of each is written", async || {
-        redis_len(&stage, "b") == 20 && agents.iter().all(|agent| last(agent.identity().unwrap().as_str()))
+        redis_len(&stage, "b") == 20 && agents.iter().all(|agent| last(agent.identity().as_str()))
     })
     .await;
     let asked = scripts() - before;
@@ -343,7 +343,7 @@ async fn n14_a_later_registration_is_never_replaced_by_an_earlier_one() {
     .await;
     assert!(matches!(two.register(older_again).await, Err(StateError::SupersededProcess)));
     // What the earlier process says when it goes does not concern the later one.
-    assert!(!two.remove(&agent("fred"), Some(earlier.instance().unwrap())).await.unwrap());
+    assert!(!two.remove(&agent("fred"), Some(earlier.instance())).await.unwrap());
     for state in [&one, &two] {
         assert_eq!(names(state).await, ["fred"]);
         let find = async |service: &str| state.find(&AgentQuery::new(service.parse().unwrap(), vec![])).await.unwrap();
@@ -427,7 +427,7 @@ async fn n14_a_mapper_does_not_start_with_a_redis_that_cannot_be_used() {
     // It was there when the mapper was made, and is gone when it starts.
     redis.kill();
     assert!(matches!(connect(&redis.url()).await.unwrap_err(), RedisError::Unreachable { .. }));
-    let builder = Mapper::builder(mapper("one"), serializer.clone(), system.connect()).state(state.clone());
+    let builder = Mapper::builder(serializer.clone(), system.connect()).state(state.clone());
     assert!(matches!(builder.start().await.unwrap_err(), MapperError::State(StateError::Unavailable(_))));
     let context = StateContext::new(Arc::new(AllowVerified), Arc::new(SystemClock), AGENT_TIMEOUT);
     assert!(matches!(state.start(context).await, Err(StateError::InUse)), "it serves one mapper");
@@ -436,7 +436,7 @@ async fn n14_a_mapper_does_not_start_with_a_redis_that_cannot_be_used() {
 #[tokio::test]
 async fn n14_plain_registrations_are_not_shared_unless_asked_for() {
     let redis = RedisServer::start();
-    let plain: Arc<dyn Serializer> = Arc::new(PlainSerializer::json());
+    let plain: Arc<dyn Serializer> = Arc::new(PlainSerializer::json(Identity::mapper("m1").unwrap()));
     assert_eq!(RedisState::connect(&redis.url(), options(plain.clone())).await.unwrap_err(), RedisError::NotSigned);
     assert_eq!(redis.run::<i64>(&["DBSIZE"]), 0, "nothing was written");
     let dangerous = options(plain).dangerous().accept_unsigned();

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc as blocking};
 use std::time::Duration;
 
-use nanite::agent::{Actor, AgentHandle, BuildError, Context, Reply, actor};
+use nanite::agent::{Actor, Agent, AgentError, Context, HandlerResult, actor, reply};
 use nanite::mapper::Mapper;
 use nanite::packet::{Failure, FailureCode, Identity, Payload};
 use nanite::request::Event;
@@ -34,7 +34,7 @@ fn gate() -> (Gate, impl Actor + 'static) {
             begins.send(number).unwrap();
             leave.acquire().await.unwrap().forget();
             now.fetch_sub(1, Ordering::SeqCst);
-            Reply::Ok(number)
+            reply(number)
         }
     });
     (gate, gated)
@@ -85,7 +85,7 @@ async fn answered(asked: Vec<Asked>) -> Vec<usize> {
     answers
 }
 
-async fn rig(system: &System, agent: nanite::agent::AgentBuilder) -> (AgentHandle, Mapper) {
+async fn rig(system: &System, agent: nanite::agent::AgentBuilder) -> (Agent, Mapper) {
     let agent = start(agent).await;
     let mapper = system.started_mapper("m1").await;
     knows(&mapper, &["fred"]).await;
@@ -151,10 +151,10 @@ async fn n15_a_job_that_fails_frees_its_worker() {
     let system = System::plain();
     let bad = actor("bad")
         .expose("error", |_: usize| async { Err::<(), _>(Failure::failed("no")) })
-        .expose("panic", |_: usize| async { if true { panic!("no") } else { Reply::Ok(()) } })
-        .expose_blocking("panic_blocking", |_: usize| if true { panic!("no") } else { Reply::Ok(()) })
-        .expose("payload", |(): ()| async { Reply::Ok(()) })
-        .expose("hang", |_: usize| std::future::pending::<Reply<()>>());
+        .expose("panic", |_: usize| async { if true { panic!("no") } else { reply(()) } })
+        .expose_blocking("panic_blocking", |_: usize| if true { panic!("no") } else { reply(()) })
+        .expose("payload", |(): ()| async { reply(()) })
+        .expose("hang", |_: usize| std::future::pending::<HandlerResult<()>>());
     let (agent, mapper) = rig(&system, system.agent("fred").actor(bad).concurrency(1)).await;
     for (service, code) in [
         ("/bad/error", FailureCode::Failed),
@@ -184,13 +184,13 @@ async fn n15_handlers_that_block_run_off_the_reactor() {
         .expose_blocking("block", move |_: usize| {
             began.send(()).unwrap();
             released.lock().unwrap().recv().unwrap();
-            Reply::Ok("unblocked")
+            reply("unblocked")
         })
         .expose("release", move |_: usize| {
             let release = release.clone();
             async move {
                 release.send(()).unwrap();
-                Reply::Ok(())
+                reply(())
             }
         });
     let (_agent, mapper) = rig(&system, system.agent("fred").actor(mixed)).await;
@@ -210,7 +210,7 @@ async fn n15_the_deadline_reaches_a_handler_that_emits_without_end_on_its_own_th
     let endless = actor("endless").expose_blocking("parts", move |_: usize, context: Context| {
         let failure = (0..).find_map(|number: u64| context.emit_blocking("n", number).err());
         ended.send(failure.unwrap().code).unwrap();
-        Reply::Ok(())
+        reply(())
     });
     let (agent, mapper) = rig(&system, system.agent("fred").actor(endless).concurrency(1)).await;
     let mut events = mapper.request("/endless/parts", 1).timeout(Duration::from_secs(1)).events().await.unwrap();
@@ -234,6 +234,6 @@ async fn n15_the_deadline_reaches_a_handler_that_emits_without_end_on_its_own_th
 async fn n15_no_worker_and_no_message_at_all_are_refused_when_the_agent_is_built() {
     let system = System::plain();
     for agent in [system.agent("fred").concurrency(0), system.agent("fred").prefetch(0)] {
-        assert!(matches!(agent.build(), Err(BuildError::Option(_))));
+        assert!(matches!(agent.start().await, Err(AgentError::Option(_))));
     }
 }

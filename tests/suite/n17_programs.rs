@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nanite::agent::{Agent, AgentHandle, ProgramActors, ProgramLimits, SkipReason, actor};
+use nanite::agent::{Agent, ProgramActors, ProgramLimits, SkipReason, actor};
 use nanite::mapper::Mapper;
 use nanite::packet::{Failure, FailureCode, Identity, Payload};
 use nanite::request::{Event, Events, RequestError};
@@ -63,7 +63,7 @@ fn mode(path: &Path, bits: u32) {
 
 /// An agent that runs programs, and a mapper that asks it.
 struct Rig {
-    agent: AgentHandle,
+    agent: Agent,
     mapper: Mapper,
     _system: System,
 }
@@ -71,8 +71,7 @@ struct Rig {
 impl Rig {
     async fn new(system: System, actors: ProgramActors) -> Self {
         let alive = actor("rig").expose("alive", |(): ()| async { Ok::<_, Failure>("yes") });
-        let agent: Agent = system.agent("fred").actor(actors).actor(alive).drain(Duration::ZERO).build().unwrap();
-        let agent = agent.start().await.unwrap();
+        let agent = system.agent("fred").actor(actors).actor(alive).drain(Duration::ZERO).start().await.unwrap();
         let mapper = system.mapper("m1").request_timeout(PATIENCE).start().await.unwrap();
         knows(&mapper, &["fred"]).await;
         Self { agent, mapper, _system: system }

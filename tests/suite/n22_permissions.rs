@@ -12,7 +12,7 @@ use lapin::options::{
 use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
 use lapin::types::{FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, ErrorKind, ExchangeKind};
-use nanite::agent::{Agent, Context, Reply, actor};
+use nanite::agent::{Agent, Context, actor, reply};
 use nanite::certs::{CertificateDirectory, DirectoryCertificateStore};
 use nanite::clock::{Clock, SystemClock};
 use nanite::packet::{Identity, Payload};
@@ -216,7 +216,7 @@ async fn n22_an_agents_user_can_do_nothing_with_what_is_anothers() {
 }
 
 /// The library's agent with its user of the broker, with an actor that asks others through a mapper.
-async fn asking(place: &Place, agent: &str) -> nanite::agent::AgentHandle {
+async fn asking(place: &Place, agent: &str) -> nanite::agent::Agent {
     let (identity, now) = (Identity::agent(agent).unwrap(), SystemClock.now());
     let certs = place.site.path("certs");
     let credentials = CertificateDirectory::new(&certs).credentials(&identity, None, now).unwrap();
@@ -228,10 +228,10 @@ async fn asking(place: &Place, agent: &str) -> nanite::agent::AgentHandle {
     let transport = AmqpTransport::connect(options).await.unwrap();
     let asking = actor("ask").expose("echo", async |text: Payload, context: Context| {
         let answers = context.proxy().request("/agent/echo", text).await?;
-        Reply::Ok(answers.results().next().map(|(_, value)| value.clone()))
+        reply(answers.results().next().map(|(_, value)| value.clone()))
     });
-    let agent = Agent::builder(identity, Arc::new(serializer), Arc::new(transport)).actor(asking);
-    agent.build().unwrap().start().await.unwrap()
+    let agent = Agent::builder(Arc::new(serializer), Arc::new(transport)).actor(asking);
+    agent.start().await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -81,8 +81,8 @@ fn n24_secure_agents_and_a_mapper_are_programs_of_their_own() {
         assert_eq!(said, [" added \"bolts\"", " added \"a hammer\"", " answers {\"cents\":2479}"], "{mapper:?}");
     }
     assert!(!mapper.out.contains("eve"), "{mapper:?}");
-    // What the mapper asks of all agents means nothing to it.
-    eve.wait_for("UnknownSigner");
+    // The mapper's certificate is not issued by the CA that it trusts.
+    eve.wait_for("BadCertificate");
     for agent in [&fred, &bob, &eve] {
         agent.signal(Signal::SIGINT);
     }

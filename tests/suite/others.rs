@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use nanite::agent::{Actor, Context, Reply, actor};
+use nanite::agent::{Actor, Context, actor, reply};
 use nanite::mapper::Mapper;
 use nanite::packet::{Failure, FailureCode, Identity, Payload, Register, Request, SelectorName};
 use nanite::policy::{AllowVerified, Caller, Decision, Policy};
@@ -35,7 +35,7 @@ fn agent_id(name: &str) -> Identity {
 fn echo() -> impl Actor {
     actor("simple").expose("echo", |text: Payload, context: Context| async move {
         context.emit("heard", context.caller().to_string()).await?;
-        Reply::Ok(text)
+        reply(text)
     })
 }
 
@@ -48,12 +48,13 @@ fn asking() -> impl Actor {
         while let Some(event) = events.next().await {
             seen.push(match event {
                 Event::Intermediate { from, key, value, .. } => format!("{from} {key} {value}"),
-                Event::Outcome { from, result } => format!("{from} says {}", result?),
+                Event::Outcome { from, result, .. } => format!("{from} says {}", result?),
                 Event::Failed(failure) => return Err(failure),
+                other => panic!("{other:?}"),
             });
         }
         seen.sort();
-        Reply::Ok(seen)
+        reply(seen)
     })
 }
 
@@ -77,7 +78,7 @@ async fn n10_each_request_is_handled_by_one_of_several_mappers(system: System) {
     let counted = calls.clone();
     let count = actor("count").expose("up", move |(): ()| {
         let n = counted.fetch_add(1, Ordering::SeqCst);
-        async move { Reply::Ok(n) }
+        async move { reply(n) }
     });
     let _bob = start(system.agent("bob").actor(count)).await;
     let fred = start(system.agent("fred").actor(echo())).await;
@@ -96,7 +97,7 @@ async fn n10_each_request_is_handled_by_one_of_several_mappers(system: System) {
 async fn n10_a_program_without_a_mapper_asks_through_one(system: System) {
     let _bob = start(system.agent("bob").actor(echo())).await;
     let tool = Identity::mapper("tool").unwrap();
-    let proxy = MapperProxy::start(tool.clone(), system.serializer(&tool), system.connect()).await.unwrap();
+    let proxy = MapperProxy::builder(system.serializer(&tool), system.connect()).start().await.unwrap();
     let mapper = system.started_mapper("m1").await;
     knows(&mapper, &["bob"]).await;
     let answers = proxy.request("/simple/echo", 7).await.unwrap();
@@ -130,8 +131,8 @@ impl Policy for Rules {
 
 async fn n11_hooks_decide_and_get_the_verified_signer(system: System) {
     let secure = system.is_secure();
-    let secret = || actor("secret").expose("read", |(): ()| async { Reply::Ok("42") });
-    let root = actor("root").expose("do", |(): ()| async { Reply::Ok(()) });
+    let secret = || actor("secret").expose("read", |(): ()| async { reply("42") });
+    let root = actor("root").expose("do", |(): ()| async { reply(()) });
     let _vault = start(system.agent("vault").actor(secret())).await;
     let _evil = start(system.agent("evil").actor(root)).await;
     let (boss, fred) = (start(system.agent("boss")).await, start(system.agent("fred")).await);
@@ -160,7 +161,7 @@ fn telling() -> (impl Actor, mpsc::UnboundedReceiver<String>) {
     let (told, heard) = mpsc::unbounded_channel();
     let log = actor("log").expose("write", move |line: String| {
         told.send(line.clone()).unwrap();
-        async move { Reply::Ok(line) }
+        async move { reply(line) }
     });
     (log, heard)
 }
@@ -218,11 +219,8 @@ async fn n12_what_waits_survives_a_mapper_and_a_broker_in_its_order(system: Syst
 async fn n12_a_cut_connection_neither_loses_nor_repeats_what_is_held(system: System) {
     let transport = system.connect();
     let identity = Identity::mapper("m1").unwrap();
-    let mapper = Mapper::builder(identity.clone(), system.serializer(&identity), transport.clone())
-        .offline_failsafe(true)
-        .start()
-        .await
-        .unwrap();
+    let mapper =
+        Mapper::builder(system.serializer(&identity), transport.clone()).offline_failsafe(true).start().await.unwrap();
     for i in 0..5 {
         mapper.push("/log/write", format!("{i}")).await.unwrap();
     }
@@ -247,7 +245,7 @@ async fn n13_persistent_messages_survive_a_restart_of_the_broker(system: System)
     let (log, mut heard) = telling();
     let transport = system.connect();
     let identity = agent_id("fred");
-    let agent = nanite::agent::Agent::builder(identity.clone(), system.serializer(&identity), transport.clone());
+    let agent = nanite::agent::Agent::builder(system.serializer(&identity), transport.clone());
     let _fred = start(agent.actor(log)).await;
     let mapper = system.mapper("m1").persistent(true).start().await.unwrap();
     knows(&mapper, &["fred"]).await;

@@ -27,7 +27,7 @@ fn s01_requests_are_opened_by_whom_they_are_for_in_both_suites() {
                 let signer = inbound.signer().unwrap();
                 assert_eq!(signer.signer(), &m1);
                 assert_eq!(signer.id(), sealed.id);
-                assert_eq!(Some(signer.instance()), from.instance());
+                assert_eq!(Some(signer.instance()), from.verification().map(|verification| verification.instance()));
                 assert_eq!(signer.expires_at(), at(61));
                 assert!(signer.proof().is_none());
                 assert_eq!(reader.counters().refused_in_all(), 0);

@@ -4,6 +4,7 @@ use nanite::certs::KeyType;
 use nanite::packet::{Advertise, MessageId, Outcome, Packet, Payload, Register, Request, Status, Token};
 use nanite::serializer::{
     Audience, Codec, InboundQueue, Json, MessageClass, OpenContext, OpenErrorKind, SealRequest, Serializer,
+    Verification,
 };
 use serde_json::{Value, json};
 
@@ -71,7 +72,7 @@ fn s01_an_independent_reader_opens_what_is_sealed() {
             let expected = json!({
                 "version": 2,
                 "kind": kind,
-                "from": serializer.identity().unwrap().as_str(),
+                "from": serializer.identity().as_str(),
                 "instance": T0.as_micros(),
                 "sequence": header["sequence"],
                 "to": to,

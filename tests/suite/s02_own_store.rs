@@ -276,7 +276,7 @@ fn s02_a_store_that_blocks_holds_up_nothing_but_its_messages() {
     let store = Arc::new(Slow { known: pki.peers.clone(), open: Mutex::new(false), opened: Condvar::new() });
     let serializer = SecureSerializer::builder(m1, store.clone(), pki.ca.trust().unwrap()).build().unwrap();
     let transport = Arc::new(MemoryBroker::new().connect());
-    let link = Link::new(mapper("m1"), Arc::new(serializer), transport, Arc::new(SystemClock)).unwrap();
+    let link = Link::builder(Arc::new(serializer), transport).build();
 
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let seal = || {

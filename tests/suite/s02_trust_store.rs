@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use nanite::agent::{Agent, AgentHandle, actor};
+use nanite::agent::{Agent, actor};
 use nanite::certs::{CertificateAuthority, CertificateStore, Credentials, KeyType, StaticCertificateStore, TrustStore};
 use nanite::clock::{Clock, SystemClock};
 use nanite::mapper::Mapper;
@@ -64,16 +64,16 @@ impl Apart {
         Node { identity, serializer, store }
     }
 
-    async fn agent(&self, node: &Node) -> AgentHandle {
+    async fn agent(&self, node: &Node) -> Agent {
         let connection = Arc::new(self.broker.connect());
         let echo = actor("simple").expose("echo", async |payload: Payload| Ok::<_, Failure>(payload));
-        let agent = Agent::builder(node.identity.clone(), node.serializer.clone(), connection).actor(echo);
-        agent.ping_time(Duration::from_millis(50)).status(|| 1.0).build().unwrap().start().await.unwrap()
+        let agent = Agent::builder(node.serializer.clone(), connection).actor(echo);
+        agent.ping_time(Duration::from_millis(50)).status(|| 1.0).start().await.unwrap()
     }
 
     async fn mapper(&self, node: &Node) -> Mapper {
         let connection = Arc::new(self.broker.connect());
-        Mapper::builder(node.identity.clone(), node.serializer.clone(), connection).start().await.unwrap()
+        Mapper::builder(node.serializer.clone(), connection).start().await.unwrap()
     }
 }
 
@@ -162,7 +162,7 @@ async fn s02_a_program_without_a_mapper_learns_the_mappers_before_it_asks() {
     for identity in [agent("asker"), mapper("asker")] {
         let node = apart.node(identity);
         let connection = Arc::new(apart.broker.connect());
-        let proxy = MapperProxy::start(node.identity.clone(), node.serializer.clone(), connection).await.unwrap();
+        let proxy = MapperProxy::builder(node.serializer.clone(), connection).start().await.unwrap();
         let answers = proxy.request("/simple/echo", json("[2]")).timeout(Duration::from_secs(20)).await.unwrap();
         assert_eq!(answers.results().count(), 1, "{}: {answers:?}", node.identity);
     }
@@ -178,7 +178,7 @@ async fn s02_an_agent_that_missed_a_mappers_start_is_asked_who_it_is() {
     knows(&first, &["fred"]).await;
     // It never hears that the second comes: what it says is for the first only, and the second does not know its certificate.
     let connection = Arc::new(Mute { inner: apart.broker.connect(), missed: AtomicUsize::new(0) });
-    let builder = Mapper::builder(m2.identity.clone(), m2.serializer.clone(), connection.clone());
+    let builder = Mapper::builder(m2.serializer.clone(), connection.clone());
     let second = builder.start().await.unwrap();
     knows(&second, &["fred"]).await;
     assert!(connection.missed.load(Ordering::SeqCst) > 0);

@@ -110,7 +110,7 @@ fn s04_a_running_node_refuses_what_was_revoked_whatever_it_believed_before() {
     let place = Place::new();
     let [m1, fred, bob] = [mapper("m1"), agent("fred"), agent("bob")].map(|identity| place.serializer(&identity));
     let say = |by: &SecureSerializer, now: Timestamp| {
-        let identity = by.identity().unwrap().clone();
+        let identity = by.identity().clone();
         let ping = Packet::Ping(Ping { identity, status: Status::new(1.0), instance: None });
         let bytes = by.seal(&ping, &SealRequest::new(&Audience::Mappers, now)).unwrap().bytes;
         m1.open(&bytes, &OpenContext::new(InboundQueue::Presence, now)).map(drop)

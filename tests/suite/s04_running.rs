@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nanite::agent::{Agent, AgentHandle, actor};
+use nanite::agent::{Agent, actor};
 use nanite::audit::{AuditLog, AuditOptions};
 use nanite::certs::{
     Certificate, CertificateStore, Credentials, PrivateKey, StaticCertificateStore, Trust, TrustStore,
@@ -78,18 +78,18 @@ impl World {
         Arc::new(builder.started_at(self.clock.now()).build().unwrap())
     }
 
-    async fn agent(&self, ca: &Forged, name: &str) -> AgentHandle {
+    async fn agent(&self, ca: &Forged, name: &str) -> Agent {
         let identity = agent(name);
         let serializer = self.serializer(ca, &identity, Arc::new(self.believing()));
         let echo = actor("simple").expose("echo", async |payload: Payload| Ok::<_, Failure>(payload));
-        let builder = Agent::builder(identity, serializer, Arc::new(self.broker.connect())).actor(echo);
+        let builder = Agent::builder(serializer, Arc::new(self.broker.connect())).actor(echo);
         let builder = builder.clock(self.clock.clone()).ping_time(Duration::from_millis(20)).status(|| 1.0);
-        builder.build().unwrap().start().await.unwrap()
+        builder.start().await.unwrap()
     }
 
     async fn mapper(&self, trust: &Arc<Trust>) -> Mapper {
         let serializer = self.serializer(&self.other, &mapper("m1"), trust.clone());
-        let builder = Mapper::builder(mapper("m1"), serializer, Arc::new(self.broker.connect()));
+        let builder = Mapper::builder(serializer, Arc::new(self.broker.connect()));
         let audit = AuditLog::open(self.log(), AuditOptions::default()).unwrap();
         builder.clock(self.clock.clone()).audit(audit).start().await.unwrap()
     }

@@ -135,7 +135,7 @@ fn s06_a_full_memory_refuses_until_what_it_holds_has_expired() {
     assert_eq!(m1.remembered(), 1);
 
     let ping = |sender: usize, second: u64| {
-        let identity = senders[sender].identity().unwrap().clone();
+        let identity = senders[sender].identity().clone();
         let packet = Packet::Ping(Ping { identity, status: Status::new(0.5), instance: None });
         let bytes = seal(&senders[sender], &packet, &Audience::Mappers, at(second));
         m1.open(&bytes, &OpenContext::new(InboundQueue::Presence, at(second))).map(|_| ()).map_err(|error| error.kind)

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use nanite::agent::{Reply, actor};
+use nanite::agent::{actor, reply};
 use nanite::audit::{AuditError, AuditLog, AuditOptions, Overflow, Record, verify};
 use nanite::clock::Timestamp;
 use nanite::packet::Identity;
@@ -37,8 +37,8 @@ async fn s09_every_message_and_decision_has_its_line() {
     let open = |path: &Path| AuditLog::open(path, AuditOptions::default()).unwrap();
     let rules = "[[request]]\nname = \"light\"\ncallers = [\"mapper-*\"]\nservices = [\"/work/light\"]";
     let work = actor("work")
-        .expose("light", |secret: String| async move { Reply::Ok(secret.len()) })
-        .expose("heavy", |(): ()| async { Reply::Ok(()) });
+        .expose("light", |secret: String| async move { reply(secret.len()) })
+        .expose("heavy", |(): ()| async { reply(()) });
     let agent = system.agent("fred").audit(open(&at_agent)).policy(Rules::from_toml(rules).unwrap()).actor(work);
     let agent = start(agent).await;
     let mapper = system.mapper("m1").audit(open(&at_mapper)).start().await.unwrap();

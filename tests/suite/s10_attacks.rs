@@ -193,7 +193,7 @@ fn s10_downgraded_to_less_protection_is_refused() {
     let inbound = taker.open(&signed_only, &OpenContext::new(InboundQueue::AgentInbox, at(11))).unwrap();
     assert_eq!(inbound.packet, request(), "only who was built to take it does");
 
-    let plaintext = PlainSerializer::json().seal(&request(), &how).unwrap().bytes;
+    let plaintext = PlainSerializer::json(agent("fred")).seal(&request(), &how).unwrap().bytes;
     world.refused(&plaintext, Malformed);
     world.refused(&Json.encode(&request()).unwrap(), Malformed);
     world.refused(b"", Malformed);

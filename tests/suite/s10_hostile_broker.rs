@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use nanite::agent::{Actor, Agent, AgentHandle, Context, actor};
+use nanite::agent::{Actor, Agent, Context, actor};
 use nanite::certs::{CertificateAuthority, CertificateStore, KeyType, StaticCertificateStore, TrustStore};
 use nanite::clock::{Clock, SystemClock};
 use nanite::files::{Broadcast, FileRoot};
@@ -166,10 +166,10 @@ impl World {
         })
     }
 
-    async fn agent(&self, name: &str, key_type: KeyType, files: Option<&TempDir>) -> (AgentHandle, Arc<Process>) {
+    async fn agent(&self, name: &str, key_type: KeyType, files: Option<&TempDir>) -> (Agent, Arc<Process>) {
         let identity = agent(name);
         let process = self.process(&identity, key_type);
-        let mut builder = Agent::builder(identity.clone(), self.watched(&process), process.wire.clone())
+        let mut builder = Agent::builder(self.watched(&process), process.wire.clone())
             .ping_time(Duration::from_millis(50))
             .drain(Duration::from_secs(5))
             .status(|| 1.0);
@@ -187,13 +187,13 @@ impl World {
                 }
             }));
         }
-        (builder.build().unwrap().start().await.unwrap(), process)
+        (builder.start().await.unwrap(), process)
     }
 
     async fn mapper(&self, name: &str, key_type: KeyType, short_lived: bool) -> (Mapper, Arc<Process>) {
         let identity = mapper(name);
         let process = self.process(&identity, key_type);
-        let builder = Mapper::builder(identity, self.watched(&process), process.wire.clone())
+        let builder = Mapper::builder(self.watched(&process), process.wire.clone())
             .request_timeout(SHORT)
             .offline_redelivery_frequency(Duration::from_millis(200));
         let builder = if short_lived { builder.short_lived() } else { builder };
@@ -243,7 +243,7 @@ impl World {
                     }
                     next = part + 1;
                 }
-                Event::Outcome { from, result: Ok(value) } if value != answer(number, &from) => {
+                Event::Outcome { from, result: Ok(value), .. } if value != answer(number, &from) => {
                     self.work.fault(format!("{from} has answered {value} to number {number}"));
                 }
                 _ => {}

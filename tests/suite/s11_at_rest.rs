@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use nanite::agent::{Agent, Reply, actor};
+use nanite::agent::{Agent, actor, reply};
 use nanite::certs::KeyType;
 use nanite::clock::{Clock, SystemClock};
 use nanite::mapper::Mapper;
@@ -30,8 +30,8 @@ trait Formats {
 struct InPlain;
 
 impl Formats for InPlain {
-    fn of(&self, _: &Identity) -> Arc<dyn Serializer> {
-        Arc::new(PlainSerializer::json())
+    fn of(&self, identity: &Identity) -> Arc<dyn Serializer> {
+        Arc::new(PlainSerializer::json(identity.clone()))
     }
 }
 
@@ -71,7 +71,7 @@ async fn fill(formats: &dyn Formats) -> Vec<(String, Vec<String>)> {
         let never = never.clone();
         async move {
             let _ = never.acquire().await;
-            Reply::Ok("retreat")
+            reply("retreat")
         }
     });
     let transport = connect(&broker).await;
@@ -85,14 +85,14 @@ async fn fill(formats: &dyn Formats) -> Vec<(String, Vec<String>)> {
         let (status, answer) = broker.api("POST", &path, &json!({}));
         assert_eq!(status, 201, "{answer}");
     }
-    let agent = Agent::builder(fred.clone(), formats.of(&fred), transport)
+    let agent = Agent::builder(formats.of(&fred), transport)
         .actor(launch)
         .tag("classified".parse().unwrap())
         .ping_time(Duration::from_millis(50))
         .concurrency(1)
         .prefetch(1);
-    let agent = agent.build().unwrap().start().await.unwrap();
-    let mapper = Mapper::builder(desk, at_desk, connect(&broker).await).short_lived().start().await.unwrap();
+    let agent = agent.start().await.unwrap();
+    let mapper = Mapper::builder(at_desk, connect(&broker).await).short_lived().start().await.unwrap();
     wait_until("the agent is known", async || !mapper.agents().await.unwrap().is_empty()).await;
     for _ in 0..5 {
         mapper.push("/topsecret/launch", "attack at dawn").await.unwrap();
@@ -102,7 +102,7 @@ async fn fill(formats: &dyn Formats) -> Vec<(String, Vec<String>)> {
         assert!(offline.push().await.unwrap().is_empty());
     }
     connect(&broker).await.declare(&topology::requests()).await.unwrap();
-    let proxy = MapperProxy::start(tool, at_tool, connect(&broker).await).await.unwrap();
+    let proxy = MapperProxy::builder(at_tool, connect(&broker).await).start().await.unwrap();
     for _ in 0..5 {
         proxy.push("/topsecret/launch", "attack at dawn").await.unwrap();
     }

@@ -275,8 +275,7 @@ async fn u02_denied_is_exit_code_5() {
     let serializer = SecureSerializer::builder(credentials, Arc::new(store), trust).build().unwrap();
     let transport = Arc::new(site.broker.connect().await);
     let echo = actor("simple").expose("echo", async |payload: Payload| Ok::<_, Failure>(payload));
-    let agent = Agent::builder(fred, Arc::new(serializer), transport).actor(echo).policy(Closed).build().unwrap();
-    let _agent = agent.start().await.unwrap();
+    let _agent = Agent::builder(serializer, transport).actor(echo).policy(Closed).start().await.unwrap();
     let denied = tokio::task::block_in_place(|| site.run(&request(&["/simple/echo", "--json"])));
     assert_fails(&denied, 5, &["nanite-fred: denied: Denied", "0 answered, 1 failed, 0 missing"]);
     let json: Value = serde_json::from_str(&denied.out).unwrap();

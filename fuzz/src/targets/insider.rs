@@ -51,7 +51,7 @@ pub fn run(data: &[u8]) {
             assert!(matches!(&header.to, Audience::One(to) if to == me) || !matches!(header.to, Audience::One(_)));
             check(&header, &inbound.packet, channel, recipients.is_some());
             let verified = inbound.signer().unwrap();
-            assert_eq!(verified.signer(), signer.identity().unwrap(), "another signer");
+            assert_eq!(verified.signer(), signer.identity(), "another signer");
             assert_eq!(verified.signer(), &header.from);
             let again = reader.open(&message, &context);
             let replayed = again.is_err_and(|error| error.kind == OpenErrorKind::Replayed);

@@ -37,7 +37,7 @@ use tokio::sync::watch as channel;
 
 pub use directory::{SkipReason, Skipped};
 
-use super::{Actor, Context, Reply};
+use super::{Actor, Context, HandlerResult};
 use crate::packet::{Failure, FailureCode, Payload, Service};
 use watch::Watched;
 
@@ -135,7 +135,7 @@ impl Actor for ProgramActors {
         self.watched.listing().programs.keys().cloned().collect()
     }
 
-    async fn call(&self, service: &Service, payload: Payload, context: Context) -> Reply<Payload> {
+    async fn call(&self, service: &Service, payload: Payload, context: Context) -> HandlerResult<Payload> {
         let Some(program) = self.watched.listing().programs.get(service).cloned() else {
             return Err(Failure::new(FailureCode::NoSuchService, format!("no service {service} here")));
         };

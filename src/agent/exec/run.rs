@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use super::ProgramLimits;
 use super::directory::{Directory, Program};
 use super::process::{Group, Spawned, spawn};
-use crate::agent::{Context, Reply};
+use crate::agent::{Context, HandlerResult};
 use crate::packet::{Failure, FailureCode, Intermediate, Payload};
 
 /// What a program inherits of this process's environment, beside `LC_*`.
@@ -31,10 +31,10 @@ pub(super) async fn run(
     payload: Payload,
     context: Context,
     limits: ProgramLimits,
-) -> Reply<Payload> {
+) -> HandlerResult<Payload> {
     let environment = environment(&context);
     // Starting a process blocks, and so do the looks at the file system before it.
-    let start = move || -> Reply<(Spawned, Vec<u8>)> {
+    let start = move || -> HandlerResult<(Spawned, Vec<u8>)> {
         directory.check(&program.path).map_err(|skipped| {
             tracing::warn!(program = ?program.path, path = ?skipped.path, reason = %skipped.reason, "not run");
             cannot_run(&skipped.reason)
@@ -85,7 +85,7 @@ pub(super) async fn run(
 }
 
 /// Does what blocks or takes long on a thread of its own.
-async fn off_reactor<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Reply<T> {
+async fn off_reactor<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> HandlerResult<T> {
     tokio::task::spawn_blocking(work).await.map_err(|_| Failure::new(FailureCode::Lost, "the agent is stopping"))
 }
 
@@ -114,7 +114,7 @@ struct Running {
 
 impl Running {
     /// Waits for the end of the program, ends what it left behind, and tells those who read its pipes.
-    async fn ended(&self, has_ended: watch::Sender<bool>) -> Reply<()> {
+    async fn ended(&self, has_ended: watch::Sender<bool>) -> HandlerResult<()> {
         if let Some(group) = &self.group {
             group.ended().await.map_err(lost)?;
             group.kill();
@@ -124,7 +124,7 @@ impl Running {
     }
 
     /// The exit status of a program that has ended.
-    fn reap(&mut self) -> Reply<ExitStatus> {
+    fn reap(&mut self) -> HandlerResult<ExitStatus> {
         let group = self.group.take();
         group.map_or_else(|| Err(io::ErrorKind::NotFound.into()), |mut group| group.reap()).map_err(lost)
     }
@@ -154,12 +154,12 @@ struct Source {
 }
 
 impl Source {
-    fn new(pipe: OwnedFd, ended: watch::Receiver<bool>) -> Reply<Self> {
+    fn new(pipe: OwnedFd, ended: watch::Receiver<bool>) -> HandlerResult<Self> {
         Ok(Self { pipe: pipe::Receiver::from_owned_fd(pipe).map_err(lost)?, ended })
     }
 
     /// The next bytes; none at the end.
-    async fn read<'a>(&mut self, chunk: &'a mut [u8]) -> Reply<&'a [u8]> {
+    async fn read<'a>(&mut self, chunk: &'a mut [u8]) -> HandlerResult<&'a [u8]> {
         let read = tokio::select! {
             biased;
             read = self.pipe.read(chunk) => Some(read),
@@ -186,7 +186,7 @@ async fn has_ended(ended: &mut watch::Receiver<bool>) {
 }
 
 /// Gives the program its input. One that does not read it is no failure.
-async fn feed(mut stdin: pipe::Sender, input: Vec<u8>, mut ended: watch::Receiver<bool>) -> Reply<()> {
+async fn feed(mut stdin: pipe::Sender, input: Vec<u8>, mut ended: watch::Receiver<bool>) -> HandlerResult<()> {
     tokio::select! {
         _ = stdin.write_all(&input) => {}
         () = has_ended(&mut ended) => {}
@@ -195,7 +195,7 @@ async fn feed(mut stdin: pipe::Sender, input: Vec<u8>, mut ended: watch::Receive
 }
 
 /// All of a program's standard output, up to the limit.
-async fn output(mut stdout: Source, limit: usize) -> Reply<Vec<u8>> {
+async fn output(mut stdout: Source, limit: usize) -> HandlerResult<Vec<u8>> {
     let mut output = Vec::new();
     let mut chunk = [0; CHUNK];
     loop {
@@ -211,7 +211,7 @@ async fn output(mut stdout: Source, limit: usize) -> Reply<Vec<u8>> {
 }
 
 /// The end of what a program writes to its standard error.
-async fn end(mut stderr: Source, limit: usize) -> Reply<Vec<u8>> {
+async fn end(mut stderr: Source, limit: usize) -> HandlerResult<Vec<u8>> {
     let mut end = Vec::new();
     let mut chunk = [0; CHUNK];
     loop {
@@ -225,7 +225,7 @@ async fn end(mut stderr: Source, limit: usize) -> Reply<Vec<u8>> {
 }
 
 /// Sends a program's intermediate results, in order. While they are on their way the pipe fills, and the program waits.
-async fn emit(mut parts: Source, limit: usize, context: &Context) -> Reply<()> {
+async fn emit(mut parts: Source, limit: usize, context: &Context) -> HandlerResult<()> {
     let mut line = Vec::new();
     let mut chunk = [0; CHUNK];
     loop {
@@ -254,7 +254,7 @@ struct Part {
     value: Payload,
 }
 
-async fn part(line: &[u8], context: &Context) -> Reply<()> {
+async fn part(line: &[u8], context: &Context) -> HandlerResult<()> {
     if line.trim_ascii().is_empty() {
         return Ok(());
     }
@@ -266,7 +266,7 @@ async fn part(line: &[u8], context: &Context) -> Reply<()> {
 
 /// The result that an output stands for: null where there is none, JSON where it parses, else the text without its last line
 /// break.
-fn result(output: Vec<u8>) -> Reply<Payload> {
+fn result(output: Vec<u8>) -> HandlerResult<Payload> {
     let text = String::from_utf8(output).map_err(|_| bad_answer("a standard output that is not UTF-8"))?;
     if text.is_empty() {
         return Ok(Payload::default());
@@ -352,12 +352,10 @@ mod tests {
         fn begin(
             &self,
             limits: ProgramLimits,
-        ) -> (impl Future<Output = Reply<Payload>> + Send + use<>, mpsc::Receiver<Emitted>) {
+        ) -> (impl Future<Output = HandlerResult<Payload>> + Send + use<>, mpsc::Receiver<Emitted>) {
             let (emitter, emitted) = mpsc::channel(1);
             let (agent, broker) = (Identity::agent("a").unwrap(), MemoryBroker::new());
-            let link =
-                Link::new(agent, Arc::new(PlainSerializer::json()), Arc::new(broker.connect()), Arc::new(SystemClock))
-                    .unwrap();
+            let link = Link::builder(PlainSerializer::json(agent), broker.connect()).build();
             let context = Context::new(Inner {
                 service: "/a/b".parse().unwrap(),
                 token: None,
@@ -368,7 +366,7 @@ mod tests {
                 deadline: None,
                 now: SystemClock.now(),
                 emitter: Some(emitter),
-                proxy: MapperProxy::of(link),
+                proxy: MapperProxy::of_agent(link),
             });
             (run(self.directory.clone(), self.program.clone(), Payload::default(), context, limits), emitted)
         }

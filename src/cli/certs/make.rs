@@ -12,9 +12,9 @@ use crate::certs::files::{self, PUBLIC, SECRET};
 use crate::certs::{
     CertificateAuthority, CertificateDirectory, CertificateRequest, IssueError, KeyError, KeyType, PrivateKey,
 };
+use crate::cli::args::{self, CaPassphrase, Passphrase};
 use crate::cli::error::{CliError, Exit};
-use crate::cli::passphrase::{self, CaArgs};
-use crate::cli::{duration, output, remedy};
+use crate::cli::{output, remedy};
 use crate::clock::{Clock, SystemClock, Timestamp};
 
 /// The trust domain when none is given: a name that no one can own (ICANN, 2024).
@@ -31,10 +31,10 @@ pub(in crate::cli) struct Init {
     #[arg(long, value_name = "TYPE", default_value_t)]
     key_type: KeyType,
     /// How long the CA is valid.
-    #[arg(long, value_name = "TIME", default_value = "3652d", value_parser = duration::parse)]
+    #[arg(long, value_name = "TIME", default_value = "3652d", value_parser = args::duration)]
     valid_for: Duration,
     #[command(flatten)]
-    passphrase: CaArgs,
+    passphrase: CaPassphrase,
     #[command(flatten)]
     how: How,
 }
@@ -49,12 +49,12 @@ pub(in crate::cli) struct Issue {
     #[arg(long, value_name = "TYPE", default_value_t)]
     key_type: KeyType,
     /// How long the certificate is valid.
-    #[arg(long, value_name = "TIME", default_value = "30d", value_parser = duration::parse)]
+    #[arg(long, value_name = "TIME", default_value = "30d", value_parser = args::duration)]
     valid_for: Duration,
     #[command(flatten)]
-    ca: CaArgs,
+    ca: CaPassphrase,
     #[command(flatten)]
-    passphrase: passphrase::Args,
+    passphrase: Passphrase,
     #[command(flatten)]
     how: How,
 }
@@ -69,7 +69,7 @@ pub(in crate::cli) struct Csr {
     #[arg(long, value_name = "TYPE", default_value_t)]
     key_type: KeyType,
     #[command(flatten)]
-    passphrase: passphrase::Args,
+    passphrase: Passphrase,
     #[command(flatten)]
     how: How,
 }
@@ -84,10 +84,10 @@ pub(in crate::cli) struct Sign {
     #[command(flatten)]
     place: Place,
     /// How long the certificate is valid.
-    #[arg(long, value_name = "TIME", default_value = "30d", value_parser = duration::parse)]
+    #[arg(long, value_name = "TIME", default_value = "30d", value_parser = args::duration)]
     valid_for: Duration,
     #[command(flatten)]
-    ca: CaArgs,
+    ca: CaPassphrase,
     #[command(flatten)]
     how: How,
 }
@@ -277,7 +277,7 @@ impl How {
 /// The CA of a directory, with its key.
 pub(super) fn authority(
     directory: &CertificateDirectory,
-    passphrase: &CaArgs,
+    passphrase: &CaPassphrase,
     now: Timestamp,
 ) -> Result<CertificateAuthority, CliError> {
     // For its errors: the same file is read below.

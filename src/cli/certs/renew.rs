@@ -14,9 +14,9 @@ use crate::certs::files::{self, PUBLIC, SECRET};
 use crate::certs::{
     Certificate, CertificateAuthority, CertificateDirectory, Content, KeyType, PrivateKey, RevocationList, Suite,
 };
+use crate::cli::args::{self, CaPassphrase, Passphrase};
 use crate::cli::error::{CliError, Exit};
-use crate::cli::passphrase::{self, CaArgs};
-use crate::cli::{duration, output, remedy};
+use crate::cli::{output, remedy};
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::packet::{Identity, Role};
 
@@ -34,7 +34,7 @@ struct Which {
     #[command(flatten)]
     place: Place,
     /// What has less than this left has to be renewed [default: a third of its validity].
-    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    #[arg(long, value_name = "TIME", value_parser = args::duration)]
     before: Option<Duration>,
 }
 
@@ -46,7 +46,7 @@ pub(in crate::cli) struct Renew {
     #[arg(long)]
     if_needed: bool,
     /// How long the new certificate is valid.
-    #[arg(long, value_name = "TIME", default_value = "30d", value_parser = duration::parse)]
+    #[arg(long, value_name = "TIME", default_value = "30d", value_parser = args::duration)]
     valid_for: Duration,
     /// The type of the new key [default: as before].
     #[arg(long, value_name = "TYPE")]
@@ -55,9 +55,9 @@ pub(in crate::cli) struct Renew {
     #[arg(long, value_name = "COMMAND")]
     exec: Option<String>,
     #[command(flatten)]
-    ca: CaArgs,
+    ca: CaPassphrase,
     #[command(flatten)]
-    passphrase: passphrase::Args,
+    passphrase: Passphrase,
     /// Say what was renewed as JSON.
     #[arg(long)]
     json: bool,

@@ -10,9 +10,9 @@ use super::make::{authority, cannot_write};
 use super::{Node, Place};
 use crate::certs::files::{self, PUBLIC};
 use crate::certs::{CertificateAuthority, CertificateDirectory, Content, Reason, RevocationList};
+use crate::cli::args::{self, CaPassphrase};
 use crate::cli::error::{CliError, Exit};
-use crate::cli::passphrase::CaArgs;
-use crate::cli::{duration, output, remedy};
+use crate::cli::{output, remedy};
 use crate::clock::{Clock, SystemClock, Timestamp};
 
 #[derive(Debug, Args)]
@@ -39,10 +39,10 @@ pub(in crate::cli) struct Crl {
 #[derive(Debug, Args)]
 struct How {
     /// How long the list holds: a node that has no newer one by then believes nobody.
-    #[arg(long, value_name = "TIME", default_value = "30d", value_parser = duration::parse)]
+    #[arg(long, value_name = "TIME", default_value = "30d", value_parser = args::duration)]
     valid_for: Duration,
     #[command(flatten)]
-    passphrase: CaArgs,
+    passphrase: CaPassphrase,
     /// Say what was made as JSON.
     #[arg(long)]
     json: bool,

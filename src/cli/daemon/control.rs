@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde::Serialize;
 
-use super::pidfile::{self, PidFile, Process, Running, State};
+use super::pidfile::{self, PidFile, PidFileError, Process, Running, State};
 use crate::cli::error::{CliError, Exit};
 use crate::cli::runtime::Global;
 use crate::cli::{args, node, output};
@@ -103,12 +103,12 @@ impl Stop {
             }
         };
         let not_running = |why: String| CliError::new(Exit::NotOffered, format!("{identity} is not running{why}"));
-        let process = match pidfile::find(&dir, identity)? {
+        let process = match pidfile::find(&dir, identity).map_err(PidFileError::with_remedy)? {
             Running::Yes(process) => process,
             Running::No => return Err(not_running(format!(": it has no pid file in {shown}"))),
             Running::Stale(process) => {
                 // Taking the file over and dropping it removes it.
-                drop(PidFile::take(&dir, identity)?);
+                drop(PidFile::take(&dir, identity).map_err(PidFileError::with_remedy)?);
                 let it = process.map_or_else(|| "it".to_owned(), |process| format!("pid {}", process.pid));
                 return Err(not_running(format!(": {it} ended without removing its pid file, which is removed now")));
             }
@@ -157,7 +157,7 @@ impl Status {
     fn run(&self, global: &Global, role: Role) -> Result<Exit, CliError> {
         let (dir, identities) = self.target.find(global, role)?;
         let node = |identity: Identity| -> Result<Node, CliError> {
-            let (state, process) = match pidfile::find(&dir, &identity)? {
+            let (state, process) = match pidfile::find(&dir, &identity).map_err(PidFileError::with_remedy)? {
                 Running::Yes(process) => (process.state.word().trim_end(), Some(process)),
                 Running::Stale(_) => ("stale", None),
                 Running::No => ("stopped", None),

@@ -21,7 +21,7 @@ use rustix::fs::OFlags;
 use rustix::stdio::{dup2_stderr, dup2_stdout};
 
 use control::Control;
-use pidfile::{PidFile, State};
+use pidfile::{PidFile, PidFileError, State};
 
 use super::config::Config;
 use super::error::{CliError, Exit};
@@ -91,7 +91,7 @@ impl DaemonArgs {
         let given = self.pid_dir.as_ref().or(global.config.file.pid_dir.as_ref());
         let pid_file = match given {
             None if !self.daemonized => None,
-            _ => Some(PidFile::take(&pidfile::directory(given)?, identity)?),
+            _ => Some(PidFile::take(&pidfile::directory(given)?, identity).map_err(PidFileError::with_remedy)?),
         };
         let log = self.log_dir(&global.config).map(|dir| open_log(global, dir, identity)).transpose()?;
         Ok(Process { pid_file, log, daemonized: self.daemonized })

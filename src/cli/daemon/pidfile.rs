@@ -80,10 +80,10 @@ pub(super) enum PidFileError {
     },
 }
 
-impl From<PidFileError> for CliError {
-    fn from(error: PidFileError) -> Self {
-        let failure = |exit| Self::of(exit, &error);
-        match &error {
+impl PidFileError {
+    pub(super) fn with_remedy(self) -> CliError {
+        let failure = |exit| CliError::of(exit, &self);
+        match &self {
             PidFileError::AlreadyRunning { identity, dir, .. } => failure(Exit::Failure).help(format!(
                 "stop it with `nanite {} stop --token {} --pid-dir {}`, or give this one another name",
                 identity.role(),

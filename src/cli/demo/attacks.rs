@@ -55,7 +55,7 @@ fn attacks<'a>(pki: &Pki, world: &'a World, passed: &[PublishedMessage]) -> Resu
     let forged = order(stranger.as_ref(), ada, now)?;
     let of_agent = order(other_agent.as_ref(), ada, now)?;
     let old = order(tower.as_ref(), ada, now.saturating_sub(OLD))?;
-    let plain = order(&PlainSerializer::json(), ada, now)?;
+    let plain = order(&PlainSerializer::json(tower.identity().clone()), ada, now)?;
     let mut noise = vec![0; 700];
     openssl::rand::rand_bytes(&mut noise).map_err(stopped("cannot make random bytes"))?;
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::facts::{Certificates, Issued};
 use super::stopped;
-use crate::agent::{Agent, AgentHandle, Context, Handlers, Reply, actor};
+use crate::agent::{Agent, Context, HandlerResult, Handlers, actor};
 use crate::certs::{CertificateAuthority, Credentials, KeyType, StaticCertificateStore};
 use crate::cli::error::{CliError, Exit};
 use crate::clock::{Clock, SystemClock};
@@ -109,7 +109,7 @@ pub(super) struct World {
 /// An agent at work.
 pub(super) struct Worker {
     pub identity: Identity,
-    pub handle: AgentHandle,
+    pub handle: Agent,
     ran: Arc<AtomicU64>,
 }
 
@@ -128,7 +128,10 @@ impl World {
 
     /// Nobody does, with the same names: what the secure one is held against.
     pub async fn plain(pki: &Pki) -> Result<Self, CliError> {
-        Self::start(|_| Ok(Arc::new(PlainSerializer::json())), [&pki.tower, &pki.ada, &pki.bob]).await
+        let plain = |credentials: &Credentials| -> Result<Arc<dyn Serializer>, CliError> {
+            Ok(Arc::new(PlainSerializer::json(credentials.certificate().identity().clone())))
+        };
+        Self::start(plain, [&pki.tower, &pki.ada, &pki.bob]).await
     }
 
     async fn start(
@@ -139,12 +142,11 @@ impl World {
         let tap = broker.tap(LOOKED_AT);
         let ada = start_agent(&broker, ada, speaks(ada)?, 0.2, Some(TAG)).await?;
         let bob = start_agent(&broker, bob, speaks(bob)?, 0.9, None).await?;
-        let mapper =
-            Mapper::builder(tower.certificate().identity().clone(), speaks(tower)?, Arc::new(broker.connect()))
-                .request_timeout(Duration::from_secs(5))
-                .start()
-                .await
-                .map_err(stopped("cannot start the mapper"))?;
+        let mapper = Mapper::builder(speaks(tower)?, Arc::new(broker.connect()))
+            .request_timeout(Duration::from_secs(5))
+            .start()
+            .await
+            .map_err(stopped("cannot start the mapper"))?;
         let both_known = async {
             loop {
                 let registered = mapper.agent_registered();
@@ -171,14 +173,13 @@ async fn start_agent(
 ) -> Result<Worker, CliError> {
     let identity = credentials.certificate().identity().clone();
     let ran = Arc::new(AtomicU64::new(0));
-    let mut agent = Agent::builder(identity.clone(), serializer, Arc::new(broker.connect()))
+    let mut agent = Agent::builder(serializer, Arc::new(broker.connect()))
         .actor(messages(&ran))
         .status(move || load)
         .concurrency(64);
     if let Some(tag) = tag {
         agent = agent.tag(tag.parse::<Tag>().map_err(stopped("cannot name a tag"))?);
     }
-    let agent = agent.build().map_err(stopped("cannot make an agent"))?;
     let handle = agent.start().await.map_err(stopped("cannot start an agent"))?;
     Ok(Worker { identity, handle, ran })
 }
@@ -195,7 +196,7 @@ fn messages(ran: &Arc<AtomicU64>) -> Handlers {
     actor("message")
         .expose("shout", move |text: String| {
             shout();
-            async move { Reply::Ok(text.to_uppercase()) }
+            async move { HandlerResult::Ok(text.to_uppercase()) }
         })
         .expose("words", move |text: String, context: Context| {
             words();
@@ -205,7 +206,7 @@ fn messages(ran: &Arc<AtomicU64>) -> Handlers {
                     count += 1;
                     context.emit(format!("word {count}"), word).await?;
                 }
-                Reply::Ok(format!("{count} words"))
+                HandlerResult::Ok(format!("{count} words"))
             }
         })
         .expose("number", move |text: String| {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::{Finding, broker_failure};
-use crate::cli::text::counted;
+use crate::cli::output::counted;
 use crate::clock::{Clock, SystemClock};
 use crate::packet::{Identity, Role};
 use crate::transport::{
@@ -45,7 +45,7 @@ pub(super) async fn check(identity: &Identity, options: &AmqpOptions) -> Vec<Fin
         Role::Agent => findings.extend(agent(identity, &transport, &broker).await),
         Role::Mapper => findings.extend(mapper(&transport, &broker).await),
     }
-    crate::cli::fleet::close(&transport).await;
+    crate::cli::fleet::close(transport.close()).await;
     findings
 }
 

@@ -11,7 +11,7 @@ use super::Finding;
 use crate::audit;
 use crate::certs::{Authority, CertificateDirectory, DirectoryCertificateStore, DirectoryError, KeyError, PrivateKey};
 use crate::cli::error::{CliError, Exit};
-use crate::cli::text::counted;
+use crate::cli::output::counted;
 use crate::cli::{policy as rules, remedy};
 use crate::clock::Timestamp;
 use crate::packet::Identity;

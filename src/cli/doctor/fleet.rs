@@ -6,11 +6,11 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::Finding;
+use crate::cli::agents::{REGISTRATION_QUEUE, ping_each};
 use crate::cli::error::{CliError, Exit};
 use crate::cli::fleet::Fleet;
 use crate::cli::node::Node;
-use crate::cli::ping::{QUEUED, once};
-use crate::cli::text::counted;
+use crate::cli::output::counted;
 use crate::mapper::AgentEvent;
 use crate::serializer::OpenErrorKind;
 
@@ -19,7 +19,7 @@ const ASKED: usize = 20;
 
 /// Asks all agents to register, and some of them once more.
 pub(super) async fn check(node: &Node, patience: Duration) -> Vec<Finding> {
-    let (note, mut registered) = mpsc::channel(QUEUED);
+    let (note, mut registered) = mpsc::channel(REGISTRATION_QUEUE);
     let fleet = Fleet::start_with(node, |mapper| {
         mapper.on_agent(move |event| {
             if let AgentEvent::Registered(record) = event {
@@ -32,7 +32,7 @@ pub(super) async fn check(node: &Node, patience: Duration) -> Vec<Finding> {
         Err(error) => return vec![Finding::fail("queues", &error), Finding::skip("agents", "the mapper cannot start")],
     };
     let mut findings = vec![Finding::ok("queues", "a mapper's can be declared")];
-    match fleet.settle(patience, |agents| !agents.is_empty()).await {
+    match fleet.wait_for_agents(patience, |agents| !agents.is_empty()).await {
         Ok(agents) if agents.is_empty() => findings.push(Finding::warn(
             "agents",
             format!("none has registered within {patience:?}"),
@@ -41,7 +41,7 @@ pub(super) async fn check(node: &Node, patience: Duration) -> Vec<Finding> {
         Ok(mut agents) => {
             findings.push(Finding::ok("agents", format!("{} here", counted(agents.len(), "agent"))));
             agents.truncate(ASKED);
-            for (agent, result) in once(&fleet, &agents, &mut registered, patience).await {
+            for (agent, result) in ping_each(&fleet, &agents, &mut registered, patience).await {
                 findings.push(match result {
                     Ok(took) => Finding::ok("round trip", format!("{agent} answers within {took:.1?}")),
                     Err(failure) => {

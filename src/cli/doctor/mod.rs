@@ -16,8 +16,8 @@ use serde::Serialize;
 
 use super::error::{CliError, Exit};
 use super::node::Node;
-use super::text::{counted, printable};
-use super::{Global, duration, node, output, remedy, runtime};
+use super::output::{counted, printable};
+use super::{Global, args, node, output, remedy, runtime};
 use crate::clock::{Clock, SystemClock};
 use crate::packet::{Identity, Role};
 
@@ -28,9 +28,9 @@ use crate::packet::{Identity, Role};
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
-    who: node::Who,
+    who: node::IdentityArgs,
     #[command(flatten)]
-    broker: super::broker::Args,
+    broker: super::connection::BrokerArgs,
     /// The role of the node, where the directory has keys for both.
     #[arg(long, value_name = "agent|mapper")]
     role: Option<RoleName>,
@@ -41,7 +41,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE")]
     audit: Option<PathBuf>,
     /// How long agents may take to be there and to answer.
-    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = duration::parse)]
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = args::duration)]
     timeout: Duration,
     /// One JSON object on stdout: {"node": ID, "ok": BOOL, "checks": [{"check": .., "state": .., "message": .., "remedy": ..}]}.
     #[arg(long)]
@@ -138,7 +138,7 @@ fn examine(global: &Global, args: &Args, findings: &mut Vec<Finding>) -> Result<
         Ok(identity) => identity,
         Err(error) => {
             findings.push(Finding::fail("identity", &error));
-            let options = node::broker_options(&args.broker, &global.config)?;
+            let options = args.broker.options(&global.config)?;
             findings.push(broker::protection(&options));
             findings.push(Finding::skip("broker", "it is not known who the node is"));
             return Ok(None);
@@ -160,12 +160,12 @@ fn examine(global: &Global, args: &Args, findings: &mut Vec<Finding>) -> Result<
     findings.extend(args.policy.as_ref().or(file.policy.as_ref()).map(|path| files::policy(path)));
     findings.extend(args.audit.as_ref().or(file.audit.as_ref()).map(|path| files::audit(path)));
 
-    let options = node::broker_options(&args.broker, &global.config)?.name(identity.as_str());
+    let options = args.broker.options(&global.config)?.name(identity.as_str());
     findings.push(broker::protection(&options));
     let secure = args.who.secure(&global.config, identity.role(), None);
     let has_failed = findings.iter().any(|finding| finding.state == State::Fail);
     let node = match secure {
-        Ok(secure) => Some(Node::of(secure, options.clone())),
+        Ok(secure) => Some(Node::new(secure, options.clone())),
         Err(error) => {
             if !has_failed {
                 findings.push(Finding::fail("certificates", &error));

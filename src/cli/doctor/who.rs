@@ -11,7 +11,7 @@ use crate::packet::{Identity, Role};
 /// [`CliError`] when no directory is named.
 pub(super) fn find(
     global: &Global,
-    who: &node::Who,
+    who: &node::IdentityArgs,
     role: Option<Role>,
 ) -> Result<Result<Identity, CliError>, CliError> {
     let directory = who.directory(&global.config, role.unwrap_or(Role::Agent))?;

@@ -31,7 +31,7 @@ pub(super) struct Args {
     /// The file with the message; `-` or none: stdin.
     file: Option<PathBuf>,
     #[command(flatten)]
-    who: node::Who,
+    who: node::IdentityArgs,
     /// The kind of queue it was found in [default: the one where such a message belongs].
     #[arg(long, value_name = "QUEUE")]
     channel: Option<Queue>,

@@ -3,7 +3,7 @@
 use super::{Claims, Key, Opened, Refused, Report, Verdict};
 use crate::cli::error::{CliError, Exit};
 use crate::cli::output;
-use crate::cli::text::{counted, printable};
+use crate::cli::output::{counted, printable};
 use crate::serializer::OpenErrorKind;
 
 /// Prints it on stdout.

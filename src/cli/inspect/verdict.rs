@@ -24,7 +24,7 @@ pub(super) struct Judged {
 /// [`CliError`] when the node's certificates cannot be used.
 pub(super) fn judge(
     global: &Global,
-    who: &node::Who,
+    who: &node::IdentityArgs,
     header: &Header,
     channel: InboundQueue,
     bytes: &[u8],

@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use super::error::{CliError, Exit};
-use super::text::printable;
-use super::{Global, broker, node, output};
+use super::output::printable;
+use super::{Global, args, node, output};
 use crate::packet::{Identity, Role};
 use crate::transport::segment;
 use http::{Api, ApiError, ApiUrl};
@@ -180,7 +180,7 @@ impl Args {
                 line.truncate(length);
                 Ok(line)
             }
-            Some(path) => broker::read_password(path),
+            Some(path) => args::read_password(path),
             None => match std::env::var(PASSWORD) {
                 Ok(password) if !password.is_empty() => Ok(Zeroizing::new(password)),
                 // RabbitMQ makes this user, and lets it in from the same machine only.

@@ -9,7 +9,7 @@ use crate::clock::Timestamp;
 use crate::mapper::state::{AgentRecord, StateContext};
 use crate::packet::{Identity, Packet, Register, Status};
 use crate::policy::Caller;
-use crate::serializer::{Inbound, OpenError, Serializer, Verified};
+use crate::serializer::{Inbound, OpenError, OpenErrorKind, Serializer, Verified};
 
 /// How many refusals are logged in one second; the others are only counted.
 const LOGGED_PER_SECOND: u64 = 20;
@@ -120,7 +120,10 @@ impl Belief {
             Err(NoEntry::Malformed) => return self.refuse(RedisRefusal::Malformed, identity, "not readable"),
         };
         let inbound = match &entry.said {
-            Said::Proven(proof) => self.serializer.verify_proof(proof, now),
+            Said::Proven(proof) => match self.serializer.verification() {
+                Some(verification) => verification.verify_proof(proof, now),
+                None => Err(OpenError::new(OpenErrorKind::Unsupported, "this format has no proofs")),
+            },
             Said::Unsigned(packet) if self.unsigned && within_limits(packet) => {
                 Ok(Inbound::unverified((**packet).clone()))
             }

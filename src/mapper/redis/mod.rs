@@ -65,7 +65,7 @@ const FIRST: Duration = Duration::from_secs(30);
 /// # use nanite::{packet::Identity, serializer::Serializer, transport::Transport};
 /// # async fn example(serializer: Arc<dyn Serializer>, transport: Arc<dyn Transport>) -> Result<(), Box<dyn std::error::Error>> {
 /// let state = RedisState::connect("redis://localhost", RedisOptions::new(serializer.clone())).await?;
-/// let mapper = Mapper::builder(Identity::mapper("control")?, serializer, transport).state(state).start().await?;
+/// let mapper = Mapper::builder(serializer, transport).state(state).start().await?;
 /// # Ok(())
 /// # }
 /// ```
@@ -128,7 +128,7 @@ impl RedisState {
     pub async fn connect(url: &str, options: RedisOptions) -> Result<Self, RedisError> {
         let address = Address::new(url, &options)?;
         let keys = Keys::new(&options.prefix).ok_or(RedisError::Prefix)?;
-        if !options.serializer.is_secure() && !options.unsigned {
+        if options.serializer.verification().is_none() && !options.unsigned {
             return Err(RedisError::NotSigned);
         }
         if options.unsigned {

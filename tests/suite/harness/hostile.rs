@@ -12,8 +12,8 @@ use futures_util::{StreamExt, stream};
 use nanite::packet::{Identity, Packet};
 use nanite::security::SecureSerializer;
 use nanite::serializer::{
-    Inbound, InboundQueue, OpenContext, OpenError, OpenErrorKind, Proof, SealError, SealRequest, Sealed, Serializer,
-    Verified,
+    Inbound, InboundQueue, OpenContext, OpenError, OpenErrorKind, SealError, SealRequest, Sealed, Serializer,
+    Verification,
 };
 use nanite::transport::{
     Consumer, Destination, Exchange, MemoryBroker, MemoryTransport, PublishRequest, Queue, Transport, TransportError,
@@ -366,7 +366,7 @@ impl Transport for Wire {
 }
 
 /// A process, by its identity and instance, and the digest of what it has opened.
-type Opening = (Identity, Option<u64>, [u8; 32]);
+type Opening = (Identity, u64, [u8; 32]);
 
 /// What all nodes have sealed and opened.
 #[derive(Debug, Default)]
@@ -393,7 +393,7 @@ impl Ledger {
         if !self.sealed.lock().unwrap().contains(&digest) {
             self.faults.lock().unwrap().push(format!("nobody has sealed this: {}", what()));
         }
-        let process = (by.identity().unwrap().clone(), by.instance(), digest);
+        let process = (by.identity().clone(), by.instance(), digest);
         // What waits for an agent may come again until it has been carried out.
         if !self.opened.lock().unwrap().insert(process) && channel != InboundQueue::Offline {
             self.faults.lock().unwrap().push(format!("opened twice: {}", what()));
@@ -413,12 +413,8 @@ impl Serializer for Watched {
         self.inner.content_type()
     }
 
-    fn identity(&self) -> Option<&Identity> {
+    fn identity(&self) -> &Identity {
         self.inner.identity()
-    }
-
-    fn instance(&self) -> Option<u64> {
-        self.inner.instance()
     }
 
     fn seal(&self, packet: &Packet, how: &SealRequest<'_>) -> Result<Sealed, SealError> {
@@ -429,7 +425,7 @@ impl Serializer for Watched {
 
     fn open(&self, bytes: &[u8], context: &OpenContext) -> Result<Inbound, OpenError> {
         let inbound = self.inner.open(bytes, context)?;
-        self.ledger.opened(&self.inner, bytes, &inbound, context.channel);
+        self.ledger.opened(&self.inner, bytes, &inbound, context.queue);
         Ok(inbound)
     }
 
@@ -437,24 +433,8 @@ impl Serializer for Watched {
         self.inner.cost(bytes, now)
     }
 
-    fn mark_completed(&self, message: &Verified, now: nanite::clock::Timestamp) {
-        self.inner.mark_completed(message, now);
-    }
-
-    fn is_completed(&self, message: &Verified) -> bool {
-        self.inner.is_completed(message)
-    }
-
-    fn verify_proof(&self, proof: &Arc<Proof>, now: nanite::clock::Timestamp) -> Result<Inbound, OpenError> {
-        self.inner.verify_proof(proof, now)
-    }
-
-    fn is_secure(&self) -> bool {
-        true
-    }
-
-    fn learns_peers(&self) -> bool {
-        self.inner.learns_peers()
+    fn verification(&self) -> Option<&dyn Verification> {
+        self.inner.verification()
     }
 }
 

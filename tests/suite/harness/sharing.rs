@@ -78,7 +78,7 @@ async fn with_transport(
         options = options.dangerous().accept_unsigned();
     }
     let state = RedisState::connect(&redis.url(), options).await.unwrap();
-    let builder = Mapper::builder(mapper(name), serializer, transport).request_timeout(Duration::from_secs(20));
+    let builder = Mapper::builder(serializer, transport).request_timeout(Duration::from_secs(20));
     (builder.state(state.clone()), state)
 }
 
@@ -139,7 +139,7 @@ impl Stage {
     /// A registration as a mapper hears it now.
     pub fn registration(&self, speaker: &SecureSerializer, services: &[&str], tags: &[&str]) -> AgentRecord {
         let register = Register {
-            identity: speaker.identity().unwrap().clone(),
+            identity: speaker.identity().clone(),
             services: services.iter().map(|service| service.parse().unwrap()).collect(),
             status: Status::new(1.0),
             tags: tags.iter().map(|tag| tag.parse().unwrap()).collect(),
@@ -154,7 +154,7 @@ impl Stage {
 
     /// A heartbeat as a mapper hears it now.
     pub fn heartbeat(&self, speaker: &SecureSerializer, load: f64) -> Heard {
-        let identity = speaker.identity().unwrap().clone();
+        let identity = speaker.identity().clone();
         let status = Status::new(load);
         let signer = self.hear(speaker, &Ping { identity: identity.clone(), status, instance: None }.into());
         Heard { identity, status, signer, at: self.now() }

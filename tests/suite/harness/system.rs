@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use nanite::agent::{Agent, AgentBuilder, AgentHandle};
+use nanite::agent::{Agent, AgentBuilder};
 use nanite::certs::KeyType;
 use nanite::clock::{Clock, SystemClock};
 use nanite::link::{Link, Outbound};
@@ -49,7 +49,7 @@ impl System {
     /// A serializer for a process of this node that starts now.
     pub fn serializer(&self, identity: &Identity) -> Arc<dyn Serializer> {
         match &self.format {
-            Format::Plain => Arc::new(PlainSerializer::json()),
+            Format::Plain => Arc::new(PlainSerializer::json(identity.clone())),
             Format::Secure(pki) => {
                 let credentials = pki.credentials(identity);
                 let builder = SecureSerializer::builder(credentials, pki.peers.clone(), pki.ca.trust().unwrap());
@@ -66,14 +66,14 @@ impl System {
     pub fn agent(&self, name: &str) -> AgentBuilder {
         let identity = Identity::agent(name).unwrap();
         let serializer = self.serializer(&identity);
-        Agent::builder(identity, serializer, self.connect()).ping_time(Duration::from_millis(50)).status(|| 1.0)
+        Agent::builder(serializer, self.connect()).ping_time(Duration::from_millis(50)).status(|| 1.0)
     }
 
     /// A mapper with short times.
     pub fn mapper(&self, name: &str) -> MapperBuilder {
         let identity = Identity::mapper(name).unwrap();
         let serializer = self.serializer(&identity);
-        Mapper::builder(identity, serializer, self.connect()).request_timeout(Duration::from_secs(20))
+        Mapper::builder(serializer, self.connect()).request_timeout(Duration::from_secs(20))
     }
 
     /// A started mapper.
@@ -83,8 +83,8 @@ impl System {
 }
 
 /// Starts an agent.
-pub async fn start(agent: AgentBuilder) -> AgentHandle {
-    agent.build().unwrap().start().await.unwrap()
+pub async fn start(agent: AgentBuilder) -> Agent {
+    agent.start().await.unwrap()
 }
 
 /// Waits until a mapper knows exactly these agents, by name.
@@ -115,8 +115,7 @@ impl System {
     /// An agent that only registered: it has no queue and does nothing.
     pub async fn ghost(&self, name: &str, services: &[&str]) {
         let identity = Identity::agent(name).unwrap();
-        let clock = Arc::new(SystemClock);
-        let link = Link::new(identity.clone(), self.serializer(&identity), self.connect(), clock).unwrap();
+        let link = Link::builder(self.serializer(&identity), self.connect()).build();
         let register = Register {
             identity,
             services: services.iter().map(|service| service.parse().unwrap()).collect(),
@@ -140,14 +139,13 @@ impl System {
         size: Option<u64>,
     ) -> Result<Payload, FailureCode> {
         let (from, to) = (Identity::mapper(from).unwrap(), Identity::agent(to).unwrap());
-        let clock = Arc::new(SystemClock);
         let (serializer, transport) = (self.serializer(&from), self.connect());
-        let mapper = Mapper::builder(from.clone(), serializer.clone(), transport.clone()).short_lived().start().await;
+        let mapper = Mapper::builder(serializer.clone(), transport.clone()).short_lived().start().await;
         let mapper = mapper.unwrap();
         knows(&mapper, &[to.name()]).await;
         let instance = mapper.agents().await.unwrap()[0].instance;
         drop(mapper);
-        let link = Link::new(from.clone(), serializer, transport, clock).unwrap();
+        let link = Link::builder(serializer, transport).build();
         let mut inbox = topology::mapper_inbox(from.as_str(), link.instance());
         inbox.kind = QueueKind::Exclusive;
         let mut answers = link.subscribe(&inbox, InboundQueue::MapperInbox, 10).await.unwrap();

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use nanite::admin::{Access, ControlTower, History, Invitations, PasswordHash};
-use nanite::agent::{Actor, Context, Reply, actor};
+use nanite::agent::{Actor, Context, actor, reply};
 use nanite::clock::{Clock, ManualClock, SystemClock, Timestamp};
 use nanite::mapper::Mapper;
 use nanite::packet::{Failure, FailureCode, Payload};
@@ -102,7 +102,7 @@ fn work(ran: &Arc<AtomicUsize>) -> impl Actor + use<> {
     let count = ran.clone();
     let echo = move |value: Payload| {
         count.fetch_add(1, Ordering::SeqCst);
-        async move { Reply::Ok(value) }
+        async move { reply(value) }
     };
     actor("work")
         .expose("echo", echo)
@@ -110,11 +110,11 @@ fn work(ran: &Arc<AtomicUsize>) -> impl Actor + use<> {
             for step in 1..=count {
                 context.emit("step", step).await?;
             }
-            Reply::Ok(format!("{count} steps"))
+            reply(format!("{count} steps"))
         })
         .expose("wait", async |(): ()| {
             tokio::time::sleep(Duration::from_secs(3600)).await;
-            Reply::Ok(())
+            reply(())
         })
         .expose("hostile", async |which: usize, context: Context| {
             let text = HOSTILE[which];

@@ -58,7 +58,7 @@ impl InboundQueue {
     }
 
     /// Whether somebody who is not known is asked for its certificate when a message of it comes here.
-    pub const fn asks_strangers(self) -> bool {
+    pub const fn answers_unknown_senders(self) -> bool {
         matches!(self, InboundQueue::Presence | InboundQueue::Requests)
     }
 

@@ -1,0 +1,208 @@
+//! What a link is made of: who the node is, how it seals, and where its bytes go.
+
+use std::sync::Arc;
+
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, mpsc};
+
+use super::refusals::Refusals;
+use crate::audit::{AuditLog, DecisionSubject, Record};
+use crate::clock::{Clock, SystemClock, Timestamp};
+use crate::packet::Identity;
+use crate::policy::Decision;
+use crate::serializer::{Cost, OpenErrorKind, Serializer, SupersededProcess};
+use crate::transport::Transport;
+
+/// How many unverified peers wait for an answer. More are skipped; they are heard again.
+const MAX_UNVERIFIED_PEERS: usize = 64;
+
+/// A node's sending and receiving end. Cloning it is cheap.
+#[derive(Clone, Debug)]
+pub struct Link(pub(super) Arc<Inner>);
+
+#[derive(Debug)]
+pub(super) struct Inner {
+    instance: u64,
+    pub serializer: Arc<dyn Serializer>,
+    pub transport: Arc<dyn Transport>,
+    pub clock: Arc<dyn Clock>,
+    /// One permit for each thread that seals or opens.
+    pub workers: Semaphore,
+    pub refusals: Refusals,
+    pub audit: Option<AuditLog>,
+    /// Receives the peers whose messages were refused and that an answer can help.
+    pub unverified_peers: Option<mpsc::Sender<UnverifiedPeer>>,
+    serves_requests: bool,
+}
+
+/// A peer whose message was refused, and that an answer can help.
+#[derive(Clone, Debug)]
+pub(crate) enum UnverifiedPeer {
+    /// Its certificate is unknown here. Its identity is a claim: nothing about it is verified.
+    Unknown(Identity),
+    /// A process that a newer process of the same identity has replaced.
+    Superseded(Identity, SupersededProcess),
+}
+
+/// Builds a [`Link`].
+#[derive(Debug)]
+pub struct LinkBuilder {
+    serializer: Arc<dyn Serializer>,
+    transport: Arc<dyn Transport>,
+    clock: Arc<dyn Clock>,
+    audit: Option<AuditLog>,
+    unverified_peers: Option<mpsc::Sender<UnverifiedPeer>>,
+    serves_requests: bool,
+}
+
+impl LinkBuilder {
+    /// The clock; the system clock by default.
+    #[must_use]
+    pub fn clock(mut self, clock: impl Clock + 'static) -> Self {
+        self.clock = Arc::new(clock);
+        self
+    }
+
+    /// Records every accepted and refused message, and every decision, in this log; none by default.
+    #[must_use]
+    pub fn audit(mut self, log: impl Into<Option<AuditLog>>) -> Self {
+        self.audit = log.into();
+        self
+    }
+
+    /// Whether this node is a mapper that dispatches requests of other nodes; false by default.
+    #[must_use]
+    pub(crate) fn serves_requests(mut self, serves: bool) -> Self {
+        self.serves_requests = serves;
+        self
+    }
+
+    /// Reports unverified peers to the returned channel.
+    pub(crate) fn unverified_peers(mut self) -> (Self, mpsc::Receiver<UnverifiedPeer>) {
+        let (sender, receiver) = mpsc::channel(MAX_UNVERIFIED_PEERS);
+        self.unverified_peers = Some(sender);
+        (self, receiver)
+    }
+
+    /// Builds the link. Logs a warning when messages will be neither signed nor encrypted.
+    pub fn build(self) -> Link {
+        let verification = self.serializer.verification();
+        if verification.is_none() {
+            let (identity, format) = (self.serializer.identity(), self.serializer.content_type());
+            tracing::warn!(%identity, format, "messages are neither signed nor encrypted");
+        }
+        let instance =
+            verification.map_or_else(|| self.clock.now().as_micros(), |verification| verification.instance());
+        let threads = std::thread::available_parallelism().map_or(2, usize::from);
+        Link(Arc::new(Inner {
+            instance,
+            serializer: self.serializer,
+            transport: self.transport,
+            clock: self.clock,
+            workers: Semaphore::new(threads),
+            refusals: Refusals::default(),
+            audit: self.audit,
+            unverified_peers: self.unverified_peers,
+            serves_requests: self.serves_requests,
+        }))
+    }
+}
+
+impl Link {
+    /// Joins a serializer and a transport. The node is the one that the serializer seals for.
+    ///
+    /// ```
+    /// use nanite::link::Link;
+    /// use nanite::packet::Identity;
+    /// use nanite::serializer::PlainSerializer;
+    /// use nanite::transport::MemoryBroker;
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let serializer = PlainSerializer::json(Identity::agent("fred")?);
+    /// let link = Link::builder(serializer, MemoryBroker::new().connect()).build();
+    /// assert_eq!(link.identity().as_str(), "nanite-fred");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn builder(serializer: impl Serializer + 'static, transport: impl Transport + 'static) -> LinkBuilder {
+        LinkBuilder {
+            serializer: Arc::new(serializer),
+            transport: Arc::new(transport),
+            clock: Arc::new(SystemClock),
+            audit: None,
+            unverified_peers: None,
+            serves_requests: false,
+        }
+    }
+
+    /// Whether this node is a mapper that dispatches requests of other nodes.
+    pub(crate) fn serves_requests(&self) -> bool {
+        self.0.serves_requests
+    }
+
+    /// Records a decision about a message that this node opened.
+    pub async fn audit_decision(&self, subject: DecisionSubject<'_>, decision: &Decision) {
+        if let Some(audit) = &self.0.audit {
+            audit.record(Record::decided(self.identity(), self.now(), &subject, decision)).await;
+        }
+    }
+
+    /// The identity of this node.
+    pub fn identity(&self) -> &Identity {
+        self.0.serializer.identity()
+    }
+
+    /// The instance of this process: its start, in microseconds since the epoch.
+    pub fn instance(&self) -> u64 {
+        self.0.instance
+    }
+
+    /// The clock.
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.0.clock
+    }
+
+    /// The current time.
+    pub fn now(&self) -> Timestamp {
+        self.0.clock.now()
+    }
+
+    /// Whether messages are signed and encrypted.
+    pub fn is_secure(&self) -> bool {
+        self.0.serializer.verification().is_some()
+    }
+
+    /// Whether this node learns the certificates of its peers from their messages.
+    pub fn learns_peers(&self) -> bool {
+        self.0.serializer.verification().is_some_and(|verification| verification.learns_peers())
+    }
+
+    /// The transport.
+    pub fn transport(&self) -> &Arc<dyn Transport> {
+        &self.0.transport
+    }
+
+    /// How many messages were refused at each step since the start.
+    pub fn refusals(&self) -> Vec<(OpenErrorKind, u64)> {
+        self.0.refusals.counts()
+    }
+
+    /// Calls the serializer: on this thread, or on a worker thread. None when the runtime shuts down.
+    pub(super) async fn work<T: Send + 'static>(
+        &self,
+        cost: Cost,
+        work: impl FnOnce(&Inner) -> T + Send + 'static,
+    ) -> Option<T> {
+        let here = match cost {
+            Cost::Trivial => true,
+            Cost::Short => Handle::try_current().is_ok_and(|runtime| runtime.metrics().num_workers() > 1),
+            Cost::Long => false,
+        };
+        if here {
+            return Some(work(&self.0));
+        }
+        let _permit = self.0.workers.acquire().await.ok()?;
+        let inner = self.0.clone();
+        tokio::task::spawn_blocking(move || work(&inner)).await.ok()
+    }
+}
