@@ -5,12 +5,12 @@ use std::io::{BufRead, IsTerminal, Read};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 
-use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
+use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 use tokio::net::TcpListener;
 use zeroize::Zeroizing;
 
 use super::config::AdminOptions;
-use super::error::{CliError, Exit};
+use super::error::{CliError, Exit, Result};
 use super::node::{NodeArgs, PolicyArgs, WithOption};
 use super::runtime::{self, Global};
 use super::{args, output, remedy};
@@ -46,14 +46,14 @@ enum Command {
     HashPassword,
 }
 
-pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
+pub(super) fn run(global: &Global, args: &Args) -> Result<Exit> {
     match args.command {
         Some(Command::HashPassword) => hash_password(),
         None => serve(global, args),
     }
 }
 
-fn serve(global: &Global, args: &Args) -> Result<Exit, CliError> {
+fn serve(global: &Global, args: &Args) -> Result<Exit> {
     let node = args.node.node(global, Role::Mapper)?;
     let (policy, audit) = (args.policy.policy(global)?, args.policy.audit(global)?);
     let options = args.options.or(&global.config.file.admin);
@@ -135,7 +135,7 @@ fn admin_error(error: &AdminError) -> CliError {
     }
 }
 
-async fn listen(address: SocketAddr) -> Result<TcpListener, CliError> {
+async fn listen(address: SocketAddr) -> Result<TcpListener> {
     TcpListener::bind(address).await.map_err(|error| {
         CliError::of(Exit::Failure, &error)
             .context(format!("cannot listen on {address}"))
@@ -143,7 +143,7 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, CliError> {
     })
 }
 
-fn read_hash(path: &Path) -> Result<PasswordHash, CliError> {
+fn read_hash(path: &Path) -> Result<PasswordHash> {
     args::read_password(path)?.parse().map_err(|error| {
         CliError::of(Exit::Usage, &error)
             .context(format!("the password file {}", path.display()))
@@ -151,11 +151,11 @@ fn read_hash(path: &Path) -> Result<PasswordHash, CliError> {
     })
 }
 
-fn hash_password() -> Result<Exit, CliError> {
+fn hash_password() -> Result<Exit> {
     let interactive = std::io::stdin().is_terminal();
     let password = if interactive { read_hidden_line("password: ")? } else { read_stdin_line()? };
     if interactive && read_hidden_line("again: ")? != password {
-        return Err(CliError::new(Exit::Usage, "the passwords differ").help("try again"));
+        return Err(CliError::usage("the passwords differ").help("try again"));
     }
     let hash = PasswordHash::of(&password).map_err(|error| match error {
         PasswordError::Length => CliError::of(Exit::Usage, &error).help("choose a longer one"),
@@ -169,32 +169,23 @@ fn hash_password() -> Result<Exit, CliError> {
 }
 
 /// Reads a line from the terminal without echo.
-fn read_hidden_line(prompt: &str) -> Result<Zeroizing<String>, CliError> {
+fn read_hidden_line(prompt: &str) -> Result<Zeroizing<String>> {
     let failed = CliError::failed(Exit::Failure, "cannot use the terminal");
     let stdin = std::io::stdin();
     let before = tcgetattr(&stdin).map_err(&failed)?;
     let mut without_echo = before.clone();
     without_echo.local_modes.remove(LocalModes::ECHO);
     tcsetattr(&stdin, OptionalActions::Flush, &without_echo).map_err(&failed)?;
-    let _restore = RestoreTerminal(before);
     output::prompt(prompt);
     let text = read_stdin_line();
+    tcsetattr(&stdin, OptionalActions::Now, &before).map_err(&failed)?;
     // The newline is not echoed either.
     output::note("");
     text
 }
 
-struct RestoreTerminal(Termios);
-
-impl Drop for RestoreTerminal {
-    fn drop(&mut self) {
-        // It fails only if the terminal is gone.
-        let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, &self.0);
-    }
-}
-
 /// A line of stdin, without its newline.
-fn read_stdin_line() -> Result<Zeroizing<String>, CliError> {
+fn read_stdin_line() -> Result<Zeroizing<String>> {
     let mut text = Zeroizing::new(String::with_capacity(PasswordHash::LONGEST + 2));
     let limit = PasswordHash::LONGEST as u64 + 2;
     let read = std::io::stdin().lock().take(limit).read_line(&mut text);

@@ -8,7 +8,7 @@ use tokio::signal::unix::SignalKind;
 use super::args::display_size;
 use super::config::AgentOptions;
 use super::daemon::DaemonArgs;
-use super::error::{CliError, Exit};
+use super::error::{CliError, Exit, Result};
 use super::node::{NodeArgs, PolicyArgs, WithOption};
 use super::output::{counted, printable};
 use super::remedy;
@@ -45,7 +45,7 @@ pub(super) struct Args {
     pub daemon: DaemonArgs,
 }
 
-pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
+pub(super) fn run(global: &Global, args: &Args) -> Result<Exit> {
     if let Some(exit) = args.daemon.control(global, Role::Agent)? {
         return Ok(exit);
     }
@@ -85,7 +85,7 @@ pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
         runtime::until_stopped(global, async |stop| {
             let running = agent.start().await.map_err(failed)?;
             let announcer = running.announcer();
-            let _watcher = node.reload.clone().map(|files| files.watch(move || announcer.announce())).transpose()?;
+            let _watcher = node.secure.clone().map(|node| node.watch(move || announcer.announce())).transpose()?;
             let services = counted(services, "service");
             process.ready(global, &format!("{} is ready: {services}, {}", node.identity, node.describe()))?;
             let jobs = running.jobs();
@@ -111,16 +111,16 @@ fn log_jobs(jobs: &[RunningJob]) {
 }
 
 /// Where received files are stored, if any are to be received.
-fn file_root(options: &AgentOptions) -> Result<Option<FileRoot>, CliError> {
+fn file_root(options: &AgentOptions) -> Result<Option<FileRoot>> {
     let domains = options.files_domains.as_deref().unwrap_or_default();
     let (dir, domains) = match (&options.files_dir, domains) {
         (None, []) => return Ok(None),
         (None, [domain, ..]) => {
-            return Err(CliError::new(Exit::Usage, "`--files-domain` requires `--files-dir`")
+            return Err(CliError::usage("`--files-domain` requires `--files-dir`")
                 .help(format!("`--files-dir DIR --files-domain {domain}`")));
         }
         (Some(dir), []) => {
-            return Err(CliError::new(Exit::Usage, "`--files-dir` requires `--files-domain`")
+            return Err(CliError::usage("`--files-dir` requires `--files-domain`")
                 .help(format!("`--files-dir {} --files-domain D`; senders give the same D", dir.display())));
         }
         (Some(dir), domains) => (dir, domains.to_vec()),

@@ -5,33 +5,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
-use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout_at};
 
-use super::error::{CliError, Exit, chain};
-use super::fleet::Fleet;
+use super::error::{Exit, Result};
+use super::fleet::{self, DiscoveryArgs, Fleet};
 use super::node::NodeArgs;
 use super::output::counted;
-use super::request::{ByAgent, failure_line, or_empty_json};
-use super::runtime::{self, Global};
+use super::request::{failure_line, or_empty_json};
+use super::runtime::Global;
 use super::{args, output};
-use crate::mapper::{AgentEvent, AgentRecord};
-use crate::packet::{Failure, FailureCode, Identity, Role, Service, Status, Tag};
-
-/// How many registrations wait to be counted by `ping`.
-pub(super) const REGISTRATION_QUEUE: usize = 4096;
+use crate::mapper::AgentRecord;
+use crate::packet::{Failure, Identity, Service, Status, Tag};
 
 /// How to find the agents.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
     node: NodeArgs,
-    /// How many agents to wait for; fewer is exit code 4.
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    at_least: usize,
-    /// How long to wait for them.
-    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = args::duration)]
-    look: Duration,
+    #[command(flatten)]
+    discovery: DiscoveryArgs,
     /// As JSON.
     #[arg(long)]
     json: bool,
@@ -45,65 +36,38 @@ struct Agent<'a> {
     files: &'a [Tag],
 }
 
-#[derive(Serialize)]
-struct Agents<'a> {
-    agents: ByAgent<Agent<'a>>,
+/// Finds the agents, and shows them with [`show_agents`] or [`show_services`].
+pub(super) fn list(global: &Global, args: &Args, show: fn(&[Arc<AgentRecord>], bool) -> Result<()>) -> Result<Exit> {
+    let DiscoveryArgs { at_least, look } = args.discovery;
+    fleet::run(global, &args.node, async |fleet| {
+        let (agents, count) = fleet.discover(at_least, look, |_| true).await?;
+        show(&agents, args.json)?;
+        match fleet.refusals() {
+            _ if count > 0 => global.note(&counted(count, "agent")),
+            Some(refusals) => global.note(&format!("no agents; {refusals}")),
+            None => global.note("no agents"),
+        }
+        // An empty list is a success, unless `--at-least` asks for more.
+        let too_few = count < at_least && at_least > 1;
+        Ok(if too_few { Exit::Incomplete } else { Exit::Success })
+    })
 }
 
-#[derive(Serialize)]
-struct Services<'a> {
-    services: BTreeMap<&'a Service, Vec<&'a Identity>>,
-}
-
-pub(super) fn agents(global: &Global, args: &Args) -> Result<Exit, CliError> {
-    let (agents, exit) = args.find(global)?;
-    show_agents(&agents, args.json)?;
-    Ok(exit)
-}
-
-pub(super) fn services(global: &Global, args: &Args) -> Result<Exit, CliError> {
-    let (agents, exit) = args.find(global)?;
-    show_services(&agents, args.json)?;
-    Ok(exit)
-}
-
-impl Args {
-    /// The registered agents, and the exit code for their number.
-    fn find(&self, global: &Global) -> Result<(Vec<Arc<AgentRecord>>, Exit), CliError> {
-        let node = self.node.node(global, Role::Mapper)?;
-        runtime::run(async {
-            let mut fleet = Fleet::start(&node).await?;
-            let agents = fleet.wait_for_agents(self.look, |agents| agents.len() >= self.at_least.max(1)).await;
-            let refusals = fleet.refusals();
-            fleet.close().await;
-            let agents = agents?;
-            match refusals {
-                _ if !agents.is_empty() => global.note(&counted(agents.len(), "agent")),
-                Some(refusals) => global.note(&format!("no agents; {refusals}")),
-                None => global.note("no agents"),
-            }
-            // An empty list is a success, unless `--at-least` asks for more.
-            let too_few = agents.len() < self.at_least && self.at_least > 1;
-            Ok((agents, if too_few { Exit::Incomplete } else { Exit::Success }))
-        })
-    }
-}
-
-pub(super) fn show_agents(records: &[Arc<AgentRecord>], json: bool) -> Result<(), CliError> {
+pub(super) fn show_agents(records: &[Arc<AgentRecord>], json: bool) -> Result<()> {
     if json {
         let agents = records.iter().map(|record| {
             let AgentRecord { identity, status, services, tags, files, .. } = record.as_ref();
             (identity.clone(), Agent { status: *status, services, tags, files })
         });
-        return output::json(&Agents { agents: agents.collect() });
+        return output::json(&BTreeMap::from([("agents", agents.collect::<BTreeMap<_, _>>())]));
     }
     let row = |record: &Arc<AgentRecord>| {
         [record.identity.to_string(), record.status.to_string(), lines(&record.services), lines(&record.tags)]
     };
-    table(["AGENT", "LOAD", "SERVICES", "TAGS"], records.iter().map(row).collect())
+    output::table(["AGENT", "LOAD", "SERVICES", "TAGS"], &records.iter().map(row).collect::<Vec<_>>())
 }
 
-pub(super) fn show_services(records: &[Arc<AgentRecord>], json: bool) -> Result<(), CliError> {
+pub(super) fn show_services(records: &[Arc<AgentRecord>], json: bool) -> Result<()> {
     let mut services: BTreeMap<&Service, Vec<&Identity>> = BTreeMap::new();
     for record in records {
         for service in &record.services {
@@ -111,16 +75,10 @@ pub(super) fn show_services(records: &[Arc<AgentRecord>], json: bool) -> Result<
         }
     }
     if json {
-        return output::json(&Services { services });
+        return output::json(&BTreeMap::from([("services", services)]));
     }
-    table(
-        ["SERVICE", "AGENTS"],
-        services.iter().map(|(service, agents)| [service.to_string(), lines(agents)]).collect(),
-    )
-}
-
-fn table<const N: usize>(headings: [&str; N], rows: Vec<[String; N]>) -> Result<(), CliError> {
-    if rows.is_empty() { Ok(()) } else { output::table(headings, &rows) }
+    let rows = services.iter().map(|(service, agents)| [service.to_string(), lines(agents)]);
+    output::table(["SERVICE", "AGENTS"], &rows.collect::<Vec<_>>())
 }
 
 fn lines<T: ToString>(items: &[T]) -> String {
@@ -174,8 +132,8 @@ impl PingTarget {
 
 #[derive(Default, Serialize)]
 struct PingReport {
-    results: ByAgent<RoundTrips>,
-    failures: ByAgent<Failure>,
+    results: BTreeMap<Identity, RoundTrips>,
+    failures: BTreeMap<Identity, Failure>,
 }
 
 #[derive(Default, Serialize)]
@@ -183,41 +141,14 @@ struct RoundTrips {
     ms: Vec<f64>,
 }
 
-/// The registrations that a mapper receives, and when.
-pub(super) type Registrations = mpsc::Receiver<(Identity, Instant)>;
-
-/// A hook for a mapper, and the registrations from it.
-pub(super) fn registrations() -> (impl Fn(&AgentEvent) + Send + Sync + 'static, Registrations) {
-    let (sender, registrations) = mpsc::channel(REGISTRATION_QUEUE);
-    let hook = move |event: &AgentEvent| {
-        if let AgentEvent::Registered(record) = event {
-            // When the queue is full, that round trip is not measured.
-            let _ = sender.try_send((record.identity.clone(), Instant::now()));
-        }
-    };
-    (hook, registrations)
-}
-
-pub(super) fn ping(global: &Global, PingCommand { args, node }: &PingCommand) -> Result<Exit, CliError> {
-    let node = node.node(global, Role::Mapper)?;
-    runtime::run(async {
-        let (hook, mut registrations) = registrations();
-        let mut fleet = Fleet::start_with(&node, |mapper| mapper.on_agent(hook)).await?;
-        let exit = args.run(global, &mut fleet, &mut registrations).await;
-        fleet.close().await;
-        exit
-    })
+pub(super) fn ping(global: &Global, PingCommand { args, node }: &PingCommand) -> Result<Exit> {
+    fleet::run(global, node, async |fleet| args.run(global, fleet).await)
 }
 
 impl PingArgs {
     /// Pings, and shows the results.
-    pub(super) async fn run(
-        &self,
-        global: &Global,
-        fleet: &mut Fleet,
-        registrations: &mut Registrations,
-    ) -> Result<Exit, CliError> {
-        let report = self.ping(fleet, registrations).await;
+    pub(super) async fn run(&self, global: &Global, fleet: &mut Fleet) -> Result<Exit> {
+        let report = self.ping(fleet).await;
         let report = or_empty_json(report, self.json, &PingReport::default())?;
         if self.json {
             output::json(&report)?;
@@ -228,11 +159,9 @@ impl PingArgs {
         Ok(if complete { Exit::Success } else { Exit::Incomplete })
     }
 
-    async fn ping(&self, fleet: &mut Fleet, registrations: &mut Registrations) -> Result<PingReport, CliError> {
+    async fn ping(&self, fleet: &mut Fleet) -> Result<PingReport> {
         let agents = match &self.target {
-            PingTarget::All => {
-                fleet.wait_for_agents(self.timeout, |agents| agents.len() >= self.at_least.max(1)).await?
-            }
+            PingTarget::All => fleet.discover(self.at_least, self.timeout, |_| true).await?.0,
             PingTarget::Agent(agent) => fleet.wait_for(agent, self.timeout).await?.into_iter().collect(),
         };
         if agents.is_empty() {
@@ -245,7 +174,7 @@ impl PingArgs {
         }
         let mut report = PingReport::default();
         for _ in 0..self.count {
-            for (agent, result) in ping_each(fleet, &agents, registrations, self.timeout).await {
+            for (agent, result) in fleet.ping(&agents, self.timeout).await {
                 match result {
                     Ok(round_trip) => {
                         let ms = round_trip.as_secs_f64() * 1e3;
@@ -263,44 +192,6 @@ impl PingArgs {
             }
         }
         Ok(report)
-    }
-}
-
-/// Pings each agent once, one after the other, so that they do not delay each other.
-pub(super) async fn ping_each(
-    fleet: &Fleet,
-    agents: &[Arc<AgentRecord>],
-    registrations: &mut Registrations,
-    timeout: Duration,
-) -> BTreeMap<Identity, Result<Duration, Failure>> {
-    let mut results = BTreeMap::new();
-    for record in agents {
-        // Earlier registrations are no responses.
-        while registrations.try_recv().is_ok() {}
-        let sent = Instant::now();
-        let result = match fleet.mapper.ask(record).await {
-            Ok(()) => response(record, registrations, sent, timeout).await,
-            Err(error) => Err(Failure::new(FailureCode::Lost, chain(&error))),
-        };
-        results.insert(record.identity.clone(), result);
-    }
-    results
-}
-
-async fn response(
-    record: &AgentRecord,
-    registrations: &mut Registrations,
-    sent: Instant,
-    timeout: Duration,
-) -> Result<Duration, Failure> {
-    loop {
-        match timeout_at(sent + timeout, registrations.recv()).await {
-            Ok(Some((agent, at))) if agent == record.identity => return Ok(at.saturating_duration_since(sent)),
-            Ok(Some(_)) => {}
-            Ok(None) | Err(_) => {
-                return Err(Failure::new(FailureCode::TimedOut, format!("no answer within {timeout:?}")));
-            }
-        }
     }
 }
 

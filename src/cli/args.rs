@@ -11,7 +11,7 @@ use clap::ValueEnum;
 use clap::builder::PossibleValue;
 use zeroize::Zeroizing;
 
-use super::error::{CliError, Exit};
+use super::error::{CliError, Exit, Result};
 use crate::certs::KeyType;
 use crate::packet::{Identity, MAX_DEPTH, Payload, Role, SelectorName};
 use crate::transport::MAX_BODY;
@@ -84,7 +84,7 @@ pub(super) fn agent(text: &str) -> Result<Identity, String> {
 }
 
 /// The payload of a request: an argument, or stdin where the argument is `-`. JSON where it parses, else text. `note` prints notes.
-pub(super) fn payload(argument: Option<&str>, note: impl Fn(&str)) -> Result<Payload, CliError> {
+pub(super) fn payload(argument: Option<&str>, note: impl Fn(&str)) -> Result<Payload> {
     let text = match argument {
         None => return Ok(Payload::default()),
         Some("-") => {
@@ -102,8 +102,8 @@ pub(super) fn payload(argument: Option<&str>, note: impl Fn(&str)) -> Result<Pay
     Ok(Payload::from_text(&text))
 }
 
-fn read_text(input: impl Read) -> Result<String, CliError> {
-    let wrong = |what: String| CliError::new(Exit::Usage, format!("the payload on stdin {what}"));
+fn read_text(input: impl Read) -> Result<String> {
+    let wrong = |what: String| CliError::usage(format!("the payload on stdin {what}"));
     let mut bytes = Vec::new();
     let limit = MAX_BODY as u64;
     input.take(limit + 1).read_to_end(&mut bytes).map_err(|error| wrong(format!("cannot be read: {error}")))?;
@@ -155,19 +155,19 @@ pub(super) struct CaPassphrase {
 
 impl Passphrase {
     /// Reads it, if a file is given.
-    pub(super) fn read(&self) -> Result<Option<Zeroizing<Vec<u8>>>, CliError> {
+    pub(super) fn read(&self) -> Result<Option<Zeroizing<Vec<u8>>>> {
         self.passphrase_file.as_deref().map(read_passphrase).transpose()
     }
 }
 
 impl CaPassphrase {
     /// Reads it, if a file is given.
-    pub(super) fn read(&self) -> Result<Option<Zeroizing<Vec<u8>>>, CliError> {
+    pub(super) fn read(&self) -> Result<Option<Zeroizing<Vec<u8>>>> {
         self.ca_passphrase_file.as_deref().map(read_passphrase).transpose()
     }
 }
 
-fn read_passphrase(path: &Path) -> Result<Zeroizing<Vec<u8>>, CliError> {
+fn read_passphrase(path: &Path) -> Result<Zeroizing<Vec<u8>>> {
     SecretFile { kind: "passphrase", exit: Exit::Security, refused_mode: 0o177, max_bytes: 1024 }.first_line(path)
 }
 
@@ -179,7 +179,7 @@ pub(super) fn password_of(url: &str) -> Option<&str> {
 }
 
 /// The password in a file: its first line.
-pub(super) fn read_password(path: &Path) -> Result<Zeroizing<String>, CliError> {
+pub(super) fn read_password(path: &Path) -> Result<Zeroizing<String>> {
     let file = SecretFile { kind: "password", exit: Exit::Usage, refused_mode: 0o077, max_bytes: 4096 };
     // Opening anything else, such as a named pipe, could block forever.
     if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
@@ -204,7 +204,7 @@ impl SecretFile {
         CliError::new(self.exit, format!("the {} file {} {why}", self.kind, path.display()))
     }
 
-    fn first_line(&self, path: &Path) -> Result<Zeroizing<Vec<u8>>, CliError> {
+    fn first_line(&self, path: &Path) -> Result<Zeroizing<Vec<u8>>> {
         let unreadable = |error: std::io::Error| {
             self.error(path, format!("cannot be read: {error}")).help("check the path, and who may read it")
         };

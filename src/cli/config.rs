@@ -15,7 +15,7 @@ use serde::{Deserialize, Deserializer, de};
 use zeroize::Zeroizing;
 
 use super::args::{self, password_of};
-use super::error::{CliError, Exit};
+use super::error::{CliError, Result};
 use super::output::without_passwords;
 use crate::packet::{Role, Tag};
 
@@ -226,11 +226,11 @@ pub(super) struct Environment {
 }
 
 impl Environment {
-    fn read(variable: impl Fn(&str) -> Option<OsString>) -> Result<Self, CliError> {
+    fn read(variable: impl Fn(&str) -> Option<OsString>) -> Result<Self> {
         let path = |name: &str| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         let text = |name: &str| {
             let text = path(name).map(|value| value.into_os_string().into_string()).transpose();
-            text.map_err(|_| CliError::new(Exit::Usage, format!("{name} is not UTF-8")))
+            text.map_err(|_| CliError::usage(format!("{name} is not UTF-8")))
         };
         let secret = |name: &str| text(name).map(|text| text.map(Zeroizing::new));
         Ok(Self {
@@ -257,7 +257,7 @@ pub(super) struct Config {
 
 impl Config {
     /// Reads the environment, and the file that `named` or else the environment names, or else the one in the working directory.
-    pub(super) fn load(named: Option<&Path>) -> Result<Self, CliError> {
+    pub(super) fn load(named: Option<&Path>) -> Result<Self> {
         let environment = Environment::read(|name| std::env::var_os(name))?;
         let file = match named.or(environment.config.as_deref()) {
             Some(path) => read(path, true)?,
@@ -284,17 +284,17 @@ impl Config {
 }
 
 /// Reads a file. One that was not named, but only found, must belong to the user: it says which programs run.
-fn read(path: &Path, named: bool) -> Result<File, CliError> {
+fn read(path: &Path, named: bool) -> Result<File> {
     let shown = path.display();
     let unreadable = |error: std::io::Error| {
-        CliError::new(Exit::Usage, format!("cannot read the configuration {shown}: {error}"))
+        CliError::usage(format!("cannot read the configuration {shown}: {error}"))
             .help("name a readable file with `--config FILE` or NANITE_CONFIG")
     };
     let file = std::fs::File::open(path).map_err(unreadable)?;
     let metadata = file.metadata().map_err(unreadable)?;
     let is_own = [0, geteuid().as_raw()].contains(&metadata.uid()) && metadata.mode() & 0o002 == 0;
     if !named && !is_own {
-        return Err(CliError::new(Exit::Usage, format!("{shown} belongs to another user, or is world-writable"))
+        return Err(CliError::usage(format!("{shown} belongs to another user, or is world-writable"))
             .help(format!("if you trust it, name it: `--config {shown}`")));
     }
     let mut text = Zeroizing::new(String::new());
@@ -306,7 +306,7 @@ fn read(path: &Path, named: bool) -> Result<File, CliError> {
     let mode = metadata.mode() & 0o7777;
     if read.has_password() && mode & 0o077 != 0 {
         let message = format!("{shown} holds a password and has mode {mode:04o}: others than its owner can use it");
-        return Err(CliError::new(Exit::Usage, message)
+        return Err(CliError::usage(message)
             .help(format!("run `chmod 600 {shown}`, or put the password into a separate file: broker-password-file")));
     }
     let base = path.parent().unwrap_or(Path::new(""));
@@ -345,13 +345,13 @@ impl File {
     }
 }
 
-fn parse(text: &str, path: &Path) -> Result<File, CliError> {
+fn parse(text: &str, path: &Path) -> Result<File> {
     toml::from_str(text).map_err(|error| {
         // Not the parser's own report: it repeats the line, which may hold a password.
         let start = error.span().map_or(0, |span| span.start);
         let line = text.bytes().take(start).filter(|byte| *byte == b'\n').count() + 1;
         let message = without_passwords(error.message());
-        CliError::new(Exit::Usage, format!("{}:{line}: {message}", path.display())).help("correct that line")
+        CliError::usage(format!("{}:{line}: {message}", path.display())).help("correct that line")
     })
 }
 

@@ -6,7 +6,7 @@ use zeroize::Zeroizing;
 
 use super::args::{password_of, read_password};
 use super::config::{Config, File};
-use super::error::{CliError, Exit};
+use super::error::{CliError, Exit, Result};
 use super::{output, remedy};
 use crate::transport::{AmqpOptions, Tls};
 
@@ -35,7 +35,7 @@ pub(super) struct BrokerArgs {
 
 impl BrokerArgs {
     /// How to connect to the broker.
-    pub(super) fn options(&self, config: &Config) -> Result<AmqpOptions, CliError> {
+    pub(super) fn options(&self, config: &Config) -> Result<AmqpOptions> {
         if self.broker.as_deref().is_some_and(|url| password_of(url).is_some()) {
             output::note(&format!(
                 "{} a password on the command line can be read by every user of this machine; give it by \
@@ -65,8 +65,8 @@ impl BrokerArgs {
     }
 
     /// TLS for an amqps URL, and only for that.
-    fn tls(&self, url: &str, file: &File) -> Result<Option<Tls>, CliError> {
-        let usage = |message: &str, help: &str| Err(CliError::new(Exit::Usage, message).help(help));
+    fn tls(&self, url: &str, file: &File) -> Result<Option<Tls>> {
+        let usage = |message: &str, help: &str| Err(CliError::usage(message).help(help));
         if !url.starts_with("amqps://") {
             return match (&self.broker_ca, &self.broker_cert, &self.broker_key) {
                 (None, None, None) => Ok(None),
@@ -100,11 +100,11 @@ pub(super) async fn redis(
     given: &super::config::MapperOptions,
     Config { environment, file }: &Config,
     serializer: &std::sync::Arc<dyn crate::serializer::Serializer>,
-) -> Result<Option<crate::mapper::RedisState>, CliError> {
+) -> Result<Option<crate::mapper::RedisState>> {
     use crate::mapper::{RedisOptions, RedisState};
     let file = &file.mapper;
     if given.redis.as_deref().is_some_and(|url| password_of(url).is_some() || url.contains("pass=")) {
-        return Err(CliError::new(Exit::Usage, "a password on the command line can be read by every user")
+        return Err(CliError::usage("a password on the command line can be read by every user")
             .help("leave it out of the URL: give it by NANITE_REDIS_PASSWORD or by `--redis-password-file FILE`"));
     }
     let (Some(url), password) = resolve([
@@ -136,7 +136,7 @@ enum Password<'a> {
 }
 
 impl Password<'_> {
-    fn read(self) -> Result<Zeroizing<String>, CliError> {
+    fn read(self) -> Result<Zeroizing<String>> {
         match self {
             Password::Text(text) => Ok(text.clone()),
             Password::File(path) => read_password(path),

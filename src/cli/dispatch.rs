@@ -3,18 +3,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::error::{CliError, Exit};
-use super::fleet::{Fleet, close, listed};
-use super::node::{Node, WithOption};
+use super::error::{CliError, Exit, Result};
+use super::fleet::{DiscoveryArgs, Fleet, close, listed};
+use super::node::{NodeArgs, WithOption};
 use super::output::counted;
-use super::runtime::Global;
+use super::runtime::{self, Global};
 use super::state_dir::RoundRobinState;
 use super::{args, remedy};
 use crate::mapper::{AgentRecord, MapperDispatch, RoundRobin};
-use crate::packet::{Identity, Payload, SelectorName, Service, Tag};
+use crate::packet::{Identity, Payload, Role, SelectorName, Service, Tag};
 use crate::proxy::{MapperProxy, ProxyError};
 use crate::request::{Dispatch, Events, RequestBuilder};
 
+/// How long a push waits for its target to register.
+const PUSH_TARGET_TIMEOUT: Duration = Duration::from_secs(5);
 const LIST_AGENTS: &str = "list the agents with `nanite agents`";
 
 /// The service, the payload and the agents.
@@ -30,17 +32,13 @@ pub(super) struct DispatchArgs {
     #[arg(long, value_name = "NAME", default_value = "least_loaded", help_heading = "Agents")]
     selector: SelectorName,
     /// Only this agent: its name, or nanite-NAME.
-    #[arg(long, value_name = "NAME", value_parser = args::agent, help_heading = "Agents")]
+    #[arg(long, value_name = "NAME", value_parser = args::agent, conflicts_with = "at_least", help_heading = "Agents")]
     target: Option<Identity>,
     /// Only agents with this tag; given several times, with all of them.
     #[arg(long = "tag", value_name = "TAG", help_heading = "Agents")]
     tags: Vec<Tag>,
-    /// How many agents must offer it before agents are selected, so that `--selector all` means all.
-    #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "target", help_heading = "Agents")]
-    at_least: usize,
-    /// How long to wait for agents that offer it; for a target as long as for its answer.
-    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = args::duration, help_heading = "Agents")]
-    look: Duration,
+    #[command(flatten)]
+    discovery: DiscoveryArgs,
     /// Have a running mapper dispatch it, instead of being a mapper.
     #[arg(long, conflicts_with_all = ["at_least", "look"], help_heading = "Delivery")]
     pub via_mapper: bool,
@@ -53,32 +51,16 @@ pub(super) struct DispatchArgs {
 }
 
 /// How requests reach agents.
-pub(super) enum Route {
+pub(super) enum Route<'a> {
     /// The mapper of this process dispatches them.
-    Direct(Fleet),
+    Direct(&'a mut Fleet),
     /// A running mapper dispatches them.
-    ViaMapper { proxy: MapperProxy, connection: crate::Node, broker: String },
+    ViaMapper { proxy: MapperProxy, broker: String },
 }
 
-impl Route {
-    /// Connects.
-    pub(super) async fn open(node: &Node, args: &DispatchArgs) -> Result<Self, CliError> {
-        if !args.via_mapper {
-            return Fleet::start(node).await.map(Self::Direct);
-        }
-        let (connection, broker) = (node.connect().await?, node.broker());
-        let started = connection.proxy().start().await;
-        let proxy = started.map_err(|ProxyError::Transport(error)| remedy::transport(&error, Some(&broker)))?;
-        Ok(Self::ViaMapper { proxy, connection, broker })
-    }
-
+impl Route<'_> {
     /// Sends a request.
-    pub(super) async fn request(
-        &mut self,
-        args: &DispatchArgs,
-        payload: Payload,
-        timeout: Duration,
-    ) -> Result<Events, CliError> {
+    pub(super) async fn request(&mut self, args: &DispatchArgs, payload: Payload, timeout: Duration) -> Result<Events> {
         let sent = match self {
             Self::Direct(fleet) => args.direct(fleet, payload, timeout).await?.timeout(timeout).events().await,
             Self::ViaMapper { proxy, .. } => args.via_mapper(proxy, payload).timeout(timeout).events().await,
@@ -87,14 +69,9 @@ impl Route {
     }
 
     /// Sends a push; returns the agents that got it, unless a running mapper selects them.
-    pub(super) async fn push(
-        &mut self,
-        args: &DispatchArgs,
-        payload: Payload,
-        limit: Duration,
-    ) -> Result<Vec<Identity>, CliError> {
+    pub(super) async fn push(&mut self, args: &DispatchArgs, payload: Payload) -> Result<Vec<Identity>> {
         let sent = match self {
-            Self::Direct(fleet) => args.direct(fleet, payload, limit).await?.push().await,
+            Self::Direct(fleet) => args.direct(fleet, payload, PUSH_TARGET_TIMEOUT).await?.push().await,
             Self::ViaMapper { proxy, .. } => args.via_mapper(proxy, payload).push().await,
         };
         sent.map_err(|error| remedy::request(&error, self.broker()))
@@ -103,28 +80,45 @@ impl Route {
     /// The broker's URL, without a password.
     pub(super) fn broker(&self) -> &str {
         match self {
-            Self::Direct(fleet) => fleet.broker(),
+            Self::Direct(fleet) => &fleet.broker,
             Self::ViaMapper { broker, .. } => broker,
-        }
-    }
-
-    /// Disconnects.
-    pub(super) async fn close(self) {
-        match self {
-            Self::Direct(fleet) => fleet.close().await,
-            Self::ViaMapper { connection, .. } => close(connection.close()).await,
         }
     }
 }
 
 impl DispatchArgs {
-    pub(super) fn payload(&self, global: &Global) -> Result<Payload, CliError> {
+    /// Reads the payload, connects, and runs a command.
+    pub(super) fn run<T>(
+        &self,
+        global: &Global,
+        node: &NodeArgs,
+        command: impl AsyncFnOnce(Route<'_>, Payload) -> Result<T>,
+    ) -> Result<T> {
+        let node = node.node(global, Role::Mapper)?;
+        let payload = self.payload(global)?;
+        runtime::run(async {
+            if !self.via_mapper {
+                let mut fleet = Fleet::start(&node).await?;
+                let result = command(Route::Direct(&mut fleet), payload).await;
+                fleet.close().await;
+                return result;
+            }
+            let (connection, broker) = (node.connect().await?, node.broker());
+            let proxy = connection.proxy().start().await;
+            let proxy = proxy.map_err(|ProxyError::Transport(error)| remedy::transport(&error, Some(&broker)))?;
+            let result = command(Route::ViaMapper { proxy, broker }, payload).await;
+            close(connection.close()).await;
+            result
+        })
+    }
+
+    fn payload(&self, global: &Global) -> Result<Payload> {
         args::payload(self.payload.as_deref(), |text| global.note(text))
     }
 
-    /// Refuses what the console cannot do: it reads its lines from stdin, and is the mapper itself.
-    pub(super) fn check_in_console(&self) -> Result<(), CliError> {
-        let usage = |message: &str, help: &str| Err(CliError::new(Exit::Usage, message).help(help));
+    /// The payload in the console, which reads its commands from stdin, and is the mapper itself.
+    pub(super) fn console_payload(&self, global: &Global) -> Result<Payload> {
+        let usage = |message: &str, help: &str| Err(CliError::usage(message).help(help));
         if self.payload.as_deref() == Some("-") {
             return usage(
                 "`-` reads a payload from stdin, where the console reads its commands",
@@ -134,7 +128,7 @@ impl DispatchArgs {
         if self.via_mapper {
             return usage("the console is a mapper itself", "use `nanite request --via-mapper` in the shell");
         }
-        Ok(())
+        self.payload(global)
     }
 
     fn via_mapper(&self, proxy: &MapperProxy, payload: Payload) -> RequestBuilder<MapperProxy> {
@@ -147,7 +141,7 @@ impl DispatchArgs {
         fleet: &mut Fleet,
         payload: Payload,
         limit: Duration,
-    ) -> Result<RequestBuilder<MapperDispatch>, CliError> {
+    ) -> Result<RequestBuilder<MapperDispatch>> {
         match self.wait_until_offered(fleet, limit).await {
             Err(error) if error.exit() != Exit::NotOffered || !self.offline => return Err(error),
             _ => {}
@@ -160,9 +154,10 @@ impl DispatchArgs {
         Ok(request)
     }
 
-    async fn wait_until_offered(&self, fleet: &mut Fleet, limit: Duration) -> Result<(), CliError> {
+    async fn wait_until_offered(&self, fleet: &mut Fleet, limit: Duration) -> Result<()> {
         let service = self.service.resolved();
         let matches = |record: &AgentRecord| record.offers(&service) && record.carries(&self.tags);
+        let DiscoveryArgs { at_least, look } = self.discovery;
         if let Some(target) = &self.target {
             return match fleet.wait_for(target, limit).await? {
                 Some(record) if matches(&record) => Ok(()),
@@ -170,14 +165,11 @@ impl DispatchArgs {
                 None => Err(fleet.not_offered(format!("{target} is not registered"), LIST_AGENTS)),
             };
         }
-        let count = |agents: &[Arc<AgentRecord>]| agents.iter().filter(|record| matches(record)).count();
-        let enough = |agents: &[Arc<AgentRecord>]| count(agents) >= self.at_least.max(1);
-        let agents = fleet.wait_for_agents(self.look.min(limit), enough).await?;
-        match count(&agents) {
-            0 => Err(self.not_offered(&agents, fleet)),
-            few if few < self.at_least => {
-                let offer = if few == 1 { "offers" } else { "offer" };
-                let message = format!("{} {offer} it, not {}", counted(few, "agent"), self.at_least);
+        match fleet.discover(at_least, look.min(limit), matches).await? {
+            (agents, 0) => Err(self.not_offered(&agents, fleet)),
+            (_, count) if count < at_least => {
+                let offer = if count == 1 { "offers" } else { "offer" };
+                let message = format!("{} {offer} it, not {at_least}", counted(count, "agent"));
                 Err(fleet.not_offered(message, LIST_AGENTS))
             }
             _ => Ok(()),

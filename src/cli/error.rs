@@ -42,6 +42,9 @@ impl From<Exit> for ExitCode {
     }
 }
 
+/// What commands return.
+pub(super) type Result<T, E = CliError> = std::result::Result<T, E>;
+
 /// Why a command failed, what to do about it, and the exit code.
 #[derive(Debug)]
 pub(super) struct CliError {
@@ -55,6 +58,11 @@ impl CliError {
     /// An error with this message: lower case, one sentence, no full stop.
     pub(super) fn new(exit: Exit, message: impl fmt::Display) -> Self {
         Self { exit, message: message.to_string(), help: None, silent: false }
+    }
+
+    /// The arguments, the configuration or the payload are invalid.
+    pub(super) fn usage(message: impl fmt::Display) -> Self {
+        Self::new(Exit::Usage, message)
     }
 
     /// An error with the message of `error` and of its sources.

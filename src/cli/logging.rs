@@ -12,7 +12,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use super::config::{Config, LogFormat};
-use super::error::{CliError, Exit};
+use super::error::{CliError, Exit, Result};
 use crate::transport::logs_secrets;
 
 /// What to log, and how.
@@ -49,10 +49,10 @@ const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
 
 impl Options {
     /// Starts logging for this process. `into_file`: the log goes [into a file](into_file), without colours.
-    pub(super) fn init(&self, config: &Config, default: DefaultLevel, into_file: bool) -> Result<(), CliError> {
+    pub(super) fn init(&self, config: &Config, default: DefaultLevel, into_file: bool) -> Result<()> {
         let filter = self.filter(config, default);
         let filter = EnvFilter::try_new(&filter).map_err(|_| {
-            CliError::new(Exit::Usage, format!("'{filter}' is not a log filter"))
+            CliError::usage(format!("'{filter}' is not a log filter"))
                 .help("give a level such as `--log info`, or a filter such as `--log nanite=debug`")
         })?;
         let colour = !into_file && AutoStream::choice(&io::stderr()) != ColorChoice::Never;

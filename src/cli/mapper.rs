@@ -7,7 +7,7 @@ use tokio::signal::unix::SignalKind;
 
 use super::config::MapperOptions;
 use super::daemon::DaemonArgs;
-use super::error::{CliError, Exit};
+use super::error::{Exit, Result};
 use super::node::{NodeArgs, PolicyArgs, WithOption};
 use super::output::counted;
 use super::remedy;
@@ -36,7 +36,7 @@ pub(super) struct Args {
     pub daemon: DaemonArgs,
 }
 
-pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
+pub(super) fn run(global: &Global, args: &Args) -> Result<Exit> {
     if let Some(exit) = args.daemon.control(global, Role::Mapper)? {
         return Ok(exit);
     }
@@ -73,7 +73,7 @@ pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
                     }
                 });
             };
-            let _watcher = node.reload.clone().map(|files| files.watch(announce)).transpose()?;
+            let _watcher = node.secure.clone().map(|node| node.watch(announce)).transpose()?;
             process.ready(global, &format!("{} is ready: {}", node.identity, node.describe()))?;
             runtime::reporting(report_signals, stop.requested(), async || log_requests(&running).await).await;
             process.stopping();

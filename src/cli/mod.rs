@@ -17,13 +17,14 @@ mod doctor;
 mod error;
 mod fleet;
 mod generate;
+mod identity;
 mod inspect;
 mod logging;
 mod mapper;
 mod node;
 mod output;
 mod policy;
-mod reload;
+
 mod remedy;
 mod request;
 mod runtime;
@@ -39,7 +40,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use config::Config;
-use error::{CliError, Exit};
+use error::{Exit, Result};
 use logging::DefaultLevel;
 use runtime::Global;
 
@@ -114,7 +115,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 impl Cli {
-    fn run(self, args: Vec<OsString>) -> Result<Exit, CliError> {
+    fn run(self, args: Vec<OsString>) -> Result<Exit> {
         let config = match &self.command {
             // They have no options in the file, and may be needed to correct it.
             Command::Certs(_)
@@ -142,8 +143,8 @@ impl Cli {
             Command::Request(args) => request::request(global, &args),
             Command::Push(args) => request::push(global, &args),
             Command::SendFile(args) => send_file::run(global, &args),
-            Command::Agents(args) => agents::agents(global, &args),
-            Command::Services(args) => agents::services(global, &args),
+            Command::Agents(args) => agents::list(global, &args, agents::show_agents),
+            Command::Services(args) => agents::list(global, &args, agents::show_services),
             Command::Ping(args) => agents::ping(global, &args),
             Command::Console(args) => console::run(global, &args),
             #[cfg(feature = "admin")]

@@ -8,24 +8,24 @@ use anstream::{AutoStream, ColorChoice};
 use anstyle::{AnsiColor, Style};
 use comfy_table::{ContentArrangement, Table, presets};
 
-use super::error::{CliError, Exit};
+use super::error::{CliError, Exit, Result};
 
 /// Tables are not fitted into terminals that are narrower, in columns. A terminal of unknown width reports 0.
 const MIN_TABLE_WIDTH: u16 = 40;
 
 /// Prints text and a newline on stdout.
-pub(super) fn line(text: &str) -> Result<(), CliError> {
+pub(super) fn line(text: &str) -> Result<()> {
     write(format!("{text}\n").as_bytes())
 }
 
 /// Prints a value as indented JSON on stdout.
-pub(super) fn json<T: serde::Serialize>(value: &T) -> Result<(), CliError> {
+pub(super) fn json<T: serde::Serialize>(value: &T) -> Result<()> {
     let text = serde_json::to_string_pretty(value).map_err(|error| CliError::of(Exit::Failure, &error))?;
     line(&escaped_json(&text))
 }
 
 /// Writes bytes to stdout.
-pub(super) fn write(bytes: &[u8]) -> Result<(), CliError> {
+pub(super) fn write(bytes: &[u8]) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
     stdout.write_all(bytes).and_then(|()| stdout.flush()).map_err(|error| match error.kind() {
         ErrorKind::BrokenPipe => CliError::broken_pipe(),
@@ -75,35 +75,32 @@ impl Paint {
     fn with(self, style: Style, text: &str) -> String {
         if self.0 { format!("{style}{text}{style:#}") } else { text.to_owned() }
     }
-
-    pub(super) fn red(self, text: &str) -> String {
-        self.with(AnsiColor::Red.on_default().bold(), text)
-    }
-
-    pub(super) fn green(self, text: &str) -> String {
-        self.with(AnsiColor::Green.on_default(), text)
-    }
-
-    pub(super) fn yellow(self, text: &str) -> String {
-        self.with(AnsiColor::Yellow.on_default(), text)
-    }
-
-    pub(super) fn cyan(self, text: &str) -> String {
-        self.with(AnsiColor::Cyan.on_default().bold(), text)
-    }
-
-    pub(super) fn bold(self, text: &str) -> String {
-        self.with(Style::new().bold(), text)
-    }
-
-    pub(super) fn dim(self, text: &str) -> String {
-        self.with(Style::new().dimmed(), text)
-    }
 }
 
-/// Prints rows under their headings: with rules on a terminal, in plain columns in a pipe.
-pub(super) fn table<const N: usize>(headings: [&str; N], rows: &[[String; N]]) -> Result<(), CliError> {
-    if std::io::stdout().is_terminal() {
+macro_rules! styles {
+    ($($name:ident: $style:expr;)*) => {
+        impl Paint {
+            $(pub(super) fn $name(self, text: &str) -> String {
+                self.with($style, text)
+            })*
+        }
+    };
+}
+
+styles! {
+    red: AnsiColor::Red.on_default().bold();
+    green: AnsiColor::Green.on_default();
+    yellow: AnsiColor::Yellow.on_default();
+    cyan: AnsiColor::Cyan.on_default().bold();
+    bold: Style::new().bold();
+    dim: Style::new().dimmed();
+}
+
+/// Prints rows under their headings, if there are any: with rules on a terminal, in plain columns in a pipe.
+pub(super) fn table<const N: usize>(headings: [&str; N], rows: &[[String; N]]) -> Result<()> {
+    if rows.is_empty() {
+        Ok(())
+    } else if std::io::stdout().is_terminal() {
         line(&ruled_table(headings, rows))
     } else {
         plain_table(headings, rows).iter().try_for_each(|row| line(row))

@@ -1,6 +1,5 @@
 //! `nanite request` and `nanite push`: send requests and pushes to agents, and show the answers.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -9,16 +8,14 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::dispatch::{DispatchArgs, Route};
-use super::error::{CliError, Exit};
+use super::error::{CliError, Exit, Result};
+use super::fleet::Fleet;
 use super::node::NodeArgs;
 use super::output::{counted, printable};
-use super::runtime::{self, Global};
+use super::runtime::Global;
 use super::{args, output, remedy};
-use crate::packet::{Failure, FailureCode, Identity, Payload, Role};
+use crate::packet::{Failure, FailureCode, Identity, Payload};
 use crate::request::{Answers, Event};
-
-/// How long a push waits for its target to register.
-const PUSH_TARGET_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Send a request to agents, and show their answers.
 ///
@@ -74,38 +71,25 @@ pub(super) struct PushArgs {
     json: bool,
 }
 
-pub(super) fn request(global: &Global, RequestCommand { args, node }: &RequestCommand) -> Result<Exit, CliError> {
-    let node = node.node(global, Role::Mapper)?;
-    let payload = args.dispatch.payload(global)?;
-    runtime::run(async {
-        let mut route = Route::open(&node, &args.dispatch).await?;
-        let answers = args.answers(&mut route, payload).await;
-        route.close().await;
-        args.show(global, answers)
-    })
+pub(super) fn request(global: &Global, RequestCommand { args, node }: &RequestCommand) -> Result<Exit> {
+    let answers = args.dispatch.run(global, node, async |route, payload| args.answers(route, payload).await);
+    args.show(global, answers)
 }
 
-pub(super) fn push(global: &Global, PushCommand { args, node }: &PushCommand) -> Result<Exit, CliError> {
-    let node = node.node(global, Role::Mapper)?;
-    let payload = args.dispatch.payload(global)?;
-    runtime::run(async {
-        let mut route = Route::open(&node, &args.dispatch).await?;
-        let sent = route.push(&args.dispatch, payload, PUSH_TARGET_TIMEOUT).await;
-        route.close().await;
-        args.show(global, sent)
-    })
+pub(super) fn push(global: &Global, PushCommand { args, node }: &PushCommand) -> Result<Exit> {
+    let sent = args.dispatch.run(global, node, async |mut route, payload| route.push(&args.dispatch, payload).await);
+    args.show(global, sent)
 }
 
 impl RequestArgs {
     /// Sends the request in the console.
-    pub(super) async fn send(&self, global: &Global, route: &mut Route) -> Result<Exit, CliError> {
-        self.dispatch.check_in_console()?;
-        let payload = self.dispatch.payload(global)?;
-        let answers = self.answers(route, payload).await;
+    pub(super) async fn send(&self, global: &Global, fleet: &mut Fleet) -> Result<Exit> {
+        let payload = self.dispatch.console_payload(global)?;
+        let answers = self.answers(Route::Direct(fleet), payload).await;
         self.show(global, answers)
     }
 
-    async fn answers(&self, route: &mut Route, payload: Payload) -> Result<(Answers, Duration), CliError> {
+    async fn answers(&self, mut route: Route<'_>, payload: Payload) -> Result<(Answers, Duration)> {
         let mut events = route.request(&self.dispatch, payload, self.timeout).await?;
         let started = Instant::now();
         let mut answers = Answers::default();
@@ -129,7 +113,7 @@ impl RequestArgs {
         Ok((answers, started.elapsed()))
     }
 
-    fn show_intermediate(&self, from: &Identity, key: &str, value: &Payload) -> Result<(), CliError> {
+    fn show_intermediate(&self, from: &Identity, key: &str, value: &Payload) -> Result<()> {
         if self.json {
             return output::line(&json!({"from": from, "key": key, "value": value}).to_string());
         }
@@ -137,7 +121,7 @@ impl RequestArgs {
         output::line(&format!("{from} {}: {value}", printable(key, false)))
     }
 
-    fn show(&self, global: &Global, answers: Result<(Answers, Duration), CliError>) -> Result<Exit, CliError> {
+    fn show(&self, global: &Global, answers: Result<(Answers, Duration)>) -> Result<Exit> {
         let (answers, elapsed) = or_empty_json(answers, self.json, &Answers::default())?;
         if self.json && self.follow {
             let line = serde_json::to_string(&answers).map_err(|error| CliError::of(Exit::Failure, &error))?;
@@ -164,24 +148,18 @@ impl RequestArgs {
     }
 }
 
-#[derive(Serialize)]
-struct Sent<'a> {
-    sent: &'a [Identity],
-}
-
 impl PushArgs {
     /// Sends the push in the console.
-    pub(super) async fn send(&self, global: &Global, route: &mut Route) -> Result<Exit, CliError> {
-        self.dispatch.check_in_console()?;
-        let payload = self.dispatch.payload(global)?;
-        let sent = route.push(&self.dispatch, payload, PUSH_TARGET_TIMEOUT).await;
+    pub(super) async fn send(&self, global: &Global, fleet: &mut Fleet) -> Result<Exit> {
+        let payload = self.dispatch.console_payload(global)?;
+        let sent = Route::Direct(fleet).push(&self.dispatch, payload).await;
         self.show(global, sent)
     }
 
-    fn show(&self, global: &Global, sent: Result<Vec<Identity>, CliError>) -> Result<Exit, CliError> {
-        let sent = or_empty_json(sent, self.json, &Sent { sent: &[] })?;
+    fn show(&self, global: &Global, sent: Result<Vec<Identity>>) -> Result<Exit> {
+        let sent = or_empty_json(sent, self.json, &json!({"sent": []}))?;
         if self.json {
-            output::json(&Sent { sent: &sent })?;
+            output::json(&json!({"sent": sent}))?;
         }
         if let [agent] = &sent[..] {
             self.dispatch.save_round_robin(agent);
@@ -197,16 +175,13 @@ impl PushArgs {
 }
 
 /// Prints `empty` as JSON if no agent offers the service.
-pub(super) fn or_empty_json<T>(result: Result<T, CliError>, json: bool, empty: &impl Serialize) -> Result<T, CliError> {
+pub(super) fn or_empty_json<T>(result: Result<T>, json: bool, empty: &impl Serialize) -> Result<T> {
     match &result {
         Err(error) if json && error.exit() == Exit::NotOffered => output::json(empty)?,
         _ => {}
     }
     result
 }
-
-/// Values by agent, for JSON output.
-pub(super) type ByAgent<T> = BTreeMap<Identity, T>;
 
 /// How many targets have which outcome.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

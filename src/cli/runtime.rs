@@ -9,7 +9,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 
 use super::config::Config;
-use super::error::{CliError, Exit};
+use super::error::{CliError, Exit, Result};
 use super::output;
 
 /// How long tasks may take to end once the command has its result.
@@ -33,7 +33,7 @@ impl Global {
 }
 
 /// Runs a command that needs the asynchronous runtime; the others start faster without.
-pub(super) fn run<T>(command: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
+pub(super) fn run<T>(command: impl Future<Output = Result<T>>) -> Result<T> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     let runtime = builder.enable_all().build().map_err(CliError::failed(Exit::Failure, "cannot start"))?;
     let result = runtime.block_on(command);
@@ -42,14 +42,14 @@ pub(super) fn run<T>(command: impl Future<Output = Result<T, CliError>>) -> Resu
 }
 
 /// Starts to handle a signal, instead of being ended by it.
-pub(super) fn handle(kind: SignalKind) -> Result<Signal, CliError> {
+pub(super) fn handle(kind: SignalKind) -> Result<Signal> {
     signal(kind).map_err(CliError::failed(Exit::Failure, "cannot handle signals"))
 }
 
 /// Runs a program until it ends. The first SIGINT or SIGTERM completes the future that it gets; the second drops it.
-pub(super) async fn until_stopped<P>(global: &Global, program: impl FnOnce(Stop) -> P) -> Result<Exit, CliError>
+pub(super) async fn until_stopped<P>(global: &Global, program: impl FnOnce(Stop) -> P) -> Result<Exit>
 where
-    P: Future<Output = Result<Exit, CliError>>,
+    P: Future<Output = Result<Exit>>,
 {
     let (mut interrupt, mut terminate) = (handle(SignalKind::interrupt())?, handle(SignalKind::terminate())?);
     let mut next = async || {

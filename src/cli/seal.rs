@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::args::agent;
 use super::error::{CliError, Exit};
-use super::{Global, args, node, output, remedy};
+use super::{Global, args, identity, output, remedy};
 use crate::clock::{Clock, SystemClock};
 use crate::packet::{Identity, MessageId, Packet, Request, Role, Service, Token};
 use crate::serializer::{
@@ -32,7 +32,7 @@ pub(super) struct Seal {
     #[arg(long, value_name = "AGENT", value_parser = agent)]
     to: Identity,
     #[command(flatten)]
-    who: node::IdentityArgs,
+    who: identity::IdentityArgs,
 }
 
 /// Open one message that was sealed for an agent: DER on stdin; the packet and its signer as JSON on stdout.
@@ -42,7 +42,7 @@ pub(super) struct Seal {
 #[derive(Debug, clap::Args)]
 pub(super) struct Open {
     #[command(flatten)]
-    who: node::IdentityArgs,
+    who: identity::IdentityArgs,
 }
 
 #[derive(Serialize)]

@@ -7,16 +7,16 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::error::{CliError, Exit};
-use super::fleet::{Fleet, listed};
+use super::error::{CliError, Exit, Result};
+use super::fleet::{self, DiscoveryArgs, Fleet, listed};
 use super::node::{NodeArgs, WithOption};
 use super::output::{counted, printable};
 use super::request::{Tally, note_failures, or_empty_json};
-use super::runtime::{self, Global};
+use super::runtime::Global;
 use super::{args, output, remedy};
 use crate::files::Broadcast;
 use crate::mapper::AgentRecord;
-use crate::packet::{Role, Tag};
+use crate::packet::Tag;
 use crate::request::Answers;
 
 /// How often the progress bar is drawn, per second.
@@ -38,12 +38,8 @@ pub(super) struct Args {
     /// The domain of the file: the agents that receive files of this domain get it.
     #[arg(long, value_name = "D", help_heading = "Agents")]
     domain: Tag,
-    /// How many agents must receive it before it is sent.
-    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Agents")]
-    at_least: usize,
-    /// How long to wait for agents that receive it.
-    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = args::duration, help_heading = "Agents")]
-    look: Duration,
+    #[command(flatten)]
+    discovery: DiscoveryArgs,
     /// Its name at the receivers: a file name without directories [default: its own].
     #[arg(long, value_name = "NAME")]
     dest: Option<String>,
@@ -52,47 +48,37 @@ pub(super) struct Args {
     json: bool,
 }
 
-pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
+pub(super) fn run(global: &Global, args: &Args) -> Result<Exit> {
     let length = file_length(&args.file)?;
-    let node = args.node.node(global, Role::Mapper)?;
-    runtime::run(async {
-        let mut fleet = Fleet::start(&node).await?;
+    let sent = fleet::run(global, &args.node, async |fleet| {
         let started = Instant::now();
-        let answers = args.send(global, &mut fleet, length).await;
-        fleet.close().await;
-        let answers = or_empty_json(answers, args.json, &Answers::default())?;
-        args.show(global, &answers, length, started.elapsed())
-    })
+        Ok((args.send(global, fleet, length).await?, started.elapsed()))
+    });
+    let (answers, elapsed) = or_empty_json(sent, args.json, &Answers::default())?;
+    args.show(global, &answers, length, elapsed)
 }
 
 /// The length of a regular file.
-fn file_length(file: &Path) -> Result<u64, CliError> {
+fn file_length(file: &Path) -> Result<u64> {
     let shown = file.display();
     match std::fs::metadata(file) {
         Ok(metadata) if metadata.is_file() => Ok(metadata.len()),
-        Ok(_) => Err(CliError::new(Exit::Usage, format!("{shown} is not a regular file"))
+        Ok(_) => Err(CliError::usage(format!("{shown} is not a regular file"))
             .help("send one file at a time; pack a directory first, for example with `tar`")),
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            Err(CliError::new(Exit::Usage, format!("there is no file {shown}")))
-        }
+        Err(error) if error.kind() == ErrorKind::NotFound => Err(CliError::usage(format!("there is no file {shown}"))),
         Err(error) => Err(CliError::of(Exit::Usage, &error).context(shown)),
     }
 }
 
 impl Args {
-    async fn send(&self, global: &Global, fleet: &mut Fleet, length: u64) -> Result<Answers, CliError> {
-        let receives = |agent: &&Arc<AgentRecord>| agent.files.binary_search(&self.domain).is_ok();
-        let receivers = |agents: &[Arc<AgentRecord>]| agents.iter().filter(receives).count();
-        let agents = fleet.wait_for_agents(self.look, |agents| receivers(agents) >= self.at_least.max(1)).await?;
-        match receivers(&agents) {
-            0 => return Err(self.no_receiver(&agents, fleet)),
-            few if few < self.at_least => {
-                let message = format!(
-                    "{} instead of {} can receive files of {}",
-                    counted(few, "agent"),
-                    self.at_least,
-                    self.domain
-                );
+    async fn send(&self, global: &Global, fleet: &mut Fleet, length: u64) -> Result<Answers> {
+        let DiscoveryArgs { at_least, look } = self.discovery;
+        let receives = |agent: &AgentRecord| agent.files.binary_search(&self.domain).is_ok();
+        match fleet.discover(at_least, look, receives).await? {
+            (agents, 0) => return Err(self.no_receiver(&agents, fleet)),
+            (_, count) if count < at_least => {
+                let receivers = counted(count, "agent");
+                let message = format!("files of {} are received by {receivers}, not {at_least}", self.domain);
                 return Err(fleet.not_offered(message, "list the agents with `nanite agents`"));
             }
             _ => {}
@@ -106,7 +92,7 @@ impl Args {
         });
         let answers = answers.await;
         bar.finish_and_clear();
-        answers.map_err(|error| remedy::broadcast(&error, fleet.broker()))
+        answers.map_err(|error| remedy::broadcast(&error, &fleet.broker))
     }
 
     fn no_receiver(&self, agents: &[Arc<AgentRecord>], fleet: &Fleet) -> CliError {
@@ -122,7 +108,7 @@ impl Args {
         fleet.not_offered(format!("no agent receives files of {}", self.domain), &help)
     }
 
-    fn show(&self, global: &Global, answers: &Answers, length: u64, elapsed: Duration) -> Result<Exit, CliError> {
+    fn show(&self, global: &Global, answers: &Answers, length: u64, elapsed: Duration) -> Result<Exit> {
         if self.json {
             output::json(answers)?;
         } else {

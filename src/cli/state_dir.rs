@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-use super::error::{CliError, Exit};
+use super::error::{CliError, Result};
 use crate::certs::files;
 use crate::packet::{Identity, Role, Service, Token};
 
@@ -21,13 +21,13 @@ pub(super) fn directory() -> Option<PathBuf> {
 }
 
 /// The generated name of this user's node of a role. It is saved: a new name at every start would leave a queue behind each time.
-pub(super) fn generated_name(role: Role) -> Result<Identity, CliError> {
+pub(super) fn generated_name(role: Role) -> Result<Identity> {
     let result = match directory() {
         Some(directory) => generated_name_in(&directory, role),
         None => Err("neither XDG_STATE_HOME nor HOME is set".to_owned()),
     };
     result.map_err(|why| {
-        CliError::new(Exit::Usage, format!("no `--token` is given, and a generated name cannot be saved: {why}"))
+        CliError::usage(format!("no `--token` is given, and a generated name cannot be saved: {why}"))
             .help("give a name: `--token NAME`")
     })
 }

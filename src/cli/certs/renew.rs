@@ -81,7 +81,7 @@ impl Which {
     /// The nodes that are meant.
     fn identities(&self, directory: &CertificateDirectory) -> Result<Vec<Identity>, CliError> {
         if let (Some(role), Some(name)) = (self.role, &self.name) {
-            return Ok(vec![crate::cli::node::identity(role, name)?]);
+            return Ok(vec![crate::cli::identity::named(role, name)?]);
         }
         if !self.all {
             return Err(CliError::new(Exit::Usage, "which one?").help("name it, as in `agent fred`, or give `--all`"));

@@ -17,7 +17,7 @@ use rustyline::{CompletionType, Config, Context, Editor, Helper};
 use tokio::sync::oneshot;
 
 use crate::certs::files;
-use crate::cli::error::{CliError, Exit};
+use crate::cli::error::{CliError, Exit, Result};
 use crate::transport::MAX_BODY;
 
 const PROMPT: &str = "nanite> ";
@@ -75,7 +75,7 @@ impl Input {
     }
 
     /// The next line.
-    pub(super) async fn next(&self) -> Result<Line, CliError> {
+    pub(super) async fn next(&self) -> Result<Line> {
         let failed = |why: String| CliError::new(Exit::Failure, format!("cannot read commands: {why}"));
         let (request, line) = oneshot::channel();
         // An editor that has ended drops the request.

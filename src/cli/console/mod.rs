@@ -9,8 +9,7 @@ use clap::Parser;
 use futures_util::FutureExt;
 use tokio::signal::unix::{Signal, SignalKind};
 
-use super::dispatch::Route;
-use super::error::{CliError, Exit};
+use super::error::{CliError, Exit, Result};
 use super::fleet::Fleet;
 use super::node::NodeArgs;
 use super::output::{self, counted, printable};
@@ -72,15 +71,14 @@ struct ListArgs {
     json: bool,
 }
 
-pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
+pub(super) fn run(global: &Global, args: &Args) -> Result<Exit> {
     let node = args.node.node(global, Role::Mapper)?;
     runtime::run(async {
         let interrupts = runtime::handle(SignalKind::interrupt())?;
-        let (hook, registrations) = agents::registrations();
-        let mut fleet = Fleet::start_with(&node, |mapper| mapper.on_agent(hook)).await?;
+        let mut fleet = Fleet::start(&node).await?;
         let interactive = input::is_terminal();
         let timeout = if interactive { DISCOVERY_TIMEOUT } else { SCRIPT_DISCOVERY_TIMEOUT };
-        let agents = fleet.wait_for_agents(timeout, |agents| !agents.is_empty()).await?;
+        let (_, count) = fleet.discover(1, timeout, |_| true).await?;
         let input = if interactive {
             let (mapper, runtime) = (fleet.mapper.clone(), tokio::runtime::Handle::current());
             let complete = move |line: &str, cursor: usize| {
@@ -91,25 +89,24 @@ pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
         } else {
             Input::stdin()
         };
-        let agents = counted(agents.len(), "agent");
+        let agents = counted(count, "agent");
         global.note(&format!("{}: {agents}; `help` lists the commands, Ctrl-D ends", node.identity));
-        let mut console = Console { global, route: Route::Direct(fleet), registrations, interrupts, interactive };
+        let mut console = Console { global, fleet, interrupts, interactive };
         let exit = console.run(&input).await;
-        console.route.close().await;
+        console.fleet.close().await;
         exit
     })
 }
 
 struct Console<'a> {
     global: &'a Global,
-    route: Route,
-    registrations: agents::Registrations,
+    fleet: Fleet,
     interrupts: Signal,
     interactive: bool,
 }
 
 impl Console<'_> {
-    async fn run(&mut self, input: &Input) -> Result<Exit, CliError> {
+    async fn run(&mut self, input: &Input) -> Result<Exit> {
         let mut exit = Exit::Success;
         loop {
             let line = if self.interactive {
@@ -145,7 +142,7 @@ impl Console<'_> {
     }
 
     /// Runs the command in a line; none if it ends the console.
-    async fn command(&mut self, line: &str) -> Result<Option<Exit>, CliError> {
+    async fn command(&mut self, line: &str) -> Result<Option<Exit>> {
         let mut words = input::split(line);
         match words.first() {
             None => return Ok(Some(Exit::Success)),
@@ -163,39 +160,32 @@ impl Console<'_> {
         };
         // Interrupts from before this command do not end it.
         while self.interrupts.recv().now_or_never().is_some() {}
-        let Console { global, route, registrations, interrupts, .. } = self;
+        let Console { global, fleet, interrupts, .. } = self;
         tokio::select! {
-            exit = execute(global, route, registrations, command) => exit,
+            exit = execute(global, fleet, command) => exit,
             _ = interrupts.recv() => Err(interrupted()),
         }
     }
 }
 
 /// Runs a command; none if it ends the console.
-async fn execute(
-    global: &Global,
-    route: &mut Route,
-    registrations: &mut agents::Registrations,
-    command: Command,
-) -> Result<Option<Exit>, CliError> {
-    let exit = match (command, route) {
-        (Command::Request(mut args), route) => {
+async fn execute(global: &Global, fleet: &mut Fleet, command: Command) -> Result<Option<Exit>> {
+    let exit = match command {
+        Command::Request(mut args) => {
             args.follow = true;
-            args.send(global, route).await?
+            args.send(global, fleet).await?
         }
-        (Command::Push(args), route) => args.send(global, route).await?,
-        (Command::Agents(args), Route::Direct(fleet)) => {
+        Command::Push(args) => args.send(global, fleet).await?,
+        Command::Agents(args) => {
             agents::show_agents(&fleet.agents().await?, args.json)?;
             Exit::Success
         }
-        (Command::Services(args), Route::Direct(fleet)) => {
+        Command::Services(args) => {
             agents::show_services(&fleet.agents().await?, args.json)?;
             Exit::Success
         }
-        (Command::Ping(args), Route::Direct(fleet)) => args.run(global, fleet, registrations).await?,
-        (Command::Quit, _) => return Ok(None),
-        // The console always is a mapper.
-        (Command::Agents(_) | Command::Services(_) | Command::Ping(_), Route::ViaMapper { .. }) => Exit::Success,
+        Command::Ping(args) => args.run(global, fleet).await?,
+        Command::Quit => return Ok(None),
     };
     Ok(Some(exit))
 }

@@ -1,5 +1,6 @@
 //! `nanite agent stop|status` and `nanite mapper stop|status`: by pid files.
 
+use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,10 +8,10 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde::Serialize;
 
-use super::pidfile::{self, PidFile, PidFileError, Process, Running, State};
-use crate::cli::error::{CliError, Exit};
+use super::pidfile::{self, PidFile, Running, State};
+use crate::cli::error::{CliError, Exit, Result};
 use crate::cli::runtime::Global;
-use crate::cli::{args, node, output};
+use crate::cli::{args, identity, output};
 use crate::packet::{Identity, Role};
 
 /// Commands for a running node.
@@ -61,7 +62,7 @@ pub(super) struct Status {
 }
 
 impl Control {
-    pub(super) fn run(&self, global: &Global, role: Role) -> Result<Exit, CliError> {
+    pub(super) fn run(&self, global: &Global, role: Role) -> Result<Exit> {
         match self {
             Control::Stop(args) => args.run(global, role),
             Control::Status(args) => args.run(global, role),
@@ -71,23 +72,19 @@ impl Control {
 
 impl Target {
     /// The directory of pid files, and the nodes.
-    fn find(&self, global: &Global, role: Role) -> Result<(PathBuf, Vec<Identity>), CliError> {
+    fn find(&self, global: &Global, role: Role) -> Result<(PathBuf, Vec<Identity>)> {
         let config = &global.config;
         let dir = pidfile::directory(self.pid_dir.as_ref().or(config.file.pid_dir.as_ref()))?;
         let nodes = match config.token(self.token.as_deref(), role) {
-            Some(name) => vec![node::identity(role, &name)?],
-            None => pidfile::nodes(&dir, role).map_err(|error| {
-                CliError::of(Exit::Usage, &error)
-                    .context(format!("cannot read {}", dir.display()))
-                    .help("name the directory of pid files: `--pid-dir DIR`")
-            })?,
+            Some(name) => vec![identity::named(role, &name)?],
+            None => pidfile::nodes(&dir, role)?,
         };
         Ok((dir, nodes))
     }
 }
 
 impl Stop {
-    fn run(&self, global: &Global, role: Role) -> Result<Exit, CliError> {
+    fn run(&self, global: &Global, role: Role) -> Result<Exit> {
         let (dir, nodes) = self.target.find(global, role)?;
         let shown = dir.display();
         let identity = match nodes.as_slice() {
@@ -99,16 +96,16 @@ impl Stop {
             [first, ..] => {
                 let names: Vec<&str> = nodes.iter().map(Identity::name).collect();
                 let message = format!("which {role}? There are several: {}", names.join(", "));
-                return Err(CliError::new(Exit::Usage, message).help(format!("choose one: `--token {}`", first.name())));
+                return Err(CliError::usage(message).help(format!("choose one: `--token {}`", first.name())));
             }
         };
         let not_running = |why: String| CliError::new(Exit::NotOffered, format!("{identity} is not running{why}"));
-        let process = match pidfile::find(&dir, identity).map_err(PidFileError::with_remedy)? {
+        let process = match pidfile::find(&dir, identity)? {
             Running::Yes(process) => process,
             Running::No => return Err(not_running(format!(": it has no pid file in {shown}"))),
             Running::Stale(process) => {
                 // Taking the file over and dropping it removes it.
-                drop(PidFile::take(&dir, identity).map_err(PidFileError::with_remedy)?);
+                drop(PidFile::take(&dir, identity)?);
                 let it = process.map_or_else(|| "it".to_owned(), |process| format!("pid {}", process.pid));
                 return Err(not_running(format!(": {it} ended without removing its pid file, which is removed now")));
             }
@@ -148,37 +145,30 @@ struct Node {
     since: Option<String>,
 }
 
-#[derive(Serialize)]
-struct Nodes {
-    nodes: Vec<Node>,
-}
-
 impl Status {
-    fn run(&self, global: &Global, role: Role) -> Result<Exit, CliError> {
+    fn run(&self, global: &Global, role: Role) -> Result<Exit> {
         let (dir, identities) = self.target.find(global, role)?;
-        let node = |identity: Identity| -> Result<Node, CliError> {
-            let (state, process) = match pidfile::find(&dir, &identity).map_err(PidFileError::with_remedy)? {
+        let mut nodes = Vec::new();
+        for identity in identities {
+            let (state, process) = match pidfile::find(&dir, &identity)? {
                 Running::Yes(process) => (process.state.word().trim_end(), Some(process)),
                 Running::Stale(_) => ("stale", None),
                 Running::No => ("stopped", None),
             };
-            let Some(Process { pid, since, .. }) = process else {
-                return Ok(Node { identity, state, pid: None, since: None });
-            };
-            Ok(Node { identity, state, pid: Some(pid), since: Some(since.to_string()) })
-        };
-        let nodes = identities.into_iter().map(node).collect::<Result<Vec<_>, _>>()?;
+            let since = process.map(|process| process.since.to_string());
+            nodes.push(Node { identity, state, pid: process.map(|process| process.pid), since });
+        }
         let all_run = !nodes.is_empty() && nodes.iter().all(|node| node.pid.is_some());
         if self.json {
-            output::json(&Nodes { nodes })?;
+            output::json(&BTreeMap::from([("nodes", nodes)]))?;
         } else if nodes.is_empty() {
             global.note(&format!("no {role} has a pid file in {}", dir.display()));
         } else {
-            let row = |Node { identity, state, pid, since }| {
-                let pid = pid.map(|pid: i32| pid.to_string());
-                [identity.to_string(), str::to_owned(state), pid.unwrap_or_default(), since.unwrap_or_default()]
+            let row = |node: &Node| {
+                let pid = node.pid.map(|pid| pid.to_string()).unwrap_or_default();
+                [node.identity.to_string(), node.state.to_owned(), pid, node.since.clone().unwrap_or_default()]
             };
-            let rows: Vec<[String; 4]> = nodes.into_iter().map(row).collect();
+            let rows: Vec<_> = nodes.iter().map(row).collect();
             output::table(["NODE", "STATE", "PID", "SINCE"], &rows)?;
         }
         Ok(if all_run { Exit::Success } else { Exit::NotOffered })

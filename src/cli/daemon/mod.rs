@@ -21,10 +21,10 @@ use rustix::fs::OFlags;
 use rustix::stdio::{dup2_stderr, dup2_stdout};
 
 use control::Control;
-use pidfile::{PidFile, PidFileError, State};
+use pidfile::{PidFile, State};
 
 use super::config::Config;
-use super::error::{CliError, Exit};
+use super::error::{CliError, Exit, Result};
 use super::logging;
 use super::runtime::Global;
 use crate::certs::files;
@@ -67,7 +67,7 @@ pub(super) struct Process {
 
 impl DaemonArgs {
     /// Does what this process does instead of running a node itself, if anything: `stop`, `status`, or `--daemonize`.
-    pub(super) fn control(&self, global: &Global, role: Role) -> Result<Option<Exit>, CliError> {
+    pub(super) fn control(&self, global: &Global, role: Role) -> Result<Option<Exit>> {
         match &self.control {
             Some(control) => control.run(global, role).map(Some),
             None if self.daemonize => launch(&global.args).map(Some),
@@ -83,7 +83,7 @@ impl DaemonArgs {
 
     /// Leaves the session, takes the pid file and opens the log. To be called before other nodes can see this one, so that a second
     /// process of the same node changes nothing.
-    pub(super) fn begin(&self, global: &Global, identity: &Identity) -> Result<Process, CliError> {
+    pub(super) fn begin(&self, global: &Global, identity: &Identity) -> Result<Process> {
         if self.daemonized {
             // The end of the terminal must not end this process.
             rustix::process::setsid().map_err(CliError::failed(Exit::Failure, "cannot leave the session"))?;
@@ -91,7 +91,7 @@ impl DaemonArgs {
         let given = self.pid_dir.as_ref().or(global.config.file.pid_dir.as_ref());
         let pid_file = match given {
             None if !self.daemonized => None,
-            _ => Some(PidFile::take(&pidfile::directory(given)?, identity).map_err(PidFileError::with_remedy)?),
+            _ => Some(PidFile::take(&pidfile::directory(given)?, identity)?),
         };
         let log = self.log_dir(&global.config).map(|dir| open_log(global, dir, identity)).transpose()?;
         Ok(Process { pid_file, log, daemonized: self.daemonized })
@@ -100,7 +100,7 @@ impl DaemonArgs {
 
 impl Process {
     /// Reports that the node is ready: in the log, on stderr, to systemd, and to the process that waits for it.
-    pub(super) fn ready(&mut self, global: &Global, message: &str) -> Result<(), CliError> {
+    pub(super) fn ready(&mut self, global: &Global, message: &str) -> Result<()> {
         if self.log.is_some() {
             tracing::info!("{message}");
         }
@@ -142,7 +142,7 @@ impl Process {
 }
 
 /// Starts this program again in the background, with the same arguments, and waits until it is ready.
-fn launch(args: &[OsString]) -> Result<Exit, CliError> {
+fn launch(args: &[OsString]) -> Result<Exit> {
     let failed = CliError::failed(Exit::Failure, "cannot go into the background");
     let (name, args) = args.split_first().ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
     let mut command = Command::new("/proc/self/exe");
@@ -169,7 +169,7 @@ fn launch(args: &[OsString]) -> Result<Exit, CliError> {
 }
 
 /// Sends the log into a file that only its owner can read, without following links.
-fn open_log(global: &Global, dir: &Path, identity: &Identity) -> Result<File, CliError> {
+fn open_log(global: &Global, dir: &Path, identity: &Identity) -> Result<File> {
     let path = dir.join(format!("{identity}.log"));
     let open = || {
         files::create_directory(dir)?;

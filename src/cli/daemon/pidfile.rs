@@ -16,7 +16,7 @@ use rustix::fs::OFlags;
 use rustix::process::{Pid, PidfdFlags, Signal, geteuid, pidfd_open, pidfd_send_signal};
 
 use crate::certs::files;
-use crate::cli::error::{CliError, Exit};
+use crate::cli::error::{CliError, Exit, Result};
 use crate::cli::state_dir;
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::packet::{Identity, Role};
@@ -65,37 +65,6 @@ pub(super) enum Running {
     Yes(Process),
 }
 
-/// Why a pid file cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum PidFileError {
-    #[error("{identity} is already running (pid {pid})")]
-    AlreadyRunning { identity: Identity, pid: String, dir: PathBuf },
-    #[error("{path} belongs to another user, or is not a regular file")]
-    Foreign { path: PathBuf },
-    #[error("cannot use the pid file {path}")]
-    Io {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
-}
-
-impl PidFileError {
-    pub(super) fn with_remedy(self) -> CliError {
-        let failure = |exit| CliError::of(exit, &self);
-        match &self {
-            PidFileError::AlreadyRunning { identity, dir, .. } => failure(Exit::Failure).help(format!(
-                "stop it with `nanite {} stop --token {} --pid-dir {}`, or give this one another name",
-                identity.role(),
-                identity.name(),
-                dir.display()
-            )),
-            PidFileError::Foreign { .. } => failure(Exit::Denied).help("give a directory of your own: `--pid-dir DIR`"),
-            PidFileError::Io { .. } => failure(Exit::Usage).help("`--pid-dir DIR` must name a writable directory"),
-        }
-    }
-}
-
 /// The pid file of this process. Dropping it removes it.
 #[derive(Debug)]
 pub(super) struct PidFile {
@@ -105,13 +74,13 @@ pub(super) struct PidFile {
 }
 
 /// The directory of pid files: the one that is given, or else the user's own.
-pub(super) fn directory(given: Option<&PathBuf>) -> Result<PathBuf, CliError> {
+pub(super) fn directory(given: Option<&PathBuf>) -> Result<PathBuf> {
     let runtime = || {
         let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute());
         runtime.map(|runtime| runtime.join("nanite"))
     };
     given.cloned().or_else(runtime).or_else(state_dir::directory).ok_or_else(|| {
-        CliError::new(Exit::Usage, "no directory for pid files: neither XDG_RUNTIME_DIR nor HOME is set")
+        CliError::usage("no directory for pid files: neither XDG_RUNTIME_DIR nor HOME is set")
             .help("give one: `--pid-dir DIR`")
     })
 }
@@ -120,12 +89,22 @@ fn path(dir: &Path, identity: &Identity) -> PathBuf {
     dir.join(format!("{identity}.pid"))
 }
 
+fn unusable(path: &Path) -> impl Fn(io::Error) -> CliError + use<> {
+    let context = format!("cannot use the pid file {}", path.display());
+    move |error| {
+        CliError::of(Exit::Usage, &error).context(&context).help("`--pid-dir DIR` must name a writable directory")
+    }
+}
+
 /// The nodes of a role with pid files in a directory, sorted.
-pub(super) fn nodes(dir: &Path, role: Role) -> io::Result<Vec<Identity>> {
+pub(super) fn nodes(dir: &Path, role: Role) -> Result<Vec<Identity>> {
     let files = match fs::read_dir(dir) {
         Ok(files) => files,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error),
+        Err(error) => {
+            let failure = CliError::of(Exit::Usage, &error).context(format!("cannot read {}", dir.display()));
+            return Err(failure.help("name the directory of pid files: `--pid-dir DIR`"));
+        }
     };
     let node = |name: String| name.strip_suffix(".pid")?.parse::<Identity>().ok().filter(|node| node.role() == role);
     let mut nodes: Vec<Identity> =
@@ -136,35 +115,35 @@ pub(super) fn nodes(dir: &Path, role: Role) -> io::Result<Vec<Identity>> {
 
 impl PidFile {
     /// Creates the pid file of this process, and its directory if needed. A stale file is taken over.
-    pub(super) fn take(dir: &Path, identity: &Identity) -> Result<Self, PidFileError> {
+    pub(super) fn take(dir: &Path, identity: &Identity) -> Result<Self> {
         let path = path(dir, identity);
-        let failed = |source| PidFileError::Io { path: path.clone(), source };
-        files::create_directory(dir).map_err(failed)?;
+        let failed = unusable(&path);
+        files::create_directory(dir).map_err(&failed)?;
         let pid = rustix::process::getpid().as_raw_nonzero().get();
-        let start = start_time(pid).map_err(failed)?;
+        let start = start_time(pid).map_err(&failed)?;
         let since = Timestamp::from_secs(SystemClock.now().as_secs());
         let mut retries = MAX_RETRIES;
         let file = loop {
-            let mut file = open(&path, OpenOptions::new().write(true).create(true).truncate(false))?;
-            match file.try_lock() {
+            let mut options = OpenOptions::new();
+            let mut file = open(&path, options.write(true).create(true).truncate(false)).map_err(&failed)?;
+            check(&file, &path)?;
+            let locked = match file.try_lock() {
                 // Its last holder may have removed it after it was opened here.
-                Ok(()) if is_still(&file, &path).map_err(failed)? => break file,
-                Ok(()) | Err(TryLockError::WouldBlock) if retries > 0 => {
-                    retries -= 1;
-                    std::thread::sleep(RETRY_INTERVAL);
-                }
-                Ok(()) | Err(TryLockError::WouldBlock) => {
-                    let pid = read(&mut file).map_or_else(|| "unknown".to_owned(), |process| process.pid.to_string());
-                    let (identity, dir) = (identity.clone(), dir.to_owned());
-                    return Err(PidFileError::AlreadyRunning { identity, pid, dir });
-                }
+                Ok(()) => is_still(&file, &path).map_err(&failed)?,
+                Err(TryLockError::WouldBlock) => false,
                 Err(TryLockError::Error(error)) => return Err(failed(error)),
+            };
+            match retries.checked_sub(1) {
+                _ if locked => break file,
+                Some(left) => retries = left,
+                None => return Err(already_running(dir, identity, read(&mut file))),
             }
+            std::thread::sleep(RETRY_INTERVAL);
         };
-        file.set_len(0).map_err(failed)?;
+        file.set_len(0).map_err(&failed)?;
         let process = Process { pid, start, since, state: State::Starting };
-        let taken = Self { file, path: path.clone(), process };
-        taken.write().map_err(failed)?;
+        let taken = Self { file, path, process };
+        taken.write().map_err(&failed)?;
         Ok(taken)
     }
 
@@ -192,31 +171,32 @@ impl Drop for PidFile {
     }
 }
 
+fn already_running(dir: &Path, identity: &Identity, process: Option<Process>) -> CliError {
+    let pid = process.map_or_else(|| "unknown".to_owned(), |process| process.pid.to_string());
+    let (role, name, dir) = (identity.role(), identity.name(), dir.display());
+    CliError::new(Exit::Failure, format!("{identity} is already running (pid {pid})")).help(format!(
+        "stop it with `nanite {role} stop --token {name} --pid-dir {dir}`, or give this one another name"
+    ))
+}
+
 /// Whether a node is running.
-pub(super) fn find(dir: &Path, identity: &Identity) -> Result<Running, PidFileError> {
+pub(super) fn find(dir: &Path, identity: &Identity) -> Result<Running> {
     let path = path(dir, identity);
-    let mut retries = MAX_RETRIES;
-    loop {
+    for _ in 0..=MAX_RETRIES {
         let mut file = match open(&path, &mut OpenOptions::new()) {
-            Err(PidFileError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => return Ok(Running::No),
-            file => file?,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Running::No),
+            file => file.map_err(unusable(&path))?,
         };
-        let source = match (file.try_lock_shared(), read(&mut file)) {
+        check(&file, &path)?;
+        match (file.try_lock_shared(), read(&mut file)) {
             (Ok(()), process) => return Ok(Running::Stale(process)),
             (Err(TryLockError::WouldBlock), Some(process)) => return Ok(Running::Yes(process)),
             // It is being written for the first time, or its holder is ending.
-            (Err(TryLockError::WouldBlock), None) if retries > 0 => {
-                retries -= 1;
-                std::thread::sleep(RETRY_INTERVAL);
-                continue;
-            }
-            (Err(TryLockError::WouldBlock), None) => {
-                io::Error::new(ErrorKind::InvalidData, "it is locked, but names no process")
-            }
-            (Err(TryLockError::Error(source)), _) => source,
-        };
-        return Err(PidFileError::Io { path, source });
+            (Err(TryLockError::WouldBlock), None) => std::thread::sleep(RETRY_INTERVAL),
+            (Err(TryLockError::Error(error)), _) => return Err(unusable(&path)(error)),
+        }
     }
+    Err(unusable(&path)(io::Error::new(ErrorKind::InvalidData, "it is locked, but names no process")))
 }
 
 impl Process {
@@ -254,16 +234,19 @@ impl ProcessHandle {
 }
 
 /// Opens a pid file, neither through a link nor waiting for the other end of a pipe.
-fn open(path: &Path, options: &mut OpenOptions) -> Result<File, PidFileError> {
-    let failed = |source| PidFileError::Io { path: path.to_owned(), source };
+fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
-    let file = options.read(true).mode(0o644).custom_flags(flags).open(path).map_err(failed)?;
-    let metadata = file.metadata().map_err(failed)?;
-    // The file decides which process gets a signal: only this user and root may have written it.
-    if !metadata.is_file() || ![0, geteuid().as_raw()].contains(&metadata.uid()) {
-        return Err(PidFileError::Foreign { path: path.to_owned() });
+    options.read(true).mode(0o644).custom_flags(flags).open(path)
+}
+
+/// Refuses the files of other users: the file decides which process gets a signal.
+fn check(file: &File, path: &Path) -> Result<()> {
+    let metadata = file.metadata().map_err(unusable(path))?;
+    if metadata.is_file() && [0, geteuid().as_raw()].contains(&metadata.uid()) {
+        return Ok(());
     }
-    Ok(file)
+    let message = format!("{} belongs to another user, or is not a regular file", path.display());
+    Err(CliError::new(Exit::Denied, message).help("give a directory of your own: `--pid-dir DIR`"))
 }
 
 fn is_still(file: &File, path: &Path) -> io::Result<bool> {
@@ -317,7 +300,7 @@ mod tests {
         taken.set(State::Running);
         assert!(matches!(find(dir, &fred()), Ok(Running::Yes(Process { state: State::Running, .. }))));
         let error = PidFile::take(dir, &fred()).unwrap_err();
-        assert_eq!(error.to_string(), format!("nanite-fred is already running (pid {})", std::process::id()));
+        assert_eq!(error.message(), format!("nanite-fred is already running (pid {})", std::process::id()));
         assert_eq!(nodes(dir, Role::Agent).unwrap(), [fred()]);
         assert!(nodes(dir, Role::Mapper).unwrap().is_empty());
         let content = fs::read(&taken.path).unwrap();
@@ -355,11 +338,11 @@ mod tests {
         let victim = dir.path().join("victim");
         fs::write(&victim, "precious").unwrap();
         symlink(&victim, path(dir.path(), &fred())).unwrap();
-        assert!(matches!(PidFile::take(dir.path(), &fred()), Err(PidFileError::Io { .. })));
-        assert!(matches!(find(dir.path(), &fred()), Err(PidFileError::Io { .. })));
+        assert_eq!(PidFile::take(dir.path(), &fred()).unwrap_err().exit(), Exit::Usage);
+        assert_eq!(find(dir.path(), &fred()).unwrap_err().exit(), Exit::Usage);
         assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
         fs::remove_file(path(dir.path(), &fred())).unwrap();
         fs::create_dir(path(dir.path(), &fred())).unwrap();
-        assert!(matches!(find(dir.path(), &fred()), Err(PidFileError::Foreign { .. })));
+        assert_eq!(find(dir.path(), &fred()).unwrap_err().exit(), Exit::Denied);
     }
 }

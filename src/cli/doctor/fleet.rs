@@ -2,16 +2,11 @@
 
 use std::time::Duration;
 
-use tokio::sync::mpsc;
-use tokio::time::Instant;
-
 use super::Finding;
-use crate::cli::agents::{REGISTRATION_QUEUE, ping_each};
 use crate::cli::error::{CliError, Exit};
 use crate::cli::fleet::Fleet;
 use crate::cli::node::Node;
 use crate::cli::output::counted;
-use crate::mapper::AgentEvent;
 use crate::serializer::OpenErrorKind;
 
 /// How many agents are asked for an answer.
@@ -19,29 +14,21 @@ const ASKED: usize = 20;
 
 /// Asks all agents to register, and some of them once more.
 pub(super) async fn check(node: &Node, patience: Duration) -> Vec<Finding> {
-    let (note, mut registered) = mpsc::channel(REGISTRATION_QUEUE);
-    let fleet = Fleet::start_with(node, |mapper| {
-        mapper.on_agent(move |event| {
-            if let AgentEvent::Registered(record) = event {
-                let _ = note.try_send((record.identity.clone(), Instant::now()));
-            }
-        })
-    });
-    let mut fleet = match fleet.await {
+    let mut fleet = match Fleet::start(node).await {
         Ok(fleet) => fleet,
         Err(error) => return vec![Finding::fail("queues", &error), Finding::skip("agents", "the mapper cannot start")],
     };
     let mut findings = vec![Finding::ok("queues", "a mapper's can be declared")];
-    match fleet.wait_for_agents(patience, |agents| !agents.is_empty()).await {
-        Ok(agents) if agents.is_empty() => findings.push(Finding::warn(
+    match fleet.discover(1, patience, |_| true).await {
+        Ok((_, 0)) => findings.push(Finding::warn(
             "agents",
             format!("none has registered within {patience:?}"),
             "start one with `nanite agent`, at the same broker and virtual host, with a certificate of the same CA",
         )),
-        Ok(mut agents) => {
+        Ok((mut agents, _)) => {
             findings.push(Finding::ok("agents", format!("{} here", counted(agents.len(), "agent"))));
             agents.truncate(ASKED);
-            for (agent, result) in ping_each(&fleet, &agents, &mut registered, patience).await {
+            for (agent, result) in fleet.ping(&agents, patience).await {
                 findings.push(match result {
                     Ok(took) => Finding::ok("round trip", format!("{agent} answers within {took:.1?}")),
                     Err(failure) => {

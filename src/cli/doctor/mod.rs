@@ -15,9 +15,10 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use super::error::{CliError, Exit};
+use super::identity::IdentityArgs;
 use super::node::Node;
 use super::output::{counted, printable};
-use super::{Global, args, node, output, remedy, runtime};
+use super::{Global, args, output, remedy, runtime};
 use crate::clock::{Clock, SystemClock};
 use crate::packet::{Identity, Role};
 
@@ -28,7 +29,7 @@ use crate::packet::{Identity, Role};
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
-    who: node::IdentityArgs,
+    who: IdentityArgs,
     #[command(flatten)]
     broker: super::connection::BrokerArgs,
     /// The role of the node, where the directory has keys for both.

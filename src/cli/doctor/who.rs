@@ -2,7 +2,7 @@
 
 use crate::certs::DirectoryError;
 use crate::cli::error::{CliError, Exit};
-use crate::cli::{Global, node, remedy};
+use crate::cli::{Global, identity, remedy};
 use crate::packet::{Identity, Role};
 
 /// Who the node is. The inner error is what is wrong with the directory or the names in it: something to be reported.
@@ -11,7 +11,7 @@ use crate::packet::{Identity, Role};
 /// [`CliError`] when no directory is named.
 pub(super) fn find(
     global: &Global,
-    who: &node::IdentityArgs,
+    who: &identity::IdentityArgs,
     role: Option<Role>,
 ) -> Result<Result<Identity, CliError>, CliError> {
     let directory = who.directory(&global.config, role.unwrap_or(Role::Agent))?;
@@ -23,10 +23,10 @@ pub(super) fn find(
     let mut named = Vec::new();
     let mut here = Vec::new();
     for role in roles {
-        let keys = node::names_with_keys(directory.path(), role);
+        let keys = identity::names_with_keys(directory.path(), role);
         match who.token(&global.config, role) {
             Some(name) => {
-                let identity = node::identity(role, &name)?;
+                let identity = identity::named(role, &name)?;
                 let certificate = directory.certificate_path(&identity);
                 if keys.contains(&name) || certificate.is_ok_and(|path| path.exists()) {
                     here.push(identity.clone());

@@ -14,7 +14,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use super::error::{CliError, Exit};
-use super::{Global, node, output};
+use super::{Global, identity, output};
 use crate::certs::{Certificate, Suite};
 use crate::packet::{Identity, Kind, MessageId, Packet};
 use crate::security::{Header, Inspection, inspect};
@@ -31,7 +31,7 @@ pub(super) struct Args {
     /// The file with the message; `-` or none: stdin.
     file: Option<PathBuf>,
     #[command(flatten)]
-    who: node::IdentityArgs,
+    who: identity::IdentityArgs,
     /// The kind of queue it was found in [default: the one where such a message belongs].
     #[arg(long, value_name = "QUEUE")]
     channel: Option<Queue>,

@@ -3,7 +3,7 @@
 use super::{Opened, Refused, Verdict, step};
 use crate::certs::DirectoryCertificateStore;
 use crate::cli::error::CliError;
-use crate::cli::{Global, node};
+use crate::cli::{Global, identity};
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::packet::Identity;
 use crate::security::{Header, SecureSerializer};
@@ -24,7 +24,7 @@ pub(super) struct Judged {
 /// [`CliError`] when the node's certificates cannot be used.
 pub(super) fn judge(
     global: &Global,
-    who: &node::IdentityArgs,
+    who: &identity::IdentityArgs,
     header: &Header,
     channel: InboundQueue,
     bytes: &[u8],

@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 
 use super::error::{CliError, Exit};
 use super::output::printable;
-use super::{Global, args, node, output};
+use super::{Global, args, identity, output};
 use crate::packet::{Identity, Role};
 use crate::transport::segment;
 use http::{Api, ApiError, ApiUrl};
@@ -148,8 +148,8 @@ impl Failed {
 
 impl Args {
     fn nodes(&self) -> Result<Vec<Identity>, CliError> {
-        let agents = self.agents.iter().map(|name| node::identity(Role::Agent, name));
-        let mappers = self.mappers.iter().map(|name| node::identity(Role::Mapper, name));
+        let agents = self.agents.iter().map(|name| identity::named(Role::Agent, name));
+        let mappers = self.mappers.iter().map(|name| identity::named(Role::Mapper, name));
         let nodes: BTreeSet<Identity> = agents.chain(mappers).collect::<Result<_, _>>()?;
         if nodes.is_empty() {
             return Err(CliError::new(Exit::Usage, "for whom? No node is named")
