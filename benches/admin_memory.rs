@@ -1,8 +1,8 @@
-//! n20: how much memory the Control Tower takes with a thousand agents.
+//! n20: memory use of the Control Tower with a thousand agents.
 //!
-//! `cargo bench --bench admin_memory --features admin` starts the program beside a broker, registers the agents, sends more of their
-//! heartbeats than are remembered, and opens pages; it prints how much memory the program has resident after each step, and the ratio
-//! to what it has without agents. `-- --agents N` and `-- --heartbeats N` change how long it takes.
+//! `cargo bench --bench admin_memory --features admin` starts the program and a broker, registers the agents, sends more heartbeats than
+//! the history stores, and opens pages. After each step it prints the resident memory of the program, and the ratio to the memory without
+//! agents. `-- --agents N` and `-- --heartbeats N` change the load.
 
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
@@ -26,12 +26,13 @@ use harness::program::Running;
 use harness::site::Site;
 use harness::web::{self, events};
 
-/// How many agents there are, and how many heartbeats come of each: more than are remembered.
+/// The default number of agents.
 const AGENTS: usize = 1000;
-const HEARTBEATS: usize = 125;
+/// The default number of heartbeats of each agent: more than the history stores.
+const HEARTBEATS_PER_AGENT: usize = 125;
 
-/// How much memory the program has resident, in MiB.
-fn resident(tower: &Running) -> f64 {
+/// The resident memory of the program, in MiB.
+fn resident_mib(tower: &Running) -> f64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", tower.id())).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
     let kib: f64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
@@ -40,14 +41,14 @@ fn resident(tower: &Running) -> f64 {
 
 fn main() {
     let agents = option("--agents", AGENTS);
-    let heartbeats = option("--heartbeats", HEARTBEATS);
+    let heartbeats = option("--heartbeats", HEARTBEATS_PER_AGENT);
     tokio::runtime::Runtime::new().unwrap().block_on(measure(agents, heartbeats));
 }
 
-/// Says how much it is, and how much that is against the first time.
-fn say(tower: &Running, what: &str, first: &mut Option<f64>) {
-    let now = resident(tower);
-    println!("{what:<36}{now:>8.1} MiB {:>6.2}", now / *first.get_or_insert(now));
+/// Prints the resident memory, and its ratio to the first measurement.
+fn report(tower: &Running, step: &str, first: &mut Option<f64>) {
+    let resident = resident_mib(tower);
+    println!("{step:<36}{resident:>8.1} MiB {:>6.2}", resident / *first.get_or_insert(resident));
 }
 
 async fn measure(agents: usize, heartbeats: usize) {
@@ -58,25 +59,25 @@ async fn measure(agents: usize, heartbeats: usize) {
     let key = PrivateKey::from_file(&site.path("certs/ca-key.pem"), None).unwrap();
     let authority = std::fs::read(site.path("certs/ca.pem")).unwrap();
     let authority = CertificateAuthority::from_pem(&authority, key, None).unwrap();
-    let valid = CertificateAuthority::LEAF_VALID_FOR;
+    let valid_for = CertificateAuthority::LEAF_VALID_FOR;
     let issued: Vec<_> = (0..agents)
         .map(|number| {
             let identity = Identity::agent(&format!("worker-{number:04}")).unwrap();
-            let credentials = authority.issue(&identity, KeyType::P256, valid, now).unwrap();
+            let credentials = authority.issue(&identity, KeyType::P256, valid_for, now).unwrap();
             let pem = String::from_utf8(credentials.certificate().to_pem()).unwrap();
             site.write(&format!("certs/agent-{}.pem", identity.name()), &pem, 0o644);
-            (identity, credentials)
+            credentials
         })
         .collect();
     let mut tower = site.start(&["admin", "--token", "tower", "--listen", "127.0.0.1:0"]);
     tower.wait_for("lets one browser in, once");
-    say(&tower, "no agents", &mut first);
+    report(&tower, "no agents", &mut first);
 
     let transport = Arc::new(site.broker.connect().await);
     let store = Arc::new(DirectoryCertificateStore::open(directory.path(), now).unwrap());
     let links: Vec<Link> = issued
         .into_iter()
-        .map(|(_, credentials)| {
+        .map(|credentials| {
             let trust = directory.trust().unwrap();
             let serializer = SecureSerializer::builder(credentials, store.clone(), trust).build().unwrap();
             Link::builder(Arc::new(serializer), transport.clone()).build()
@@ -91,35 +92,35 @@ async fn measure(agents: usize, heartbeats: usize) {
             files: Vec::new(),
             instance: None,
         };
-        let place = Destination::Exchange(Exchange(topology::REGISTRATION.into()));
-        link.send(Outbound::new(register, Audience::Mappers), place).await.unwrap();
+        let destination = Destination::Exchange(Exchange(topology::REGISTRATION.into()));
+        link.send(Outbound::new(register, Audience::Mappers), destination).await.unwrap();
     }
     let (_, err) = tower.said();
     let (_, rest) = err.split_once("http://127.0.0.1:").unwrap();
     let (port, link) = rest.split_once('/').unwrap();
     let port: u16 = port.parse().unwrap();
-    let entered = web::get(port, &format!("/{}", link.split_whitespace().next().unwrap()), "");
-    let cookie = format!("Cookie: {}\r\n", entered.cookie("nanite-").unwrap());
-    let all = format!("<dd>{agents}</dd>");
-    harness::wait_until("all are known", async || web::get(port, "/", &cookie).body.contains(&all)).await;
-    say(&tower, &format!("{agents} agents registered"), &mut first);
+    let login = web::get(port, &format!("/{}", link.split_whitespace().next().unwrap()), "");
+    let cookie = format!("Cookie: {}\r\n", login.cookie("nanite-").unwrap());
+    let total = format!("<dd>{agents}</dd>");
+    harness::wait_until("all agents are known", async || web::get(port, "/", &cookie).body.contains(&total)).await;
+    report(&tower, &format!("{agents} agents registered"), &mut first);
 
     for round in 0..heartbeats {
-        let began = Instant::now();
+        let round_start = Instant::now();
         for link in &links {
             let status = Status::new((round % 7) as f64);
             let ping = Ping { identity: link.identity().clone(), status, instance: None };
-            let place = Destination::Exchange(Exchange(topology::HEARTBEAT.into()));
-            link.send(Outbound::new(ping, Audience::Mappers), place).await.unwrap();
+            let destination = Destination::Exchange(Exchange(topology::HEARTBEAT.into()));
+            link.send(Outbound::new(ping, Audience::Mappers), destination).await.unwrap();
         }
-        tokio::time::sleep(Duration::from_millis(1100).saturating_sub(began.elapsed())).await;
+        tokio::time::sleep(Duration::from_millis(1100).saturating_sub(round_start.elapsed())).await;
     }
-    say(&tower, &format!("{heartbeats} heartbeats of each later"), &mut first);
+    report(&tower, &format!("{heartbeats} heartbeats of each agent"), &mut first);
     let pages: Vec<_> =
         (1..=32).map(|page| events(port, &format!("/events?page={}", page % 10 + 1), &cookie)).collect();
     assert!(pages.iter().all(|(status, _)| *status == 200));
     tokio::time::sleep(Duration::from_secs(5)).await;
-    say(&tower, "32 pages kept up to date", &mut first);
+    report(&tower, "32 open pages", &mut first);
 }
 
 fn option(name: &str, default: usize) -> usize {

@@ -20,8 +20,8 @@ use crate::transport::Transport;
 #[cfg(feature = "amqp")]
 use crate::transport::{AmqpOptions, AmqpTransport, TransportError};
 
-/// A node: who it is, by its certificate, and its connection to the broker. Start an [agent](Node::agent), a [mapper](Node::mapper) or a
-/// [proxy](Node::proxy) from it. Cloning it is cheap.
+/// A node: its identity, by its certificate, and its connection to the broker. Start one [agent](Node::agent), [mapper](Node::mapper) or
+/// [proxy](Node::proxy) from it: they share the queues of its identity. Cloning it is cheap.
 ///
 /// ```no_run
 /// use nanite::Node;

@@ -1,46 +1,57 @@
-//! Who may look: whoever knows the password, or was invited. Both are checked in constant time, after a limit of attempts.
+//! Who may log in: users who know the password, or who have an invitation. Login attempts are rate-limited per client network.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::IpAddr;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
 
+use lru::LruCache;
+use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore};
 use zeroize::Zeroizing;
 
-use super::password::{PasswordError, PasswordHash};
-use super::secret::{Digest, random};
+use super::secret::{PasswordError, PasswordHash, TokenDigest, random_token};
+use crate::clock::Timestamp;
+use crate::limits::nonzero;
 use crate::packet::RandomnessError;
 
-/// How many passwords are checked at a time: each check takes memory and time.
-const CHECKS: usize = 1;
+/// The most password checks at a time: each needs much memory and CPU time.
+const MAX_CONCURRENT_PASSWORD_CHECKS: usize = 1;
+/// The login attempts that a client may make at once.
+const LOGIN_ATTEMPT_BURST: u32 = 5;
+/// How long until a client may make one more attempt.
+const LOGIN_ATTEMPT_INTERVAL: Duration = Duration::from_secs(10);
+/// The most client networks that are remembered. A client that is forgotten has its full burst again.
+const MAX_TRACKED_CLIENTS: NonZeroUsize = nonzero(4096);
 
-/// Who may look at the pages.
+/// Who may log in.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Access {
-    /// Whoever knows the password.
+    /// Everybody who knows the password.
     Password(PasswordHash),
-    /// Whoever has an invitation that nobody used yet.
+    /// Everybody who has an unused invitation.
     Invited(Invitations),
 }
 
-/// Invitations: random tokens that each let one browser in. It is a handle: cloning it is cheap.
+/// Invitations: random tokens, each for one login. A cheap handle to clone.
 #[derive(Clone, Debug, Default)]
-pub struct Invitations(Arc<Inner>);
+pub struct Invitations(Arc<InvitationState>);
 
 #[derive(Debug, Default)]
-struct Inner {
-    /// The one that can be used.
-    open: Mutex<Option<Digest>>,
+struct InvitationState {
+    current: Mutex<Option<TokenDigest>>,
     used: Notify,
 }
 
 impl Invitations {
-    /// Makes a new invitation in place of the last one; gives the path that lets its reader in, `/login?token=...`.
+    /// Creates an invitation, which replaces the previous one. Returns the path that its user opens: `/login?token=...`.
     ///
     /// # Errors
-    /// When the system's random generator fails.
+    /// If the system's random number generator fails.
     pub fn issue(&self) -> Result<Zeroizing<String>, RandomnessError> {
-        let token = random()?;
-        *self.0.open.lock().unwrap_or_else(PoisonError::into_inner) = Some(Digest::of(&token));
+        let token = random_token()?;
+        *self.0.current.lock() = Some(TokenDigest::new(&token));
         Ok(Zeroizing::new(format!("/login?token={}", token.as_str())))
     }
 
@@ -49,50 +60,89 @@ impl Invitations {
         self.0.used.notified().await;
     }
 
-    /// Takes the invitation, if this is it.
-    fn take(&self, token: &str) -> bool {
-        let mut open = self.0.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let good = open.is_some_and(|open| open.is_of(token));
-        if good {
-            *open = None;
+    /// Uses up the current invitation if `token` is its token.
+    fn redeem(&self, token: &str) -> bool {
+        let mut current = self.0.current.lock();
+        let valid = current.is_some_and(|digest| digest.verify(token));
+        if valid {
+            *current = None;
             self.0.used.notify_one();
         }
-        good
+        valid
     }
 }
 
-/// Checks what somebody gives.
+/// Checks passwords and invitation tokens.
 #[derive(Debug)]
-pub(super) struct Door {
+pub(super) struct Authenticator {
     access: Access,
-    checks: Arc<Semaphore>,
+    password_checks: Arc<Semaphore>,
 }
 
-impl Door {
+impl Authenticator {
     pub fn new(access: Access) -> Self {
-        Self { access, checks: Arc::new(Semaphore::new(CHECKS)) }
+        Self { access, password_checks: Arc::new(Semaphore::new(MAX_CONCURRENT_PASSWORD_CHECKS)) }
     }
 
-    /// Whether invitations are used, and no password.
-    pub fn takes_invitations(&self) -> bool {
+    /// Whether users log in with invitations, not with a password.
+    pub fn uses_invitations(&self) -> bool {
         matches!(self.access, Access::Invited(_))
     }
 
-    /// Whether this opens.
-    pub async fn opens(&self, secret: Zeroizing<String>) -> Result<bool, PasswordError> {
+    /// Whether `secret` is the password or a valid invitation token.
+    pub async fn verify(&self, secret: Zeroizing<String>) -> Result<bool, PasswordError> {
         match &self.access {
-            Access::Invited(invitations) => Ok(invitations.take(&secret)),
+            Access::Invited(invitations) => Ok(invitations.redeem(&secret)),
             Access::Password(hash) => {
-                let permit = self.checks.clone().acquire_owned().await.map_err(|_| PasswordError::Crypto)?;
+                let permit = self.password_checks.clone().acquire_owned().await.map_err(|_| PasswordError::Crypto)?;
                 let hash = hash.clone();
                 let check = move || {
-                    // Kept to the end: a caller who goes away does not end the work.
+                    // Held until the end: the check continues even if the client disconnects.
                     let _permit = permit;
-                    hash.matches(&secret)
+                    hash.verify(&secret)
                 };
                 tokio::task::spawn_blocking(check).await.map_err(|_| PasswordError::Crypto)?
             }
         }
+    }
+}
+
+/// Rate limit of login attempts, per client network.
+#[derive(Debug)]
+pub(super) struct LoginAttempts(Mutex<LruCache<IpAddr, Timestamp>>);
+
+impl Default for LoginAttempts {
+    fn default() -> Self {
+        Self(Mutex::new(LruCache::new(MAX_TRACKED_CLIENTS)))
+    }
+}
+
+impl LoginAttempts {
+    /// Counts an attempt. If there were too many, it is not counted, and the error is the time to wait.
+    pub fn check(&self, client: IpAddr, now: Timestamp) -> Result<(), Duration> {
+        let mut clients = self.0.lock();
+        // When all attempts so far would have been allowed at one per interval (generic cell rate algorithm).
+        let allowed_at = clients.get_or_insert_mut(network(client), || now);
+        let next = (*allowed_at).max(now).saturating_add(LOGIN_ATTEMPT_INTERVAL);
+        let earliest = next.saturating_sub(LOGIN_ATTEMPT_INTERVAL * LOGIN_ATTEMPT_BURST);
+        if earliest > now {
+            return Err(earliest.since(now));
+        }
+        *allowed_at = next;
+        Ok(())
+    }
+
+    /// Forgets the attempts of a client after a successful login.
+    pub fn reset(&self, client: IpAddr) {
+        self.0.lock().pop(&network(client));
+    }
+}
+
+/// The part of an address that identifies a client: all of IPv4, the first 64 bits of IPv6.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) & !u128::from(u64::MAX)).into()),
+        v4 => v4,
     }
 }
 
@@ -105,19 +155,51 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn n20_an_invitation_opens_once_and_a_new_one_takes_its_place() {
+    async fn n20_invitations_are_single_use_and_replaced() {
         let invitations = Invitations::default();
-        let door = Door::new(Access::Invited(invitations.clone()));
-        let opens = async |token: &str| door.opens(Zeroizing::new(token.to_owned())).await.unwrap();
-        assert!(!opens("").await, "nobody was invited");
+        let authenticator = Authenticator::new(Access::Invited(invitations.clone()));
+        let verify = async |token: &str| authenticator.verify(Zeroizing::new(token.to_owned())).await.unwrap();
+        assert!(!verify("").await, "no invitation was issued");
         let first = invitations.issue().unwrap();
-        assert!(!opens("x").await && !opens("").await);
-        assert!(opens(token(&first)).await);
+        assert!(!verify("x").await && !verify("").await);
+        assert!(verify(token(&first)).await);
         invitations.used().await;
-        assert!(!opens(token(&first)).await, "it was used");
+        assert!(!verify(token(&first)).await, "already used");
         let second = invitations.issue().unwrap();
         let third = invitations.issue().unwrap();
-        assert!(!opens(token(&second)).await, "a later one took its place");
-        assert!(opens(token(&third)).await);
+        assert!(!verify(token(&second)).await, "replaced by a later one");
+        assert!(verify(token(&third)).await);
+    }
+
+    #[test]
+    fn n20_login_attempts_have_burst_and_rate_limit() {
+        let attempts = LoginAttempts::default();
+        let client: IpAddr = "127.0.0.1".parse().unwrap();
+        let mut now = Timestamp::from_secs(1000);
+        for _ in 0..LOGIN_ATTEMPT_BURST {
+            assert_eq!(attempts.check(client, now), Ok(()));
+        }
+        assert_eq!(attempts.check(client, now), Err(LOGIN_ATTEMPT_INTERVAL));
+        let mapped = "::ffff:127.0.0.1".parse().unwrap();
+        assert_eq!(attempts.check(mapped, now), Err(LOGIN_ATTEMPT_INTERVAL), "the same address");
+        assert_eq!(attempts.check("10.0.0.1".parse().unwrap(), now), Ok(()), "another client has its own limit");
+        now = now.saturating_add(Duration::from_secs(4));
+        assert_eq!(attempts.check(client, now), Err(Duration::from_secs(6)), "a rejected attempt is not counted");
+        now = now.saturating_add(Duration::from_secs(6));
+        assert_eq!(attempts.check(client, now), Ok(()));
+        assert_eq!(attempts.check(client, now), Err(LOGIN_ATTEMPT_INTERVAL));
+        attempts.reset(client);
+        assert_eq!(attempts.check(client, now), Ok(()));
+    }
+
+    #[test]
+    fn n20_login_rate_limit_groups_ipv6_networks() {
+        let attempts = LoginAttempts::default();
+        let now = Timestamp::from_secs(1000);
+        let allowed = |address: &str| attempts.check(address.parse().unwrap(), now).is_ok();
+        for end in 0..LOGIN_ATTEMPT_BURST {
+            assert!(allowed(&format!("2001:db8::{end}")));
+        }
+        assert!(!allowed("2001:db8::ffff") && allowed("2001:db8:0:1::1"));
     }
 }

@@ -1,33 +1,28 @@
-//! What every request passes, whatever it asks for: the name it comes under, where a form comes from, how much it brings and how
-//! long that takes. And what every answer carries, refusals included.
+//! The checks that every request passes before its handler: host, origin, size and time. And the security headers of every response,
+//! errors included.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
-use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use tokio::time::timeout;
 
-use super::page::Refusal;
-use super::router::Tower;
+use super::http::HttpError;
+use super::state::AppState;
 
-/// The largest form, in bytes as sent.
-pub(super) const MAX_FORM: usize = 1 << 20;
-/// How long a form may take to arrive.
-const FORM_TIME: Duration = Duration::from_secs(15);
-/// The longest path with its query, in bytes.
-const MAX_TARGET: usize = 4096;
+/// The largest encoded form. The error message names it too.
+const MAX_FORM_BYTES: usize = 1 << 20;
+const FORM_READ_TIMEOUT: Duration = Duration::from_secs(15);
+/// The longest path with its query.
+const MAX_TARGET_BYTES: usize = 4096;
 
-/// The cookie of a session, and that of a login page.
-pub(super) const SESSION: &str = "nanite";
-pub(super) const LOGIN: &str = "nanite-login";
-
-/// What every answer carries. Pages load nothing but our own style and script, run nothing else, and stand in nobody's frame;
-/// a script of ours makes elements from text only through the one policy that it names. Nothing is kept by caches.
-const HEADERS: [(HeaderName, &str); 8] = [
+/// The headers of every response. Pages load only our own style sheet, script and images, run no other script, and cannot be framed.
+/// Our script creates elements from text only through one named policy (Trusted Types). Caches store nothing.
+const SECURITY_HEADERS: [(HeaderName, &str); 8] = [
     (
         header::CONTENT_SECURITY_POLICY,
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; \
@@ -35,7 +30,7 @@ const HEADERS: [(HeaderName, &str); 8] = [
     ),
     (header::X_FRAME_OPTIONS, "DENY"),
     (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-    // Not 'no-referrer': browsers would hide the Origin of our own forms, too.
+    // Not 'no-referrer': browsers would then send `Origin: null` with our own forms.
     (header::REFERRER_POLICY, "same-origin"),
     (header::CACHE_CONTROL, "no-store"),
     (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
@@ -43,68 +38,61 @@ const HEADERS: [(HeaderName, &str); 8] = [
     (HeaderName::from_static("permissions-policy"), "camera=(), geolocation=(), microphone=(), payment=(), usb=()"),
 ];
 
-/// Stands before every handler.
-pub(super) async fn guard(State(tower): State<Arc<Tower>>, request: Request, next: Next) -> Response {
-    let mut response = match admit(&tower, request).await {
+/// The middleware.
+pub(super) async fn guard(State(state): State<Arc<AppState>>, request: Request, next: Next) -> Response {
+    let mut response = match check(&state, request).await {
         Ok(request) => next.run(request).await,
-        Err(refusal) => refusal.into_response(),
+        Err(error) => error.into_response(),
     };
-    for (name, value) in HEADERS {
+    for (name, value) in SECURITY_HEADERS {
         response.headers_mut().insert(name, HeaderValue::from_static(value));
     }
     response
 }
 
-async fn admit(tower: &Tower, request: Request) -> Result<Request, Refusal> {
-    let refused = |status, why| Err(Refusal::Because(status, why));
+/// Checks a request and reads its form.
+async fn check(state: &AppState, request: Request) -> Result<Request, HttpError> {
+    let reject = |status, message| Err(HttpError::Status(status, message));
     let headers = request.headers();
-    if request.uri().host().is_some() || !only(headers, header::HOST).is_some_and(|host| tower.origins.is_ours(host)) {
-        return refused(StatusCode::MISDIRECTED_REQUEST, "This is not the host that was asked for.");
+    let has_our_host = single_header(headers, header::HOST).is_some_and(|host| state.origins.allows_host(host));
+    if request.uri().host().is_some() || !has_our_host {
+        return reject(StatusCode::MISDIRECTED_REQUEST, "This server does not serve the requested host.");
     }
-    if request.uri().path_and_query().is_some_and(|target| target.as_str().len() > MAX_TARGET) {
-        return refused(StatusCode::URI_TOO_LONG, "The address is too long.");
+    if request.uri().path_and_query().is_some_and(|target| target.as_str().len() > MAX_TARGET_BYTES) {
+        return reject(StatusCode::URI_TOO_LONG, "The URL is too long.");
     }
     if request.method() == Method::GET || request.method() == Method::HEAD {
         return Ok(request);
     }
     if request.method() != Method::POST {
-        return refused(StatusCode::METHOD_NOT_ALLOWED, "Only GET and POST are known here.");
+        return reject(StatusCode::METHOD_NOT_ALLOWED, "Only GET and POST are supported.");
     }
-    if !is_from_our_page(tower, headers) {
-        return refused(StatusCode::FORBIDDEN, "The form is not one of these pages.");
+    if !is_same_origin(state, headers) {
+        return reject(StatusCode::FORBIDDEN, "The form was not sent from one of these pages.");
     }
-    let is_form = only(headers, header::CONTENT_TYPE)
+    let is_form = single_header(headers, header::CONTENT_TYPE)
         .is_some_and(|kind| kind.split(';').next().unwrap_or_default().trim() == "application/x-www-form-urlencoded");
     if !is_form {
-        return refused(StatusCode::UNSUPPORTED_MEDIA_TYPE, "Only forms are taken.");
+        return reject(StatusCode::UNSUPPORTED_MEDIA_TYPE, "Only forms are accepted.");
     }
     let (parts, body) = request.into_parts();
-    match tokio::time::timeout(FORM_TIME, to_bytes(body, MAX_FORM)).await {
+    match timeout(FORM_READ_TIMEOUT, to_bytes(body, MAX_FORM_BYTES)).await {
         Ok(Ok(bytes)) => Ok(Request::from_parts(parts, Body::from(bytes))),
-        Ok(Err(_)) => refused(StatusCode::PAYLOAD_TOO_LARGE, "The form is too large: at most 1 MiB."),
-        Err(_) => refused(StatusCode::REQUEST_TIMEOUT, "The form took too long to arrive."),
+        Ok(Err(_)) => reject(StatusCode::PAYLOAD_TOO_LARGE, "The form is too large: at most 1 MiB is accepted."),
+        Err(_) => reject(StatusCode::REQUEST_TIMEOUT, "The form took too long to arrive."),
     }
 }
 
-/// Where a browser says where a form comes from, it has to be a page of ours. The secret in the form is checked beside this.
-fn is_from_our_page(tower: &Tower, headers: &HeaderMap) -> bool {
-    let ours = |origin: &HeaderValue| origin.to_str().is_ok_and(|origin| tower.origins.is_our_page(origin));
-    headers.get_all(header::ORIGIN).iter().all(ours)
+/// Whether the browser reports one of our own pages as the origin, if it reports one. Handlers check the CSRF token in addition.
+fn is_same_origin(state: &AppState, headers: &HeaderMap) -> bool {
+    let is_ours = |origin: &HeaderValue| origin.to_str().is_ok_and(|origin| state.origins.allows_origin(origin));
+    headers.get_all(header::ORIGIN).iter().all(is_ours)
         && headers.get_all("sec-fetch-site").iter().all(|site| site == "same-origin")
 }
 
-/// The value of a header that stands there once.
-fn only(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
-    let mut all = headers.get_all(name).iter();
-    let first = all.next().and_then(|value| value.to_str().ok());
-    first.filter(|_| all.next().is_none())
-}
-
-/// The answer to whoever is not logged in: a page leads to the login, everything else is refused.
-pub(super) fn login_first(parts: &Parts) -> Refusal {
-    let wants_events = parts.headers.get(header::ACCEPT).is_some_and(|accept| accept == "text/event-stream");
-    if parts.method == Method::GET && !wants_events {
-        return Refusal::LogIn;
-    }
-    Refusal::Because(StatusCode::UNAUTHORIZED, "Log in first.")
+/// The value of a header that occurs exactly once.
+fn single_header(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
+    let mut values = headers.get_all(name).iter();
+    let first = values.next().and_then(|value| value.to_str().ok());
+    first.filter(|_| values.next().is_none())
 }

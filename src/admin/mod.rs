@@ -1,12 +1,12 @@
-//! The Control Tower: pages that show a mapper's agents as they are now, and send requests through it.
+//! The Control Tower: web pages that show a mapper's agents and send requests through the mapper.
 //!
-//! Pages are made here, by templates that escape everything; a small script keeps them up to date by server-sent events, and they
-//! work without it. Who looks at them has proved a [password](Access::Password) or had an [invitation](Access::Invited).
+//! The server renders the pages from templates that escape all values. A small script updates open pages through server-sent events;
+//! without the script the pages work too. Users log in with a [password](Access::Password) or an [invitation](Access::Invited).
 //!
 //! ```text
-//! browser -> server (connections, time limits) -> guard (Host, headers, size) -> router -> session -> a page
-//!            mapper -> fleet (once a second) -> history and snapshot -> agents: pages and events
-//!            a page's form -> ask -> runs -> answers: pages and events
+//! browser -> server (connection limits) -> guard (host, origin, size) -> routes -> session -> page
+//! mapper  -> snapshot (every second) -> agent pages and their event streams
+//! form    -> requests -> request pages and their event streams
 //! ```
 //!
 //! ```no_run
@@ -25,30 +25,19 @@
 //! ```
 
 mod access;
-mod agents;
-mod answers;
-mod ask;
-mod assets;
-mod attempts;
-mod chart;
-mod fleet;
-mod form;
+mod event_stream;
+mod format;
 mod guard;
 mod history;
-mod live;
-mod login;
+mod http;
 mod origin;
-mod page;
-mod password;
-mod router;
-mod runs;
+mod pages;
+mod requests;
 mod secret;
 mod server;
 mod session;
-mod text;
-mod view;
+mod state;
 
-use std::future::Future;
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
@@ -59,71 +48,73 @@ use crate::mapper::Mapper;
 pub use access::{Access, Invitations};
 pub use history::History;
 pub use origin::{InvalidUrl, PublicUrl};
-pub use password::{InvalidHash, PasswordError, PasswordHash};
+pub use secret::{InvalidHash, PasswordError, PasswordHash};
 
 use origin::Origins;
-use router::Tower;
+use state::AppState;
 
-/// The pages of one mapper, before they are served.
+/// Builds and serves the pages of a mapper.
 #[derive(Debug)]
 pub struct ControlTower {
     mapper: Mapper,
     history: History,
     access: Access,
     clock: Arc<dyn Clock>,
-    public: Option<PublicUrl>,
+    public_url: Option<PublicUrl>,
     allow_requests: bool,
 }
 
-/// Why pages cannot be served.
+/// Why the pages cannot be served.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AdminError {
-    /// Others than this machine could reach the address, and it is not said by which URL they do.
-    #[error("{0} can be reached from other machines: their browsers' URL has to be given")]
+    /// Other machines can reach the listener, and there is no public URL.
+    #[error("{0} is reachable from other machines: a public URL is required")]
     NoPublicUrl(std::net::SocketAddr),
-    /// The address cannot be used.
+    /// The listener has no usable address.
     #[error("cannot listen")]
     Listen(#[from] std::io::Error),
 }
 
 impl ControlTower {
-    /// The pages of this mapper, for those who have access. `history` is what the mapper was built with
-    /// ([`History::hook`]); without that the pages know only what the mapper knows at the moment.
+    /// The pages of `mapper`. `history` must be the one whose [hook](History::hook) the mapper was built with; otherwise the pages
+    /// show no events.
     pub fn new(mapper: Mapper, history: History, access: Access) -> Self {
-        Self { mapper, history, access, clock: Arc::new(SystemClock), public: None, allow_requests: false }
+        Self { mapper, history, access, clock: Arc::new(SystemClock), public_url: None, allow_requests: false }
     }
 
-    /// Whether the pages send requests; they only show what is there by default.
+    /// Whether users may send requests. The default is false: the pages are read-only.
     #[must_use]
     pub fn allow_requests(mut self, allow: bool) -> Self {
         self.allow_requests = allow;
         self
     }
 
-    /// The URL that browsers use, where it is not the address that is listened at: behind a proxy that speaks TLS, say. With an
-    /// https URL the cookies are for TLS only.
+    /// The URL that browsers use, if it is not the listener's address; for example, that of a TLS proxy. With an https URL, browsers
+    /// send the cookies over TLS only.
     #[must_use]
     pub fn public_url(mut self, url: PublicUrl) -> Self {
-        self.public = Some(url);
+        self.public_url = Some(url);
         self
     }
 
-    /// The clock; the system's by default. It should be the mapper's.
+    /// The clock. The default is the system's. It should be the clock of the mapper.
     #[must_use]
     pub fn clock(mut self, clock: impl Clock + 'static) -> Self {
         self.clock = Arc::new(clock);
         self
     }
 
-    /// Serves the pages until `shutdown` ends; then what is open is closed.
+    /// Serves the pages until `shutdown` completes, then closes open connections.
     ///
     /// # Errors
-    /// [`AdminError`] when the address cannot be used, or can be reached from other machines and no public URL is given.
+    /// [`AdminError`] if the listener's address cannot be read, or if other machines can reach it and there is no public URL.
     pub async fn serve(self, listener: TcpListener, shutdown: impl Future<Output = ()>) -> Result<(), AdminError> {
-        let origins = Origins::of(listener.local_addr()?, self.public.as_ref())?;
-        let tower = Arc::new(Tower::new(self, origins));
-        server::serve(tower, listener, shutdown).await;
+        let Self { mapper, history, access, clock, public_url, allow_requests } = self;
+        let address = listener.local_addr()?;
+        let origins = Origins::new(address, public_url.as_ref()).ok_or(AdminError::NoPublicUrl(address))?;
+        let state = AppState::new(mapper, history, access, clock, origins, allow_requests);
+        server::serve(Arc::new(state), listener, shutdown).await;
         Ok(())
     }
 }

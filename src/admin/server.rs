@@ -1,10 +1,13 @@
-//! Connections: how many, how long each may take, and how they end.
+//! The server: routes, static assets and connections, with limits on their number, size and time.
 
-use std::future::Future;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::extract::Path;
+use axum::http::{StatusCode, header};
+use axum::middleware::from_fn_with_state;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
 use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -14,79 +17,117 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::fleet;
-use super::router::{Tower, router, stopped};
+use super::guard::guard;
+use super::http::{HttpError, PeerAddr};
+use super::pages::{agents, login, requests};
+use super::state::AppState;
 
-/// How many connections are open at a time; further ones wait to be taken.
-const CONNECTIONS: usize = 256;
-/// How long a request's head may take to arrive, counted from the connection or the last answer.
-const HEAD_TIME: Duration = Duration::from_secs(20);
-/// The longest head of a request, in bytes.
-const HEAD_BYTES: usize = 16 * 1024;
-/// How many headers a request may have.
-const HEADERS: usize = 64;
-/// How long a connection lasts, whatever it does: also one whose reader has stopped reading.
-const LASTS: Duration = Duration::from_secs(900);
-/// How long open connections may take to end when all stops.
-const END: Duration = Duration::from_secs(2);
-/// How long to wait when no connection can be taken, for want of file descriptors, say.
-const PAUSE: Duration = Duration::from_millis(100);
+/// The most open connections; further clients wait to be accepted.
+const MAX_CONNECTIONS: usize = 256;
+/// How long the head of a request may take to arrive, from the connection or the last response.
+const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(20);
+const MAX_HEADER_BYTES: usize = 16 * 1024;
+const MAX_HEADERS: usize = 64;
+/// How long a connection lasts, even if its client has stopped reading.
+const CONNECTION_LIFETIME: Duration = Duration::from_secs(900);
+/// How long open connections may take to end at the shutdown.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
+/// The pause after a failure to accept a connection: for lack of file descriptors, for example.
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
-/// Who is at the other end of a connection.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Peer(pub SocketAddr);
+/// Name, content type and content. They are part of the program; no files are served.
+const ASSETS: [(&str, &str, &str); 3] = [
+    ("tower.css", "text/css; charset=utf-8", include_str!("assets/tower.css")),
+    ("tower.js", "text/javascript; charset=utf-8", include_str!("assets/tower.js")),
+    ("icon.svg", "image/svg+xml", include_str!("assets/icon.svg")),
+];
 
-/// Serves the pages until `shutdown` ends.
-pub(super) async fn serve(tower: Arc<Tower>, listener: TcpListener, shutdown: impl Future<Output = ()>) {
-    let slots = Arc::new(Semaphore::new(CONNECTIONS));
-    let pages = router(tower.clone());
-    let mut open = JoinSet::new();
-    let taking = async {
+const METHOD_NOT_ALLOWED: HttpError =
+    HttpError::Status(StatusCode::METHOD_NOT_ALLOWED, "This page does not support this method.");
+
+fn router(state: Arc<AppState>) -> Router {
+    Router::new()
+        .route("/", get(agents::list))
+        .route("/events", get(agents::list_events))
+        .route("/agents/{name}", get(agents::details))
+        .route("/agents/{name}/events", get(agents::details_events))
+        .route("/request", get(requests::form).post(requests::send))
+        .route("/requests", get(requests::list))
+        .route("/requests/{id}", get(requests::details))
+        .route("/requests/{id}/events", get(requests::details_events))
+        .route("/requests/{id}/stop", post(requests::stop))
+        .route("/login", get(login::form).post(login::submit))
+        .route("/logout", post(login::logout))
+        .route("/assets/{name}", get(asset))
+        .fallback(async || HttpError::PAGE_NOT_FOUND)
+        .method_not_allowed_fallback(async || METHOD_NOT_ALLOWED)
+        .layer(from_fn_with_state(state.clone(), guard))
+        .with_state(state)
+}
+
+/// `GET /assets/NAME`.
+async fn asset(Path(name): Path<String>) -> Response {
+    match ASSETS.iter().find(|(asset, ..)| *asset == name) {
+        Some((_, content_type, content)) => ([(header::CONTENT_TYPE, *content_type)], *content).into_response(),
+        None => HttpError::PAGE_NOT_FOUND.into_response(),
+    }
+}
+
+/// Serves the pages until `shutdown` completes.
+pub(super) async fn serve(state: Arc<AppState>, listener: TcpListener, shutdown: impl Future<Output = ()>) {
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let router = router(state.clone());
+    let mut connections = JoinSet::new();
+    let accept = async {
         loop {
             let Ok(slot) = slots.clone().acquire_owned().await else { return };
-            while open.try_join_next().is_some() {}
+            while connections.try_join_next().is_some() {}
             match listener.accept().await {
                 Ok((stream, peer)) => {
-                    open.spawn(connection(tower.clone(), pages.clone(), stream, Peer(peer), slot));
+                    connections.spawn(serve_connection(state.clone(), router.clone(), stream, PeerAddr(peer), slot));
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "a connection was not taken");
-                    sleep(PAUSE).await;
+                    tracing::warn!(%error, "failed to accept a connection");
+                    sleep(ACCEPT_RETRY_DELAY).await;
                 }
             }
         }
     };
     tokio::select! {
-        () = fleet::watch(tower.clone()) => {}
-        () = taking => {}
+        () = state.refresh_snapshots() => {}
+        () = accept => {}
         () = shutdown => {}
     }
-    tower.stopping.send_replace(true);
-    let ended = async { while open.join_next().await.is_some() {} };
-    // What is left is dropped with the set.
-    let _ = timeout(END, ended).await;
+    state.shut_down();
+    // Connections that are still open after the timeout are dropped with the set.
+    let _ = timeout(SHUTDOWN_TIMEOUT, async { while connections.join_next().await.is_some() {} }).await;
 }
 
-async fn connection(tower: Arc<Tower>, pages: Router, stream: TcpStream, peer: Peer, _slot: OwnedSemaphorePermit) {
-    let mut stopping = tower.stopping.subscribe();
-    let service = TowerToHyperService::new(pages.layer(Extension(peer)));
+async fn serve_connection(
+    state: Arc<AppState>,
+    router: Router,
+    stream: TcpStream,
+    peer: PeerAddr,
+    _slot: OwnedSemaphorePermit,
+) {
+    let service = TowerToHyperService::new(router.layer(Extension(peer)));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIME)
-        .max_headers(HEADERS)
-        .max_header_size(HEAD_BYTES)
-        .max_buf_size(HEAD_BYTES * 4)
+        .header_read_timeout(HEADER_READ_TIMEOUT)
+        .max_headers(MAX_HEADERS)
+        .max_header_size(MAX_HEADER_BYTES)
+        .max_buf_size(MAX_HEADER_BYTES * 4)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     let result = tokio::select! {
         result = connection.as_mut() => result,
-        () = sleep(LASTS) => return,
-        () = stopped(&mut stopping) => {
+        () = sleep(CONNECTION_LIFETIME) => return,
+        () = state.shutdown_started() => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
     };
     if let Err(error) = result {
-        tracing::debug!(peer = %peer.0, %error, "a connection broke");
+        tracing::debug!(peer = %peer.0, %error, "connection failed");
     }
 }

@@ -1,102 +1,105 @@
-//! Who is logged in: a bounded table of sessions, known by a cookie, each with a secret of its own that its forms carry.
+//! Sessions: a bounded table, keyed by the digest of the session cookie. Each session has its own CSRF token.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::FromRequestParts;
-use axum::http::request::Parts;
-use axum::http::{HeaderMap, header};
+use parking_lot::{Mutex, MutexGuard};
 use zeroize::Zeroizing;
 
-use super::guard;
-use super::page::Refusal;
-use super::router::Tower;
-use super::secret::{Digest, random};
+use super::secret::{TokenDigest, random_token};
 use crate::clock::Timestamp;
 use crate::packet::RandomnessError;
 
-/// How long a session lasts.
-pub(super) const LASTS: Duration = Duration::from_secs(12 * 3600);
-/// How many there are; a new one takes the place of the oldest.
-const SESSIONS: usize = 64;
+/// The names of the cookies, before [`Origins::cookie_name`](super::origin::Origins::cookie_name).
+pub(super) const SESSION_COOKIE: &str = "nanite";
+pub(super) const LOGIN_COOKIE: &str = "nanite-login";
 
-/// All sessions, by the digest of what their cookie holds.
-#[derive(Debug, Default)]
-pub(super) struct Sessions(Mutex<HashMap<Digest, Open>>);
+/// How long a session is valid.
+pub(super) const SESSION_LIFETIME: Duration = Duration::from_secs(12 * 3600);
+/// The most sessions at a time; a new session replaces the oldest.
+const MAX_SESSIONS: usize = 64;
 
-#[derive(Debug)]
-struct Open {
-    since: Timestamp,
-    csrf: Arc<Zeroizing<String>>,
+/// The token that every form carries; a page of another site cannot know it.
+#[derive(Clone)]
+pub(super) struct CsrfToken(Arc<Zeroizing<String>>);
+
+impl CsrfToken {
+    pub fn random() -> Result<Self, RandomnessError> {
+        Ok(Self(Arc::new(random_token()?)))
+    }
+
+    /// The token of a login page, which has no session yet.
+    pub fn from_cookie(value: &str) -> Self {
+        Self(Arc::new(Zeroizing::new(value.to_owned())))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether a form has this token. Takes constant time.
+    pub fn verify(&self, given: &str) -> bool {
+        TokenDigest::new(&self.0).verify(given)
+    }
 }
 
-/// Somebody who is logged in.
+impl std::fmt::Debug for CsrfToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("CsrfToken")
+    }
+}
+
+/// A user who is logged in.
 #[derive(Clone, Debug)]
 pub(super) struct Session {
-    id: Digest,
-    /// What every form of this session carries: another site's page cannot know it.
-    pub csrf: Arc<Zeroizing<String>>,
+    id: TokenDigest,
+    pub csrf: CsrfToken,
 }
 
-impl Session {
-    /// Whether a form is one of this session.
-    pub fn wrote(&self, csrf: &str) -> bool {
-        Digest::of(&self.csrf).is_of(csrf)
-    }
+/// All sessions.
+#[derive(Debug, Default)]
+pub(super) struct Sessions(Mutex<HashMap<TokenDigest, StoredSession>>);
+
+#[derive(Debug)]
+struct StoredSession {
+    created: Timestamp,
+    csrf: CsrfToken,
 }
 
 impl Sessions {
-    /// Begins a session; gives what its cookie holds.
-    pub fn begin(&self, now: Timestamp) -> Result<Zeroizing<String>, RandomnessError> {
-        let (cookie, csrf) = (random()?, Arc::new(random()?));
-        let mut open = self.lock(now);
-        if open.len() >= SESSIONS {
-            let oldest = open.iter().min_by_key(|(_, session)| session.since).map(|(id, _)| *id);
-            oldest.and_then(|id| open.remove(&id));
+    /// Creates a session. Returns the value of its cookie.
+    pub fn create(&self, now: Timestamp) -> Result<Zeroizing<String>, RandomnessError> {
+        let (cookie, csrf) = (random_token()?, CsrfToken::random()?);
+        let mut sessions = self.lock(now);
+        if sessions.len() >= MAX_SESSIONS {
+            let oldest = sessions.iter().min_by_key(|(_, session)| session.created).map(|(id, _)| *id);
+            oldest.and_then(|id| sessions.remove(&id));
         }
-        open.insert(Digest::of(&cookie), Open { since: now, csrf });
+        sessions.insert(TokenDigest::new(&cookie), StoredSession { created: now, csrf });
         Ok(cookie)
     }
 
-    /// The session of a cookie. Looking its digest up tells nothing of the cookies that are kept.
+    /// The session of a cookie. The lookup is by digest, so its timing reveals nothing about the stored cookies.
     pub fn find(&self, cookie: &str, now: Timestamp) -> Option<Session> {
-        let id = Digest::of(cookie);
-        self.lock(now).get(&id).map(|open| Session { id, csrf: open.csrf.clone() })
+        let id = TokenDigest::new(cookie);
+        self.lock(now).get(&id).map(|session| Session { id, csrf: session.csrf.clone() })
     }
 
-    /// Whether it still lasts.
-    pub fn lasts(&self, session: &Session, now: Timestamp) -> bool {
+    /// Whether a session is still valid.
+    pub fn is_valid(&self, session: &Session, now: Timestamp) -> bool {
         self.lock(now).contains_key(&session.id)
     }
 
-    /// Ends a session.
-    pub fn end(&self, session: &Session, now: Timestamp) {
+    pub fn remove(&self, session: &Session, now: Timestamp) {
         self.lock(now).remove(&session.id);
     }
 
-    fn lock(&self, now: Timestamp) -> MutexGuard<'_, HashMap<Digest, Open>> {
-        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        open.retain(|_, session| now.since(session.since) < LASTS);
-        open
-    }
-}
-
-/// The value of a cookie that a browser sent; none when it sent it twice: somebody may have put one beside ours.
-pub(super) fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    let all = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
-    let mut found =
-        all.flat_map(|text| text.split(';')).filter_map(|pair| pair.trim().strip_prefix(name)?.strip_prefix('='));
-    found.next().filter(|_| found.next().is_none())
-}
-
-impl FromRequestParts<Arc<Tower>> for Session {
-    type Rejection = Refusal;
-
-    async fn from_request_parts(parts: &mut Parts, tower: &Arc<Tower>) -> Result<Self, Refusal> {
-        let cookie = cookie(&parts.headers, &tower.origins.cookie(guard::SESSION));
-        let session = cookie.and_then(|cookie| tower.sessions.find(cookie, tower.clock.now()));
-        session.ok_or_else(|| guard::login_first(parts))
+    /// Locks the table and removes expired sessions.
+    fn lock(&self, now: Timestamp) -> MutexGuard<'_, HashMap<TokenDigest, StoredSession>> {
+        let mut sessions = self.0.lock();
+        sessions.retain(|_, session| now.since(session.created) < SESSION_LIFETIME);
+        sessions
     }
 }
 
@@ -109,34 +112,28 @@ mod tests {
     }
 
     #[test]
-    fn n20_a_session_lasts_until_it_ends_or_its_time_is_over() {
+    fn n20_sessions_expire_and_can_be_removed() {
         let sessions = Sessions::default();
-        let cookie = sessions.begin(at(0)).unwrap();
+        let cookie = sessions.create(at(0)).unwrap();
         let session = sessions.find(&cookie, at(1)).unwrap();
-        assert!(session.wrote(&session.csrf) && !session.wrote("") && !session.wrote(&cookie));
+        assert!(
+            session.csrf.verify(session.csrf.as_str()) && !session.csrf.verify("") && !session.csrf.verify(&cookie)
+        );
         assert!(sessions.find("x", at(1)).is_none() && sessions.find("", at(1)).is_none());
-        assert!(sessions.lasts(&session, at(LASTS.as_secs() - 1)));
-        assert!(!sessions.lasts(&session, at(LASTS.as_secs())));
-        let other = sessions.begin(at(0)).unwrap();
+        assert!(sessions.is_valid(&session, at(SESSION_LIFETIME.as_secs() - 1)));
+        assert!(!sessions.is_valid(&session, at(SESSION_LIFETIME.as_secs())));
+        let other = sessions.create(at(0)).unwrap();
         let other = sessions.find(&other, at(0)).unwrap();
-        sessions.end(&other, at(0));
-        assert!(!sessions.lasts(&other, at(0)));
+        sessions.remove(&other, at(0));
+        assert!(!sessions.is_valid(&other, at(0)));
     }
 
     #[test]
-    fn n20_the_table_of_sessions_is_bounded_and_the_oldest_goes() {
+    fn n20_new_session_replaces_the_oldest() {
         let sessions = Sessions::default();
-        let cookies: Vec<_> = (0..=SESSIONS as u64).map(|second| sessions.begin(at(second)).unwrap()).collect();
+        let cookies: Vec<_> = (0..=MAX_SESSIONS as u64).map(|second| sessions.create(at(second)).unwrap()).collect();
         let now = at(100);
         assert!(sessions.find(&cookies[0], now).is_none());
         assert!(cookies[1..].iter().all(|cookie| sessions.find(cookie, now).is_some()));
-    }
-
-    #[test]
-    fn n20_a_cookie_that_comes_twice_is_none() {
-        let sent = |text: &'static str| HeaderMap::from_iter([(header::COOKIE, text.parse().unwrap())]);
-        assert_eq!(cookie(&sent("a=1; nanite=xyz; b=2"), "nanite"), Some("xyz"));
-        assert_eq!(cookie(&sent("nanite2=xyz"), "nanite"), None);
-        assert_eq!(cookie(&sent("nanite=x; nanite=y"), "nanite"), None);
     }
 }

@@ -89,70 +89,60 @@ impl Agent {
 
 impl AgentBuilder {
     /// Adds an actor.
-    #[must_use]
     pub fn actor(mut self, actor: impl Actor + 'static) -> Self {
         self.actors.push(Arc::new(actor));
         self
     }
 
     /// Adds a tag that requests can ask for.
-    #[must_use]
     pub fn tag(mut self, tag: Tag) -> Self {
         self.tags.push(tag);
         self
     }
 
     /// How loaded the agent is; the system's load average by default.
-    #[must_use]
     pub fn status(mut self, source: impl StatusSource) -> Self {
         self.status = SharedStatus(Arc::new(source));
         self
     }
 
     /// Authorizes requests; by default every node with a valid certificate may request everything.
-    #[must_use]
     pub fn policy(mut self, policy: impl Policy + 'static) -> Self {
         self.policy = Arc::new(policy);
         self
     }
 
     /// How often it pings; 15 s by default, 1 ms at least.
-    #[must_use]
     pub fn ping_time(mut self, every: Duration) -> Self {
         self.ping_time = every;
         self
     }
 
     /// How many jobs run at a time; 16 by default; 1: strictly one after the other.
-    #[must_use]
     pub fn concurrency(mut self, jobs: usize) -> Self {
         self.concurrency = jobs;
         self
     }
 
     /// How many requests the broker delivers ahead; twice the concurrency by default.
-    #[must_use]
     pub fn prefetch(mut self, messages: u16) -> Self {
         self.prefetch = Some(messages);
         self
     }
 
     /// How long running jobs may take to finish when the agent stops; 30 s by default.
-    #[must_use]
     pub fn drain(mut self, limit: Duration) -> Self {
         self.drain = limit;
         self
     }
 
     /// Records every accepted and refused message, and every decision, in this log; none by default.
-    #[must_use]
     pub fn audit(mut self, log: AuditLog) -> Self {
         self.audit = Some(log);
         self
     }
 
     /// Accepts files that mappers broadcast; none by default.
-    #[must_use]
     pub fn files(mut self, root: FileRoot) -> Self {
         self.files = Some(root);
         self
@@ -161,14 +151,12 @@ impl AgentBuilder {
     /// What to do when another process of this identity already runs. By default the newest process wins: it works, and the other one
     /// stops with [`AgentError::Replaced`]. With `true` this process stops at its start, with [`AgentError::RunsAlready`]. Both processes
     /// are told in any case.
-    #[must_use]
     pub fn give_way(mut self, give_way: bool) -> Self {
         self.give_way = give_way;
         self
     }
 
     /// The clock; the system clock by default.
-    #[must_use]
     pub fn clock(mut self, clock: impl Clock + 'static) -> Self {
         self.clock = Arc::new(clock);
         self

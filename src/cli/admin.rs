@@ -157,7 +157,7 @@ fn hash_password() -> Result<Exit> {
     if interactive && read_hidden_line("again: ")? != password {
         return Err(CliError::usage("the passwords differ").help("try again"));
     }
-    let hash = PasswordHash::of(&password).map_err(|error| match error {
+    let hash = PasswordHash::new(&password).map_err(|error| match error {
         PasswordError::Length => CliError::of(Exit::Usage, &error).help("choose a longer one"),
         _ => CliError::of(Exit::Failure, &error),
     })?;
@@ -178,7 +178,8 @@ fn read_hidden_line(prompt: &str) -> Result<Zeroizing<String>> {
     tcsetattr(&stdin, OptionalActions::Flush, &without_echo).map_err(&failed)?;
     output::prompt(prompt);
     let text = read_stdin_line();
-    tcsetattr(&stdin, OptionalActions::Now, &before).map_err(&failed)?;
+    // It fails only if the terminal is gone.
+    let _ = tcsetattr(&stdin, OptionalActions::Now, &before);
     // The newline is not echoed either.
     output::note("");
     text
@@ -186,8 +187,8 @@ fn read_hidden_line(prompt: &str) -> Result<Zeroizing<String>> {
 
 /// A line of stdin, without its newline.
 fn read_stdin_line() -> Result<Zeroizing<String>> {
-    let mut text = Zeroizing::new(String::with_capacity(PasswordHash::LONGEST + 2));
-    let limit = PasswordHash::LONGEST as u64 + 2;
+    let mut text = Zeroizing::new(String::with_capacity(PasswordHash::MAX_PASSWORD_BYTES + 2));
+    let limit = PasswordHash::MAX_PASSWORD_BYTES as u64 + 2;
     let read = std::io::stdin().lock().take(limit).read_line(&mut text);
     read.map_err(CliError::failed(Exit::Usage, "cannot read the password"))?;
     let end = text.trim_end_matches(['\r', '\n']).len();

@@ -99,7 +99,6 @@ pub(super) struct PingCommand {
 
 /// The agents to ping.
 #[derive(Debug, clap::Args)]
-#[group(skip)]
 pub(super) struct PingArgs {
     /// An agent, by its name or as nanite-NAME; `all` for every agent.
     #[arg(value_name = "NAME|all", value_parser = PingTarget::parse)]

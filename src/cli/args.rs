@@ -137,7 +137,6 @@ fn broken_json(text: &str) -> Option<String> {
 
 /// The passphrase of a node's key.
 #[derive(Debug, Default, clap::Args)]
-#[group(skip)]
 pub(super) struct Passphrase {
     /// A file whose first line is the passphrase of the node's key.
     #[arg(long, value_name = "FILE", env = "NANITE_KEY_PASSPHRASE_FILE", hide_env = true)]
@@ -146,7 +145,6 @@ pub(super) struct Passphrase {
 
 /// The passphrase of the CA's key.
 #[derive(Debug, Default, clap::Args)]
-#[group(skip)]
 pub(super) struct CaPassphrase {
     /// A file whose first line is the passphrase of the CA's key.
     #[arg(long, value_name = "FILE", env = "NANITE_CA_PASSPHRASE_FILE", hide_env = true)]

@@ -61,7 +61,6 @@ pub(super) enum LogFormat {
 /// Options of `nanite agent`, which the file has under [agent].
 #[derive(Debug, Default, clap::Args, Deserialize)]
 #[command(next_help_heading = "Agent")]
-#[group(skip)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub(super) struct AgentOptions {
     #[arg(skip)]
@@ -107,7 +106,6 @@ pub(super) struct AgentOptions {
 /// Options of `nanite mapper`, which the file has under [mapper]. The other commands that are mappers use some of them, too.
 #[derive(Debug, Default, clap::Args, Deserialize)]
 #[command(next_help_heading = "Mapper")]
-#[group(skip)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub(super) struct MapperOptions {
     #[arg(skip)]
@@ -146,7 +144,6 @@ pub(super) struct MapperOptions {
 /// Options of `nanite admin`, which the file has under [admin].
 #[derive(Debug, Default, clap::Args, Deserialize)]
 #[command(next_help_heading = "Pages")]
-#[group(skip)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 #[cfg_attr(not(feature = "admin"), allow(dead_code, reason = "the same file for programs with and without it"))]
 pub(super) struct AdminOptions {

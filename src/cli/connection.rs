@@ -14,7 +14,6 @@ const DEFAULT_BROKER: &str = "amqp://localhost";
 
 /// The broker's options on the command line.
 #[derive(Debug, Default, clap::Args)]
-#[group(skip)]
 pub(super) struct BrokerArgs {
     /// The broker: amqp://USER@HOST:PORT/VHOST [also: NANITE_BROKER, `broker` in nanite.toml; default: amqp://localhost]
     #[arg(long, value_name = "URL", help_heading = "Connection")]
@@ -163,22 +162,15 @@ fn resolve<'a>(layers: [Layer<'a>; 3]) -> (Option<&'a str>, Option<Password<'a>>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::config::Environment;
 
     fn config(environment: (Option<&str>, Option<&str>), file: (Option<&str>, Option<&Path>)) -> Config {
         let secret = |text: &str| Zeroizing::new(text.to_owned());
-        Config {
-            environment: Environment {
-                broker: environment.0.map(secret),
-                broker_password: environment.1.map(secret),
-                ..Default::default()
-            },
-            file: File {
-                broker: file.0.map(secret),
-                broker_password_file: file.1.map(Path::to_owned),
-                ..Default::default()
-            },
-        }
+        let mut config = Config::default();
+        config.environment.broker = environment.0.map(secret);
+        config.environment.broker_password = environment.1.map(secret);
+        config.file.broker = file.0.map(secret);
+        config.file.broker_password_file = file.1.map(Path::to_owned);
+        config
     }
 
     /// The URL and the password; of a password file, its path.

@@ -21,7 +21,6 @@ const LIST_AGENTS: &str = "list the agents with `nanite agents`";
 
 /// The service, the payload and the agents.
 #[derive(Debug, clap::Args)]
-#[group(skip)]
 pub(super) struct DispatchArgs {
     /// The service, such as /simple/echo.
     service: Service,

@@ -24,7 +24,6 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The identity of the node, and its certificates.
 #[derive(Debug, Default, clap::Args)]
-#[group(skip)]
 pub(super) struct IdentityArgs {
     /// The NAME in its certificate; not needed when the directory holds one key of the role [also: NANITE_TOKEN]
     #[arg(long, value_name = "NAME", help_heading = "Identity")]

@@ -18,7 +18,6 @@ use crate::transport::{AmqpOptions, AmqpTransport};
 
 /// The identity of the node, its message format, and its broker.
 #[derive(Debug, Default, clap::Args)]
-#[group(skip)]
 pub(super) struct NodeArgs {
     #[command(flatten)]
     identity: IdentityArgs,
@@ -128,7 +127,6 @@ impl<B> WithOption for B {}
 /// The policy and the audit log of a node that runs for long.
 #[derive(Debug, Default, clap::Args)]
 #[command(next_help_heading = "Policy and audit")]
-#[group(skip)]
 pub(super) struct PolicyArgs {
     /// The rules for who may do what; what no rule allows is denied. TOML, or Cedar if the name ends in .cedar.
     #[arg(long, value_name = "FILE")]

@@ -32,7 +32,6 @@ pub(super) struct RequestCommand {
 
 /// A request, and how to show its answers.
 #[derive(Debug, clap::Args)]
-#[group(skip)]
 pub(super) struct RequestArgs {
     #[command(flatten)]
     dispatch: DispatchArgs,
@@ -62,7 +61,6 @@ pub(super) struct PushCommand {
 
 /// A push.
 #[derive(Debug, clap::Args)]
-#[group(skip)]
 pub(super) struct PushArgs {
     #[command(flatten)]
     dispatch: DispatchArgs,

@@ -1,4 +1,4 @@
-//! Receiving: what arrives on a queue is opened, and handed on in the order of arrival.
+//! Receiving: the messages of a queue are opened and handed on in the order of arrival.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -25,7 +25,7 @@ impl Link {
         prefetch: u16,
     ) -> Result<Subscription, TransportError> {
         let consumer = self.0.transport.consume(queue, prefetch).await?;
-        // Presence is ordered by a strictly growing sequence, which is checked while opening: one at a time.
+        // Presence messages have a strictly growing sequence, which opening checks: one at a time.
         let parallel = match inbound_queue {
             InboundQueue::Presence => 1,
             _ => self.0.workers.available_permits().max(1) * 2,
@@ -85,7 +85,7 @@ impl Link {
         }
     }
 
-    /// Has somebody spoken to whose message was refused, where that can help.
+    /// Reports the sender of a refused message, if an answer can help it.
     fn note_unverified_peer(&self, error: &OpenError, inbound_queue: InboundQueue) {
         let (Some(unverified_peers), Some(claimed)) = (&self.0.unverified_peers, &error.claimed) else { return };
         let peer = match (error.kind, error.superseded) {
@@ -95,7 +95,7 @@ impl Link {
             (OpenErrorKind::Replayed, Some(superseded)) => UnverifiedPeer::Superseded(claimed.clone(), superseded),
             _ => return,
         };
-        // When many wait already, this one has its turn another time.
+        // When the queue is full, the peer is reported at its next message.
         let _ = unverified_peers.try_send(peer);
     }
 
@@ -106,15 +106,15 @@ impl Link {
         }
         self.0.refusals.log(self.identity(), error, inbound_queue, redelivered, self.now());
         if let Err(error) = acker.ack().await {
-            tracing::debug!(%error, "a refused message could not be acknowledged and will come again");
+            tracing::debug!(%error, "failed to acknowledge a refused message; the broker will redeliver it");
         }
     }
 }
 
-/// What became of a delivery that was not refused.
+/// A delivery that was not refused.
 enum Opened {
     Good(Received),
-    /// It cannot be opened here, but perhaps by another mapper.
+    /// Another mapper may be able to open it.
     Requeue {
         error: OpenError,
         body: Arc<[u8]>,
@@ -130,7 +130,7 @@ pub struct Subscription {
     link: Link,
     consumer: Consumer,
     inbound_queue: InboundQueue,
-    /// How many are being opened at a time.
+    /// How many messages are opened at a time.
     parallel: usize,
     opening: FuturesOrdered<Opening>,
     ended: bool,
@@ -138,7 +138,7 @@ pub struct Subscription {
 }
 
 impl Subscription {
-    /// The next message that was not refused; `None` when the transport was closed. Cancel safe.
+    /// The next accepted message; `None` when the transport was closed. Cancel safe.
     pub async fn next(&mut self) -> Option<Received> {
         loop {
             tokio::select! {
@@ -148,7 +148,7 @@ impl Subscription {
                     Some(Opened::Requeue { error, body, redelivered, acker }) => {
                         let (inbound_queue, now) = (self.inbound_queue, self.link.now());
                         if let Err(acker) = self.requeue.take(&error, inbound_queue, &body, acker, now) {
-                            // A task of its own: this call can be dropped at any moment.
+                            // A task: this call is cancel safe.
                             let link = self.link.clone();
                             tokio::spawn(async move { link.refuse(&error, inbound_queue, redelivered, acker).await });
                         }
@@ -160,7 +160,7 @@ impl Subscription {
                         let cost = self.cost(delivery.body.len());
                         let open = self.link.clone().open(delivery, self.inbound_queue, cost);
                         if self.parallel > 1 && cost != Cost::Trivial {
-                            // A task of its own: it goes on while the caller is busy with the message before it.
+                            // A task: it continues while the caller handles the previous message.
                             let task = tokio::spawn(open);
                             self.opening.push_back(Box::pin(async move { task.await.ok().flatten() }));
                         } else {
@@ -176,8 +176,7 @@ impl Subscription {
 }
 
 impl Subscription {
-    /// What opening a message of so many bytes takes. Registrations and stored messages bring certificates along,
-    /// whose chains take longer.
+    /// What opening a message of this size costs. Registrations and stored messages carry certificates, whose chains take longer.
     fn cost(&self, bytes: usize) -> Cost {
         match self.link.0.serializer.cost(bytes, self.link.now()) {
             Cost::Short if matches!(self.inbound_queue, InboundQueue::Presence | InboundQueue::Offline) => Cost::Long,
@@ -185,7 +184,7 @@ impl Subscription {
         }
     }
 
-    /// How many messages of the offline queue this mapper keeps that it cannot open itself. They go back when this is dropped.
+    /// How many offline messages are held for other mappers. They go back to the queue when this is dropped.
     pub(crate) fn held_for_others(&self) -> usize {
         self.requeue.held()
     }
@@ -197,29 +196,30 @@ impl std::fmt::Debug for Subscription {
     }
 }
 
-/// A message that was opened, and the means to acknowledge it.
+/// An opened message, to be acknowledged.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Received {
     /// The message.
     pub inbound: Inbound,
     /// Whether the broker may have delivered it before.
     pub redelivered: bool,
-    /// Settles it.
+    /// Acknowledges it.
     pub acker: Acker,
 }
 
 impl Received {
-    /// Acknowledges the message and hands out its content. That the broker cannot be told is logged: it comes again, and is
-    /// recognised then.
+    /// Acknowledges the message and returns its content. If acknowledging fails, the broker redelivers the message, and the replay check
+    /// recognises it.
     pub async fn accept(self) -> Inbound {
         acknowledge(self.acker).await;
         self.inbound
     }
 }
 
-/// Acknowledges; a failure means that the message comes again, and is recognised then.
+/// Acknowledges. If that fails, the broker redelivers the message, and the replay check recognises it.
 pub async fn acknowledge(acker: Acker) {
     if let Err(error) = acker.ack().await {
-        tracing::debug!(%error, "a message could not be acknowledged and will come again");
+        tracing::debug!(%error, "failed to acknowledge a message; the broker will redeliver it");
     }
 }

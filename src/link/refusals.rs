@@ -1,4 +1,4 @@
-//! What was refused: counted always, logged within limits, never with its content.
+//! Refused messages: always counted, logged up to a limit, never with their content.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,7 +10,7 @@ use crate::serializer::{InboundQueue, OpenError, OpenErrorKind};
 /// How many refusals are logged per second; all are counted.
 const MAX_LOGGED_PER_SECOND: u64 = 20;
 
-/// Counts and logs what was refused.
+/// Counts and logs refused messages.
 #[derive(Debug)]
 pub(super) struct Refusals {
     by_kind: [AtomicU64; OpenErrorKind::ALL.len()],
@@ -39,12 +39,12 @@ impl Refusals {
         now: Timestamp,
     ) {
         if redelivered && error.kind == OpenErrorKind::Replayed {
-            tracing::debug!(%identity, "a redelivered message was already seen");
+            tracing::debug!(%identity, "refused a redelivered message that was opened before");
             return;
         }
         match self.log_limit.next(now) {
             LogDecision::Suppressing => {
-                tracing::warn!(%identity, "more messages refused in this second: counted, not logged")
+                tracing::warn!(%identity, "more messages refused in this second; they are counted but not logged")
             }
             LogDecision::Log => tracing::warn!(
                 %identity,

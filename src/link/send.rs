@@ -1,4 +1,4 @@
-//! Sending: seal once, publish to one place or several.
+//! Sending: seal once, publish once or several times.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,25 +9,26 @@ use crate::packet::{MessageId, Packet};
 use crate::serializer::{Audience, Cost, MessageClass, SealError, SealRequest, Sealed};
 use crate::transport::{Destination, PublishRequest, TransportError};
 
-/// How long a publish may take, unless the message expires sooner.
+/// How long a publish may take, unless the message expires earlier.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(20);
-/// The lifetime of a live message.
-const LIVE: Duration = Duration::from_secs(60);
+/// The lifetime of a live message, by default.
+const LIVE_LIFETIME: Duration = Duration::from_secs(60);
 
-/// What is to be sent, to whom, and how.
+/// A packet to send, with its audience and options.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Outbound {
-    /// The content.
+    /// The packet.
     pub packet: Packet,
-    /// Who can open it.
+    /// The nodes that can open it.
     pub audience: Audience,
     /// How long it is valid.
     pub lifetime: Duration,
     /// Live or stored.
     pub class: MessageClass,
-    /// The message it answers.
+    /// The message that it answers.
     pub in_reply_to: Option<MessageId>,
-    /// Whether it outlives a restart of the broker.
+    /// Whether it survives a restart of the broker.
     pub persistent: bool,
 }
 
@@ -37,14 +38,42 @@ impl Outbound {
         Self {
             packet: packet.into(),
             audience: audience.into(),
-            lifetime: LIVE,
+            lifetime: LIVE_LIFETIME,
             class: MessageClass::Live,
             in_reply_to: None,
             persistent: false,
         }
     }
 
-    /// About how many bytes the content will have, as far as it is known without encoding it.
+    /// How long it is valid.
+    #[must_use]
+    pub fn lifetime(mut self, lifetime: Duration) -> Self {
+        self.lifetime = lifetime;
+        self
+    }
+
+    /// Live or stored.
+    #[must_use]
+    pub fn class(mut self, class: MessageClass) -> Self {
+        self.class = class;
+        self
+    }
+
+    /// Whether it survives a restart of the broker.
+    #[must_use]
+    pub fn persistent(mut self, persistent: bool) -> Self {
+        self.persistent = persistent;
+        self
+    }
+
+    /// The message that it answers.
+    #[must_use]
+    pub fn in_reply_to(mut self, id: Option<MessageId>) -> Self {
+        self.in_reply_to = id;
+        self
+    }
+
+    /// About how many bytes the encoded packet has.
     fn bytes(&self) -> usize {
         match &self.packet {
             Packet::Request(request) | Packet::Push(request) => request.payload.about_bytes(),
@@ -53,13 +82,6 @@ impl Outbound {
             Packet::FileChunk(chunk) => chunk.chunk.0.len(),
             _ => 0,
         }
-    }
-
-    /// The same, in answer to a message.
-    #[must_use]
-    pub fn in_reply_to(mut self, id: Option<MessageId>) -> Self {
-        self.in_reply_to = id;
-        self
     }
 }
 
@@ -73,15 +95,15 @@ pub enum SendError {
     /// It could not be published.
     #[error("cannot publish the message")]
     Transport(#[from] TransportError),
-    /// The process is stopping.
-    #[error("stopping")]
+    /// The runtime is shutting down.
+    #[error("the runtime is shutting down")]
     Stopped,
 }
 
-/// A sealed message that is ready to be published, to one place or several.
+/// A sealed message, to be published once or several times.
 #[derive(Clone, Debug)]
 pub struct SealedMessage {
-    sealed_id: MessageId,
+    id: MessageId,
     body: Arc<[u8]>,
     expires_at: Timestamp,
     persistent: bool,
@@ -90,19 +112,19 @@ pub struct SealedMessage {
 impl SealedMessage {
     /// The id in its header.
     pub fn id(&self) -> MessageId {
-        self.sealed_id
+        self.id
     }
 }
 
 impl Link {
-    /// Seals a message and publishes it; returns its id once the broker has confirmed it.
+    /// Seals a message and publishes it. Returns its id once the broker has confirmed it.
     ///
     /// # Errors
     /// [`SendError`] when it could not be sealed or published.
     pub async fn send(&self, message: Outbound, to: Destination) -> Result<MessageId, SendError> {
-        let ready = self.seal(message).await?;
-        self.publish(&ready, to).await?;
-        Ok(ready.sealed_id)
+        let sealed = self.seal(message).await?;
+        self.publish(&sealed, to).await?;
+        Ok(sealed.id)
     }
 
     /// Seals a message.
@@ -112,39 +134,39 @@ impl Link {
     pub async fn seal(&self, message: Outbound) -> Result<SealedMessage, SendError> {
         let persistent = message.persistent;
         let cost = self.0.serializer.cost(message.bytes(), self.now());
-        // For each of several recipients a key may have to be agreed on.
+        // Each recipient may need a key agreement.
         let cost = match &message.audience {
             Audience::Mappers | Audience::Many(_) if cost == Cost::Short => Cost::Long,
             _ => cost,
         };
         let seal = move |inner: &Inner| {
-            let how = SealRequest {
+            let request = SealRequest {
                 audience: &message.audience,
                 now: inner.clock.now(),
                 lifetime: message.lifetime,
                 class: message.class,
                 in_reply_to: message.in_reply_to,
             };
-            inner.serializer.seal(&message.packet, &how)
+            inner.serializer.seal(&message.packet, &request)
         };
         let Sealed { id, bytes, expires_at } = self.work(cost, seal).await.ok_or(SendError::Stopped)??;
-        Ok(SealedMessage { sealed_id: id, body: bytes.into(), expires_at, persistent })
+        Ok(SealedMessage { id, body: bytes.into(), expires_at, persistent })
     }
 
     /// Publishes a sealed message.
     ///
     /// # Errors
     /// [`TransportError`] when it could not be published.
-    pub async fn publish(&self, ready: &SealedMessage, to: Destination) -> Result<(), TransportError> {
-        let expires_in = ready.expires_at.since(self.now()).max(Duration::from_millis(1));
-        let message = PublishRequest {
+    pub async fn publish(&self, message: &SealedMessage, to: Destination) -> Result<(), TransportError> {
+        let expires_in = message.expires_at.since(self.now()).max(Duration::from_millis(1));
+        let request = PublishRequest {
             destination: to,
-            body: ready.body.clone(),
+            body: message.body.clone(),
             content_type: self.0.serializer.content_type().to_owned(),
-            message_id: ready.sealed_id.to_string(),
+            message_id: message.id.to_string(),
             expires_in: Some(expires_in),
-            persistent: ready.persistent,
+            persistent: message.persistent,
         };
-        self.0.transport.publish(message, PUBLISH_TIMEOUT.min(expires_in)).await
+        self.0.transport.publish(request, PUBLISH_TIMEOUT.min(expires_in)).await
     }
 }

@@ -53,14 +53,14 @@ impl Context {
         }
     }
 
-    /// The credentials as they are now.
+    /// The current credentials.
     pub fn credentials(&self) -> Arc<CredentialSet> {
         self.credentials.read().clone()
     }
 }
 
-/// The ids of own messages since the start, as long as an answer to one could seem to be older than this process: a sender's clock
-/// may be behind, and its answer still answers what this process asked.
+/// The ids of messages sent since the start, as long as an answer to one could seem older than this process: the clock of its sender may
+/// be behind.
 pub(super) struct SentIds {
     until: Timestamp,
     over: AtomicBool,
@@ -86,7 +86,7 @@ impl SentIds {
         }
     }
 
-    /// Whether this process asked for it.
+    /// Whether this process sent the message with this id.
     pub fn knows(&self, id: MessageId) -> bool {
         !self.over.load(Ordering::Relaxed) && self.ids.lock().contains(&id)
     }

@@ -1,4 +1,4 @@
-//! Whom this node is: the credentials it signs by, those that will take their place, and all keys that it opens with.
+//! The credentials of this node: those that it signs with, their successors, and all keys that it opens with.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,10 +8,10 @@ use crate::certs::{Certificate, Credentials};
 use crate::clock::Timestamp;
 use crate::packet::{Identity, Kind};
 
-/// For how long others have time to learn a new certificate before everything is signed by it.
+/// How long other nodes have to learn a new certificate before everything is signed with it, by default.
 pub(super) const ROTATION_GRACE_PERIOD: Duration = Duration::from_secs(15);
-/// How many keys a node opens with at most.
-const KEYS: usize = 4;
+/// How many older keys a node opens with.
+const MAX_OLDER_KEYS: usize = 4;
 
 /// Credentials that belong to another node.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -35,10 +35,10 @@ pub(super) fn check_identity<'a>(
     }
 }
 
-/// The credentials of a node at one time. Replaced as a whole.
+/// The credentials of a node at one time. Immutable: a rotation replaces the set.
 pub(super) struct CredentialSet {
     signing: Credentials,
-    /// Those that follow, and from when on everything is signed by them.
+    /// The successor, and the time from which everything is signed with it.
     next: Option<(Credentials, Timestamp)>,
     older: Vec<Credentials>,
 }
@@ -48,13 +48,13 @@ impl CredentialSet {
         Self { signing, next: None, older }
     }
 
-    /// What a message of this kind is signed by. What carries the certificate along is signed by the new one at once, so that
-    /// others learn it; everything else by the one that they know, until they have had the time for that.
+    /// The credentials to sign a message of this kind with. Messages that carry the certificate are signed with the successor at once, so
+    /// that other nodes learn it; everything else after the grace period.
     pub fn signing(&self, kind: Kind, now: Timestamp) -> &Credentials {
         match &self.next {
             Some((next, from)) if next.certificate().is_valid_at(now) => {
-                let settled = now >= *from || !self.signing.certificate().is_valid_at(now);
-                if settled || announces_certificate(kind) { next } else { &self.signing }
+                let grace_period_over = now >= *from || !self.signing.certificate().is_valid_at(now);
+                if grace_period_over || announces_certificate(kind) { next } else { &self.signing }
             }
             _ => &self.signing,
         }
@@ -65,12 +65,12 @@ impl CredentialSet {
         self.next.as_ref().map_or(&self.signing, |(next, _)| next).certificate()
     }
 
-    /// All keys that messages are opened with.
+    /// All credentials that messages are opened with.
     pub fn all(&self) -> impl Iterator<Item = &Credentials> {
         self.next.iter().map(|(next, _)| next).chain(std::iter::once(&self.signing)).chain(&self.older)
     }
 
-    /// These credentials from now on, and what was sealed to the ones before is still opened while those are valid.
+    /// The set after a rotation to `new`. Messages encrypted to the previous credentials are opened while these are valid.
     pub fn followed_by(
         &self,
         new: Credentials,
@@ -90,8 +90,8 @@ impl CredentialSet {
         let same = |a: &Credentials, b: &Credentials| a.certificate().fingerprint() == b.certificate().fingerprint();
         let mut all: Vec<Credentials> = Vec::new();
         for one in self.all().cloned().chain(more) {
-            let peers = all.iter().chain(but.iter().copied()).any(|other| same(other, &one));
-            if !peers && one.certificate().is_valid_at(now) && all.len() < KEYS {
+            let is_known = all.iter().chain(but.iter().copied()).any(|other| same(other, &one));
+            if !is_known && one.certificate().is_valid_at(now) && all.len() < MAX_OLDER_KEYS {
                 all.push(one);
             }
         }
@@ -106,7 +106,7 @@ mod tests {
     use crate::clock::{Clock, SystemClock};
 
     #[test]
-    fn s07_a_new_certificate_is_shown_at_once_and_signs_everything_once_others_could_learn_it() {
+    fn s07_new_certificate_signs_everything_after_the_rotation_grace_period() {
         let now = SystemClock.now();
         let day = Duration::from_secs(86_400);
         let ca = CertificateAuthority::create("example.org", KeyType::P256, day * 30, now).unwrap();
@@ -129,20 +129,20 @@ mod tests {
         let settled = now.saturating_add(ROTATION_GRACE_PERIOD);
         is(&own, Kind::Outcome, settled, &new);
         assert_eq!(own.all().count(), 2);
-        // Once more, before and after that.
+        // Another rotation, within and after the grace period.
         let early = own.followed_by(newer.clone(), Vec::new(), now, ROTATION_GRACE_PERIOD);
         is(&early, Kind::Outcome, now, &old);
         is(&early, Kind::Register, now, &newer);
-        assert_eq!(early.all().count(), 3, "what was sealed to any of them is opened");
+        assert_eq!(early.all().count(), 3, "all three open");
         let late = own.followed_by(newer.clone(), Vec::new(), settled, ROTATION_GRACE_PERIOD);
         is(&late, Kind::Outcome, settled, &new);
-        // The one before has expired: it is signed by no more, and is forgotten at the next change.
+        // The previous certificate has expired: it signs nothing, and the next rotation drops it.
         let expired = now.saturating_add(day);
         let next = CredentialSet::new(old.clone(), Vec::new()).followed_by(newer.clone(), Vec::new(), expired, day * 9);
         is(&next, Kind::Outcome, expired, &newer);
         let again = next.followed_by(new.clone(), Vec::new(), expired, ROTATION_GRACE_PERIOD);
         assert_eq!(again.all().count(), 2);
-        // The same once more changes nothing.
+        // The same credentials again change nothing.
         let same = CredentialSet::new(old.clone(), Vec::new()).followed_by(
             old.clone(),
             vec![old.clone()],

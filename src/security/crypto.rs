@@ -1,4 +1,4 @@
-//! The primitives of both suites, by OpenSSL. What is fetched from it once is kept here: looking it up costs as much as using it.
+//! The primitives of both suites, by OpenSSL. Algorithms are fetched once: fetching one costs as much as using it.
 
 use openssl::bn::BigNumContext;
 use openssl::cipher::Cipher;
@@ -18,10 +18,10 @@ use zeroize::Zeroizing;
 use super::cms::{self, NONCE, POINT, TAG, WRAPPED};
 use crate::certs::Suite;
 
-/// A key or a shared secret: cleared when it is dropped.
+/// A key or a shared secret, zeroed on drop.
 pub(super) type Secret = Zeroizing<[u8; 32]>;
 
-/// An operation failed. OpenSSL's own words add nothing and may be empty.
+/// An operation failed. OpenSSL's error stack adds nothing and may be empty.
 #[derive(Debug)]
 pub(super) struct Failed;
 
@@ -37,7 +37,7 @@ impl From<der::Error> for Failed {
     }
 }
 
-/// What is used for every message.
+/// Algorithms that every message needs.
 pub(super) struct Crypto {
     gcm: Cipher,
     block: Cipher,
@@ -53,7 +53,7 @@ impl Crypto {
         })
     }
 
-    /// Encrypts the parts, one behind the other, into `out`, which has exactly their length.
+    /// Encrypts the concatenated parts into `out`, which has exactly their length.
     pub fn encrypt(
         &self,
         key: &Secret,
@@ -75,7 +75,7 @@ impl Crypto {
         Ok(tag)
     }
 
-    /// Decrypts; nothing comes out unless the tag is right.
+    /// Decrypts; returns nothing unless the tag is valid.
     pub fn decrypt(
         &self,
         key: &Secret,
@@ -92,8 +92,8 @@ impl Crypto {
         Ok(out)
     }
 
-    /// AES-256 key wrap (RFC 3394, section 2.2.1) of a key of 32 bytes. It is put together from single blocks, since OpenSSL's own
-    /// does not use the processor's AES: it takes four times as long, and looks up tables by secret bytes.
+    /// AES-256 key wrap (RFC 3394, section 2.2.1) of a key of 32 bytes. It is built from single blocks because OpenSSL's own key wrap
+    /// does not use the AES instructions of the processor: it takes four times as long, and indexes tables by secret bytes.
     pub fn wrap(&self, kek: &Secret, key: &Secret) -> Result<[u8; WRAPPED], Failed> {
         let mut context = CipherCtx::new()?;
         context.encrypt_init(Some(&self.block), Some(&kek[..]), None)?;
@@ -137,15 +137,15 @@ impl Crypto {
         Ok((PKey::from_ec_key(key)?, point.try_into().map_err(|_| Failed)?))
     }
 
-    /// The public key that a point stands for. A point that is not on the curve is refused.
+    /// The public key of a point. Refuses a point that is not on the curve.
     pub fn public_key(&self, point: &[u8; POINT]) -> Result<PKey<Public>, Failed> {
         let mut context = BigNumContext::new()?;
         let point = EcPoint::from_bytes(&self.p256, point, &mut context)?;
         Ok(PKey::from_ec_key(EcKey::from_public_key(&self.p256, &point)?)?)
     }
 
-    /// ECDH on P-256. The caller has seen to it that the public key is a point on the curve, so that it needs no second check:
-    /// the curve's cofactor is 1, every such point is of the right order.
+    /// ECDH on P-256. The caller has checked that the public key is a point on the curve; no second check is needed: the cofactor of the
+    /// curve is 1, so every such point has the right order.
     pub fn agree(&self, own: &PKeyRef<Private>, public: &PKeyRef<Public>) -> Result<Secret, Failed> {
         let mut deriver = Deriver::new(own)?;
         deriver.set_peer_ex(public, false)?;
@@ -162,7 +162,7 @@ const CHECK: [u8; 8] = [0xa6; 8];
 /// The steps of wrapping four half blocks.
 const STEPS: u64 = 6 * 4;
 
-/// What key wrap works on.
+/// The state of key wrap.
 struct Blocks {
     check: [u8; 8],
     halves: Zeroizing<[[u8; 8]; 4]>,
@@ -180,7 +180,7 @@ impl Blocks {
         let half = self.halves.get_mut(half).ok_or(Failed)?;
         let mix = |check: [u8; 8], step: Option<u64>| (u64::from_be_bytes(check) ^ step.unwrap_or(0)).to_be_bytes();
         let block = Zeroizing::new([mix(self.check, before), *half]);
-        // The crate asks for room for one block more.
+        // The crate requires one more block in the output.
         let mut out = Zeroizing::new([[0; 8]; 4]);
         if context.cipher_update(block.as_flattened(), Some(out.as_flattened_mut()))? != 16 {
             return Err(Failed);
@@ -192,14 +192,14 @@ impl Blocks {
     }
 }
 
-/// SHA-256 over the parts, one behind the other. (OpenSSL's one-shot function looks the algorithm up every time.)
+/// SHA-256 over the concatenated parts. (OpenSSL's one-shot function looks the algorithm up every time.)
 pub(super) fn sha256(parts: &[&[u8]]) -> [u8; 32] {
     let mut sha = Sha256::new();
     parts.iter().for_each(|part| sha.update(part));
     sha.finish()
 }
 
-/// The key encryption key: the derivation of ANSI X9.63 with SHA-256, of which one block is enough (RFC 5753, section 7.2).
+/// The key encryption key: the derivation of ANSI X9.63 with SHA-256, one block of it (RFC 5753, section 7.2).
 pub(super) fn key_encryption_key(shared: &Secret, ukm: Option<&[u8]>) -> Result<Secret, Failed> {
     Ok(Zeroizing::new(sha256(&[&shared[..], &1u32.to_be_bytes(), &cms::shared_info(ukm)?])))
 }
@@ -216,7 +216,7 @@ pub(super) fn sign(key: &PKeyRef<Private>, suite: Suite, digest: &[u8; 32]) -> R
     Ok(signature)
 }
 
-/// Checks a signature over a SHA-256 digest. OpenSSL takes an ECDSA signature in DER only, and nothing may follow.
+/// Checks a signature over a SHA-256 digest. OpenSSL accepts an ECDSA signature in DER only, with nothing after it.
 pub(super) fn verify(key: &PKeyRef<Public>, suite: Suite, digest: &[u8; 32], signature: &[u8]) -> Result<(), Failed> {
     let mut context = PkeyCtx::new(key)?;
     context.verify_init()?;
@@ -251,7 +251,7 @@ pub(super) fn transport(key: &PKeyRef<Public>, secret: &Secret) -> Result<Vec<u8
 
 /// Undoes [`transport`].
 pub(super) fn receive(key: &PKeyRef<Private>, encrypted: &[u8]) -> Result<Secret, Failed> {
-    // OpenSSL would take a shorter one as a number with leading zeros.
+    // OpenSSL would accept a shorter one as a number with leading zeros.
     if encrypted.len() != key.size() {
         return Err(Failed);
     }
@@ -306,7 +306,7 @@ mod tests {
         assert_eq!(crypto.decrypt(&key, &[1; 12], &ciphertext, &tag).unwrap(), b"abcdef");
         assert!(crypto.decrypt(&key, &[1; 12], &ciphertext, &[0; 16]).is_err());
         assert!(crypto.decrypt(&key, &[2; 12], &ciphertext, &tag).is_err());
-        assert!(crypto.encrypt(&key, &[1; 12], &[b"longer than the room"], &mut ciphertext).is_err());
+        assert!(crypto.encrypt(&key, &[1; 12], &[b"longer than the output"], &mut ciphertext).is_err());
     }
 
     #[test]

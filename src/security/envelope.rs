@@ -1,7 +1,7 @@
 //! The header of a secure message: what the sender signs about it, in DER, exact to the byte.
 //!
-//! It stands in the signed attributes, in the clear: a receiver refuses by it before any private key is used. What it says is
-//! believed only after the signature has been checked.
+//! It is a signed attribute and is not encrypted: a receiver can refuse a message by its header before it uses a private key. Nothing else
+//! relies on the header before the signature has been verified.
 
 use std::time::Duration;
 
@@ -20,38 +20,38 @@ pub(super) const PREFIX: usize = 64;
 /// The version of the format.
 pub(super) const VERSION: u64 = 2;
 /// The longest name of a codec, in bytes.
-pub(super) const MAX_CODEC: usize = 32;
+pub(super) const MAX_CODEC_NAME_BYTES: usize = 32;
 
 const IDENTITIES: Tag = constructed(TagNumber::N0);
 const GROUP: Tag = primitive(TagNumber::N1);
 const MAPPERS: &str = "mappers";
 const AGENTS: &str = "agents";
 
-/// What a message's sender says about it.
+/// The header of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Header {
-    /// What kind of packet the body is.
+    /// The kind of packet in the body.
     pub kind: Kind,
-    /// Who signed.
+    /// The sender.
     pub from: Identity,
-    /// The sender's process: its start, in microseconds since the Unix epoch.
+    /// The instance of the sender: the start of its process, in microseconds since the Unix epoch.
     pub instance: u64,
-    /// Counts the messages of this process.
+    /// The sequence number within the instance.
     pub sequence: u64,
-    /// Whom it is for.
+    /// The audience.
     pub to: Audience,
-    /// Names the message.
+    /// The message id.
     pub id: MessageId,
-    /// When it was made, by the sender's clock.
+    /// When it was issued, by the sender's clock.
     pub issued_at: Timestamp,
-    /// When it ends to be valid.
+    /// When it expires.
     pub expires_at: Timestamp,
     /// Live or stored.
     pub class: MessageClass,
     /// The message it answers.
     pub in_reply_to: Option<MessageId>,
-    /// In which codec the body is.
+    /// The codec of the body.
     pub codec: String,
     /// The digest of the recipients' key ids (`recipients_digest`).
     pub recipients: [u8; 32],
@@ -64,17 +64,17 @@ pub struct Header {
 pub(super) enum HeaderFault {
     /// It is not DER of this form.
     Malformed(&'static str),
-    /// It is of another version, or of a kind that is not known here.
+    /// Another version, or an unknown kind.
     Unsupported(&'static str),
 }
 
 impl From<der::Error> for HeaderFault {
     fn from(_: der::Error) -> Self {
-        HeaderFault::Malformed("the header is not of its form")
+        HeaderFault::Malformed("the header is not well formed")
     }
 }
 
-/// SHA-256 over the key ids of the recipients in ascending order, each behind one byte with its length.
+/// SHA-256 over the key ids of the recipients in ascending order, each preceded by its length as one byte.
 pub(super) fn recipients_digest<'a>(key_ids: impl IntoIterator<Item = &'a [u8]>) -> [u8; 32] {
     let mut key_ids: Vec<&[u8]> = key_ids.into_iter().collect();
     key_ids.sort_unstable();
@@ -86,7 +86,7 @@ pub(super) fn recipients_digest<'a>(key_ids: impl IntoIterator<Item = &'a [u8]>)
     sha.finish()
 }
 
-/// What binds the signer to one body: SHA-256("nanite/2 commitment" || salt || body).
+/// Binds the signer to one body: SHA-256("nanite/2 commitment" || salt || body).
 pub(super) fn commitment(salt: &[u8; 32], body: &[u8]) -> [u8; 32] {
     sha256(&[b"nanite/2 commitment", salt, body])
 }
@@ -130,7 +130,7 @@ impl Header {
         field(Tag::Sequence, &[&out])
     }
 
-    /// Reads a header; there is one encoding of each, and nothing may follow.
+    /// Parses a header. Each has exactly one encoding, and nothing may follow it.
     pub(super) fn from_der(bytes: &[u8]) -> std::result::Result<Self, HeaderFault> {
         let mut outer = Fields::new(bytes)?;
         let mut fields = outer.inside(Tag::Sequence)?;
@@ -185,7 +185,7 @@ impl Header {
         Ok(header)
     }
 
-    /// What the fields may not say together.
+    /// Checks the combinations of fields.
     fn consistent(&self) -> std::result::Result<(), HeaderFault> {
         if self.class == MessageClass::Stored && !may_be_stored(self.kind, &self.to) {
             return Err(HeaderFault::Malformed("only requests and pushes to the mappers can be stored"));
@@ -196,7 +196,7 @@ impl Header {
         Ok(())
     }
 
-    /// Whether it is for this node.
+    /// Whether the message is for this node.
     pub(super) fn is_for(&self, me: &Identity) -> bool {
         match &self.to {
             Audience::One(identity) => identity == me,
@@ -207,7 +207,7 @@ impl Header {
     }
 }
 
-/// Which messages may be kept for days: work for the mappers.
+/// Whether a message may be stored: requests and pushes to the mappers.
 pub(super) fn may_be_stored(kind: Kind, to: &Audience) -> bool {
     matches!(kind, Kind::Request | Kind::Push) && *to == Audience::Mappers
 }
@@ -224,7 +224,7 @@ fn text(bytes: &[u8]) -> std::result::Result<&str, HeaderFault> {
 }
 
 fn identity(bytes: &[u8]) -> std::result::Result<Identity, HeaderFault> {
-    text(bytes)?.parse().map_err(|_| HeaderFault::Malformed("no identity where one should stand"))
+    text(bytes)?.parse().map_err(|_| HeaderFault::Malformed("not an identity"))
 }
 
 fn audience(fields: &mut Fields<'_>) -> std::result::Result<Audience, HeaderFault> {
@@ -243,38 +243,38 @@ fn audience(fields: &mut Fields<'_>) -> std::result::Result<Audience, HeaderFaul
             return Err(HeaderFault::Malformed("for more than 64 nodes"));
         }
         if identities.contains(&next) {
-            return Err(HeaderFault::Malformed("for one node twice"));
+            return Err(HeaderFault::Malformed("the same node twice"));
         }
         identities.push(next);
     }
     match identities.len() {
-        0 => Err(HeaderFault::Malformed("for nobody")),
-        1 => identities.pop().map(Audience::One).ok_or(HeaderFault::Malformed("for nobody")),
+        0 => Err(HeaderFault::Malformed("no recipient")),
+        1 => identities.pop().map(Audience::One).ok_or(HeaderFault::Malformed("no recipient")),
         _ => Ok(Audience::Many(identities)),
     }
 }
 
-/// Whether a text can name a codec.
+/// Whether this is a valid name of a codec.
 pub(super) fn is_codec_name(name: &str) -> bool {
-    (1..=MAX_CODEC).contains(&name.len())
+    (1..=MAX_CODEC_NAME_BYTES).contains(&name.len())
         && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'-'))
 }
 
 fn codec(bytes: &[u8]) -> std::result::Result<String, HeaderFault> {
     let name = text(bytes)?;
     if !is_codec_name(name) {
-        return Err(HeaderFault::Malformed("no name of a codec"));
+        return Err(HeaderFault::Malformed("not a codec name"));
     }
     Ok(name.to_owned())
 }
 
-/// In which messages certificates may come along: those from which known learn them, and those that are opened when nobody may know
-/// their sender any more.
+/// Whether a message may carry certificates: those from which peers learn them, and stored messages, whose sender may be unknown by the
+/// time they are opened.
 pub(super) fn may_carry_certificates(kind: Kind, class: MessageClass) -> bool {
     announces_certificate(kind) || class == MessageClass::Stored
 }
 
-/// By which messages a node makes its certificate known.
+/// Whether peers learn the sender's certificate from this kind of message.
 pub(super) fn announces_certificate(kind: Kind) -> bool {
     matches!(kind, Kind::Advertise | Kind::Register)
 }

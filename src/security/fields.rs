@@ -1,7 +1,7 @@
-//! DER, field by field: reading where every tag is said beforehand and nothing is skipped, and writing.
+//! DER, field by field: a reader that expects a given tag for each field and skips nothing, and a writer.
 //!
-//! The `der` crate checks the encoding (shortest lengths, no indefinite ones); what is here adds that each field is exactly the one
-//! that is expected, which its derived readers do not for context-specific tags: they skip lower ones.
+//! The `der` crate checks the encoding (shortest lengths, no indefinite lengths). This reader also checks that each field is the expected
+//! one; the derived readers of the crate skip lower context-specific tags.
 
 use der::asn1::AnyRef;
 use der::{Decode, Encode, Header, Length, Reader, Result, SliceReader, Tag, TagNumber, Tagged};
@@ -16,23 +16,23 @@ pub(super) const fn primitive(number: TagNumber) -> Tag {
     Tag::ContextSpecific { constructed: false, number }
 }
 
-/// The fields of a constructed value, one after the other.
+/// Reads the fields of a constructed value in order.
 pub(super) struct Fields<'a>(SliceReader<'a>);
 
 impl<'a> Fields<'a> {
-    /// Over these bytes.
+    /// A reader over these bytes.
     pub fn new(bytes: &'a [u8]) -> Result<Self> {
         SliceReader::new(bytes).map(Self)
     }
 
-    /// The content of the next field, whose tag must be this.
+    /// The content of the next field, which must have this tag.
     pub fn value(&mut self, tag: Tag) -> Result<&'a [u8]> {
         let any = AnyRef::decode(&mut self.0)?;
         any.tag().assert_eq(tag)?;
         Ok(any.value())
     }
 
-    /// The fields inside the next field, whose tag must be this.
+    /// A reader for the next field, which must have this tag.
     pub fn inside(&mut self, tag: Tag) -> Result<Fields<'a>> {
         Fields::new(self.value(tag)?)
     }
@@ -71,7 +71,7 @@ impl<'a> Fields<'a> {
         self.0.is_finished()
     }
 
-    /// Nothing may be left.
+    /// Fails unless all fields have been read.
     pub fn end(self) -> Result<()> {
         self.0.finish(())
     }
@@ -89,7 +89,7 @@ pub(super) fn put(out: &mut Vec<u8>, tag: Tag, parts: &[&[u8]]) -> Result<()> {
     Ok(())
 }
 
-/// A field by itself.
+/// A field on its own.
 pub(super) fn field(tag: Tag, parts: &[&[u8]]) -> Result<Vec<u8>> {
     let length: usize = parts.iter().map(|part| part.len()).sum();
     let mut out = Vec::with_capacity(length.saturating_add(6));
@@ -104,7 +104,7 @@ pub(super) fn put_number(out: &mut Vec<u8>, tag: Tag, number: u64) -> Result<()>
     number.encode_value(out)
 }
 
-/// How long a field is whose content has this length.
+/// The length of a field with a content of this length.
 pub(super) fn field_len(length: usize) -> Result<usize> {
     Length::try_from(length)?.for_tlv()?.try_into()
 }

@@ -1,4 +1,4 @@
-//! Doors for the fuzz targets in `fuzz/`, behind the feature `fuzzing`: what they need and nobody else may rely on.
+//! Access for the fuzz targets in `fuzz/`, behind the feature `fuzzing`. Not part of the public API.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::certs::Certificate;
 use crate::clock::Timestamp;
 use crate::packet::{Identity, Kind, MessageId};
 
-/// The memory of what was seen.
+/// The replay memory.
 pub struct Replay(ReplayMemory);
 
 impl Replay {
@@ -21,7 +21,7 @@ impl Replay {
         Self(ReplayMemory::new(limits, skew))
     }
 
-    /// Whether a message is new, and is taken note of.
+    /// Records a message; whether it is new.
     pub fn admit(&self, from: &Identity, id: MessageId, expires_at: Timestamp, now: Timestamp) -> bool {
         self.0.admit(from, id, expires_at, now).is_ok()
     }
@@ -31,7 +31,7 @@ impl Replay {
         self.0.check(from, id, expires_at, now).is_ok()
     }
 
-    /// Whether a place in its sender's order is new, and is taken note of.
+    /// Records a place in its sender's order; whether it is new.
     pub fn advance(&self, from: &Identity, place: (u64, u64), lifetime: Duration, now: Timestamp) -> bool {
         self.0.advance(from, place.0, place.1, lifetime, now).is_ok()
     }
@@ -42,12 +42,12 @@ impl Replay {
     }
 }
 
-/// What the strict reader finds in a message that it supports.
+/// The structure of a supported message.
 #[derive(Debug)]
 pub struct Shape {
-    /// What is signed.
+    /// The signed content.
     pub content: Vec<u8>,
-    /// How many recipients there are; none when it is in the clear.
+    /// How many recipients there are; none when it is not encrypted.
     pub recipients: Option<usize>,
     /// The certificates.
     pub certificates: Vec<Vec<u8>>,
@@ -59,7 +59,7 @@ pub struct Shape {
     pub signature: Vec<u8>,
 }
 
-/// Reads a message's shape alone.
+/// Parses the structure of a message.
 pub fn shape(bytes: &[u8]) -> Option<Shape> {
     let message = cms::read(bytes).ok().filter(|message| message.unsupported.is_none())?;
     let recipients = match message.content.as_ref()? {
@@ -86,8 +86,8 @@ pub fn header_der(header: &Header) -> Option<Vec<u8>> {
     header.to_der().ok()
 }
 
-/// What a node with a valid certificate can send: any header and any body, truly signed by `signer`, and encrypted for these
-/// recipients if there are any. Only when `honest` does the header tell the truth of recipients and body.
+/// A message that a node with a valid certificate can send: any header and any body, signed by `signer`, and encrypted for these
+/// recipients if there are any. With `honest`, the header matches recipients and body.
 pub fn seal(
     signer: &SecureSerializer,
     mut header: Header,

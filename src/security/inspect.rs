@@ -1,4 +1,4 @@
-//! What a message says of itself, for people who look at one: parsed, and not verified.
+//! Inspecting a message: parsed, not verified.
 
 use super::cms::{Content, Recipient};
 use super::envelope::Header;
@@ -7,7 +7,7 @@ use crate::certs::{KeyId, Suite};
 use crate::packet::Kind;
 use crate::serializer::{OpenError, OpenErrorKind};
 
-/// What a message says of itself. **Nothing of it is verified**: anybody can write a message that says anything.
+/// The contents of a message that can be read without a key. **Nothing is verified.**
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Inspection {
@@ -15,24 +15,24 @@ pub struct Inspection {
     pub bytes: usize,
     /// Its header.
     pub header: Header,
-    /// The key id of the certificate that it says it is signed with.
+    /// The key id of the certificate that it names as the signer's.
     pub signer: KeyId,
     /// The suite of its signature.
     pub suite: Suite,
-    /// For whom it is encrypted; empty when it is in the clear.
+    /// The recipients; empty when it is not encrypted.
     pub recipients: Vec<(KeyId, Suite)>,
-    /// The DER of the certificates that came along.
+    /// The DER of the certificates in it.
     pub certificates: Vec<Vec<u8>>,
 }
 
-/// Parses a message without a key, a store or a channel: the first three steps of opening.
+/// Parses a message without a key, a store or a queue: the first three steps of opening.
 ///
 /// # Errors
 /// [`OpenError`] of the kind `TooLarge`, `Malformed` or `Unsupported`.
 pub fn inspect(bytes: &[u8]) -> Result<Inspection, OpenError> {
     let limit = Kind::ALL.into_iter().map(Kind::max_bytes).max().unwrap_or(0);
     let (message, header) = parse(bytes, limit)?;
-    let malformed = || OpenError::new(OpenErrorKind::Malformed, "it is not of the shape of a secure message");
+    let malformed = || OpenError::new(OpenErrorKind::Malformed, "it does not have the structure of a secure message");
     let key_id = |bytes: &[u8]| KeyId::new(bytes).ok_or_else(malformed);
     let recipients = match &message.content {
         Some(Content::Encrypted(enveloped)) => enveloped.recipients.as_slice(),

@@ -1,33 +1,33 @@
 //! Message security: the secure serializer, which signs every message and encrypts it for its recipients.
 //!
-//! # What is promised
+//! # Guarantees
 //!
-//! 1. Who opened a message knows who signed it: by a certificate that its [`Trust`](crate::certs::Trust) believes now, and whose
-//!    one identity is the sender that the header, the body and [`Verified`](crate::serializer::Verified) name.
-//! 2. What was signed is what is opened: header, recipients and body belong together. A body cannot be moved under another
-//!    header, a message cannot be signed anew by somebody who only has its bytes, and all recipients see the same body.
-//! 3. Nobody but the recipients that the sender chose can read the body. An [`Advertise`](crate::packet::Advertise) holds no secret
-//!    and is signed only.
-//! 4. It is fresh, for this node and for this kind of queue, and is opened once.
+//! 1. The receiver of a message knows its signer, by a certificate that its [`Trust`](crate::certs::Trust) accepts now. The one identity
+//!    in that certificate is the sender in the header, in the body and in [`Verified`](crate::serializer::Verified).
+//! 2. Header, recipients and body belong together as they were signed. A body cannot be moved under another header, ciphertext cannot be
+//!    signed again by another node, and all recipients see the same body.
+//! 3. Only the recipients can read the body. An [`Advertise`](crate::packet::Advertise) contains no secret and is signed only.
+//! 4. A message is fresh, is for this node and this kind of queue, and is opened once.
 //! 5. The algorithms are those of the two suites; nothing in a message changes them.
-//! 6. Bytes from outside cannot make it panic, block, or grow without bound; errors hold no byte of a body and go back to nobody.
+//! 6. Untrusted bytes cannot cause a panic, block, or grow memory without bound; errors contain no byte of a body and are not sent to
+//!    anyone.
 //!
-//! # What is not promised
+//! # Not guaranteed
 //!
-//! * That a message arrives, or in order: who carries messages can drop and delay them.
-//! * That nobody sees who talks to whom, when, how much, and in which kind of message: the header is in the clear.
-//! * Secrecy of past messages once a recipient's private key is stolen.
-//! * Anything about a node whose key is stolen or whose clock lies. A clock that is more than 30 s behind cannot open what others
-//!   send it; one that is set back far can be made to open old messages only until the replay memory or the process's start ends it.
-//! * That a stored message (the offline queue) is opened only once across restarts: the replay memory is in this process.
+//! * Delivery or order: the broker can drop and delay messages.
+//! * Hiding who communicates with whom, when, how much, and the kind of each message: the header is not encrypted.
+//! * Secrecy of past messages after a recipient's private key is stolen.
+//! * Anything about a node whose key is stolen or whose clock is wrong. A clock that is more than 30 s behind cannot open what others send;
+//!   a clock that is set back far can be made to open old messages, up to the limits of the replay memory and the start of the process.
+//! * That a stored message (in the offline queue) is opened only once across restarts: the replay memory is in this process.
 //!
 //! # Opening
 //!
 //! Twelve steps, each with its [kind of error](crate::serializer::OpenErrorKind), in this order; the first failure ends it:
-//! size, shape, algorithms, destination, freshness, signer, certificate, signature, replay, authority, decryption, body. Bytes that
-//! are not verified are used in the first six only to refuse, and nothing is decrypted before the signature is checked.
+//! size, structure, algorithms, destination, freshness, signer, certificate, signature, replay, authority, decryption, body. The first six
+//! use unverified bytes only to refuse, and nothing is decrypted before the signature has been verified.
 //!
-//! The wire format is `docs/wire-format.md`.
+//! The wire format is in `docs/wire-format.md`.
 
 mod agreement;
 mod builder;

@@ -1,4 +1,4 @@
-//! Opening: twelve steps, in this order, and the first failure ends it. Each step is one method.
+//! Opening: twelve steps in this order; the first failure ends it. Each step is one method.
 
 use std::sync::Arc;
 
@@ -16,14 +16,14 @@ use crate::serializer::{
     Inbound, InboundQueue, MessageClass, OpenContext, OpenError, OpenErrorKind, Proof, SupersededProcess, Verified,
 };
 
-/// Reads a message's shape and header (steps 1 to 3), without a channel.
+/// Parses the structure and the header of a message (steps 1 to 3), for any queue.
 pub(super) fn parse(bytes: &[u8], limit: usize) -> Result<(Message<'_>, Header), OpenError> {
     if bytes.len() > limit {
         return Err(too_large(bytes.len(), limit));
     }
     let malformed = |why: &'static str| OpenError::new(OpenErrorKind::Malformed, why);
     let unsupported = |why: &'static str| OpenError::new(OpenErrorKind::Unsupported, why);
-    let message = cms::read(bytes).map_err(|_| malformed("it is not of the shape of a secure message"))?;
+    let message = cms::read(bytes).map_err(|_| malformed("it does not have the structure of a secure message"))?;
     let header = match (Header::from_der(message.header), message.unsupported) {
         (Ok(header), _) => header,
         (Err(_), Some(why)) if message.header.is_empty() => return Err(unsupported(why)),
@@ -50,6 +50,7 @@ fn too_large(length: usize, limit: usize) -> OpenError {
 impl Context {
     /// Opens a message.
     pub fn open(&self, bytes: &[u8], context: &OpenContext) -> Result<Inbound, OpenError> {
+        self.agreements.expire(context.now);
         let (message, header) = parse(bytes, context.queue.max_bytes())?;
         self.open_parsed(&message, &header, context).map_err(|error| error.claimed_by(&header.from))
     }
@@ -74,8 +75,8 @@ impl Context {
             Some(presented) => self.peers.learn(presented, context.now),
             None => self.peers.heard(&signer, context.now),
         }
-        let plaintext = self.decrypt(message, header).map_err(|Failed| {
-            OpenError::new(OpenErrorKind::CannotOpen, "it cannot be decrypted, or holds something else than was signed")
+        let plaintext = self.decrypt(message, header, context.now).map_err(|Failed| {
+            OpenError::new(OpenErrorKind::CannotOpen, "it cannot be decrypted, or does not match what was signed")
         })?;
         let Some((salt, body)) = split_plaintext(&plaintext) else {
             return Err(OpenError::new(OpenErrorKind::CannotOpen, "it is too short"));
@@ -92,7 +93,7 @@ impl Context {
         Ok(Inbound::verified(packet, verified(&signer, header, proof)))
     }
 
-    /// The end of step 3: an advertise is in the clear, everything else is encrypted, unless this node was built to take less.
+    /// End of step 3: an advertise is not encrypted, everything else is, unless this node accepts signed-only messages.
     fn check_protection(&self, message: &Message<'_>, header: &Header) -> Result<(), OpenError> {
         let why = match (&message.content, header.kind) {
             (Some(Content::Plain(_)), Kind::Advertise) => return Ok(()),
@@ -109,16 +110,16 @@ impl Context {
     fn check_destination(&self, header: &Header, channel: InboundQueue) -> Result<(), OpenError> {
         let refuse = |why: &'static str| Err(OpenError::new(OpenErrorKind::WrongDestination, why));
         if !header.is_for(&self.identity) {
-            return refuse("it is for others");
+            return refuse("it is for another node");
         }
         if channel.reader() != self.identity.role() || !channel.accepts(header.kind) {
-            return refuse("this is not the queue for it");
+            return refuse("it is in the wrong queue");
         }
         match (channel, header.class) {
             (InboundQueue::Offline, MessageClass::Live) => refuse("only stored messages wait in this queue"),
-            // Elsewhere it would be carried out beside the one that waits.
+            // In another queue it would be carried out twice.
             (_, MessageClass::Stored) if channel != InboundQueue::Offline => {
-                refuse("a stored message that is not in its queue")
+                refuse("a stored message in another queue than the offline queue")
             }
             _ => Ok(()),
         }
@@ -131,7 +132,7 @@ impl Context {
             return refuse("it was issued in the future");
         }
         if header.expires_at < now {
-            return refuse("it is expired");
+            return refuse("it has expired");
         }
         if header.expires_at < header.issued_at {
             return refuse("it expires before it was issued");
@@ -168,7 +169,7 @@ impl Context {
         }
     }
 
-    /// Step 7. That there is exactly one identity URI is a condition of being read as a certificate here.
+    /// Step 7. A [`Certificate`] has exactly one identity URI by construction.
     pub(super) fn check_certificate(
         &self,
         signer: &Certificate,
@@ -178,20 +179,20 @@ impl Context {
     ) -> Result<(), OpenError> {
         let refuse = |why: String| Err(OpenError::new(OpenErrorKind::BadCertificate, why));
         let others = presented.map_or(&[][..], |presented| &presented.others);
-        // The one that came along is no part of what is signed: where the store has given another, it must be good as well.
+        // The certificate in the message is not signed: if the store returned another one, both must be good.
         let other_leaf = presented.map(|presented| &*presented.leaf);
         let other_leaf = other_leaf.filter(|leaf| leaf.fingerprint() != signer.fingerprint());
         for certificate in std::iter::once(signer).chain(other_leaf) {
             if *certificate.identity() != header.from {
                 return refuse(format!("it is of {}", certificate.identity()));
             }
-            self.peers.trusts(certificate, others, now).or_else(|error| refuse(error.to_string()))?;
+            self.peers.verify(certificate, others, now).or_else(|error| refuse(error.to_string()))?;
         }
         Ok(())
     }
 
-    /// A part of step 11, before this node takes note of the message: what mappers take from a queue that they share may be sealed to
-    /// others of them only. It can be given back then, so its sender has to be one that may send it.
+    /// Part of step 11, before the message is remembered: a message in a queue that mappers share may be encrypted for other mappers
+    /// only. It is then requeued, so its sender must be authorized.
     fn check_own_key(&self, message: &Message<'_>, header: &Header, channel: InboundQueue) -> Result<(), OpenError> {
         let (Some(Content::Encrypted(enveloped)), true) = (&message.content, channel.is_shared()) else {
             return Ok(());
@@ -204,7 +205,7 @@ impl Context {
             return Ok(());
         }
         self.check_authority(header, channel)?;
-        Err(OpenError::new(OpenErrorKind::CannotOpen, "it is sealed to the keys of other mappers").for_others())
+        Err(OpenError::new(OpenErrorKind::CannotOpen, "it is encrypted for other mappers").for_others())
     }
 
     /// Step 9.
@@ -214,7 +215,7 @@ impl Context {
             (Kind::Register | Kind::Unregister | Kind::Ping, _) => {
                 self.replay.advance(&header.from, header.instance, header.sequence, self.lifetime(header.class), now)
             }
-            // Noted when it has been carried out: until then it may come again.
+            // Recorded when it has been carried out: until then it may be redelivered.
             (_, InboundQueue::Offline) => self.replay.check(&header.from, header.id, header.expires_at, now),
             _ => self.replay.admit(&header.from, header.id, header.expires_at, now),
         };
@@ -232,16 +233,16 @@ impl Context {
     pub(super) fn check_authority(&self, header: &Header, channel: InboundQueue) -> Result<(), OpenError> {
         let refuse = |why: &'static str| Err(OpenError::new(OpenErrorKind::NotAuthorized, why));
         if !channel.permits(header.from.role(), header.kind) {
-            return refuse("its sender's role may not send this");
+            return refuse("the sender's role may not send this");
         }
         if self.authorize.as_ref().is_some_and(|may| !may(&header.from, header.kind, channel)) {
-            return refuse("this node's rules do not let its sender send this");
+            return refuse("this node does not authorize the sender to send this");
         }
         Ok(())
     }
 
-    /// Step 11: everything in it is one failure.
-    fn decrypt(&self, message: &Message<'_>, header: &Header) -> Result<Vec<u8>, Failed> {
+    /// Step 11. Every failure is the same error.
+    fn decrypt(&self, message: &Message<'_>, header: &Header, now: Timestamp) -> Result<Vec<u8>, Failed> {
         let (plaintext, recipients) = match message.content.as_ref().ok_or(Failed)? {
             Content::Plain(plaintext) => (plaintext.to_vec(), recipients_digest([])),
             Content::Encrypted(enveloped) => {
@@ -249,7 +250,7 @@ impl Context {
                 let plaintext =
                     self.crypto.decrypt(&opened.key, enveloped.nonce, enveloped.ciphertext, enveloped.tag)?;
                 if let Some((point, index, shared)) = opened.agreed {
-                    self.agreements.remember(point, &index, shared);
+                    self.agreements.remember(point, &index, shared, now);
                 }
                 (plaintext, recipients_digest(enveloped.recipients.iter().map(cms::Recipient::key_id)))
             }
@@ -262,7 +263,7 @@ impl Context {
         if same { Ok(plaintext) } else { Err(Failed) }
     }
 
-    /// The content encryption key, by whichever of the own keys a recipient is named.
+    /// The content encryption key, with the own key that a recipient names.
     fn content_key<'a>(&self, enveloped: &cms::Enveloped<'a>) -> Result<OpenedKey<'a>, Failed> {
         let own = self.credentials();
         for credentials in own.all() {
@@ -282,9 +283,9 @@ impl Context {
         let (own, index) = (credentials.key(), credentials.certificate().fingerprint());
         match (recipient, own.suite()) {
             (cms::Recipient::Agreement(agreement), crate::certs::Suite::P256) => {
-                let peers = self.agreements.recall(agreement.point, index);
-                let new = peers.is_none();
-                let shared = match peers {
+                let cached = self.agreements.recall(agreement.point, index);
+                let new = cached.is_none();
+                let shared = match cached {
                     Some(shared) => shared,
                     None => self.agreements.agree(&self.crypto, agreement.point, own)?,
                 };
@@ -307,10 +308,10 @@ impl Context {
         };
         let packet = codec.decode(body).or_else(|error| refuse(error.to_string()))?;
         if packet.kind() != header.kind {
-            return refuse("it is of another kind than its header says".to_owned());
+            return refuse("the body is of another kind than the header says".to_owned());
         }
         if packet.claimed_sender().is_some_and(|sender| *sender != header.from) {
-            return refuse("it says that another has sent it".to_owned());
+            return refuse("the body names another sender than the header".to_owned());
         }
         let instance = match &packet {
             Packet::Register(register) => register.instance,
@@ -318,31 +319,31 @@ impl Context {
             _ => None,
         };
         if instance.is_some_and(|instance| instance != header.instance) {
-            return refuse("it names another process than its header".to_owned());
+            return refuse("the body names another instance than the header".to_owned());
         }
         if let Packet::Register(register) = &packet
             && !register.within_limits()
         {
-            return refuse("more services or tags than one agent may have".to_owned());
+            return refuse("more services or tags than an agent may have".to_owned());
         }
         Ok(packet)
     }
 }
 
-/// A content encryption key, and the secret that led to it, if it is to be remembered.
+/// A content encryption key, and the shared secret behind it if it is to be cached.
 struct OpenedKey<'a> {
     key: Secret,
     agreed: Option<(&'a [u8; cms::POINT], [u8; 32], Arc<Secret>)>,
 }
 
-/// Step 8: the signature is the signer's, by the suite of its certificate, over these attributes and this content.
+/// Step 8: the signature is the signer's, in the suite of its certificate, over these attributes and this content.
 fn check_signature(message: &Message<'_>, signer: &Certificate) -> Result<(), OpenError> {
     let refuse = |why: &'static str| OpenError::new(OpenErrorKind::BadSignature, why);
     if message.suite != Some(signer.suite()) {
-        return Err(refuse("it is of another suite than the signer's certificate"));
+        return Err(refuse("the suite is not that of the signer's certificate"));
     }
     if message.digest != crypto::sha256(&[message.content_octets]) {
-        return Err(refuse("it is over another content"));
+        return Err(refuse("the digest is of another content"));
     }
     check_signature_over(message.attributes, message.signature, signer)
 }
@@ -350,18 +351,18 @@ fn check_signature(message: &Message<'_>, signer: &Certificate) -> Result<(), Op
 /// Whether the signature is the signer's over these attributes.
 pub(super) fn check_signature_over(attributes: &[u8], signature: &[u8], signer: &Certificate) -> Result<(), OpenError> {
     let refuse = |why: &'static str| OpenError::new(OpenErrorKind::BadSignature, why);
-    let header = cms::attributes_header(attributes).map_err(|_| refuse("it cannot be checked"))?;
+    let header = cms::attributes_header(attributes).map_err(|_| refuse("the attributes cannot be encoded"))?;
     let digest = crypto::sha256(&[&header, attributes]);
     crypto::verify(signer.public_key(), signer.suite(), &digest, signature)
-        .map_err(|Failed| refuse("it is not the signer's"))
+        .map_err(|Failed| refuse("the signature is not the signer's"))
 }
 
-/// Of which kinds a proof is kept: those by which mappers know agents.
+/// The kinds that have a proof: those from which mappers know agents.
 pub(super) fn has_proof(kind: Kind) -> bool {
     matches!(kind, Kind::Register | Kind::Ping)
 }
 
-/// What was found out about a message that passed every check.
+/// The verified sender of a message that passed every check.
 pub(super) fn verified(signer: &Certificate, header: &Header, proof: Option<Arc<Proof>>) -> Verified {
     Verified {
         signer: signer.identity().clone(),
@@ -377,13 +378,13 @@ pub(super) fn verified(signer: &Certificate, header: &Header, proof: Option<Arc<
     }
 }
 
-/// The salt and the body of what was decrypted.
+/// The salt and the body in the plaintext.
 fn split_plaintext(plaintext: &[u8]) -> Option<(&[u8; 32], &[u8])> {
     let (prefix, body) = plaintext.split_first_chunk::<PREFIX>()?;
     Some((prefix.first_chunk()?, body))
 }
 
-/// The certificates with the signer's in front.
+/// The certificates, the signer's first.
 fn leaf_first(certificates: &[&[u8]], signer: &Certificate) -> Vec<Vec<u8>> {
     let (mut leaf, others): (Vec<_>, Vec<_>) = certificates.iter().partition(|der| ***der == *signer.der());
     leaf.extend(others);

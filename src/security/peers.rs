@@ -1,30 +1,32 @@
-//! Whom this node knows and believes: the certificate store and the trust, asked together, and what of their answers is kept.
+//! Certificate lookup and verification: the certificate store and the trust, with a cache of parsed certificates and chains.
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use lru::LruCache;
+use parking_lot::{Mutex, RwLock};
 
 use crate::certs::{
     Certificate, CertificateError, CertificateStore, KeyId, Recipient, RecipientQuery, SignerQuery, StoreError, Trust,
     TrustError,
 };
 use crate::clock::Timestamp;
+use crate::limits::nonzero;
 use crate::packet::{Identity, Role};
 use crate::serializer::SealError;
 
-/// How many certificates that came with messages are kept parsed: parsing one takes longer than checking a signature.
-const PARSED: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1_023);
+/// How many certificates from messages are cached: parsing one takes longer than verifying a signature.
+const MAX_CACHED_CERTIFICATES: NonZeroUsize = nonzero(1_024);
 
-/// The store and the trust.
+/// The certificates of peers: the store and the trust.
 pub(super) struct PeerCertificates {
     store: Arc<dyn CertificateStore>,
     trust: Arc<Trust>,
-    /// The certificates between the own one and its CA: known are often issued by the same.
+    /// The certificates between the own certificate and its CA: peers are often issued by the same intermediate CA.
     own_chain: RwLock<Chain>,
     parsed: Mutex<LruCache<[u8; 32], Arc<Certificate>>>,
-    /// The certificates that came along with a leaf, by its fingerprint: later messages of its owner come without them.
+    /// The intermediate certificates that arrived with a leaf, by its fingerprint: later messages of the same signer omit them.
     chains: Mutex<LruCache<[u8; 32], Chain>>,
     any_chains: AtomicBool,
 }
@@ -32,19 +34,19 @@ pub(super) struct PeerCertificates {
 /// The DER of the certificates between a leaf and its CA.
 type Chain = Arc<Vec<Vec<u8>>>;
 
-/// The certificates of a message, of which nothing is verified.
+/// The certificates in a message. Nothing is verified.
 #[derive(Debug)]
 pub(super) struct Presented {
     pub leaf: Arc<Certificate>,
     pub others: Vec<Vec<u8>>,
 }
 
-/// Why the certificates of a message are of no use.
+/// Why the certificates in a message cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Unusable {
-    #[error("what came along: {0}")]
+    #[error("the certificate in the message: {0}")]
     Certificate(CertificateError),
-    #[error("the signer's is not among those that came along")]
+    #[error("the signer's certificate is not in the message")]
     Missing,
 }
 
@@ -54,24 +56,23 @@ impl PeerCertificates {
             store,
             trust,
             own_chain: RwLock::new(Arc::new(own_chain)),
-            parsed: Mutex::new(LruCache::new(PARSED)),
-            chains: Mutex::new(LruCache::new(PARSED)),
+            parsed: Mutex::new(LruCache::new(MAX_CACHED_CERTIFICATES)),
+            chains: Mutex::new(LruCache::new(MAX_CACHED_CERTIFICATES)),
             any_chains: AtomicBool::new(false),
         }
     }
 
-    /// The certificates between the own one and its CA, from now on.
+    /// Replaces the certificates between the own certificate and its CA.
     pub fn set_own_chain(&self, chain: Vec<Vec<u8>>) {
-        *self.own_chain.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(chain);
+        *self.own_chain.write() = Arc::new(chain);
     }
 
-    /// The certificate of the signer among those that came along, which is the one with this key id. If there are any, it must be
-    /// among them.
+    /// The signer's certificate among those in the message: the one with this key id. If there are any, it must be among them.
     pub fn present(&self, certificates: &[&[u8]], key_id: &KeyId) -> Result<Option<Presented>, Unusable> {
         let mut first_error = None;
         for (index, der) in certificates.iter().enumerate() {
             let fingerprint = super::crypto::sha256(&[der]);
-            let kept = self.parsed.lock().unwrap_or_else(PoisonError::into_inner).get(&fingerprint).cloned();
+            let kept = self.parsed.lock().get(&fingerprint).cloned();
             let leaf = match kept.map_or_else(|| Certificate::from_der(der).map(Arc::new), Ok) {
                 Ok(leaf) if leaf.key_id() == key_id && leaf.der() == *der => leaf,
                 Ok(_) => continue,
@@ -90,7 +91,7 @@ impl PeerCertificates {
         }
     }
 
-    /// The certificate of a signer, known but not yet trusted.
+    /// The certificate of a signer from the store, not yet verified.
     pub fn signer(
         &self,
         identity: &Identity,
@@ -103,11 +104,11 @@ impl PeerCertificates {
         self.store.signer(&query)
     }
 
-    /// Whether a certificate may be believed now.
-    pub fn trusts(&self, certificate: &Certificate, others: &[Vec<u8>], now: Timestamp) -> Result<(), TrustError> {
+    /// Verifies a certificate: chain, validity and revocation.
+    pub fn verify(&self, certificate: &Certificate, others: &[Vec<u8>], now: Timestamp) -> Result<(), TrustError> {
         let remembered = if others.is_empty() { self.chain_of(certificate) } else { None };
         let others = remembered.as_ref().map_or(others, |chain| chain.as_slice());
-        let own_chain = self.own_chain.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let own_chain = self.own_chain.read().clone();
         if others.is_empty() || own_chain.is_empty() {
             let chain = if others.is_empty() { own_chain.as_slice() } else { others };
             return self.trust.verify(certificate, chain, now);
@@ -119,42 +120,42 @@ impl PeerCertificates {
         if !self.any_chains.load(Ordering::Relaxed) {
             return None;
         }
-        self.chains.lock().unwrap_or_else(PoisonError::into_inner).get(certificate.fingerprint()).cloned()
+        self.chains.lock().get(certificate.fingerprint()).cloned()
     }
 
-    /// Keeps the certificates of a message whose chain and signature have been verified, and tells the store.
+    /// Caches the certificates of a message whose chain and signature were verified, and passes the leaf to the store.
     ///
-    /// What comes along is not signed, and the verdict about the leaf may be an earlier one: whoever carries the message can have put
-    /// other certificates beside the leaf. They are kept only if they lead to a CA, so that they never take the place of some that do.
+    /// The certificates in a message are not signed, and the leaf may have been verified with an earlier chain: the broker can replace the
+    /// intermediate certificates. They are cached only if they lead to a CA, so that they never displace ones that do.
     pub fn learn(&self, presented: Presented, now: Timestamp) {
         let fingerprint = *presented.leaf.fingerprint();
-        self.parsed.lock().unwrap_or_else(PoisonError::into_inner).put(fingerprint, presented.leaf.clone());
+        self.parsed.lock().put(fingerprint, presented.leaf.clone());
         let known = || self.chain_of(&presented.leaf).is_some_and(|chain| *chain == presented.others);
         let good = || self.trust.chains(&presented.leaf, &presented.others, now);
         if !presented.others.is_empty() && !known() && good() {
             let chain = Arc::new(presented.others);
-            self.chains.lock().unwrap_or_else(PoisonError::into_inner).put(fingerprint, chain);
+            self.chains.lock().put(fingerprint, chain);
             self.any_chains.store(true, Ordering::Relaxed);
         }
         self.store.learned(&presented.leaf, now);
     }
 
-    /// Tells the store whose message was verified.
+    /// Tells the store that a message of this signer was verified.
     pub fn heard(&self, signer: &Arc<Certificate>, now: Timestamp) {
         self.store.heard(signer, now);
     }
 
-    /// Whether the store may block when it is asked now.
+    /// Whether a lookup in the store may block now.
     pub fn may_block(&self, now: Timestamp) -> bool {
         self.store.may_block(now)
     }
 
-    /// Whether the store comes to know others by their messages.
+    /// Whether the store learns certificates from messages.
     pub fn learns(&self) -> bool {
         self.store.learns()
     }
 
-    /// The certificates to encrypt to that may be believed now; at least one.
+    /// The valid certificates to encrypt to; at least one.
     pub fn recipients(&self, recipient: Recipient<'_>, now: Timestamp) -> Result<Vec<Arc<Certificate>>, SealError> {
         let found = self.store.recipients(&RecipientQuery::new(recipient, now));
         let mut certificates = found.map_err(|error| SealError::Store(Box::new(error)))?;
@@ -165,7 +166,7 @@ impl PeerCertificates {
                 Recipient::Mappers => certificate.identity().role() == Role::Mapper,
             };
             right_one
-                && match self.trusts(certificate, &[], now) {
+                && match self.verify(certificate, &[], now) {
                     Ok(()) => true,
                     Err(error) => {
                         why.get_or_insert(error);

@@ -1,7 +1,7 @@
-//! Proofs: what is kept of a registration or heartbeat, so that another process can see who said it.
+//! Proofs: the parts of a registration or heartbeat with which another process can verify its sender.
 //!
-//! A proof is the signature over the header, and the salt and body that the header's commitment names; it needs no private key.
-//! What the encrypted message was is not part of it: a signer's commitment to the body is in what it signed.
+//! A proof is the signature over the header, and the salt and body of the header's commitment; verifying it needs no private key. The
+//! ciphertext is not part of it: the signed header commits to the body.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::packet::Kind;
 use crate::serializer::{Audience, Inbound, InboundQueue, MessageClass, OpenError, OpenErrorKind, Proof};
 
 impl Context {
-    /// Verifies a proof: the steps of opening, without those that concern its way here.
+    /// Verifies a proof: the steps of opening, except those about its delivery.
     pub fn verify_proof(&self, proof: &Arc<Proof>, now: Timestamp) -> Result<Inbound, OpenError> {
         let certificates: usize = proof.certificates.iter().map(Vec::len).sum();
         let length = certificates + proof.body.len() + proof.signer_info.len();
@@ -36,7 +36,7 @@ impl Context {
         if read.is_err() && self.accept_signed_only {
             read = cms::read_signer_info(&proof.signer_info, false);
         }
-        let signer_info = read.map_err(|_| malformed("it is not of the shape of a proof"))?;
+        let signer_info = read.map_err(|_| malformed("it does not have the structure of a proof"))?;
         if let Some(why) = signer_info.unsupported {
             return Err(unsupported(why));
         }
@@ -45,11 +45,11 @@ impl Context {
             HeaderFault::Unsupported(why) => unsupported(why),
         })?;
         if !has_proof(header.kind) {
-            return Err(unsupported("a kind of which no proofs are kept"));
+            return Err(unsupported("a kind without proofs"));
         }
         let carried = proof.certificates.len();
         if carried > cms::MAX_CERTIFICATES || (carried > 0 && !announces_certificate(header.kind)) {
-            return Err(malformed("more certificates than its kind carries"));
+            return Err(malformed("more certificates than this kind carries"));
         }
         Ok((signer_info, header))
     }
@@ -75,7 +75,7 @@ impl Context {
         let signer = self.find_signer(header, &key_id, presented.as_ref(), now)?;
         self.check_certificate(&signer, header, presented.as_ref(), now)?;
         if signer_info.suite != Some(signer.suite()) {
-            let why = "it is of another suite than the signer's certificate";
+            let why = "the suite is not that of the signer's certificate";
             return Err(OpenError::new(OpenErrorKind::BadSignature, why));
         }
         check_signature_over(signer_info.attributes, signer_info.signature, &signer)?;
@@ -90,8 +90,7 @@ impl Context {
         Ok(Inbound::verified(packet, verified(&signer, header, Some(proof.clone()))))
     }
 
-    /// What of freshness holds for what is kept: it may be old, but must have been good once. Its expiry is part of what was
-    /// verified, so that whoever asks can bound its age.
+    /// Freshness of a proof: it may be old, but must have been fresh once. Its expiry is verified, so that the caller can bound its age.
     fn check_age(&self, header: &Header, now: Timestamp) -> Result<(), OpenError> {
         let refuse = |why: &'static str| Err(OpenError::new(OpenErrorKind::NotFresh, why));
         if header.issued_at > now.saturating_add(MAX_CLOCK_SKEW) {

@@ -1,23 +1,24 @@
-//! What has been seen: messages by their id until they are expired, heartbeats by their place in their sender's order.
+//! The replay memory: message ids until they expire, and the order of each sender's heartbeats.
 //!
-//! The memory is bounded, and what still protects is never forgotten to make room: a full memory refuses.
+//! It is bounded. An entry that still protects is never dropped to make room: a full memory refuses new messages.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use crate::clock::Timestamp;
 use crate::packet::{Identity, MessageId};
 
-/// How much a receiver remembers. Only senders with a valid certificate get into the memory.
+/// The size of the replay memory. Only messages of senders with a valid certificate are recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ReplayLimits {
-    /// How many messages of one sender, until they expire. An id takes about 70 bytes.
+    /// How many unexpired messages of one sender. An id takes about 110 bytes.
     pub per_sender: usize,
-    /// How many messages of all senders.
+    /// How many unexpired messages of all senders.
     pub total: usize,
-    /// The place in the order of how many senders of heartbeats.
+    /// How many senders of heartbeats.
     pub senders: usize,
 }
 
@@ -27,7 +28,7 @@ impl Default for ReplayLimits {
     }
 }
 
-/// Why a message is taken for a replay.
+/// Why a message counts as a replay.
 pub(super) type Refusal = &'static str;
 
 /// The replay memory.
@@ -42,9 +43,9 @@ pub(super) struct ReplayMemory {
 struct Ids {
     seen: HashMap<Identity, HashSet<MessageId>>,
     total: usize,
-    /// What can be forgotten when, in seconds.
+    /// The ids by the second in which they can be dropped.
     by_second: BTreeMap<u64, Vec<(Identity, MessageId)>>,
-    /// Up to this second things have been forgotten. It only grows, so that a clock that was ahead and comes back opens nothing.
+    /// Ids up to this second were dropped. It only grows, so that a clock that is set back opens nothing.
     forgotten: u64,
 }
 
@@ -52,30 +53,29 @@ struct Ids {
 struct Orders {
     latest: HashMap<Identity, Latest>,
     swept_at: Option<u64>,
-    /// Up to this moment there may be messages of senders that were forgotten: of use only to a clock that was ahead and comes back.
-    /// It only grows.
+    /// Messages up to this time may be of senders that were dropped. It only grows, so that a clock that is set back opens nothing.
     forgotten: Option<Timestamp>,
 }
 
 struct Latest {
     instance: u64,
     sequence: u64,
-    /// From then on every earlier message of this sender is expired.
+    /// From this time on every earlier message of this sender has expired.
     until: Timestamp,
-    /// Up to this moment there may be messages of this sender from before it was forgotten.
+    /// Messages up to this time may be from before this sender was dropped.
     unsure_until: Option<Timestamp>,
 }
 
 impl ReplayMemory {
-    /// Empty; `skew` is how long past its expiry a message is remembered.
+    /// An empty memory. Messages are remembered for `skew` after their expiry.
     pub fn new(limits: ReplayLimits, skew: Duration) -> Self {
         Self { limits, skew, ids: Mutex::default(), orders: Mutex::default() }
     }
 
-    /// Takes note of a message; refuses one that was seen before.
+    /// Records a message; refuses one that is recorded already.
     pub fn admit(&self, from: &Identity, id: MessageId, expires_at: Timestamp, now: Timestamp) -> Result<(), Refusal> {
         let second = self.last_second(expires_at);
-        let mut ids = locked(&self.ids);
+        let mut ids = self.ids.lock();
         ids.check(&self.limits, from, id, second, now)?;
         ids.total += 1;
         match ids.seen.get_mut(from) {
@@ -90,23 +90,23 @@ impl ReplayMemory {
         Ok(())
     }
 
-    /// Refuses a message that was seen before, or that could not be taken note of, without taking note of it.
+    /// Refuses a message that is recorded already, or that could not be recorded. Records nothing.
     pub fn check(&self, from: &Identity, id: MessageId, expires_at: Timestamp, now: Timestamp) -> Result<(), Refusal> {
-        locked(&self.ids).check(&self.limits, from, id, self.last_second(expires_at), now)
+        self.ids.lock().check(&self.limits, from, id, self.last_second(expires_at), now)
     }
 
-    /// Whether a message was taken note of, and is still remembered.
+    /// Whether a message is recorded.
     pub fn knows(&self, from: &Identity, id: MessageId) -> bool {
-        locked(&self.ids).seen.get(from).is_some_and(|seen| seen.contains(&id))
+        self.ids.lock().seen.get(from).is_some_and(|seen| seen.contains(&id))
     }
 
-    /// The second until which a message is remembered.
+    /// The second until which a message stays recorded.
     fn last_second(&self, expires_at: Timestamp) -> u64 {
         expires_at.saturating_add(self.skew).as_secs().saturating_add(1)
     }
 
-    /// Takes note of a sender's place in its order; refuses what is not behind everything seen of it. `lifetime` is the longest a
-    /// message of this kind may be valid.
+    /// Records a sender's instance and sequence number; refuses what is not newer than everything recorded. `lifetime` is the largest
+    /// lifetime of this kind of message.
     pub fn advance(
         &self,
         from: &Identity,
@@ -115,16 +115,16 @@ impl ReplayMemory {
         lifetime: Duration,
         now: Timestamp,
     ) -> Result<(), Refusal> {
-        // A message with a lower place was issued before this one, so at most `skew` in the future.
+        // An older message was issued before this one, so at most `skew` in the future.
         let until = now.saturating_add(lifetime).saturating_add(self.skew).saturating_add(self.skew);
-        let mut orders = locked(&self.orders);
+        let mut orders = self.orders.lock();
         let unsure = |until: Option<Timestamp>| until.is_some_and(|until| now <= until);
         if let Some(latest) = orders.latest.get_mut(from) {
             if unsure(latest.unsure_until) {
-                return Err("there may be newer ones of this sender that were forgotten");
+                return Err("a newer message of this sender may have been dropped");
             }
             if (instance, sequence) <= (latest.instance, latest.sequence) {
-                return Err("it is not newer than what was seen of this sender");
+                return Err("it is not newer than the last message of this sender");
             }
             (latest.instance, latest.sequence) = (instance, sequence);
             latest.until = latest.until.max(until);
@@ -134,24 +134,24 @@ impl ReplayMemory {
             orders.sweep(now);
         }
         if orders.latest.len() >= self.limits.senders {
-            return Err("the memory for senders is full");
+            return Err("the replay memory for senders is full");
         }
         if unsure(orders.forgotten) {
-            return Err("its sender may be one that was forgotten");
+            return Err("its sender may have been dropped");
         }
         let unsure_until = orders.forgotten;
         orders.latest.insert(from.clone(), Latest { instance, sequence, until, unsure_until });
         Ok(())
     }
 
-    /// The latest instance of a sender that was heard, if that is later than this one.
+    /// The newest recorded instance of a sender, if it is newer than this one.
     pub fn later_than(&self, from: &Identity, instance: u64) -> Option<u64> {
-        locked(&self.orders).latest.get(from).map(|latest| latest.instance).filter(|latest| *latest > instance)
+        self.orders.lock().latest.get(from).map(|latest| latest.instance).filter(|latest| *latest > instance)
     }
 
-    /// How many messages are remembered.
+    /// How many messages are recorded.
     pub fn len(&self) -> usize {
-        locked(&self.ids).total
+        self.ids.lock().total
     }
 }
 
@@ -166,22 +166,22 @@ impl Ids {
     ) -> Result<(), Refusal> {
         self.forget(now.as_secs());
         if second <= self.forgotten {
-            return Err("it is older than what is remembered");
+            return Err("it is older than the replay memory");
         }
         let of_sender = self.seen.get(from);
         if of_sender.is_some_and(|seen| seen.contains(&id)) {
-            return Err("it was seen before");
+            return Err("it was opened before");
         }
         if of_sender.map_or(0, HashSet::len) >= limits.per_sender {
-            return Err("the memory for this sender is full");
+            return Err("the replay memory for this sender is full");
         }
         if self.total >= limits.total {
-            return Err("the memory is full");
+            return Err("the replay memory is full");
         }
         Ok(())
     }
 
-    /// Forgets what was to be kept until before this second.
+    /// Drops the ids that expired before this second.
     fn forget(&mut self, now: u64) {
         while let Some(bucket) = self.by_second.first_entry() {
             if *bucket.key() >= now {
@@ -202,7 +202,7 @@ impl Ids {
 }
 
 impl Orders {
-    /// Forgets senders whose every earlier message is expired; at most once a second, since it looks at all.
+    /// Drops senders whose messages have all expired; at most once a second, because it checks all.
     fn sweep(&mut self, now: Timestamp) {
         if self.swept_at == Some(now.as_secs()) {
             return;
@@ -212,10 +212,6 @@ impl Orders {
             self.forgotten = self.forgotten.max(Some(gone.1.until));
         }
     }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -246,15 +242,15 @@ mod tests {
         let memory = memory(10, 10, 10);
         let (fred, bob) = (agent("fred"), agent("bob"));
         memory.admit(&fred, id(1), at(60), at(0)).unwrap();
-        assert_eq!(memory.admit(&fred, id(1), at(60), at(59)), Err("it was seen before"));
+        assert_eq!(memory.admit(&fred, id(1), at(60), at(59)), Err("it was opened before"));
         memory.admit(&bob, id(1), at(60), at(59)).unwrap();
         assert_eq!(memory.len(), 2);
-        assert_eq!(memory.check(&bob, id(1), at(60), at(59)), Err("it was seen before"));
+        assert_eq!(memory.check(&bob, id(1), at(60), at(59)), Err("it was opened before"));
         memory.check(&bob, id(2), at(60), at(59)).unwrap();
-        assert_eq!(memory.len(), 2, "a check takes no note");
+        assert_eq!(memory.len(), 2, "a check records nothing");
         assert!(memory.knows(&bob, id(1)) && !memory.knows(&bob, id(2)));
         memory.admit(&fred, id(2), at(300), at(200)).unwrap();
-        assert_eq!(memory.len(), 1, "what is expired is forgotten");
+        assert_eq!(memory.len(), 1, "expired ids are dropped");
     }
 
     #[test]
@@ -263,10 +259,10 @@ mod tests {
         let (fred, bob) = (agent("fred"), agent("bob"));
         memory.admit(&fred, id(1), at(60), at(0)).unwrap();
         memory.admit(&fred, id(2), at(60), at(0)).unwrap();
-        assert_eq!(memory.admit(&fred, id(3), at(60), at(0)), Err("the memory for this sender is full"));
+        assert_eq!(memory.admit(&fred, id(3), at(60), at(0)), Err("the replay memory for this sender is full"));
         memory.admit(&bob, id(1), at(60), at(0)).unwrap();
-        assert_eq!(memory.admit(&agent("eve"), id(9), at(60), at(0)), Err("the memory is full"));
-        assert_eq!(memory.admit(&fred, id(1), at(60), at(1)), Err("it was seen before"));
+        assert_eq!(memory.admit(&agent("eve"), id(9), at(60), at(0)), Err("the replay memory is full"));
+        assert_eq!(memory.admit(&fred, id(1), at(60), at(1)), Err("it was opened before"));
         memory.admit(&fred, id(3), at(200), at(150)).unwrap();
     }
 
@@ -276,7 +272,7 @@ mod tests {
         let fred = agent("fred");
         memory.admit(&fred, id(1), at(60), at(0)).unwrap();
         memory.admit(&fred, id(2), at(3_660), at(3_600)).unwrap();
-        assert_eq!(memory.admit(&fred, id(1), at(60), at(1)), Err("it is older than what is remembered"));
+        assert_eq!(memory.admit(&fred, id(1), at(60), at(1)), Err("it is older than the replay memory"));
         memory.admit(&fred, id(3), at(62), at(2)).unwrap();
     }
 
@@ -300,7 +296,7 @@ mod tests {
         let memory = memory(10, 10, 1);
         memory.advance(&agent("fred"), 5, 1, MINUTE, at(0)).unwrap();
         let bob = agent("bob");
-        assert_eq!(memory.advance(&bob, 1, 1, MINUTE, at(120)), Err("the memory for senders is full"));
+        assert_eq!(memory.advance(&bob, 1, 1, MINUTE, at(120)), Err("the replay memory for senders is full"));
         memory.advance(&bob, 1, 1, MINUTE, at(121)).unwrap();
     }
 }

@@ -56,6 +56,7 @@ impl From<Failed> for SealError {
 impl Context {
     /// Seals a packet.
     pub fn seal(&self, packet: &Packet, request: &SealRequest<'_>) -> Result<Sealed, SealError> {
+        self.agreements.expire(request.now);
         let kind = packet.kind();
         let to = self.audience(packet, request)?;
         let own = self.credentials();
@@ -65,7 +66,7 @@ impl Context {
             let (from, to) = (certificate.not_before(), certificate.not_after());
             return Err(SealError::OwnCertificate(format!("it is valid from {from} to {to}")));
         }
-        // An advertise goes to nodes that are not known yet, and holds no secret.
+        // An advertise is for nodes that are not known yet, and contains no secret.
         let encrypted = kind != Kind::Advertise && !self.seal_signed_only;
         let recipients = if encrypted { self.recipients(&to, request.now)? } else { Vec::new() };
 
@@ -101,11 +102,11 @@ impl Context {
         Ok(Sealed { id: random.id, bytes, expires_at })
     }
 
-    /// Whom the packet is for, if it may be.
+    /// The nodes that the packet is for, if it is allowed.
     fn audience(&self, packet: &Packet, request: &SealRequest<'_>) -> Result<Audience, SealError> {
         let kind = packet.kind();
         if packet.claimed_sender().is_some_and(|sender| *sender != self.identity) {
-            return Err(SealError::NotAllowed("sent in the name of another"));
+            return Err(SealError::NotAllowed("sent in the name of another node"));
         }
         if request.class == MessageClass::Stored && !may_be_stored(kind, request.audience) {
             return Err(SealError::NotAllowed("stored: only requests and pushes to the mappers can"));
@@ -147,7 +148,7 @@ impl Context {
             Audience::Mappers => {
                 let mut all = self.peers.recipients(Recipient::Mappers, now);
                 if self.identity.role() == Role::Mapper {
-                    // A mapper is one of them, whether or not its store says so.
+                    // A mapper is one of the recipients even if its store does not know it.
                     let own = self.credentials().newest().clone();
                     match &mut all {
                         Ok(all) => all.push(own),
@@ -169,7 +170,7 @@ impl Context {
         Ok(found)
     }
 
-    /// Encrypts (for these recipients, if any), signs, and puts it together.
+    /// Encrypts for these recipients, if there are any, signs, and assembles the message.
     pub fn envelope(
         &self,
         signing: &Credentials,

@@ -1,4 +1,4 @@
-//! The secure serializer as its users see it: sealing, opening, and replacing its credentials while messages come and go.
+//! [`SecureSerializer`]: its public interface and its counters.
 
 use std::fmt;
 use std::sync::Arc;
@@ -21,20 +21,10 @@ pub const CONTENT_TYPE: &str = "application/vnd.nanite.secure";
 /// Up to this many bytes, the time goes into signatures and key agreements rather than into the bytes.
 const MAX_SHORT_BYTES: usize = 16 << 10;
 
-/// Packets in the secure envelope: signed by this node, encrypted for their recipients, and opened in the order that the
-/// [module](super) documents.
+/// Packets in the secure envelope: signed by this node, encrypted for their recipients, and opened in the steps that the
+/// [module](super) documents. See [`SecureSerializer::builder`].
 ///
-/// It can be shared between threads; what it remembers (replays, key agreements) is its own, so use one per process and identity.
-///
-/// ```
-/// use std::sync::Arc;
-/// use nanite::certs::{CertificateStore, Credentials, Trust};
-/// use nanite::security::{BuildError, SecureSerializer};
-///
-/// fn serializer(own: Credentials, store: Arc<dyn CertificateStore>, trust: Trust) -> Result<SecureSerializer, BuildError> {
-///     SecureSerializer::builder(own, store, trust).build()
-/// }
-/// ```
+/// It can be shared between threads. Its replay memory and its key agreements are its own, so use one per process and identity.
 pub struct SecureSerializer {
     pub(super) context: Context,
     pub(super) counters: Counters,
@@ -46,11 +36,12 @@ impl SecureSerializer {
         &self.counters
     }
 
-    /// Takes new credentials of the same identity, as after a renewal, while messages come and go. What carries the certificate along
-    /// (registrations and advertises: have the node [announce](crate::agent::Announcer::announce) itself) is signed by them at once,
-    /// everything else once others have had the time to learn it ([`SecureSerializerBuilder::rotation_grace_period`]), or at once when the certificate before is not
-    /// to be believed any more. What was sealed to the credentials before
-    /// is opened until these expire; so is what was sealed to the `older` ones that are given.
+    /// Replaces the credentials with new ones of the same identity, as after a renewal, while messages are sent and received.
+    ///
+    /// Registrations and advertises carry the certificate, so they are signed with the new key at once: make the node
+    /// [announce](crate::agent::Announcer::announce) itself. Everything else is signed with the new key after the
+    /// [rotation grace period](super::SecureSerializerBuilder::rotation_grace_period), or at once when the previous certificate is no
+    /// longer valid. Messages that were encrypted to the previous credentials, or to those in `older`, are opened until these expire.
     ///
     /// # Errors
     /// [`IdentityMismatch`] when one is somebody else's; nothing has changed then.
@@ -62,8 +53,8 @@ impl SecureSerializer {
     ) -> Result<(), IdentityMismatch> {
         check_identity(&self.context.identity, older.iter().chain([&new]))?;
         let before = self.context.credentials().signing(Kind::Ping, now).certificate().clone();
-        // What others refuse, as one that is revoked, is not signed by any longer.
-        let rotation_grace_period = if self.context.peers.trusts(&before, &[], now).is_ok() {
+        // A certificate that others refuse, such as a revoked one, signs nothing more.
+        let rotation_grace_period = if self.context.peers.verify(&before, &[], now).is_ok() {
             self.context.rotation_grace_period
         } else {
             Duration::ZERO
@@ -71,24 +62,25 @@ impl SecureSerializer {
         self.context.peers.set_own_chain(new.intermediates().to_vec());
         let mut current = self.context.credentials.write();
         *current = Arc::new(current.followed_by(new, older, now, rotation_grace_period));
+        drop(current);
+        self.context.agreements.clear();
         Ok(())
     }
 
-    /// The certificate of this node: the newest, when it was renewed.
+    /// The newest certificate of this node.
     pub fn certificate(&self) -> Arc<Certificate> {
         self.context.credentials().newest().clone()
     }
 
-    /// Whether this node's own certificate may be believed now, as far as it can tell itself: its dates, its chain, and the
-    /// revocation lists it has.
+    /// Verifies this node's own certificate: its dates, its chain, and the revocation lists that this node has.
     ///
     /// # Errors
-    /// [`TrustError`]: why others refuse what is signed by it.
+    /// [`TrustError`]: why other nodes refuse messages signed with it.
     pub fn check_own_certificate(&self, now: Timestamp) -> Result<(), TrustError> {
-        self.context.peers.trusts(self.context.credentials().newest(), &[], now)
+        self.context.peers.verify(self.context.credentials().newest(), &[], now)
     }
 
-    /// How many messages are in the replay memory.
+    /// How many message ids are in the replay memory.
     pub fn remembered(&self) -> usize {
         self.context.replay.len()
     }
@@ -137,7 +129,7 @@ impl Verification for SecureSerializer {
 
     fn mark_completed(&self, message: &Verified, now: Timestamp) {
         let (id, expires_at) = (message.id(), message.expires_at());
-        // It was checked that there is room when it was opened; what has expired meanwhile is refused without being remembered.
+        // Opening checked that there is room. An expired message is refused by its expiry and need not be remembered.
         let _ = self.context.replay.admit(message.signer(), id, expires_at, now);
     }
 
@@ -207,6 +199,26 @@ impl Counters {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::certs::{CertificateAuthority, KeyType, StaticCertificateStore};
+    use crate::clock::{Clock, SystemClock};
+
+    #[test]
+    fn s07_rotation_clears_agreed_secrets() {
+        let now = SystemClock.now();
+        let day = std::time::Duration::from_secs(86_400);
+        let ca = CertificateAuthority::create("example.org", KeyType::P256, day, now).unwrap();
+        let fred = Identity::agent("fred").unwrap();
+        let issue = || ca.issue(&fred, KeyType::P256, day / 2, now).unwrap();
+        let own = issue();
+        let store = StaticCertificateStore::new([own.certificate().clone()]);
+        let serializer = SecureSerializer::builder(own, store, ca.trust().unwrap()).build().unwrap();
+        let push = crate::packet::Request::new("/a/b".parse().unwrap(), crate::packet::Payload::default());
+        let audience = crate::serializer::Audience::One(fred.clone());
+        serializer.seal(&Packet::Push(push), &SealRequest::new(&audience, now)).unwrap();
+        assert_ne!(serializer.context.agreements.held(), 0);
+        serializer.replace_credentials(issue(), Vec::new(), now).unwrap();
+        assert_eq!(serializer.context.agreements.held(), 0);
+    }
 
     #[test]
     fn every_kind_has_its_own_count() {

@@ -10,7 +10,7 @@ use crate::packet::{Identity, RandomnessError};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SealError {
-    /// The store has no valid certificate for somebody the message is for, or the audience is empty.
+    /// The store has no valid certificate for a node of the audience, or the audience is empty.
     #[error("no valid certificate for {0}")]
     NoRecipient(String),
     /// More recipients than one message can have.
@@ -39,33 +39,33 @@ pub enum SealError {
     Random(#[from] RandomnessError),
 }
 
-/// At which step a message was refused; the steps are in this order, and the first failure ends the opening.
+/// The step that refused a message. The steps are in this order; the first failure ends the opening.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum OpenErrorKind {
     /// Longer than accepted for its kind.
     TooLarge,
-    /// Not of the one shape that is accepted.
+    /// Not the one accepted structure.
     Malformed,
     /// An algorithm, version or content type that is not accepted.
     Unsupported,
     /// Not for this node, or not for this queue.
     WrongDestination,
-    /// From the future, expired, valid for too long, or made before this process started.
+    /// From the future, expired, valid for too long, or issued before this process started.
     NotFresh,
-    /// The store knows no such signer.
+    /// The store does not know the signer.
     UnknownSigner,
     /// The signer's certificate is not valid (chain, time, revocation, usage, identity).
     BadCertificate,
     /// The signature is not the signer's over this message.
     BadSignature,
-    /// Seen before; or the memory for what was seen is full.
+    /// Opened before, or the replay memory is full.
     Replayed,
     /// The signer may not send this.
     NotAuthorized,
     /// Decryption failed, in any way.
     CannotOpen,
-    /// The body is not what its header says, or not well formed.
+    /// The body does not match its header, or is not well formed.
     BadBody,
 }
 
@@ -86,7 +86,7 @@ impl OpenErrorKind {
         Self::BadBody,
     ];
 
-    /// The kind as one word.
+    /// The kind as a word.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::TooLarge => "TooLarge",
@@ -111,28 +111,29 @@ impl fmt::Display for OpenErrorKind {
     }
 }
 
-/// Why a message was refused. It stays here: nothing of it travels back to the sender.
+/// Why a message was refused. The error is local: nothing of it is sent to the sender.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct OpenError {
-    /// At which step.
+    /// The step.
     pub kind: OpenErrorKind,
-    /// What was wrong, without any byte of the message.
+    /// What was wrong, without a byte of the message.
     pub why: Cow<'static, str>,
-    /// Who the message claims to be from, once that could be read. Unverified up to and including
-    /// [`OpenErrorKind::BadSignature`].
+    /// The sender that the message claims, once it could be read. Unverified up to and including [`OpenErrorKind::BadSignature`].
     pub claimed: Option<Identity>,
-    /// Whether it is for the mappers, verified, and sealed to the keys of others of them: one of these can open it.
+    /// Whether it is verified and encrypted for other mappers: one of them can open it.
     pub for_others: bool,
-    /// When it is a registration or heartbeat, verified, of an earlier process of its sender than one that was heard: both instances.
+    /// Set for a verified registration or heartbeat of a process that a newer process of the same identity has replaced.
     pub superseded: Option<SupersededProcess>,
 }
 
-/// Two processes of one sender, by their instances.
+/// A process that a newer process of the same identity has replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SupersededProcess {
-    /// The one that said it.
+    /// The instance of the sender.
     pub instance: u64,
-    /// The later one, which was heard before.
+    /// The newest instance that was heard.
     pub latest: u64,
 }
 
@@ -142,13 +143,13 @@ impl OpenError {
         Self { kind, why: why.into(), claimed: None, for_others: false, superseded: None }
     }
 
-    /// The same refusal of a message that is sealed to the keys of other mappers.
+    /// The same refusal of a message that is encrypted for other mappers.
     #[must_use]
     pub fn for_others(self) -> Self {
         Self { for_others: true, ..self }
     }
 
-    /// The same refusal, with who the message claims to be from.
+    /// The same refusal, with the claimed sender.
     #[must_use]
     pub fn claimed_by(mut self, identity: &Identity) -> Self {
         self.claimed = Some(identity.clone());

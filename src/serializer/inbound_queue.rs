@@ -1,27 +1,27 @@
-//! The kinds of queue, and what may come on each.
+//! The kinds of queue, and the packets that each accepts.
 
 use crate::packet::{Kind, Role};
 
-/// The kind of queue a message arrives on. Each takes few kinds of packet, so a message moved to another queue is refused.
+/// The kind of queue that a message arrives from. Each accepts few kinds of packets, so a message moved to another queue is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum InboundQueue {
-    /// An agent's own queue: its work.
+    /// An agent's own queue: requests and pushes.
     AgentInbox,
-    /// What is said to one agent or to all beside its work: advertise, files, answers to its own requests.
+    /// An agent's control queue: advertises, files, and answers to its own requests.
     AgentControl,
-    /// A mapper's own queue: answers, and other mappers that make themselves known.
+    /// A mapper's own queue: answers, and advertises of other mappers.
     MapperInbox,
-    /// Registrations and heartbeats, and nodes that make themselves known, to every mapper.
+    /// Registrations, heartbeats and advertises to every mapper.
     Presence,
-    /// Requests to the mappers, one of which takes each.
+    /// Proxied requests: one of the mappers receives each.
     Requests,
-    /// Requests that wait for an agent to come.
+    /// Requests that wait until an agent offers their service.
     Offline,
 }
 
 impl InboundQueue {
-    /// The kind of queue as a word, for people.
+    /// The kind of queue as a word.
     pub const fn as_str(self) -> &'static str {
         match self {
             InboundQueue::AgentInbox => "agent-inbox",
@@ -52,17 +52,17 @@ impl InboundQueue {
         }
     }
 
-    /// Whether several mappers read from the same queue, and each message is for one of them.
+    /// Whether mappers share one queue, and one of them receives each message.
     pub const fn is_shared(self) -> bool {
         matches!(self, InboundQueue::Requests | InboundQueue::Offline)
     }
 
-    /// Whether somebody who is not known is asked for its certificate when a message of it comes here.
+    /// Whether an unknown sender in this queue is answered, so that it sends its certificate.
     pub const fn answers_unknown_senders(self) -> bool {
         matches!(self, InboundQueue::Presence | InboundQueue::Requests)
     }
 
-    /// Which role reads here.
+    /// The role that consumes from it.
     pub const fn reader(self) -> Role {
         match self {
             InboundQueue::AgentInbox | InboundQueue::AgentControl => Role::Agent,
@@ -75,23 +75,23 @@ impl InboundQueue {
     /// Whether a sender of this role may send this kind here.
     pub const fn permits(self, sender: Role, kind: Kind) -> bool {
         let right_role = match (self, kind) {
-            // A mapper tells another that it is there.
+            // A mapper advertises itself to another.
             (InboundQueue::MapperInbox, Kind::Advertise) => matches!(sender, Role::Mapper),
-            // Answers come to a mapper from agents, and from other mappers when it asked them as a proxy.
+            // Answers arrive from agents, and from mappers for proxied requests.
             (InboundQueue::MapperInbox, _) => true,
-            // Whoever knows no mapper yet, or may not know all of them, makes itself known to them.
+            // A node that may not know all mappers advertises itself to them.
             (InboundQueue::Presence, Kind::Advertise) => true,
             (InboundQueue::Presence, _) => matches!(sender, Role::Agent),
-            // Agents, and programs with a mapper's certificate but no mapper of their own.
+            // Agents, and programs with a mapper's certificate that run a proxy.
             (InboundQueue::Requests, _) => true,
-            // Only mappers put anything there.
+            // Only mappers publish there.
             (InboundQueue::Offline, _) => matches!(sender, Role::Mapper),
             (InboundQueue::AgentInbox | InboundQueue::AgentControl, _) => matches!(sender, Role::Mapper),
         };
         right_role && self.accepts(kind)
     }
 
-    /// The longest message that may arrive here, in bytes.
+    /// The longest message that it accepts, in bytes.
     pub fn max_bytes(self) -> usize {
         Kind::ALL.into_iter().filter(|kind| self.accepts(*kind)).map(Kind::max_bytes).max().unwrap_or(0)
     }

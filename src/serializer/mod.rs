@@ -1,7 +1,7 @@
 //! From packets to bytes and back, behind one trait.
 //!
-//! A [`Serializer`] turns a [`Packet`] for an [`Audience`] into bytes, and bytes that came on a [`InboundQueue`] into an
-//! [`Inbound`]. The secure one lives in [`crate::security`]; the plain ones here wrap a [`Codec`] and vouch for nothing.
+//! A [`Serializer`] turns a [`Packet`] for an [`Audience`] into bytes, and bytes from an [`InboundQueue`] into an [`Inbound`]. The secure
+//! one is in [`crate::security`]; the plain one here wraps a [`Codec`] and verifies nothing.
 
 mod codec;
 mod error;
@@ -124,28 +124,29 @@ impl<T: Serializer + ?Sized> Serializer for Arc<T> {
     }
 }
 
-/// What one call of a serializer takes; it decides on which thread the call is made.
+/// What one call of a serializer costs; it decides on which thread the call runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Cost {
-    /// Microseconds: the call is made at once, one message after the other.
+    /// Microseconds: the call runs at once, one message after the other.
     Trivial,
-    /// As a rule less than 200 microseconds of the CPU, and nothing that blocks: the call is made on the runtime's threads where it has
-    /// several, since handing it to another thread and back would take as long again.
+    /// Usually less than 200 microseconds of CPU time, without blocking: the call runs on the runtime's threads where there are several,
+    /// because handing it to another thread and back would take as long again.
     Short,
-    /// Longer, or it may block: the call is made on a worker thread.
+    /// Longer, or it may block: the call runs on a worker thread.
     Long,
 }
 
-/// Whom a message is for.
+/// The nodes that a message is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Audience {
     /// One node.
     One(Identity),
-    /// Several nodes, 1 to 64: they all get the same bytes.
+    /// Several nodes, 1 to 64: they all receive the same bytes.
     Many(Vec<Identity>),
     /// Every mapper.
     Mappers,
-    /// Every agent; only for what holds no secret ([`Packet::Advertise`]).
+    /// Every agent; only for packets without a secret ([`Packet::Advertise`]).
     Agents,
 }
 
@@ -160,25 +161,25 @@ impl From<Identity> for Audience {
     }
 }
 
-/// How long a message may take.
+/// How long a message may be on its way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum MessageClass {
-    /// For now: seconds; refused by a process that started after it was made.
+    /// Seconds: refused by a process that started after the message was issued.
     #[default]
     Live,
-    /// To be kept until somebody can take it: days. Only requests and pushes to the mappers.
+    /// Days: it waits until it can be delivered. Only requests and pushes to the mappers.
     Stored,
 }
 
-/// How a packet is to be sealed.
+/// How to seal a packet.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct SealRequest<'a> {
-    /// Whom it is for.
+    /// The nodes that it is for.
     pub audience: &'a Audience,
-    /// The moment it is made.
+    /// The current time.
     pub now: Timestamp,
-    /// How long it is valid; cut to the largest lifetime of its class.
+    /// How long it is valid, at most the largest lifetime of its class.
     pub lifetime: Duration,
     /// The class.
     pub class: MessageClass,
@@ -198,19 +199,19 @@ impl<'a> SealRequest<'a> {
 pub struct Sealed {
     /// The id in its header.
     pub id: MessageId,
-    /// What goes on the wire.
+    /// The bytes on the wire.
     pub bytes: Vec<u8>,
     /// When it expires.
     pub expires_at: Timestamp,
 }
 
-/// Where and when bytes arrived.
+/// Where and when a message arrived.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct OpenContext {
     /// The kind of queue.
     pub queue: InboundQueue,
-    /// The moment.
+    /// The current time.
     pub now: Timestamp,
 }
 
@@ -225,24 +226,24 @@ impl OpenContext {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Inbound {
-    /// What it says.
+    /// The packet.
     pub packet: Packet,
-    /// Who vouches for it.
+    /// Whether its sender was verified.
     pub provenance: Provenance,
 }
 
 impl Inbound {
-    /// A message that nobody vouches for: what a serializer of your own returns.
+    /// A message whose sender was not verified: what your own serializer returns.
     pub fn unverified(packet: Packet) -> Self {
         Self { packet, provenance: Provenance::Unverified }
     }
 
-    /// A message whose signer was verified. Only `security` calls this (a test holds it).
+    /// A message whose signer was verified. Only `security` calls this (a test checks it).
     pub(crate) fn verified(packet: Packet, verified: Verified) -> Self {
         Self { packet, provenance: Provenance::Verified(Box::new(verified)) }
     }
 
-    /// Who sent it: the verified signer; for an unverified message, who it claims to be from.
+    /// The sender: the verified signer; for an unverified message the sender that it claims.
     pub fn sender(&self) -> Option<&Identity> {
         match &self.provenance {
             Provenance::Verified(verified) => Some(verified.signer()),
@@ -250,7 +251,7 @@ impl Inbound {
         }
     }
 
-    /// What was verified of the sender.
+    /// The verified signer, if there is one.
     pub fn signer(&self) -> Option<&Verified> {
         match &self.provenance {
             Provenance::Verified(verified) => Some(verified),
@@ -259,16 +260,17 @@ impl Inbound {
     }
 }
 
-/// Who vouches for a message.
+/// Whether the sender of a message was verified.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum Provenance {
-    /// The signature, the certificate and the freshness were checked.
+    /// Signature, certificate and freshness were checked.
     Verified(Box<Verified>),
     /// Nothing was checked.
     Unverified,
 }
 
-/// What was verified of a message's sender: only `security` can make one.
+/// The verified sender of a message. Only `security` can make one.
 #[derive(Clone, Debug)]
 pub struct Verified {
     pub(crate) signer: Identity,
@@ -284,7 +286,7 @@ pub struct Verified {
 }
 
 impl Verified {
-    /// Who signed it, by the certificate.
+    /// The identity in the signer's certificate.
     pub fn signer(&self) -> &Identity {
         &self.signer
     }
@@ -299,7 +301,7 @@ impl Verified {
         self.instance
     }
 
-    /// Counts up within the instance.
+    /// The sequence number of the message, which grows within the instance.
     pub fn sequence(&self) -> u64 {
         self.sequence
     }
@@ -309,7 +311,7 @@ impl Verified {
         self.id
     }
 
-    /// When it was made, by the sender's clock.
+    /// When it was issued, by the sender's clock.
     pub fn issued_at(&self) -> Timestamp {
         self.issued_at
     }
@@ -329,14 +331,15 @@ impl Verified {
         self.in_reply_to
     }
 
-    /// What proves to a third party who said it; kept for registrations and heartbeats only.
+    /// A proof of the sender for third parties; for registrations and heartbeats only.
     pub fn proof(&self) -> Option<&Arc<Proof>> {
         self.proof.as_ref()
     }
 }
 
-/// What shows a third party who said a body: it can be checked without a private key.
+/// Proves to a third party who signed a body. It can be verified without a private key.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Proof {
     /// The salt of the commitment.
     pub salt: [u8; 32],
@@ -344,6 +347,13 @@ pub struct Proof {
     pub body: Vec<u8>,
     /// The DER of the SignerInfo, whose signed attributes hold the header.
     pub signer_info: Vec<u8>,
-    /// The DER of the signer's certificates, where the message carried them: leaf first.
+    /// The DER of the signer's certificates, if the message carried them: leaf first.
     pub certificates: Vec<Vec<u8>>,
+}
+
+impl Proof {
+    /// A proof from its parts, such as those that were read from a database.
+    pub fn new(salt: [u8; 32], body: Vec<u8>, signer_info: Vec<u8>, certificates: Vec<Vec<u8>>) -> Self {
+        Self { salt, body, signer_info, certificates }
+    }
 }

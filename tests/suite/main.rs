@@ -62,3 +62,4 @@ mod u01_demo;
 mod u02_cli;
 mod u03_doctor;
 mod u04_inspect;
+mod u09_front_door;

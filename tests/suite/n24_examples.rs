@@ -61,6 +61,42 @@ fn n24_simple_runs_in_memory_and_through_rabbitmq() {
     assert_eq!((through_rabbitmq.code(), through_rabbitmq.out.as_str()), (0, expected), "{}", through_rabbitmq.err);
 }
 
+/// The Rust programs in the README.
+fn readme_programs() -> Vec<String> {
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let blocks = readme.split("```rust").skip(1).filter_map(|rest| rest.split_once('\n')?.1.split_once("```"));
+    blocks.map(|(program, _)| program.to_owned()).filter(|program| program.contains("fn main()")).collect()
+}
+
+#[test]
+fn u09_readme_programs_run_as_printed() {
+    let programs = readme_programs();
+    for file in ["agent", "mapper"] {
+        let path = format!("{}/examples/front_door/{file}.rs", env!("CARGO_MANIFEST_DIR"));
+        let source = std::fs::read_to_string(path).unwrap();
+        let program = source.split_once("\n\n").unwrap().1.split("\n// Beyond the README").next().unwrap();
+        let printed = program.replace("&broker()", "\"amqp://localhost\"");
+        assert!(programs.contains(&printed), "the README does not print this program:\n{printed}");
+        assert!(printed.lines().count() <= 10, "at most ten lines");
+    }
+    let broker = Broker::shared();
+    let dir = tempfile::tempdir().unwrap();
+    let certs = certificates(&[("agent", "fred"), ("mapper", "desk")]);
+    std::os::unix::fs::symlink(certs.path(), dir.path().join("certs")).unwrap();
+    let program = |name: &str| {
+        let mut program = example(name);
+        program.current_dir(dir.path()).env("NANITE_BROKER", broker.url());
+        program
+    };
+    let agent = Running::start(&mut program("front_door_agent"));
+    let mapper = run(&mut program("front_door_mapper"));
+    assert_eq!(mapper.code(), 0, "{mapper:?}");
+    assert_eq!(mapper.out, "{\"results\":{\"nanite-fred\":\"HELLO\"},\"failures\":{}}\n");
+    agent.signal(Signal::SIGINT);
+    let agent = agent.wait();
+    assert_eq!(agent.code(), 0, "{agent:?}");
+}
+
 #[test]
 fn n24_secure_agents_and_a_mapper_are_programs_of_their_own() {
     let broker = Broker::shared();

@@ -76,6 +76,7 @@ impl World {
             Audience::Many(many) => many.contains(identity),
             Audience::Mappers => identity.role() == Role::Mapper,
             Audience::Agents => identity.role() == Role::Agent,
+            _ => false,
         };
         self.nodes.iter().take(6).filter(|node| is_meant(node.certificate().identity())).collect()
     }

@@ -1,163 +1,165 @@
-// Keeps a page up to date by the events of its server, and helps with forms. Everything on a page works without it.
+// Updates open pages with the server's events, and assists with forms. All pages work without this script.
 "use strict";
 
-// All elements made from text come from here, and their text is made by the server, which escapes it.
-const html = window.trustedTypes
+// The only source of elements that are made from text. The text comes from the server, which escapes it.
+const trusted = window.trustedTypes
   ? window.trustedTypes.createPolicy("nanite", { createHTML: (text) => text })
   : { createHTML: (text) => text };
 
 const byId = (id) => document.getElementById(id);
 
-function made(text) {
-  const holder = document.createElement("template");
-  holder.innerHTML = html.createHTML(text);
-  return holder.content.firstElementChild;
+function createElement(text) {
+  const template = document.createElement("template");
+  template.innerHTML = trusted.createHTML(text);
+  return template.content.firstElementChild;
 }
 
-// Puts new elements in the place of old ones. The keyboard's focus stays on what has the same address or id.
-function keepingFocus(change) {
+// Runs a change that may replace elements. The focus moves to the new element with the same id or link.
+function preservingFocus(change) {
   const active = document.activeElement;
-  const mark = active && (active.id ? "#" + CSS.escape(active.id)
+  const selector = active && (active.id ? "#" + CSS.escape(active.id)
     : active.getAttribute("href") && `[href="${CSS.escape(active.getAttribute("href"))}"]`);
-  const within = active && active.closest("[data-id], [id]");
+  const container = active && active.closest("[data-id], [id]");
   change();
-  if (mark && active !== document.activeElement && !active.isConnected) {
-    const place = within && within.dataset.id && document.querySelector(`[data-id="${CSS.escape(within.dataset.id)}"]`);
-    const again = (place || document).querySelector(mark);
-    if (again) again.focus({ preventScroll: true });
+  if (selector && active !== document.activeElement && !active.isConnected) {
+    const id = container && container.dataset.id;
+    const row = id && document.querySelector(`[data-id="${CSS.escape(id)}"]`);
+    const replacement = (row || document).querySelector(selector);
+    if (replacement) replacement.focus({ preventScroll: true });
   }
 }
 
-// Ages.
+// Ages, by the server's clock.
 
-let ahead = Number(document.body.dataset.now) - Date.now() / 1000;
+let clockOffset = Number(document.body.dataset.now) - Date.now() / 1000;
 
-function span(seconds) {
+function formatAge(seconds) {
   if (seconds < 120) return `${seconds} s`;
   if (seconds < 7200) return `${Math.floor(seconds / 60)} min`;
   if (seconds < 172800) return `${Math.floor(seconds / 3600)} h`;
   return `${Math.floor(seconds / 86400)} d`;
 }
 
-function ages() {
-  const now = Math.floor(Date.now() / 1000 + ahead);
+function updateAges() {
+  const now = Math.floor(Date.now() / 1000 + clockOffset);
   for (const time of document.querySelectorAll("time[data-at]")) {
-    const text = `${span(Math.max(0, now - Number(time.dataset.at)))} ago`;
+    const text = `${formatAge(Math.max(0, now - Number(time.dataset.at)))} ago`;
     if (time.textContent !== text) time.textContent = text;
   }
 }
-setInterval(ages, 1000);
+setInterval(updateAges, 1000);
 
-// What the server says.
+// Events.
 
-function rows(list) {
+function updateRows(rows) {
   const body = byId("rows");
-  const known = new Map(Array.from(body.children, (row) => [row.dataset.id, row]));
+  const existing = new Map(Array.from(body.children, (row) => [row.dataset.id, row]));
   let next = body.firstElementChild;
-  for (const [id, text] of list) {
-    let row = known.get(id);
-    known.delete(id);
+  for (const [id, text] of rows) {
+    let row = existing.get(id);
+    existing.delete(id);
     if (text !== null) {
-      const fresh = made(text);
+      const updated = createElement(text);
       if (row) {
-        if (row === next) next = fresh;
-        row.replaceWith(fresh);
+        if (row === next) next = updated;
+        row.replaceWith(updated);
       }
-      row = fresh;
+      row = updated;
     }
     if (!row) continue;
     if (row === next) next = row.nextElementSibling;
     else body.insertBefore(row, next);
   }
-  for (const row of known.values()) row.remove();
+  for (const row of existing.values()) row.remove();
 }
 
-function told(message) {
-  ahead = message.now - Date.now() / 1000;
-  keepingFocus(() => {
+function applyMessage(message) {
+  clockOffset = message.now - Date.now() / 1000;
+  preservingFocus(() => {
     for (const [id, text] of Object.entries(message.parts || {})) {
       const element = byId(id);
-      if (element) element.innerHTML = html.createHTML(text);
+      if (element) element.innerHTML = trusted.createHTML(text);
     }
-    if (message.rows) rows(message.rows);
-    for (const [number, text] of message.append || []) {
-      if (!byId(`entry-${number}`)) byId("entries").append(made(text));
+    if (message.rows) updateRows(message.rows);
+    for (const [index, text] of message.append || []) {
+      if (!byId(`result-${index}`)) byId("results").append(createElement(text));
     }
     if (message.done) {
       source.close();
       for (const element of document.querySelectorAll("[data-running]")) element.remove();
-      for (const none of document.querySelectorAll(".entries:empty + .empty")) none.textContent = "Nobody answered.";
+      const empty = document.querySelector("#results + .empty");
+      if (empty) empty.textContent = "No results.";
     }
   });
-  ages();
+  updateAges();
 }
 
 let source = null;
 
-function listen(address) {
+function connect(address) {
   if (source) source.close();
   source = new EventSource(address);
   const connection = byId("connection");
   source.onopen = () => { connection.hidden = true; };
-  source.onmessage = (event) => told(JSON.parse(event.data));
+  source.onmessage = (event) => applyMessage(JSON.parse(event.data));
   source.onerror = () => {
     connection.hidden = false;
-    // A refusal is for good: the session may have ended.
-    const gone = source.readyState === EventSource.CLOSED;
-    connection.textContent = gone ? "No longer up to date: load the page again." : "Connecting again...";
+    // After an error response the browser does not reconnect: the session may have ended.
+    const closed = source.readyState === EventSource.CLOSED;
+    connection.textContent = closed ? "No longer updated. Reload the page." : "Reconnecting...";
   };
 }
 
 const live = document.body.dataset.live;
-if (live) listen(live.includes("?") ? live : live + location.search);
+if (live) connect(live.includes("?") ? live : live + location.search);
 
-// Searching while one types.
+// Search while typing.
 
 const search = byId("search");
 if (search) {
-  let waiting = 0;
+  let timer = 0;
   search.addEventListener("input", () => {
-    clearTimeout(waiting);
-    waiting = setTimeout(() => {
+    clearTimeout(timer);
+    timer = setTimeout(() => {
       const page = new URL(location.href);
       page.searchParams.set("q", search.value);
       page.searchParams.delete("page");
       history.replaceState(null, "", page);
-      listen(live + page.search);
+      connect(live + page.search);
     }, 150);
   });
-  // The links that sort were made before.
+  // Links for sorting and paging were rendered with the previous search.
   document.addEventListener("click", (event) => {
     const link = event.target.closest && event.target.closest("a[data-search]");
     if (!link) return;
-    const to = new URL(link.href);
-    to.searchParams.set("q", search.value);
-    link.href = to.href;
+    const target = new URL(link.href);
+    target.searchParams.set("q", search.value);
+    link.href = target.href;
   }, true);
 }
 
-// What a payload is.
+// Whether the payload is JSON.
 
 const payload = byId("payload");
 if (payload) {
-  const hint = byId("payload-is");
-  const usual = hint.textContent;
-  const judge = () => {
+  const hint = byId("payload-hint");
+  const defaultHint = hint.textContent;
+  const updateHint = () => {
     const text = payload.value.trim();
-    hint.classList.remove("wrong");
+    hint.classList.remove("error");
     if (!text) {
-      hint.textContent = usual;
+      hint.textContent = defaultHint;
       return;
     }
     try {
       JSON.parse(text);
-      hint.textContent = "This is JSON.";
+      hint.textContent = "Valid JSON.";
     } catch (error) {
-      const meant = /^[\[{"]/.test(text);
-      hint.classList.toggle("wrong", meant);
-      hint.textContent = meant ? `Not JSON, so it is sent as text: ${error.message}` : "This is sent as text.";
+      const looksLikeJson = /^[\[{"]/.test(text);
+      hint.classList.toggle("error", looksLikeJson);
+      hint.textContent = looksLikeJson ? `Not valid JSON, so it is sent as text: ${error.message}` : "Sent as text.";
     }
   };
-  payload.addEventListener("input", judge);
-  judge();
+  payload.addEventListener("input", updateHint);
+  updateHint();
 }

@@ -30,7 +30,6 @@ pub(super) enum Control {
 
 /// The node, by its pid file.
 #[derive(Debug, clap::Args)]
-#[group(skip)]
 struct Target {
     /// Its name [also: NANITE_TOKEN, nanite.toml; default: all with a pid file].
     #[arg(long, value_name = "NAME")]

@@ -39,7 +39,6 @@ const READY: &str = "ready\n";
 /// How to run as a system process; and the commands that control such processes.
 #[derive(Debug, Default, clap::Args)]
 #[command(next_help_heading = "Daemon")]
-#[group(skip)]
 pub(super) struct DaemonArgs {
     #[command(subcommand)]
     control: Option<Control>,

@@ -1,4 +1,4 @@
-//! Reading: the shape is checked whole before an algorithm is looked at, and nothing is copied.
+//! Reading: the whole structure is checked before algorithms are, and nothing is copied.
 
 use der::asn1::ObjectIdentifier;
 use der::{Result, Tag, TagNumber};
@@ -11,14 +11,14 @@ const EXPLICIT_0: Tag = constructed(TagNumber::N0);
 const EXPLICIT_1: Tag = constructed(TagNumber::N1);
 const IMPLICIT_0: Tag = primitive(TagNumber::N0);
 
-/// A message of the right shape; nothing in it is verified.
+/// A message with the right structure; nothing in it is verified.
 #[derive(Debug)]
 pub(crate) struct Message<'a> {
-    /// What is signed; none when its type is not known.
+    /// The signed content; none when its type is unknown.
     pub content: Option<Content<'a>>,
-    /// The same as it stands there: what the digest is over.
+    /// The octets of the content: the input of the digest.
     pub content_octets: &'a [u8],
-    /// The certificates that came along, as they stand there.
+    /// The DER of the certificates in it.
     pub certificates: Vec<&'a [u8]>,
     /// The whole SignerInfo.
     pub signer_info: &'a [u8],
@@ -30,37 +30,37 @@ pub(crate) struct Message<'a> {
     pub digest: &'a [u8],
     /// The header in the signed attributes.
     pub header: &'a [u8],
-    /// The suite that the signature says it is of; none when it is not known.
+    /// The suite that the signature names; none when it is unknown.
     pub suite: Option<Suite>,
     /// The signature.
     pub signature: &'a [u8],
-    /// What in it is not supported, if anything: then fields above may be missing.
+    /// What is not supported, if anything; fields above may be missing then.
     pub unsupported: Option<&'static str>,
 }
 
-/// What is signed.
+/// The signed content.
 #[derive(Debug)]
 pub(crate) enum Content<'a> {
     /// Encrypted for its recipients.
     Encrypted(Enveloped<'a>),
-    /// In the clear.
+    /// Not encrypted.
     Plain(&'a [u8]),
 }
 
 /// An AuthEnvelopedData.
 #[derive(Debug)]
 pub(crate) struct Enveloped<'a> {
-    /// For whom, 1 to 64.
+    /// The recipients, 1 to 64.
     pub recipients: Vec<Recipient<'a>>,
     /// The nonce.
     pub nonce: &'a [u8; NONCE],
-    /// What is encrypted.
+    /// The ciphertext.
     pub ciphertext: &'a [u8],
     /// The authentication tag.
     pub tag: &'a [u8; TAG],
 }
 
-/// One recipient and its way to the content encryption key.
+/// One recipient, with its encrypted content encryption key.
 #[derive(Debug)]
 pub(crate) enum Recipient<'a> {
     /// By key agreement.
@@ -104,11 +104,11 @@ impl Notes {
         self.0.get_or_insert(what);
     }
 
-    /// The next field, an AlgorithmIdentifier that should be one of these: which of them it is.
+    /// The next field, an AlgorithmIdentifier: which of these it is.
     fn algorithm(&mut self, fields: &mut Fields<'_>, accepted: &[&[u8]], what: &'static str) -> Result<Option<usize>> {
         let found = fields.element()?;
-        let peers = accepted.iter().position(|one| *one == found);
-        if peers.is_none() {
+        let position = accepted.iter().position(|one| *one == found);
+        if position.is_none() {
             let mut outer = Fields::new(found)?;
             let mut inside = outer.inside(Tag::Sequence)?;
             inside.typed::<ObjectIdentifier>()?;
@@ -118,7 +118,7 @@ impl Notes {
             inside.end()?;
             self.note(what);
         }
-        Ok(peers)
+        Ok(position)
     }
 }
 
@@ -133,7 +133,7 @@ fn ensure(good: bool) -> Result<()> {
 /// Reads a message.
 ///
 /// # Errors
-/// When it is not of the shape. What is of the shape but names something that is not supported comes back with a note of it.
+/// When the structure is wrong. A message with the right structure that names something unsupported is returned with a note.
 pub(crate) fn read(bytes: &[u8]) -> Result<Message<'_>> {
     let mut notes = Notes::default();
     let mut outer = Fields::new(bytes)?;
@@ -192,7 +192,7 @@ pub(crate) fn read(bytes: &[u8]) -> Result<Message<'_>> {
     })
 }
 
-/// A SignerInfo of the right shape, by itself; nothing in it is verified.
+/// A SignerInfo with the right structure, on its own; nothing in it is verified.
 #[derive(Debug)]
 pub(crate) struct SignerInfo<'a> {
     /// The key id of the signer.
@@ -203,18 +203,18 @@ pub(crate) struct SignerInfo<'a> {
     pub digest: &'a [u8],
     /// The header in the signed attributes.
     pub header: &'a [u8],
-    /// The suite that the signature says it is of; none when it is not known.
+    /// The suite that the signature names; none when it is unknown.
     pub suite: Option<Suite>,
     /// The signature.
     pub signature: &'a [u8],
-    /// What in it is not supported, if anything.
+    /// What is not supported, if anything.
     pub unsupported: Option<&'static str>,
 }
 
-/// Reads the SignerInfo of a message that is not there any more, which was encrypted or not.
+/// Reads the SignerInfo of a message that is not at hand, which was encrypted or not.
 ///
 /// # Errors
-/// When it is not of the shape.
+/// When the structure is wrong.
 pub(crate) fn read_signer_info(bytes: &[u8], encrypted: bool) -> Result<SignerInfo<'_>> {
     let mut notes = Notes::default();
     let content_type = if encrypted { oid::AUTH_ENVELOPED_DATA } else { oid::DATA };
@@ -264,15 +264,15 @@ impl Message<'_> {
     }
 }
 
-/// What stands before the content of the signed attributes where they are signed: the tag of a SET, which is not the one they have
-/// in the message (RFC 5652, section 5.4), and the length.
+/// The tag and length in front of the signed attributes in the signature's input: the tag of a SET, which differs from the one in the
+/// message (RFC 5652, section 5.4).
 pub(crate) fn attributes_header(content: &[u8]) -> Result<Vec<u8>> {
     let mut out = Vec::with_capacity(6);
     put_header(&mut out, Tag::Set, content.len())?;
     Ok(out)
 }
 
-/// Key ids are bounded, so that nothing long is remembered for them.
+/// Key ids are bounded, so that nothing long is stored for them.
 fn key_id(bytes: &[u8]) -> Result<&[u8]> {
     ensure((1..=crate::certs::KeyId::MAX).contains(&bytes.len()))?;
     Ok(bytes)
@@ -291,7 +291,7 @@ fn certificates(content: &[u8]) -> Result<Vec<&[u8]>> {
     Ok(found)
 }
 
-/// Exactly the three attributes, each with one value, in the order of DER. Gives the digest and the header.
+/// Exactly the three attributes, each with one value, in DER order. Returns the digest and the header.
 fn three_attributes<'a>(content: &'a [u8], content_type: ObjectIdentifier, notes: &mut Notes) -> Result<[&'a [u8]; 2]> {
     let mut set = Fields::new(content)?;
     let (mut types, mut digest, mut header) = (0, None, None);
@@ -333,7 +333,7 @@ fn three_attributes<'a>(content: &'a [u8], content_type: ObjectIdentifier, notes
     }
 }
 
-/// Reads an AuthEnvelopedData (RFC 5083, section 2.1); none when something in it is not supported.
+/// Reads an AuthEnvelopedData (RFC 5083, section 2.1); none when something is not supported.
 pub(super) fn enveloped<'a>(bytes: &'a [u8], notes: &mut Notes) -> Result<Option<Enveloped<'a>>> {
     let mut outer = Fields::new(bytes)?;
     let mut data = outer.inside(Tag::Sequence)?;
@@ -350,7 +350,7 @@ pub(super) fn enveloped<'a>(bytes: &'a [u8], notes: &mut Notes) -> Result<Option
         ensure(before < whole)?;
         before = whole;
         if let Some(next) = recipient(whole, notes)? {
-            ensure(recipients.iter().all(|peers: &Recipient<'_>| peers.key_id() != next.key_id()))?;
+            ensure(recipients.iter().all(|earlier: &Recipient<'_>| earlier.key_id() != next.key_id()))?;
             recipients.push(next);
         }
     }
@@ -380,7 +380,7 @@ fn gcm_nonce<'a>(fields: &mut Fields<'a>, notes: &mut Notes) -> Result<Option<&'
     let mut parameters = algorithm.inside(Tag::Sequence)?;
     algorithm.end()?;
     let nonce = parameters.octets()?;
-    // The default of the tag's length is 12; it is left out then.
+    // The default tag length is 12; it is omitted then.
     let tag_length = if parameters.is_empty() { 12 } else { parameters.number(Tag::Integer)? };
     parameters.end()?;
     if tag_length != TAG as u64 {
@@ -409,7 +409,7 @@ fn agreement<'a>(mut info: Fields<'a>, notes: &mut Notes) -> Result<Option<Agree
     let mut originator = info.inside(EXPLICIT_0)?;
     let mut key = originator.inside(EXPLICIT_1)?;
     originator.end()?;
-    let peers = notes.algorithm(&mut key, &[algorithm::EC_PUBLIC_KEY], "another kind of originator key")?;
+    let key_algorithm = notes.algorithm(&mut key, &[algorithm::EC_PUBLIC_KEY], "another kind of originator key")?;
     let bits = key.value(Tag::BitString)?;
     key.end()?;
     let ukm = if info.next_is(EXPLICIT_1) {
@@ -431,7 +431,7 @@ fn agreement<'a>(mut info: Fields<'a>, notes: &mut Notes) -> Result<Option<Agree
     rid.end()?;
     let wrapped = key.value(Tag::OctetString)?;
     key.end()?;
-    if peers.is_none() || scheme.is_none() {
+    if key_algorithm.is_none() || scheme.is_none() {
         return Ok(None);
     }
     // No unused bits, and not compressed (0x04).
@@ -446,9 +446,9 @@ fn agreement<'a>(mut info: Fields<'a>, notes: &mut Notes) -> Result<Option<Agree
 fn transport<'a>(mut info: Fields<'a>, notes: &mut Notes) -> Result<Option<Transport<'a>>> {
     ensure(info.number(Tag::Integer)? == 2)?;
     let key_id = key_id(info.value(IMPLICIT_0)?)?;
-    let peers =
+    let algorithm =
         notes.algorithm(&mut info, &[algorithm::OAEP_SHA256, algorithm::OAEP_SHA256_NULL], "another key transport")?;
     let encrypted = info.value(Tag::OctetString)?;
     info.end()?;
-    Ok(peers.map(|_| Transport { key_id, encrypted }))
+    Ok(algorithm.map(|_| Transport { key_id, encrypted }))
 }

@@ -1,4 +1,4 @@
-//! Writing: each message has one encoding, in the order of DER.
+//! Writing: each message has one encoding, in DER order.
 
 use der::asn1::ObjectIdentifier;
 use der::{Encode, Result, Tag, TagNumber};
@@ -40,7 +40,7 @@ pub(crate) fn transport(key_id: &[u8], encrypted: &[u8]) -> Result<Vec<u8>> {
     field(Tag::Sequence, &[&out])
 }
 
-/// What goes into the key derivation beside the shared secret: ECC-CMS-SharedInfo (RFC 5753, section 7.2).
+/// The input of the key derivation besides the shared secret: ECC-CMS-SharedInfo (RFC 5753, section 7.2).
 pub(crate) fn shared_info(ukm: Option<&[u8]>) -> Result<Vec<u8>> {
     let mut out = Vec::with_capacity(128);
     out.extend_from_slice(algorithm::AES_256_WRAP);
@@ -52,7 +52,7 @@ pub(crate) fn shared_info(ukm: Option<&[u8]>) -> Result<Vec<u8>> {
     field(Tag::Sequence, &[&out])
 }
 
-/// An AuthEnvelopedData for these recipients. `encrypt` fills the room for the ciphertext, of `length` bytes, and gives the tag.
+/// An AuthEnvelopedData for these recipients. `encrypt` writes the ciphertext, of `length` bytes, and returns the tag.
 pub(crate) fn enveloped<E: From<der::Error>>(
     mut recipients: Vec<Vec<u8>>,
     nonce: &[u8; NONCE],
@@ -87,7 +87,7 @@ pub(crate) fn enveloped<E: From<der::Error>>(
     Ok(out)
 }
 
-/// The content of the signed attributes, in the order of DER.
+/// The content of the signed attributes, in DER order.
 pub(crate) fn signed_attributes_for(encrypted: bool, digest: &[u8; 32], header: &[u8]) -> Result<Vec<u8>> {
     let attribute = |name: &ObjectIdentifier, value: &[u8]| -> Result<Vec<u8>> {
         let mut out = name.to_der()?;

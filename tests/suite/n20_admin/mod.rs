@@ -1,4 +1,4 @@
-//! n20: the Control Tower, by HTTP as an attacker speaks it, in a real browser, and as the program.
+//! n20: the Control Tower, over HTTP as an attacker uses it, in a real browser, and as a program.
 
 mod browser;
 mod http;
@@ -19,7 +19,7 @@ use tokio::task::AbortHandle;
 use crate::harness::system::System;
 use crate::harness::web;
 
-/// A Control Tower over a broker in memory.
+/// A Control Tower with an in-memory broker.
 struct Site {
     system: System,
     mapper: Mapper,
@@ -35,18 +35,18 @@ impl Drop for Site {
     }
 }
 
-/// A clock that a test moves.
+/// A clock that the test controls.
 #[derive(Debug)]
-struct Moved(Arc<ManualClock>);
+struct SharedClock(Arc<ManualClock>);
 
-impl Clock for Moved {
+impl Clock for SharedClock {
     fn now(&self) -> Timestamp {
         self.0.now()
     }
 }
 
 impl Site {
-    /// One from which requests may be sent, for those who are invited.
+    /// A tower with invitations that allows requests.
     async fn new() -> Self {
         Self::with(System::secure(), None, true).await
     }
@@ -56,12 +56,12 @@ impl Site {
         let mapper = system.mapper("tower").on_agent(history.hook()).start().await.unwrap();
         let invitations = Invitations::default();
         let access = match password {
-            Some(password) => Access::Password(PasswordHash::of(password).unwrap()),
+            Some(password) => Access::Password(PasswordHash::new(password).unwrap()),
             None => Access::Invited(invitations.clone()),
         };
         let clock = Arc::new(ManualClock::new(SystemClock.now()));
         let tower = ControlTower::new(mapper.clone(), history, access);
-        let tower = tower.clock(Moved(clock.clone())).allow_requests(allow_requests);
+        let tower = tower.clock(SharedClock(clock.clone())).allow_requests(allow_requests);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let serving = tokio::spawn(tower.serve(listener, std::future::pending())).abort_handle();
@@ -80,7 +80,7 @@ impl Site {
         web::post(self.port, path, headers, form)
     }
 
-    /// Logs in by an invitation; the header line that says so from then on.
+    /// Logs in with an invitation. Returns the header line with the session cookie.
     fn logged_in(&self) -> String {
         let answer = self.get(&self.invitations.issue().unwrap(), "");
         assert_eq!((answer.status, answer.header("location")), (303, "/"), "{answer:?}");
@@ -88,7 +88,7 @@ impl Site {
     }
 }
 
-/// Texts that would be markup, would end an attribute or a raw element, or would reorder what stands beside them.
+/// Texts that try to be markup, to end an attribute or a raw element, or to reorder the text around them.
 const HOSTILE: [&str; 5] = [
     "<script>window.ran = 1</script>",
     "\"><img src=x onerror='window.ran = 1'>",
@@ -97,7 +97,7 @@ const HOSTILE: [&str; 5] = [
     "a\u{202e}b &lt;b&gt; {{ 7 * 7 }} %3Cb%3E",
 ];
 
-/// What agents do in these tests. `ran` counts how often anything did.
+/// The actor of the agents in these tests. `ran` counts the calls of `echo`.
 fn work(ran: &Arc<AtomicUsize>) -> impl Actor + use<> {
     let count = ran.clone();
     let echo = move |value: Payload| {

@@ -1,4 +1,4 @@
-//! The program: `nanite admin` beside agents and a real broker, in processes of their own.
+//! Tests of the program: `nanite admin` with agents and a real broker, each in its own process.
 
 use std::net::TcpListener;
 
@@ -8,14 +8,14 @@ use crate::harness::program::Running;
 use crate::harness::site::{Site, ready};
 use crate::harness::web;
 
-/// The port that a tower says it listens at.
+/// The port in the URL that the program prints.
 fn port(tower: &Running) -> u16 {
     let (_, err) = tower.said();
     let (_, rest) = err.split_once("http://127.0.0.1:").unwrap();
     rest.chars().take_while(char::is_ascii_digit).collect::<String>().parse().unwrap()
 }
 
-/// Asks until the page shows this.
+/// Loads the page until it contains `text`.
 fn wait_for(port: u16, path: &str, cookie: &str, text: &str) -> web::Answer {
     let mut last = None;
     for _ in 0..3000 {
@@ -30,7 +30,7 @@ fn wait_for(port: u16, path: &str, cookie: &str, text: &str) -> web::Answer {
 }
 
 #[test]
-fn n20_the_program_serves_the_agents_of_a_real_broker() {
+fn n20_program_shows_agents_of_real_broker() {
     let site = Site::new(&["agent fred", "mapper tower"]);
     site.program("simple/shout", "tr a-z A-Z");
     let _agent = site.agent("fred", &["--tag", "big"]);
@@ -38,16 +38,16 @@ fn n20_the_program_serves_the_agents_of_a_real_broker() {
     tower.wait_for("lets one browser in, once");
     let port = port(&tower);
     let (out, err) = tower.said();
-    assert_eq!(out, "", "data is none of it");
+    assert_eq!(out, "", "stdout is for data only");
     let link = err.split_whitespace().find_map(|word| word.strip_prefix(&format!("http://127.0.0.1:{port}"))).unwrap();
     let entered = web::get(port, link, "");
     assert_eq!(entered.status, 303);
     let cookie = format!("Cookie: {}\r\n", entered.cookie("nanite-").unwrap());
-    assert_eq!(web::get(port, link, "").status, 403, "once");
+    assert_eq!(web::get(port, link, "").status, 403, "a link works once");
 
     wait_for(port, "/", &cookie, "fred");
     let agent = web::get(port, "/agents/fred", &cookie);
-    for part in ["nanite-fred", "its signature", "/simple/shout", "big"] {
+    for part in ["nanite-fred", "verified", "/simple/shout", "big"] {
         assert!(agent.body.contains(part), "no {part} in {}", agent.body);
     }
     let form = web::get(port, "/request", &cookie);
@@ -59,19 +59,23 @@ fn n20_the_program_serves_the_agents_of_a_real_broker() {
     tower.signal(Signal::SIGTERM);
     let ended = tower.wait();
     assert_eq!(ended.code(), 0, "{ended:?}");
-    assert_eq!(ended.err.matches("token=").count(), 1, "no other link goes into a file: {}", ended.err);
+    assert_eq!(
+        ended.err.matches("token=").count(),
+        1,
+        "no second link is printed: stderr is not a terminal: {}",
+        ended.err
+    );
 }
 
 #[test]
-fn n20_the_program_takes_a_password_by_its_hash() {
+fn n20_program_accepts_password_hash_file() {
     let site = Site::new(&["mapper tower"]);
     let hash = site.fed(&["admin", "hash-password"], b"correct horse\n");
     assert_eq!((hash.code(), hash.err.as_str()), (0, ""), "{hash:?}");
     assert!(hash.out.starts_with("$scrypt$ln=15,r=8,p=3$") && !hash.out.contains("horse"), "{hash:?}");
     site.write("tower.hash", &hash.out, 0o600);
     site.write("nanite.toml", "[admin]\nlisten = \"127.0.0.1:0\"\npassword-hash-file = \"tower.hash\"\n", 0o600);
-    let tower = ready(&mut site.nanite(["admin", "--token", "tower"]));
-    let mut tower = tower;
+    let mut tower = ready(&mut site.nanite(["admin", "--token", "tower"]));
     tower.wait_for("log in with the password");
     let port = port(&tower);
     let page = web::get(port, "/login", "");
@@ -83,7 +87,7 @@ fn n20_the_program_takes_a_password_by_its_hash() {
 }
 
 #[test]
-fn n20_what_cannot_be_served_is_said_with_its_remedy() {
+fn n20_program_reports_startup_errors_with_remedy() {
     let site = Site::new(&["mapper tower"]);
     let refused = |arguments: &[&str], code: i32, parts: &[&str]| {
         let all: Vec<&str> = ["admin", "--token", "tower"].iter().chain(arguments).copied().collect();
@@ -91,19 +95,23 @@ fn n20_what_cannot_be_served_is_said_with_its_remedy() {
         assert_eq!(ended.code(), code, "{ended:?}");
         parts.iter().for_each(|part| assert!(ended.err.contains(part), "no {part:?} in {}", ended.err));
     };
-    refused(&["--listen", "0.0.0.0:0"], 2, &["can be reached from other machines", "--public-url https://NAME"]);
+    refused(&["--listen", "0.0.0.0:0"], 2, &["is reachable from other machines", "--public-url https://NAME"]);
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     refused(&["--listen", &address], 1, &["cannot listen at", "--listen 127.0.0.1:PORT"]);
-    refused(&["--public-url", "tower"], 2, &["the URL of the pages is"]);
+    refused(&["--public-url", "tower"], 2, &["a public URL is"]);
     refused(&["--password-hash-file", "none"], 2, &["cannot be read"]);
     site.write("plain", "correct horse\n", 0o600);
-    refused(&["--password-hash-file", "plain"], 2, &["a password hash is $scrypt$", "nanite admin hash-password"]);
+    refused(
+        &["--password-hash-file", "plain"],
+        2,
+        &["a password hash has the form $scrypt$", "nanite admin hash-password"],
+    );
     site.write("open", "x\n", 0o644);
     refused(&["--password-hash-file", "open"], 2, &["mode 0644", "chmod 600"]);
     let short = site.fed(&["admin", "hash-password"], b"short\n");
     assert_eq!((short.code(), short.out.as_str()), (2, ""), "{short:?}");
-    assert!(short.err.contains("a password has 8 to 1024 bytes"), "{short:?}");
+    assert!(short.err.contains("a password must have 8 to 1024 bytes"), "{short:?}");
     let both = site.run(&["admin", "--token", "tower", "hash-password"]);
     assert_eq!(both.code(), 2, "{both:?}");
 }
