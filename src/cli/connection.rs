@@ -163,56 +163,51 @@ fn resolve<'a>(layers: [Layer<'a>; 3]) -> (Option<&'a str>, Option<Password<'a>>
 mod tests {
     use super::*;
 
-    fn config(environment: (Option<&str>, Option<&str>), file: (Option<&str>, Option<&Path>)) -> Config {
-        let secret = |text: &str| Zeroizing::new(text.to_owned());
+    /// The URL and the password, of a URL and a password (or its file) in each layer; an empty text is not given.
+    fn server(given: [&str; 2], environment: [&str; 2], file: [&str; 2]) -> (String, String) {
+        let text = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
+        let secret = |secret| text(secret).map(Zeroizing::new);
+        let [broker, broker_password_file] = given.map(text);
+        let broker_password_file = broker_password_file.map(PathBuf::from);
+        let args = BrokerArgs { broker, broker_password_file, ..BrokerArgs::default() };
         let mut config = Config::default();
-        config.environment.broker = environment.0.map(secret);
-        config.environment.broker_password = environment.1.map(secret);
-        config.file.broker = file.0.map(secret);
-        config.file.broker_password_file = file.1.map(Path::to_owned);
-        config
-    }
-
-    /// The URL and the password; of a password file, its path.
-    fn server(broker: Option<&str>, password_file: Option<&Path>, config: &Config) -> (String, Option<String>) {
-        let args = BrokerArgs {
-            broker: broker.map(str::to_owned),
-            broker_password_file: password_file.map(Path::to_owned),
-            ..BrokerArgs::default()
-        };
-        let (url, password) = args.server(config);
+        [config.environment.broker, config.environment.broker_password] = environment.map(secret);
+        config.file.broker = secret(file[0]);
+        config.file.broker_password_file = text(file[1]).map(PathBuf::from);
+        let (url, password) = args.server(&config);
         let password = password.map(|password| match password {
             Password::Text(text) => text.to_string(),
             Password::File(path) => path.display().to_string(),
         });
-        (url.to_owned(), password)
+        (url.to_owned(), password.unwrap_or_default())
     }
 
     #[test]
     fn n16_the_broker_of_the_later_layer_wins() {
-        let all = config((Some("amqp://environment"), None), (Some("amqp://file"), None));
-        assert_eq!(server(Some("amqp://given"), None, &all).0, "amqp://given");
-        assert_eq!(server(None, None, &all).0, "amqp://environment");
-        assert_eq!(server(None, None, &config((None, None), (Some("amqp://file"), None))).0, "amqp://file");
-        assert_eq!(server(None, None, &Config::default()), ("amqp://localhost".into(), None));
+        let url = |given, environment, file| server([given, ""], [environment, ""], [file, ""]).0;
+        assert_eq!(url("amqp://given", "amqp://environment", "amqp://file"), "amqp://given");
+        assert_eq!(url("", "amqp://environment", "amqp://file"), "amqp://environment");
+        assert_eq!(url("", "", "amqp://file"), "amqp://file");
+        assert_eq!(server(["", ""], ["", ""], ["", ""]), ("amqp://localhost".into(), String::new()));
     }
 
     #[test]
     fn s14_a_password_goes_with_its_url_and_the_later_layer_wins() {
-        let (one, two) = (Path::new("one"), Path::new("two"));
-        let file = config((None, None), (Some("amqp://u:in-url@file"), None));
-        assert_eq!(server(None, None, &file).1, None, "the URL's own");
-        assert_eq!(server(Some("amqp://u@other"), None, &file), ("amqp://u@other".into(), None));
-        let file = config((None, None), (Some("amqp://u@file"), Some(one)));
-        assert_eq!(server(None, None, &file).1.as_deref(), Some("one"));
-        let environment = config((None, Some("from-env")), (Some("amqp://u@file"), Some(one)));
-        assert_eq!(server(None, None, &environment).1.as_deref(), Some("from-env"));
-        assert_eq!(server(None, Some(two), &environment).1.as_deref(), Some("two"));
-        assert_eq!(server(Some("amqp://u:in-url@given"), None, &environment).1, None, "the URL's own");
-        let environment = config((None, Some("from-env")), (Some("amqp://u:in-url@file"), None));
-        assert_eq!(server(None, None, &environment).1.as_deref(), Some("from-env"));
-        let environment = config((Some("amqp://u:in-url@env"), None), (None, Some(one)));
-        assert_eq!(server(None, None, &environment).1, None, "the URL's own");
+        for (given, environment, file, password) in [
+            // A password in the URL that is used excludes others.
+            (["", ""], ["", ""], ["amqp://u:in-url@file", ""], ""),
+            (["amqp://u:in-url@given", ""], ["", "from-env"], ["amqp://u@file", "one"], ""),
+            (["", ""], ["amqp://u:in-url@env", ""], ["", "one"], ""),
+            // It is for that URL only.
+            (["amqp://u@other", ""], ["", ""], ["amqp://u:in-url@file", ""], ""),
+            (["", ""], ["", "from-env"], ["amqp://u:in-url@file", ""], "from-env"),
+            // A separate password goes with any URL.
+            (["", ""], ["", ""], ["amqp://u@file", "one"], "one"),
+            (["", ""], ["", "from-env"], ["amqp://u@file", "one"], "from-env"),
+            (["", "two"], ["", "from-env"], ["amqp://u@file", "one"], "two"),
+        ] {
+            assert_eq!(server(given, environment, file).1, password, "{given:?} {environment:?} {file:?}");
+        }
     }
 
     #[test]

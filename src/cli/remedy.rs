@@ -101,7 +101,6 @@ pub(super) fn issue(error: &IssueError) -> CliError {
 pub(super) fn trust(error: &TrustError) -> &'static str {
     use TrustError as E;
     match error {
-        E::Expired(_) => "issue a new one with `nanite certs issue ... --force`",
         E::NotYetValid(_) | E::AuthorityNotYetValid => "check the clocks of this machine and of the CA's machine",
         E::UnknownIssuer => "its CA is not in ca.pem: issue it again with this CA, or add its CA to ca.pem",
         E::AuthorityExpired => "make a new CA, and issue all certificates again",

@@ -3,8 +3,12 @@
 //! It is `$XDG_STATE_HOME/nanite` (`~/.local/state/nanite`), accessible to its owner only. It holds nothing secret.
 
 use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
 
 use super::error::{CliError, Result};
 use crate::certs::files;
@@ -18,6 +22,11 @@ pub(super) fn directory() -> Option<PathBuf> {
     let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let state = absolute("XDG_STATE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/state")))?;
     Some(state.join("nanite"))
+}
+
+/// Opens a file, neither through a link nor waiting for the other end of a pipe.
+pub(super) fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    options.custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed()).open(path)
 }
 
 /// The generated name of this user's node of a role. It is saved: a new name at every start would leave a queue behind each time.

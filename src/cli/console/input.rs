@@ -6,7 +6,6 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
-use rustix::fs::OFlags;
 use rustyline::completion::Completer;
 use rustyline::error::ReadlineError;
 use rustyline::highlight::Highlighter;
@@ -18,6 +17,7 @@ use tokio::sync::oneshot;
 
 use crate::certs::files;
 use crate::cli::error::{CliError, Exit, Result};
+use crate::cli::state_dir;
 use crate::transport::MAX_BODY;
 
 const PROMPT: &str = "nanite> ";
@@ -209,7 +209,7 @@ impl History {
     fn load(&self) -> Vec<String> {
         let Some(path) = &self.0 else { return Vec::new() };
         let mut text = Vec::new();
-        let file = open(path, OpenOptions::new().read(true));
+        let file = state_dir::open(path, OpenOptions::new().read(true));
         match file.and_then(|file| file.take(MAX_HISTORY_BYTES).read_to_end(&mut text)) {
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Vec::new(),
@@ -237,7 +237,7 @@ impl History {
             return;
         }
         let saved = files::create_directory(path.parent().unwrap_or(path)).and_then(|()| {
-            let mut file = open(path, OpenOptions::new().append(true).create(true).mode(files::SECRET))?;
+            let mut file = state_dir::open(path, OpenOptions::new().append(true).create(true).mode(files::SECRET))?;
             file.write_all(format!("{line}\n").as_bytes())
         });
         log_failure(path, "add to", saved);
@@ -248,10 +248,6 @@ fn log_failure(path: &Path, action: &str, result: io::Result<()>) {
     if let Err(error) = result {
         tracing::warn!(path = %path.display(), %error, "failed to {action} the history");
     }
-}
-
-fn open(path: &Path, options: &mut OpenOptions) -> io::Result<std::fs::File> {
-    options.custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed()).open(path)
 }
 
 #[cfg(test)]

@@ -17,7 +17,6 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use rustix::fs::OFlags;
 use rustix::stdio::{dup2_stderr, dup2_stdout};
 
 use control::Control;
@@ -25,8 +24,8 @@ use pidfile::{PidFile, State};
 
 use super::config::Config;
 use super::error::{CliError, Exit, Result};
-use super::logging;
 use super::runtime::Global;
+use super::{logging, state_dir};
 use crate::certs::files;
 use crate::packet::{Identity, Role};
 
@@ -172,8 +171,7 @@ fn open_log(global: &Global, dir: &Path, identity: &Identity) -> Result<File> {
     let path = dir.join(format!("{identity}.log"));
     let open = || {
         files::create_directory(dir)?;
-        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
-        let file = OpenOptions::new().append(true).create(true).mode(files::SECRET).custom_flags(flags).open(&path)?;
+        let file = state_dir::open(&path, OpenOptions::new().append(true).create(true).mode(files::SECRET))?;
         if !file.metadata()?.is_file() {
             return Err(io::Error::other("not a regular file"));
         }

@@ -12,7 +12,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::OFlags;
 use rustix::process::{Pid, PidfdFlags, Signal, geteuid, pidfd_open, pidfd_send_signal};
 
 use crate::certs::files;
@@ -125,7 +124,8 @@ impl PidFile {
         let mut retries = MAX_RETRIES;
         let file = loop {
             let mut options = OpenOptions::new();
-            let mut file = open(&path, options.write(true).create(true).truncate(false)).map_err(&failed)?;
+            options.read(true).write(true).create(true).truncate(false).mode(files::PUBLIC);
+            let mut file = state_dir::open(&path, &mut options).map_err(&failed)?;
             check(&file, &path)?;
             let locked = match file.try_lock() {
                 // Its last holder may have removed it after it was opened here.
@@ -183,7 +183,7 @@ fn already_running(dir: &Path, identity: &Identity, process: Option<Process>) ->
 pub(super) fn find(dir: &Path, identity: &Identity) -> Result<Running> {
     let path = path(dir, identity);
     for _ in 0..=MAX_RETRIES {
-        let mut file = match open(&path, &mut OpenOptions::new()) {
+        let mut file = match state_dir::open(&path, OpenOptions::new().read(true)) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Running::No),
             file => file.map_err(unusable(&path))?,
         };
@@ -231,12 +231,6 @@ impl ProcessHandle {
         let limit = Timespec::try_from(limit).map_err(io::Error::other)?;
         Ok(poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&limit))? > 0)
     }
-}
-
-/// Opens a pid file, neither through a link nor waiting for the other end of a pipe.
-fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
-    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
-    options.read(true).mode(0o644).custom_flags(flags).open(path)
 }
 
 /// Refuses the files of other users: the file decides which process gets a signal.
