@@ -199,7 +199,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn u02_all_is_everybody_and_an_agent_of_that_name_has_a_longer_one() {
+    fn u02_ping_target_all_means_every_agent() {
         let agent = |name| Ok(PingTarget::Agent(Identity::agent(name).unwrap()));
         for (text, target) in [("all", Ok(PingTarget::All)), ("fred", agent("fred")), ("nanite-all", agent("all"))] {
             assert_eq!(PingTarget::parse(text), target);

@@ -232,7 +232,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
-    fn durations_are_read_with_their_unit() {
+    fn duration_parses_number_and_unit() {
         for (text, seconds) in [("15s", 15), ("5m", 300), ("12h", 43_200), ("30d", 2_592_000), ("2w", 1_209_600)] {
             assert_eq!(duration(text), Ok(Duration::from_secs(seconds)), "{text}");
         }
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_duration_is_refused() {
+    fn duration_rejects_invalid_text() {
         for text in ["", "30", "d", "-1s", "1.5h", "1 s", "1S", "5 minutes", "é", "1é", "+5s", "1sm"] {
             assert!(duration(text).unwrap_err().contains("is not a duration"), "{text:?}");
         }
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn n16_a_size_has_a_unit_or_is_in_bytes() {
+    fn n16_size_parses_bytes_with_and_without_unit() {
         for (text, bytes) in [("0", 0), ("17", 17), ("100MiB", 100 << 20), ("2GiB", 2 << 30)] {
             assert_eq!(size(text), Ok(bytes));
         }
@@ -262,13 +262,13 @@ mod tests {
     }
 
     #[test]
-    fn n19_sizes_are_shown_for_people() {
+    fn n19_sizes_are_displayed_with_unit() {
         let shown = [0, 1023, 1024, 104_857_600, 1 << 40].map(display_size);
         assert_eq!(shown, ["0 B", "1023 B", "1.0 KiB", "100.0 MiB", "1.0 TiB"]);
     }
 
     #[test]
-    fn u02_an_agent_is_named_by_name_or_identity() {
+    fn u02_agent_argument_accepts_name_or_identity() {
         for (text, identity) in
             [("fred", "nanite-fred"), ("nanite-fred", "nanite-fred"), ("mapper-x", "nanite-mapper-x")]
         {
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn u02_a_payload_is_json_where_it_parses_and_a_broken_one_is_told() {
+    fn u02_payload_is_json_or_text_and_broken_json_is_reported() {
         for text in [r#"{"a":1}"#, "hello", "-5x"] {
             assert_eq!(broken_json(text), None);
         }
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn s14_a_password_file_is_for_its_owner_only() {
+    fn s14_password_file_must_be_private() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a");
         let refused = |text: &[u8], mode| {
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn s14_passwords_in_urls_are_seen() {
+    fn s14_detects_password_in_url() {
         for url in ["amqp://u:p@h", "amqp://u:p/@h", "amqp://:p@h", "amqp://u:p@x@h", "u:p@h"] {
             assert!(password_of(url).is_some(), "{url}");
         }

@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn n16_every_option_of_the_file_is_read() {
+    fn n16_file_accepts_every_option() {
         let text = r#"
             token = "fred"
             certs = "certs"
@@ -405,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn n16_unknown_keys_and_bad_values_are_errors_with_their_line() {
+    fn n16_invalid_file_error_names_line() {
         for (text, error) in [
             ("certs = \"a\"\ntokn = \"b\"", "nanite.toml:2: unknown field `tokn`"),
             ("[agent]\nagent-timeout = \"1s\"", "nanite.toml:2: unknown field"),
@@ -423,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn s14_no_error_of_the_file_repeats_a_password() {
+    fn s14_file_errors_do_not_contain_passwords() {
         for text in [
             "[agent]\nconcurrency = \"amqp://user:secret@host\"",
             "broker = \"amqp://user:secret@host\" trailing",
@@ -436,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn n16_later_layers_win_and_empty_variables_say_nothing() {
+    fn n16_command_line_overrides_environment_overrides_file() {
         let file = parse("token = \"file\"\ncerts = \"file\"\n[agent]\ntoken = \"section\"", Path::new("x")).unwrap();
         let environment = |value: &'static str| Environment::read(move |_| Some(value.into())).unwrap();
         let mut config = Config { file, environment: environment("") };
@@ -466,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn n16_paths_in_the_file_are_relative_to_it() {
+    fn n16_file_paths_are_relative_to_file() {
         let (dir, path) = file("certs = \"certs\"\n[agent]\nactors-dir = \"/actors\"", 0o644);
         let file = read(&path, true).unwrap();
         assert_eq!(file.certs, Some(dir.path().join("certs")));
@@ -474,7 +474,7 @@ mod tests {
     }
 
     #[test]
-    fn s14_a_file_with_a_password_is_for_its_owner_only() {
+    fn s14_file_with_password_must_be_private() {
         let (_dir, path) = file("broker = \"amqp://user:secret@host\"", 0o640);
         let error = read(&path, true).err().unwrap();
         assert!(error.message().contains("mode 0640") && error.remedy().unwrap().contains("chmod 600"), "{error:?}");
@@ -486,7 +486,7 @@ mod tests {
     }
 
     #[test]
-    fn n16_a_file_that_everybody_can_write_is_used_only_when_named() {
+    fn n16_world_writable_file_must_be_named() {
         let (dir, path) = file("", 0o666);
         assert!(read(&path, false).is_err());
         assert!(read(&path, true).is_ok());

@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn n16_the_broker_of_the_later_layer_wins() {
+    fn n16_broker_url_precedence() {
         let url = |given, environment, file| server([given, ""], [environment, ""], [file, ""]).0;
         assert_eq!(url("amqp://given", "amqp://environment", "amqp://file"), "amqp://given");
         assert_eq!(url("", "amqp://environment", "amqp://file"), "amqp://environment");
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn s14_a_password_goes_with_its_url_and_the_later_layer_wins() {
+    fn s14_broker_password_precedence() {
         for (given, environment, file, password) in [
             // A password in the URL that is used excludes others.
             (["", ""], ["", ""], ["amqp://u:in-url@file", ""], ""),
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn s14_what_is_given_for_tls_is_complete_and_used_or_refused() {
+    fn s14_tls_options_must_be_complete_and_match_the_url() {
         let tls = |url: &str, files: [Option<&str>; 3], config: &Config| {
             let [broker_ca, broker_cert, broker_key] = files.map(|file| file.map(PathBuf::from));
             let args = BrokerArgs { broker_ca, broker_cert, broker_key, ..BrokerArgs::default() };

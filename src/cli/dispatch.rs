@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn u02_nobody_offers_it_has_a_message_for_each_reason() {
+    async fn u02_not_offered_error_names_reason() {
         let broker = MemoryBroker::new();
         let limit = Duration::from_secs(3);
         let refused = async |fleet: &mut Fleet, line: &[&str]| {
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn u02_what_was_asked_reaches_who_was_meant() {
+    async fn u02_request_options_select_targets() {
         let broker = MemoryBroker::new();
         let _agents = (start_agent(&broker, "a", "x", &["t"]).await, start_agent(&broker, "b", "x", &[]).await);
         let mut fleet = fleet(&broker).await;

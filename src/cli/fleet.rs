@@ -231,7 +231,7 @@ pub(super) mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn u02_the_choice_is_among_all_that_are_there() {
+    async fn u02_discovery_finds_all_running_agents() {
         let broker = MemoryBroker::new();
         let _agents = (agent(&broker, "a", "x", &[]).await, agent(&broker, "b", "x", &[]).await);
         let mut fleet = fleet(&broker).await;
@@ -241,7 +241,7 @@ pub(super) mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn u02_one_that_comes_late_is_waited_for_up_to_the_limit() {
+    async fn u02_discovery_waits_for_late_agents_up_to_limit() {
         let broker = MemoryBroker::new();
         let _early = agent(&broker, "early", "x", &[]).await;
         let mut fleet = fleet(&broker).await;
@@ -258,7 +258,7 @@ pub(super) mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn u02_a_target_is_asked_as_soon_as_it_is_there_and_missed_at_the_limit() {
+    async fn u02_target_is_found_at_once_or_missing_at_limit() {
         let broker = MemoryBroker::new();
         let _a = agent(&broker, "a", "x", &[]).await;
         let mut fleet = fleet(&broker).await;

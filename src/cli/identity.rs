@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn n16_the_only_key_of_a_role_says_who_a_node_is() {
+    fn n16_identity_defaults_to_only_key_in_directory() {
         let (_dir, one) = directory(&["ca-key.pem", "agent-fred-key.pem", "mapper-m1-key.pem", "agent-bob.pem"]);
         assert_eq!(only_identity(&one, Role::Agent).unwrap(), Identity::agent("fred").unwrap());
         assert_eq!(only_identity(&one, Role::Mapper).unwrap(), Identity::mapper("m1").unwrap());
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn n16_what_cannot_be_a_name_is_refused() {
+    fn n16_rejects_invalid_node_name() {
         let error = named(Role::Agent, "a b").unwrap_err();
         assert!(error.message().starts_with("'a b' cannot be the name of an agent: "), "{error:?}");
         assert!(named(Role::Mapper, "").unwrap_err().message().contains("of a mapper"));

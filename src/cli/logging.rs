@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn n16_the_later_layer_says_what_is_logged() {
+    fn n16_log_filter_precedence() {
         assert_eq!(filter((0, false, None), None, None), "warn,lapin=off,nanite=warn");
         assert_eq!(filter((0, false, None), None, Some("file")), "file");
         assert_eq!(filter((0, false, None), Some("environment"), Some("file")), "environment");

@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn n04_only_what_is_new_is_said() {
+    fn n04_mapper_logs_only_changed_registrations() {
         let log = RegistrationLog::default();
         let change = |event: &AgentEvent| log.change(event).map(|(_, change)| change);
         assert_eq!(change(&registered(&["/a/b"])).as_deref(), Some("registered: 1 service, tags big"));

@@ -169,7 +169,7 @@ mod tests {
     use clap::CommandFactory;
 
     #[test]
-    fn u02_the_description_of_the_arguments_is_sound() {
+    fn u02_clap_definition_is_valid() {
         Cli::command().debug_assert();
     }
 }

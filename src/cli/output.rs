@@ -196,7 +196,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn u02_columns_in_a_pipe_are_plain() {
+    fn u02_piped_tables_are_plain_columns() {
         let rows = [["nanite-fred".into(), "/a/b\n/c/d".into()], ["nanite-bo".into(), "/x\x1b[2J".into()]];
         assert_eq!(
             plain_table(["AGENT", "SERVICES"], &rows),
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn u02_nothing_from_a_stranger_steers_the_terminal() {
+    fn u02_control_characters_are_escaped() {
         for (text, lines, shown) in [
             ("plain, ünïcode", false, "plain, ünïcode"),
             ("\x1b[2Jhi\x07", true, "\\u{1b}[2Jhi\\u{7}"),
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn u02_json_says_the_same_without_steering() {
+    fn u02_json_escapes_control_characters() {
         let value = serde_json::json!({"a\u{202e}": "\u{9b}31m\u{7f}\x1b ünï"});
         let text = serde_json::to_string_pretty(&value).unwrap();
         let shown = escaped_json(&text);
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn s14_passwords_in_urls_are_not_repeated() {
+    fn s14_redacts_passwords_in_urls() {
         for (text, shown) in [
             ("amqp://u:secret@h:1/v", "amqp://u:***@h:1/v"),
             ("invalid `amqp://u:secret@h`, expected", "invalid `amqp://u:***@h`, expected"),
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_agree_with_their_word() {
+    fn counted_uses_singular_and_plural() {
         assert_eq!((counted(0, "agent"), counted(1, "agent")), ("0 agents".into(), "1 agent".into()));
     }
 }

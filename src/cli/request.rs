@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn u02_each_kind_of_failure_has_its_exit_code() {
+    fn u02_exit_code_of_failures() {
         use FailureCode as F;
         let ok = || Ok(json!(1));
         for (outcomes, expected) in [
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn u02_it_is_said_how_many_answered_and_how_many_are_missing() {
+    fn u02_tally_counts_answered_failed_and_missing() {
         use FailureCode as F;
         let all = answers(&[("a", Ok(json!(1))), ("b", Err(F::Failed)), ("c", Err(F::Lost)), ("d", Err(F::TimedOut))]);
         assert_eq!(Tally::of(&all).to_string(), "1 answered, 1 failed, 2 missing");
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn u02_one_answer_is_bare_and_several_have_names() {
+    fn u02_single_answer_is_bare_and_several_name_their_agent() {
         assert_eq!(values(&answers(&[("a", Ok(json!("text")))]), false), ["text"]);
         assert_eq!(values(&answers(&[("a", Ok(json!({"k": [1]})))]), false), [r#"{"k":[1]}"#]);
         let two = answers(&[("a", Ok(json!("text"))), ("b", Ok(json!(null)))]);
@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn u02_no_answer_can_pass_for_anothers_or_steer_the_terminal() {
+    fn u02_answers_cannot_forge_lines_or_control_terminal() {
         let forged = answers(&[("a", Ok(json!("x\nnanite-b: y"))), ("c", Ok(json!(1)))]);
         assert_eq!(values(&forged, false), [r#"nanite-a: "x\nnanite-b: y""#, "nanite-c: 1"]);
         let steering = answers(&[("a", Ok(json!("\u{1b}[2J\u{9b}1m")))]);

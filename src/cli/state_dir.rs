@@ -112,7 +112,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
-    fn n16_a_name_is_made_once_and_kept() {
+    fn n16_generated_name_is_saved() {
         let dir = tempfile::tempdir().unwrap();
         let directory = dir.path().join("deep/nanite");
         let agent = generated_name_in(&directory, Role::Agent).unwrap();
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn n05_whose_turn_it_was_is_kept_within_bounds() {
+    fn n05_round_robin_state_is_saved_and_bounded() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("nanite/turns.json");
         let state = || RoundRobinState::at(Some(path.clone()));

@@ -8,7 +8,7 @@ use crate::harness::program::run;
 use crate::harness::site::{Site, ready};
 
 #[test]
-fn n16_everything_a_node_needs_can_stand_in_the_file() {
+fn n16_node_runs_from_file_options() {
     let site = Site::new(&["agent fred", "agent bob", "mapper ctl"]);
     site.program("simple/echo", "cat");
     site.program("other/echo", "cat");
@@ -49,7 +49,7 @@ fn n16_everything_a_node_needs_can_stand_in_the_file() {
 }
 
 #[test]
-fn n16_a_file_with_a_mistake_stops_the_program() {
+fn n16_invalid_file_is_an_error() {
     let site = Site::new(&["mapper ctl"]);
     let refused = |text: &str, mode: u32, parts: &[&str]| {
         site.write("nanite.toml", text, mode);
@@ -77,7 +77,7 @@ fn n16_a_file_with_a_mistake_stops_the_program() {
 }
 
 #[test]
-fn n16_the_only_key_says_who_a_node_is_and_several_are_listed() {
+fn n16_token_defaults_to_only_key_and_lists_several() {
     let site = Site::new(&["agent fred", "agent bob", "mapper ctl"]);
     let several = site.run(&["agent"]);
     assert_eq!(several.code(), 2);
@@ -97,7 +97,7 @@ fn n16_the_only_key_says_who_a_node_is_and_several_are_listed() {
 }
 
 #[test]
-fn n16_a_name_that_nobody_gave_is_made_once_and_kept() {
+fn n16_plaintext_node_gets_saved_generated_name() {
     let site = Site::new(&[]);
     let plain = |command: &'static str| {
         let mut plain = site.bare([command, "--insecure-plaintext"]);
@@ -123,7 +123,7 @@ fn n16_a_name_that_nobody_gave_is_made_once_and_kept() {
 }
 
 #[test]
-fn s14_the_password_comes_from_environment_or_file_and_is_warned_of_in_arguments() {
+fn s14_broker_password_sources_and_warning() {
     let site = Site::new(&["mapper ctl"]);
     let user = site.broker.add_user("hidden-right");
     site.broker.permit(&user, ".*", ".*", ".*");

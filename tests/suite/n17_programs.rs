@@ -155,7 +155,7 @@ async fn gone(pid: u32) {
 }
 
 #[tokio::test]
-async fn n17_results_are_json_where_they_parse_else_text() {
+async fn n17_result_is_json_or_text() {
     let programs = Programs::new(&[
         ("sh/json", "#!/bin/sh\nread -r n\necho \"{\\\"twice\\\": [$n, $n]}\"\n"),
         ("sh/text", "#!/bin/sh\nprintf 'two\\nlines\\n'\n"),
@@ -178,7 +178,7 @@ async fn n17_results_are_json_where_they_parse_else_text() {
 }
 
 #[tokio::test]
-async fn n17_intermediate_results_come_in_order_before_the_result() {
+async fn n17_intermediate_results_arrive_in_order_before_result() {
     let programs = Programs::new(&[(
         "count/to",
         "#!/usr/bin/env python3\nimport json, os, sys\nparts = os.fdopen(3, 'w')\n\
@@ -206,7 +206,7 @@ async fn n17_intermediate_results_come_in_order_before_the_result() {
 }
 
 #[tokio::test]
-async fn n17_an_exit_code_is_a_failure_with_the_end_of_standard_error() {
+async fn n17_nonzero_exit_fails_with_end_of_stderr() {
     let programs = Programs::new(&[
         ("bad/exit", "#!/bin/sh\necho result\necho 'no \x1b[31mdisk\x07' >&2\nexit 3\n"),
         ("bad/quiet", "#!/bin/sh\nexit 255\n"),
@@ -230,7 +230,7 @@ async fn n17_an_exit_code_is_a_failure_with_the_end_of_standard_error() {
 }
 
 #[tokio::test]
-async fn n17_a_program_that_cannot_be_run_is_a_failure() {
+async fn n17_program_that_cannot_start_fails() {
     let programs = Programs::new(&[
         ("bad/interpreter", "#!/no/such/interpreter\n"),
         ("bad/binary", "\x7fELF that is none"),
@@ -263,7 +263,7 @@ async fn n17_a_program_that_cannot_be_run_is_a_failure() {
 }
 
 #[tokio::test]
-async fn n17_a_program_that_floods_is_ended() {
+async fn n17_program_with_excessive_output_is_killed() {
     let programs = Programs::new(&[
         ("flood/stdout", "#!/bin/sh\necho \"{\\\"value\\\":$$}\" >&3\nexec yes\n"),
         ("flood/line", "#!/bin/sh\necho \"{\\\"value\\\":$$}\" >&3\nexec yes | tr -d '\\n' >&3\n"),
@@ -304,7 +304,7 @@ wait
 ";
 
 #[tokio::test]
-async fn n17_the_deadline_ends_a_hanging_program_and_all_its_descendants() {
+async fn n17_deadline_kills_program_and_descendants() {
     let programs = Programs::new(&[("hang/family", FAMILY)]);
     let rig = Rig::with(&programs).await;
     let mut events = rig.events("/hang/family", (), Duration::from_secs(5)).await;
@@ -317,7 +317,7 @@ async fn n17_the_deadline_ends_a_hanging_program_and_all_its_descendants() {
 }
 
 #[tokio::test]
-async fn n17_the_longest_run_time_ends_a_program_that_nobody_waits_for() {
+async fn n17_max_run_time_kills_pushed_program() {
     let programs = Programs::new(&[
         ("hang/family", FAMILY),
         ("hang/push", "#!/bin/sh\necho $$ > .pid.new\nmv .pid.new .pid\nsleep 1000\n"),
@@ -345,7 +345,7 @@ async fn n17_the_longest_run_time_ends_a_program_that_nobody_waits_for() {
 }
 
 #[tokio::test]
-async fn n17_an_agent_that_stops_leaves_no_program_behind() {
+async fn n17_stopping_agent_kills_programs() {
     let programs = Programs::new(&[("hang/family", FAMILY)]);
     let rig = Rig::with(&programs).await;
     let mut events = rig.events("/hang/family", (), PATIENCE).await;
@@ -357,7 +357,7 @@ async fn n17_an_agent_that_stops_leaves_no_program_behind() {
 }
 
 #[tokio::test]
-async fn n17_what_a_program_leaves_behind_ends_with_it() {
+async fn n17_background_processes_end_with_program() {
     let programs = Programs::new(&[
         ("left/child", "#!/bin/sh\nsleep 1000 &\necho $!\n"),
         // It leaves the group and keeps the pipes: the answer does not wait for it.
@@ -370,7 +370,7 @@ async fn n17_what_a_program_leaves_behind_ends_with_it() {
 }
 
 #[tokio::test]
-async fn n17_a_program_need_not_read_its_input() {
+async fn n17_program_may_ignore_stdin() {
     let programs = Programs::new(&[
         ("deaf/closes", "#!/bin/sh\nexec <&-\necho closed\n"),
         ("deaf/ignores", "#!/bin/sh\necho ignored\n"),
@@ -387,7 +387,7 @@ async fn n17_a_program_need_not_read_its_input() {
 }
 
 #[tokio::test]
-async fn n17_nothing_but_what_is_promised_is_inherited() {
+async fn n17_program_environment_and_descriptors_are_restricted() {
     let programs = Programs::new(&[
         ("see/environment", "#!/bin/sh\ntr '\\0' '\\n' < /proc/$$/environ\n"),
         ("see/arguments", "#!/bin/sh\necho \"$#\"\n"),
@@ -446,7 +446,7 @@ async fn n17_nothing_but_what_is_promised_is_inherited() {
 }
 
 #[tokio::test]
-async fn n17_changes_of_the_directory_are_advertised() {
+async fn n17_directory_changes_are_advertised() {
     let programs = Programs::new(&[("a/one", "#!/bin/sh\necho 1\n")]);
     let rig = Rig::with(&programs).await;
     rig.offers(&["/a/one"]).await;
@@ -473,7 +473,7 @@ async fn n17_changes_of_the_directory_are_advertised() {
 }
 
 #[tokio::test]
-async fn n17_only_picked_prefixes_and_what_nobody_else_can_write_is_offered() {
+async fn n17_offers_selected_prefixes_and_safe_files_only() {
     let programs = Programs::new(&[
         ("a/good", "#!/bin/sh\necho good\n"),
         ("a/group", "#!/bin/sh\ntouch ran\n"),
@@ -509,7 +509,7 @@ async fn n17_only_picked_prefixes_and_what_nobody_else_can_write_is_offered() {
 }
 
 #[tokio::test]
-async fn n17_the_examples_run() {
+async fn n17_example_programs_run() {
     let programs = Programs::new(&[]);
     for name in ["disk/usage", "text/upper", "count/to"] {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/actors").join(name);

@@ -103,7 +103,7 @@ fn begin_slow_job(site: &Site) -> Running {
 }
 
 #[test]
-fn n18_an_agent_in_the_background_is_ready_when_the_command_ends_and_stops_when_told() {
+fn n18_background_agent_is_ready_logs_and_stops() {
     let site = Site::new(&["agent fred", "mapper ctl"]);
     slow_program(&site);
     let options = ["--actors-dir", "actors", "--log-dir", "log"];
@@ -146,7 +146,7 @@ fn n18_an_agent_in_the_background_is_ready_when_the_command_ends_and_stops_when_
 }
 
 #[test]
-fn n18_what_keeps_a_node_from_starting_is_said_by_the_command_that_starts_it() {
+fn n18_daemonize_reports_startup_errors() {
     let site = Site::new(&["agent fred"]);
     let refused = |name: &str, options: &[&str], code: i32, parts: &[&str]| {
         let ended = daemonize(&site, "agent", name, options);
@@ -173,7 +173,7 @@ fn n18_what_keeps_a_node_from_starting_is_said_by_the_command_that_starts_it() {
 }
 
 #[test]
-fn n18_a_stale_pid_file_is_recognised_and_nobody_else_is_signalled() {
+fn n18_stale_pid_file_signals_no_other_process() {
     let site = Site::new(&["agent fred", "agent bob", "mapper ctl"]);
     let killed = Daemon::start(&site, "agent", "fred", &[]);
     kill(killed.pid, Signal::SIGKILL).unwrap();
@@ -208,7 +208,7 @@ fn n18_a_stale_pid_file_is_recognised_and_nobody_else_is_signalled() {
 }
 
 #[test]
-fn n18_the_second_signal_ends_a_node_at_once() {
+fn n18_second_signal_stops_at_once() {
     let site = Site::new(&["agent fred", "mapper ctl"]);
     slow_program(&site);
     let fred = Daemon::start(&site, "agent", "fred", &["--actors-dir", "actors", "--log-dir", "log"]);
@@ -225,7 +225,7 @@ fn n18_the_second_signal_ends_a_node_at_once() {
 }
 
 #[test]
-fn n18_a_mapper_is_no_different() {
+fn n18_background_mapper() {
     let site = Site::new(&["agent fred", "mapper ctl", "mapper m1"]);
     slow_program(&site);
     let _fred = site.agent("fred", &[]);
@@ -249,7 +249,7 @@ fn n18_a_mapper_is_no_different() {
 }
 
 #[test]
-fn n18_systemd_is_told_when_a_node_is_ready_and_when_it_stops() {
+fn n18_notifies_systemd_when_ready_and_stopping() {
     let site = Site::new(&["agent fred"]);
     let name = format!("nanite-{}", site.broker.vhost());
     let socket = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();

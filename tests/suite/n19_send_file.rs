@@ -59,7 +59,7 @@ fn names(directory: &Path) -> Vec<String> {
 }
 
 #[test]
-fn n19_a_hundred_mebibytes_reach_two_agents_in_constant_memory() {
+fn n19_sends_100_mib_to_two_agents_in_constant_memory() {
     let site = Site::new(&["agent a", "agent b", "agent c", "mapper ctl"]);
     let (mut a, b) = (taker(&site, "a", &[]), taker(&site, "b", &[]));
     let _without = site.start(&["agent", "--token", "c"]);
@@ -86,7 +86,7 @@ fn n19_a_hundred_mebibytes_reach_two_agents_in_constant_memory() {
 }
 
 #[test]
-fn n19_who_goes_away_meanwhile_is_missed_and_keeps_nothing() {
+fn n19_receiver_that_dies_is_lost_and_keeps_no_partial_file() {
     let site = Site::new(&["agent a", "agent b", "mapper ctl"]);
     let (_a, b) = (taker(&site, "a", &[]), taker(&site, "b", &[]));
     random_file(&site.path("big.bin"), 40);
@@ -126,7 +126,7 @@ fn n19_who_goes_away_meanwhile_is_missed_and_keeps_nothing() {
 }
 
 #[test]
-fn n19_what_cannot_be_sent_or_taken_is_said_with_its_exit_code() {
+fn n19_send_file_errors_and_exit_codes() {
     let site = Site::new(&["agent a", "mapper ctl"]);
     let a = taker(&site, "a", &["--files-max", "1KiB"]);
     fs::write(site.path("small"), "hello").unwrap();

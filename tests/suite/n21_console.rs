@@ -37,7 +37,7 @@ fn with_agent(name: &'static str, programs: &[(&str, &str)]) -> (Site, Running) 
 }
 
 #[test]
-fn n21_requests_are_typed_with_completion_and_history() {
+fn n21_console_has_completion_and_history() {
     let (site, _fred) = with_agent("fred", &[("simple/echo", "cat"), ("simple/fail", "echo broken >&2; exit 3")]);
     let mut first = console(&site);
     first.press("/simple/e\t");
@@ -92,7 +92,7 @@ fn n21_requests_are_typed_with_completion_and_history() {
 }
 
 #[test]
-fn n21_parts_are_shown_as_they_come_and_ctrl_c_ends_the_request_alone() {
+fn n21_console_shows_intermediate_results_and_ctrl_c_ends_request() {
     let (site, mut fred) = with_agent(
         "fred",
         &[("slow/count", r#"echo '{"key": "step", "value": 1}' >&3; exec sleep 600"#), ("simple/echo", "cat")],
@@ -112,7 +112,7 @@ fn n21_parts_are_shown_as_they_come_and_ctrl_c_ends_the_request_alone() {
 }
 
 #[test]
-fn n21_nothing_that_an_agent_says_steers_the_terminal() {
+fn n21_agent_output_cannot_control_terminal() {
     let evil = r"printf '\033]0;owned\007\033[2J\302\233 31m'";
     let part = r#"echo '{"key": "\u001b]0;owned\u0007", "value": "\u001b[2J"}' >&3; echo ok"#;
     let fail = r"printf '\033]0;owned\007' >&2; exit 1";
@@ -141,7 +141,7 @@ fn n21_nothing_that_an_agent_says_steers_the_terminal() {
 }
 
 #[test]
-fn n21_a_script_runs_to_its_end_and_its_first_failure_is_the_exit_code() {
+fn n21_script_exit_code_is_first_failure() {
     let (site, _fred) = with_agent("fred", &[("simple/echo", "cat")]);
     let good = b"# who is there\nagents --json\n\nrequest /simple/echo 'two words'\n/simple/echo [1]\n";
     let ended = site.fed(&["console"], good);

@@ -69,7 +69,7 @@ fn two_agents(site: &Site) -> (Running, Running) {
 }
 
 #[test]
-fn u02_from_certificates_to_answers() {
+fn u02_requests_with_targets_selectors_tags_and_payloads() {
     let site = Site::new(&["agent fred", "agent bob", "mapper ctl"]);
     let _agents = two_agents(&site);
 
@@ -109,7 +109,7 @@ fn u02_from_certificates_to_answers() {
 }
 
 #[test]
-fn u02_a_killed_agent_is_not_asked_again() {
+fn u02_killed_agent_gets_no_further_requests() {
     let site = Site::new(&["agent fred", "agent bob", "mapper ctl"]);
     let (fred, _bob) = two_agents(&site);
     fred.signal(Signal::SIGKILL);
@@ -121,7 +121,7 @@ fn u02_a_killed_agent_is_not_asked_again() {
 }
 
 #[test]
-fn u02_a_push_is_given_to_agents_and_done_by_them() {
+fn u02_push_is_delivered_and_executed() {
     let site = Site::new(&["agent fred", "agent bob", "mapper ctl"]);
     site.program("file/keep", "cat > \"$1kept.$$\"");
     let _agents = (site.agent("fred", &[]), site.agent("bob", &[]));
@@ -146,7 +146,7 @@ fn u02_a_push_is_given_to_agents_and_done_by_them() {
 }
 
 #[test]
-fn u02_agents_services_and_ping_say_who_is_there() {
+fn u02_agents_services_and_ping_list_running_agents() {
     let site = Site::new(&["agent fred", "agent bob", "mapper ctl"]);
     let _agents = two_agents(&site);
     let agents = site.json(&["agents", "--json", "--at-least", "2", "--look", "60s"]);
@@ -186,7 +186,7 @@ fn u02_agents_services_and_ping_say_who_is_there() {
 }
 
 #[test]
-fn u02_an_agent_without_programs_can_be_tried() {
+fn u02_agent_without_programs_offers_echo_and_info() {
     let site = Site::new(&["agent fred", "mapper ctl"]);
     let mut fred = site.start(&["agent"]);
     fred.wait_for("nanite-fred is ready: 2 services, broker amqp://guest@127.0.0.1:");
@@ -198,7 +198,7 @@ fn u02_an_agent_without_programs_can_be_tried() {
 }
 
 #[test]
-fn u02_nobody_offers_it_is_exit_code_3() {
+fn u02_not_offered_is_exit_code_3() {
     let site = Site::new(&["agent fred", "mapper ctl"]);
     site.program("simple/echo", "cat");
     let fred = site.agent("fred", &["--tag", "small"]);
@@ -221,7 +221,7 @@ fn u02_nobody_offers_it_is_exit_code_3() {
 }
 
 #[test]
-fn u02_no_answer_and_half_an_answer_are_exit_code_4_and_failures_are_told() {
+fn u02_timeout_and_partial_answers_are_exit_code_4() {
     let site = Site::new(&["agent fred", "agent bob", "mapper ctl"]);
     site.program("simple/hang", "sleep 1000");
     site.program("simple/fail", "echo it broke >&2; exit 3");
@@ -283,7 +283,7 @@ async fn u02_denied_is_exit_code_5() {
 }
 
 #[test]
-fn u02_certificates_and_keys_that_cannot_be_used_are_exit_code_6_with_a_remedy() {
+fn u02_unusable_certificates_are_exit_code_6_with_remedy() {
     let site = Site::new(&["agent fred", "mapper ctl"]);
     let asked = |command: &str| site.run(&[command, "/simple/echo", "--look", "1s"]);
     let expect = |parts: &[&str]| assert_fails(&asked("request"), 6, parts);
@@ -324,7 +324,7 @@ fn u02_certificates_and_keys_that_cannot_be_used_are_exit_code_6_with_a_remedy()
 }
 
 #[test]
-fn u02_a_node_of_another_ca_is_not_there_and_its_refused_messages_are_told() {
+fn u02_agent_of_other_ca_is_missing_and_refusals_are_reported() {
     let site = Site::new(&["mapper ctl"]);
     for command in ["init --dir other", "issue agent eve --dir other", "issue mapper ctl --dir other"] {
         let arguments: Vec<&str> = ["certs"].into_iter().chain(command.split(' ')).collect();
@@ -340,7 +340,7 @@ fn u02_a_node_of_another_ca_is_not_there_and_its_refused_messages_are_told() {
 }
 
 #[test]
-fn u02_an_unreachable_broker_is_exit_code_7_and_no_password_is_shown() {
+fn u02_unreachable_broker_is_exit_code_7_without_password() {
     let site = Site::new(&["agent fred", "mapper ctl"]);
     // A port on which nobody listens: it was free a moment ago.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -366,7 +366,7 @@ fn u02_an_unreachable_broker_is_exit_code_7_and_no_password_is_shown() {
 }
 
 #[test]
-fn u02_arguments_that_are_not_understood_are_exit_code_2() {
+fn u02_invalid_arguments_are_exit_code_2() {
     let site = Site::new(&["mapper ctl"]);
     for (arguments, part) in [
         (&["request"][..], "<SERVICE>"),
@@ -392,7 +392,7 @@ fn u02_arguments_that_are_not_understood_are_exit_code_2() {
 }
 
 #[test]
-fn u02_a_sealed_message_is_opened_by_its_agent_alone() {
+fn u02_sealed_message_opens_only_for_its_recipient() {
     let site = Site::new(&["agent fred", "agent bob", "mapper ctl"]);
     let seal = ["seal", "/simple/echo", r#"{"x":1}"#, "--to", "fred"];
     let sealed = site.nanite(seal).stderr(Stdio::null()).output().unwrap();
@@ -441,7 +441,7 @@ fn u02_a_sealed_message_is_opened_by_its_agent_alone() {
 }
 
 #[test]
-fn u02_plain_messages_need_a_word_and_are_warned_of() {
+fn u02_plaintext_needs_option_and_prints_warning() {
     for format in ["json", "msgpack", "yaml"] {
         let site = Site::new(&[]);
         let plain = ["--insecure-plaintext", "--format", format];
@@ -460,7 +460,7 @@ fn u02_plain_messages_need_a_word_and_are_warned_of() {
 }
 
 #[test]
-fn u02_a_mapper_says_who_comes_and_goes() {
+fn u02_mapper_logs_registrations() {
     let site = Site::new(&["agent fred", "agent bob", "mapper ctl"]);
     let mut mapper = site.start(&["mapper", "--agent-timeout", "1s"]);
     mapper.wait_for("mapper-ctl is ready: broker amqp://guest@127.0.0.1:");
@@ -483,7 +483,7 @@ fn u02_a_mapper_says_who_comes_and_goes() {
 }
 
 #[test]
-fn u02_an_agent_finishes_its_work_at_the_first_signal_and_drops_it_at_the_second() {
+fn u02_first_signal_drains_second_stops_at_once() {
     let site = Site::new(&["agent fred", "mapper ctl"]);
     site.program("job/wait", "echo $$ > pid; cat gate; echo done");
     site.program("job/hang", "echo $$ > pid; exec sleep 1000");
@@ -522,7 +522,7 @@ fn u02_an_agent_finishes_its_work_at_the_first_signal_and_drops_it_at_the_second
 }
 
 #[test]
-fn n08_parts_of_an_answer_are_shown_as_they_come() {
+fn n08_follow_prints_intermediate_results() {
     let site = Site::new(&["agent fred", "mapper ctl"]);
     site.program("job/count", "for n in 1 2; do echo '{\"key\":\"k\",\"value\":'$n'}' >&3; done; cat gate; echo done");
     nix::unistd::mkfifo(&site.path("actors/job/gate"), nix::sys::stat::Mode::S_IRWXU).unwrap();
@@ -543,7 +543,7 @@ fn n08_parts_of_an_answer_are_shown_as_they_come() {
 }
 
 #[test]
-fn n10_a_running_mapper_dispatches_for_others() {
+fn n10_request_via_mapper() {
     let site = Site::new(&["agent fred", "mapper ctl", "mapper prog"]);
     site.program("simple/who", "echo $NANITE_CALLER");
     site.program("simple/fail", "exit 1");
@@ -565,7 +565,7 @@ fn n10_a_running_mapper_dispatches_for_others() {
 }
 
 #[test]
-fn n12_work_waits_for_an_agent_when_it_may() {
+fn n12_offline_push_waits_for_agent() {
     let site = Site::new(&["agent fred", "mapper ctl", "mapper prog"]);
     site.program("file/keep", "cat > kept");
     let offer = |offline: &[&str]| {
@@ -587,7 +587,7 @@ fn n12_work_waits_for_an_agent_when_it_may() {
 }
 
 #[test]
-fn u02_commands_leave_nothing_at_the_broker() {
+fn u02_commands_leave_no_queues_behind() {
     let site = Site::new(&["agent fred", "mapper ctl"]);
     let _fred = site.start(&["agent"]);
     site.ok(&request(&["/agent/echo"]));
@@ -601,7 +601,7 @@ fn u02_commands_leave_nothing_at_the_broker() {
 }
 
 #[test]
-fn u02_manual_and_completions_describe_every_command() {
+fn u02_manual_and_completions_cover_every_command() {
     let site = Site::new(&[]);
     site.ok(&["man", "man1"]);
     let page = |name: &str| std::fs::read_to_string(site.path("man1").join(name)).unwrap();

@@ -256,7 +256,7 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
 
     #[test]
-    fn n21_lines_are_read_to_their_end_and_not_further() {
+    fn n21_script_lines_are_bounded() {
         let mut lines = &b"agents\r\n\nlast"[..];
         for expected in ["agents", "", "last"] {
             assert_eq!(read_line(&mut lines), Ok(Line::Text(expected.into())));
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn n21_json_is_one_word_and_blanks_part_others() {
+    fn n21_console_splits_words_and_keeps_json_whole() {
         for (line, words) in [
             ("", &[][..]),
             ("  agents\t", &["agents"]),
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn n21_lines_are_kept_for_their_owner_only_and_within_bounds() {
+    fn n21_history_is_private_and_bounded() {
         let dir = tempfile::tempdir().unwrap();
         let history = History::within(Some(dir.path().join("nanite")));
         assert!(history.load().is_empty());
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn n21_a_link_in_the_place_of_the_history_is_not_followed() {
+    fn n21_history_does_not_follow_symlinks() {
         let dir = tempfile::tempdir().unwrap();
         let victim = dir.path().join("victim");
         std::fs::write(&victim, "precious\n").unwrap();

@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn n21_what_can_stand_there_is_offered() {
+    fn n21_completion_candidates() {
         let agents = [
             agent("fred", &["/simple/echo", "/simple/time"], &["big", "two words", "evil\u{202e}gpj"]),
             agent("frida", &["/simple/echo"], &["big"]),

@@ -201,7 +201,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn n18_systemd_is_told_by_file_or_abstract_address() {
+    fn n18_notify_socket_is_file_or_abstract_address() {
         let dir = tempfile::tempdir().unwrap();
         let name = format!("nanite-test-{}", std::process::id());
         let path = dir.path().join("notify");

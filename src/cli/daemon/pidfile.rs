@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn n18_who_holds_the_file_lives_and_who_does_not_is_stale() {
+    fn n18_locked_pid_file_is_alive_and_unlocked_is_stale() {
         let dir = tempfile::tempdir().unwrap();
         let dir = &dir.path().join("run");
         assert!(matches!(find(dir, &fred()), Ok(Running::No)));
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn n18_a_number_that_another_process_has_by_now_gets_no_signal() {
+    fn n18_reused_pid_gets_no_signal() {
         let mut process = Process {
             pid: std::process::id().cast_signed(),
             start: start_time(std::process::id().cast_signed()).unwrap(),
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn n18_neither_links_nor_other_peoples_files_are_taken() {
+    fn n18_pid_file_rejects_symlinks_and_directories() {
         let dir = tempfile::tempdir().unwrap();
         let victim = dir.path().join("victim");
         fs::write(&victim, "precious").unwrap();
