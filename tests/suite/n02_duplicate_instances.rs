@@ -40,7 +40,7 @@ fn n02_of_two_agents_of_one_name_the_later_works_and_both_are_told() {
     let site = site();
     let mut mapper = site.start(&["mapper"]);
     let first = fred(&site, "first", &[]);
-    mapper.wait_for("nanite-fred came");
+    mapper.wait_for("nanite-fred registered");
     assert_eq!(who(&site), "first");
     let mut second = fred(&site, "second", &[]);
     let ended = first.wait();
@@ -79,7 +79,7 @@ fn n02_an_agent_that_gives_way_ends_and_both_are_told() {
     let site = site();
     let mut mapper = site.start(&["mapper"]);
     let mut first = fred(&site, "first", &["--give-way"]);
-    mapper.wait_for("nanite-fred came");
+    mapper.wait_for("nanite-fred registered");
     let arguments = ["agent", "--token", "fred", "--actors-dir", "second", "--give-way"];
     let ended = site.run(&arguments);
     assert_eq!(ended.code(), 8, "{ended:?}");
@@ -116,9 +116,9 @@ fn n02_mappers_of_one_name_work_beside_each_other_and_both_say_so() {
     let site = site();
     let mut first = site.start(&["mapper"]);
     let _fred = fred(&site, "first", &[]);
-    first.wait_for("nanite-fred came");
+    first.wait_for("nanite-fred registered");
     let mut second = site.start(&["mapper"]);
-    second.wait_for("nanite-fred came");
+    second.wait_for("nanite-fred registered");
     for mapper in [&mut first, &mut second] {
         mapper.wait_for("another process takes requests as mapper-ctl, too");
     }

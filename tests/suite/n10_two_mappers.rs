@@ -86,7 +86,7 @@ fn n10_with_two_mappers_every_proxied_request_is_answered_once() {
     let _fred = ready(&mut by("agent-fred", &["agent", "--actors-dir", "actors"]));
     let mut mappers = [ready(&mut by("mapper-m1", &["mapper"])), ready(&mut by("mapper-m2", &["mapper"]))];
     for mapper in &mut mappers {
-        mapper.wait_for("nanite-fred came");
+        mapper.wait_for("nanite-fred registered");
     }
     for n in 0..REQUESTS {
         let payload = n.to_string();

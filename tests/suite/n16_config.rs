@@ -68,7 +68,7 @@ fn n16_invalid_file_is_an_error() {
     refused("insecure-plaintext = true\n", 0o644, &["unknown field `insecure-plaintext`"]);
     refused("broker = \"amqp://u:hidden@h\n", 0o644, &["nanite.toml:1: "]);
     refused("broker = \"amqp://u:hidden@h\"\n", 0o644, &["mode 0644", "chmod 600 nanite.toml"]);
-    refused("certs = \"certs\"\n", 0o666, &["everybody can write it", "--config nanite.toml"]);
+    refused("certs = \"certs\"\n", 0o666, &["world-writable", "--config nanite.toml"]);
     let missing = run(&mut site.bare(["agents", "--config", "none.toml"]));
     assert_eq!(missing.code(), 2);
     assert!(missing.err.contains("cannot read the configuration none.toml"), "{}", missing.err);

@@ -163,7 +163,7 @@ fn n18_daemonize_reports_startup_errors() {
     assert!(fs::read_dir(site.path("run")).unwrap().next().is_none(), "nothing is left");
 
     let fred = Daemon::start(&site, "agent", "fred", &[]);
-    let runs = format!("nanite-fred runs already (pid {})", fred.pid);
+    let runs = format!("nanite-fred is already running (pid {})", fred.pid);
     refused("fred", &[], 1, &[&runs, "nanite agent stop --token fred --pid-dir run"]);
     let foreground = run(&mut site.nanite(["agent", "--token", "fred", "--pid-dir", "run"]));
     assert_eq!(foreground.code(), 1);
@@ -188,7 +188,7 @@ fn n18_stale_pid_file_signals_no_other_process() {
     fs::write(killed.pid_file(), &content).unwrap();
     let stopped = control(&site, "agent", &["stop"]);
     assert_eq!(stopped.code(), 3, "{stopped:?}");
-    assert!(stopped.err.contains("had ended without removing its pid file"), "{}", stopped.err);
+    assert!(stopped.err.contains("ended without removing its pid file"), "{}", stopped.err);
     assert!(!killed.pid_file().exists());
     fs::write(killed.pid_file(), &content).unwrap();
     let fred = Daemon::start(&site, "agent", "fred", &[]);
@@ -221,7 +221,7 @@ fn n18_second_signal_stops_at_once() {
     kill(fred.pid, Signal::SIGTERM).unwrap();
     wait_until("it has ended", || !fred.lives());
     assert!(!fred.pid_file().exists());
-    assert!(read(&log).contains("stopped at once: what was running is lost"), "{}", read(&log));
+    assert!(read(&log).contains("stopped at once: running jobs are lost"), "{}", read(&log));
 }
 
 #[test]
@@ -240,8 +240,8 @@ fn n18_background_mapper() {
     wait_until("the job runs", || site.path("began").exists());
     kill(m1.pid, Signal::SIGUSR1).unwrap();
     let log = site.path("log/mapper-m1.log");
-    wait_until("it says what is under way", || read(&log).contains("under way: 1 request at nanite-fred"));
-    assert!(read(&log).contains("1 agent, 1 request under way"), "{}", read(&log));
+    wait_until("it says what is under way", || read(&log).contains("in flight: 1 request at nanite-fred"));
+    assert!(read(&log).contains("1 agent, 1 request in flight"), "{}", read(&log));
     fs::write(site.path("go"), "").unwrap();
     assert_eq!(asked.wait().out, "done\n");
     assert_eq!(site.run(&["mapper", "stop"]).code(), 0);

@@ -81,7 +81,7 @@ fn n19_sends_100_mib_to_two_agents_in_constant_memory() {
         assert!(0 < most && most < MEMORY, "{who} has had {most} KiB");
         println!("{who}: at most {most} KiB");
     }
-    a.wait_for("mapper-ctl has sent ");
+    a.wait_for("big.bin from mapper-ctl (100.0 MiB)");
     assert_eq!((names(&site.path("a")), names(&site.path("b"))), (vec!["big.bin".into()], vec!["big.bin".into()]));
 }
 
@@ -144,7 +144,7 @@ fn n19_send_file_errors_and_exit_codes() {
     assert_eq!(fs::read(site.path("a/other name")).unwrap(), b"hello");
     check(&["large"], 5, &["nanite-a: denied: the file is larger than is taken here"]);
     check(&["none"], 2, &["there is no file none"]);
-    check(&["a"], 2, &["a is not a plain file", "tar"]);
+    check(&["a"], 2, &["a is not a regular file", "tar"]);
     for name in ["../x", "/etc/x", "", ".hidden", "a/b"] {
         check(&["small", "--dest", name], 2, &["is not one plain file name", "--dest NAME"]);
     }
@@ -153,17 +153,17 @@ fn n19_send_file_errors_and_exit_codes() {
     let other = |arguments: &[&str]| run(&mut site.nanite(arguments));
     let nobody = other(&["send-file", "small", "--domain", "music", "--look", "1s", "--json"]);
     assert_eq!(nobody.code(), 3, "{nobody:?}");
-    assert!(nobody.err.contains("no agent takes files of music") && nobody.err.contains("files are taken of photos"));
+    assert!(nobody.err.contains("no agent receives files of music") && nobody.err.contains("available domains: photos"));
     assert_eq!(serde_json::from_str::<Value>(&nobody.out).unwrap(), json!({"results": {}, "failures": {}}));
     let few = other(&["send-file", "small", "--domain", "photos", "--look", "1s", "--at-least", "2"]);
     assert_eq!(few.code(), 3, "{few:?}");
-    assert!(few.err.contains("files of photos are taken by 1 agent, not 2"), "{}", few.err);
+    assert!(few.err.contains("files of photos are received by 1 agent, not 2"), "{}", few.err);
     drop(a);
     for (arguments, parts) in [
-        (&["--files-dir", "a"][..], ["it is not said what files are taken of", "--files-domain D"]),
-        (&["--files-domain", "photos"], ["it is not said where files go", "--files-dir DIR --files-domain photos"]),
+        (&["--files-dir", "a"][..], ["`--files-dir` requires `--files-domain`", "--files-domain D"]),
+        (&["--files-domain", "photos"], ["`--files-domain` requires `--files-dir`", "--files-dir DIR --files-domain photos"]),
         (&["--files-dir", "none", "--files-domain", "x"], ["none cannot take files", "mkdir -p none"]),
-        (&["--files-max", "1GB"], ["'1GB' is no size", "100MiB"]),
+        (&["--files-max", "1GB"], ["'1GB' is not a size", "100MiB"]),
     ] {
         let refused = other(&[&["agent", "--token", "a"], arguments].concat());
         assert_eq!(refused.code(), 2, "{refused:?}");

@@ -16,7 +16,7 @@ const PROMPT: &str = "nanite> ";
 /// A console on a terminal, at its prompt.
 fn console(site: &Site) -> Terminal {
     let mut console = Terminal::run(&site.nanite(["console", "--token", "ctl"]));
-    console.wait_for("`help` shows the commands");
+    console.wait_for("`help` lists the commands");
     console.wait_for(PROMPT);
     // On a slow machine its agent may come later. The blank keeps it out of the history.
     while !console.shown().contains(r#""nanite-fred": {"#) {
@@ -57,8 +57,8 @@ fn n21_console_has_completion_and_history() {
     for (line, answer) in [
         ("agents --json", r#""nanite-fred": {"#),
         ("ping all", "nanite-fred: "),
-        ("push /simple/echo work", "given to nanite-fred"),
-        ("help", "RequestSpec agents to do something"),
+        ("push /simple/echo work", "sent to nanite-fred"),
+        ("help", "Send a request to agents"),
         ("help request", "--selector"),
         ("nonsense", "unrecognized subcommand 'nonsense'"),
         ("/nobody/offers", "no agent offers /nobody/offers"),
@@ -101,7 +101,7 @@ fn n21_console_shows_intermediate_results_and_ctrl_c_ends_request() {
     console.press("request /slow/count --timeout 10m\r");
     console.wait_for("nanite-fred step: 1");
     console.press(CTRL_C);
-    console.wait_for("interrupted: nobody waits for the answers any more");
+    console.wait_for("interrupted: further answers are ignored");
     console.wait_for(PROMPT);
     console.press("/simple/echo again\r");
     console.wait_for("again\r\n");

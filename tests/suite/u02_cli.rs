@@ -128,7 +128,7 @@ fn u02_push_is_delivered_and_executed() {
     wait_for_agents(&site, &["nanite-fred", "nanite-bob"]);
     let pushed = site.run(&["push", "/file/keep", "work", "--selector", "all", "--at-least", "2", "--look", "60s"]);
     assert_eq!((pushed.code(), pushed.out.as_str()), (0, ""));
-    assert!(pushed.err.contains("given to nanite-bob, nanite-fred"), "{}", pushed.err);
+    assert!(pushed.err.contains("sent to nanite-bob, nanite-fred"), "{}", pushed.err);
     let kept = || {
         std::fs::read_dir(site.path("actors/file"))
             .unwrap()
@@ -141,7 +141,7 @@ fn u02_push_is_delivered_and_executed() {
     assert_eq!(sent, json!({"sent": ["nanite-bob"]}));
     wait_until("bob has done it", || kept() == 3);
     let nobody = site.run(&["push", "/file/lose", "--look", "1s", "--json"]);
-    assert_fails(&nobody, 3, &["no agent offers /file/lose", "offered are /file/keep"]);
+    assert_fails(&nobody, 3, &["no agent offers /file/lose", "available services: /file/keep"]);
     assert_eq!(serde_json::from_str::<Value>(&nobody.out).unwrap(), json!({"sent": []}));
 }
 
@@ -175,14 +175,14 @@ fn u02_agents_services_and_ping_list_running_agents() {
     let three = site.run(&["ping", "all", "--at-least", "3", "--timeout", "2s"]);
     assert_fails(&three, 4, &["2 answered, 0 missing"]);
     assert_eq!(site.run(&["agents", "--at-least", "3", "--look", "1s"]).code(), 4);
-    assert_fails(&site.run(&["ping", "nobody", "--timeout", "1s"]), 3, &["nanite-nobody is not there"]);
+    assert_fails(&site.run(&["ping", "nobody", "--timeout", "1s"]), 3, &["nanite-nobody is not registered"]);
 
     let empty = Site::new(&["mapper ctl"]);
     let nobody = empty.run(&["agents", "--look", "1s"]);
     assert_eq!((nobody.code(), nobody.out.as_str(), nobody.err.as_str()), (0, "", "no agents\n"));
     assert_eq!(empty.json(&["agents", "--json", "--look", "1s"]), json!({"agents": {}}));
     assert_eq!(empty.json(&["services", "--json", "--look", "1s"]), json!({"services": {}}));
-    assert_fails(&empty.run(&["ping", "all", "--timeout", "1s"]), 3, &["no agent is there"]);
+    assert_fails(&empty.run(&["ping", "all", "--timeout", "1s"]), 3, &["no agent is registered"]);
 }
 
 #[test]
@@ -208,16 +208,16 @@ fn u02_not_offered_is_exit_code_3() {
             ["request"].iter().chain(arguments).copied().chain(["--look", "1s", "--timeout", "1s"]).collect();
         site.run(&all)
     };
-    assert_fails(&brief(&["/simple/none"]), 3, &["error: no agent offers /simple/none\n", "offered are /simple/echo"]);
+    assert_fails(&brief(&["/simple/none"]), 3, &["error: no agent offers /simple/none\n", "available services: /simple/echo"]);
     assert_fails(&brief(&["/simple/echo", "--tag", "big"]), 3, &["no agent offers /simple/echo with the tag big"]);
-    assert_fails(&brief(&["/simple/echo", "--target", "bob"]), 3, &["nanite-bob is not there"]);
+    assert_fails(&brief(&["/simple/echo", "--target", "bob"]), 3, &["nanite-bob is not registered"]);
     assert_fails(&brief(&["/simple/echo", "--at-least", "2"]), 3, &["1 agent offers it, not 2"]);
     let json = brief(&["/simple/none", "--json"]);
     assert_fails(&json, 3, &["no agent offers"]);
     assert_eq!(serde_json::from_str::<Value>(&json.out).unwrap(), json!({"results": {}, "failures": {}}));
     drop(fred);
     wait_for_agents(&site, &[]);
-    assert_fails(&brief(&["/simple/echo"]), 3, &["none is there"]);
+    assert_fails(&brief(&["/simple/echo"]), 3, &["no agent is registered"]);
 }
 
 #[test]
@@ -277,7 +277,7 @@ async fn u02_denied_is_exit_code_5() {
     let echo = actor("simple").expose("echo", async |payload: Payload| Ok::<_, Failure>(payload));
     let _agent = Agent::builder(serializer, transport).actor(echo).policy(Closed).start().await.unwrap();
     let denied = tokio::task::block_in_place(|| site.run(&request(&["/simple/echo", "--json"])));
-    assert_fails(&denied, 5, &["nanite-fred: denied: Denied", "0 answered, 1 failed, 0 missing"]);
+    assert_fails(&denied, 5, &["nanite-fred: denied\n", "0 answered, 1 failed, 0 missing"]);
     let json: Value = serde_json::from_str(&denied.out).unwrap();
     assert_eq!(json, json!({"results": {}, "failures": {"nanite-fred": {"code": "denied", "message": "Denied"}}}));
 }
@@ -333,7 +333,7 @@ fn u02_agent_of_other_ca_is_missing_and_refusals_are_reported() {
     let mut eve = site.nanite(["agent", "--ping-time", "50ms", "--certs", "other"]);
     let _eve = ready(&mut eve);
     let refused = site.run(&["request", "/agent/echo", "--target", "eve", "--timeout", "2s"]);
-    assert_fails(&refused, 3, &["nanite-eve is not there", "refused (UnknownSigner "]);
+    assert_fails(&refused, 3, &["nanite-eve is not registered", "refused (UnknownSigner "]);
     let listed = site.run(&["agents", "--look", "2s"]);
     assert_eq!(listed.code(), 0);
     assert!(listed.err.contains("no agents; ") && listed.err.contains("refused (UnknownSigner "), "{}", listed.err);
@@ -372,14 +372,14 @@ fn u02_invalid_arguments_are_exit_code_2() {
         (&["request"][..], "<SERVICE>"),
         (&["request", "no-service"], "a service is /PREFIX/METHOD"),
         (&["request", "/a/b", "--selector", "system"], "possible values: least_loaded, random, rr, all"),
-        (&["request", "/a/b", "--timeout", "5"], "is no duration"),
+        (&["request", "/a/b", "--timeout", "5"], "is not a duration"),
         (&["request", "/a/b", "--target", "a b"], "a name is"),
         (&["request", "/a/b", "--tag", ""], "a tag is"),
         (&["request", "/a/b", "--token", "a/b"], "'a/b' cannot be the name of a mapper"),
         (&["request", "/a/b", "--broker", "http://x"], "it must begin with amqp://"),
         (&["request", "/a/b", "--format", "yaml"], "--insecure-plaintext"),
         (&["agent", "--actors", "a"], "--actors-dir"),
-        (&["agent", "--log", "=,="], "is no log filter"),
+        (&["agent", "--log", "=,="], "is not a log filter"),
         (&["ping", "all", "--count", "0"], "0 is not in 1..=1000000"),
         (&["frobnicate"], "unrecognized subcommand"),
     ] {
@@ -465,17 +465,17 @@ fn u02_mapper_logs_registrations() {
     let mut mapper = site.start(&["mapper", "--agent-timeout", "1s"]);
     mapper.wait_for("mapper-ctl is ready: broker amqp://guest@127.0.0.1:");
     let fred = site.start(&["agent", "--token", "fred", "--tag", "big", "--ping-time", "100ms"]);
-    mapper.wait_for("nanite-fred came: 2 services, tags big");
+    mapper.wait_for("nanite-fred registered: 2 services, tags big");
     fred.signal(Signal::SIGTERM);
     let fred = fred.wait();
     assert_eq!(fred.code(), 0, "{fred:?}");
     assert!(fred.err.contains("nanite-fred has stopped"), "{}", fred.err);
-    mapper.wait_for("nanite-fred left");
+    mapper.wait_for("nanite-fred unregistered");
     let bob = site.start(&["agent", "--token", "bob", "--ping-time", "100ms"]);
-    mapper.wait_for("nanite-bob came: 2 services");
+    mapper.wait_for("nanite-bob registered: 2 services");
     bob.signal(Signal::SIGKILL);
     drop(bob.wait());
-    mapper.wait_for("nanite-bob has been silent for too long");
+    mapper.wait_for("nanite-bob timed out");
     mapper.signal(Signal::SIGINT);
     let mapper = mapper.wait();
     assert_eq!(mapper.code(), 0, "{mapper:?}");
@@ -556,7 +556,7 @@ fn n10_request_via_mapper() {
     assert_fails(&ask(&["/simple/who"]), 3, &["no mapper is there", "nanite mapper"]);
     let mut mapper = site.start(&["mapper", "--token", "ctl"]);
     let _fred = site.agent("fred", &[]);
-    mapper.wait_for("nanite-fred came");
+    mapper.wait_for("nanite-fred registered");
     let answer = ask(&["/simple/who"]);
     assert_eq!((answer.code(), answer.out.as_str()), (0, "mapper-prog\n"), "{answer:?}");
     assert_fails(&ask(&["/simple/fail"]), 1, &["nanite-fred: failed"]);
