@@ -1,4 +1,4 @@
-//! Programs as actors: real programs in sh and Python, asked for by a mapper, over the broker in memory.
+//! Programs as actors: programs in sh and Python, requested by a mapper over the broker in memory.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, Permissions};
@@ -17,10 +17,9 @@ use tempfile::TempDir;
 
 use crate::harness::system::{System, json, knows};
 
-/// How long a test waits for what must come.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A directory of programs, writable for nobody else whatever the umask is.
+/// A program directory that only this user can write, whatever the umask is.
 struct Programs(TempDir);
 
 impl Programs {
@@ -28,7 +27,7 @@ impl Programs {
         let directory = Self(TempDir::new().unwrap());
         mode(directory.0.path(), 0o755);
         for (name, text) in programs {
-            directory.put(name, text);
+            directory.install(name, text);
         }
         directory
     }
@@ -37,8 +36,8 @@ impl Programs {
         self.0.path().join(name)
     }
 
-    /// Puts a whole program there at once, as an installer does.
-    fn put(&self, name: &str, text: &str) -> PathBuf {
+    /// Installs a program atomically.
+    fn install(&self, name: &str, text: &str) -> PathBuf {
         let path = self.path(name);
         let prefix = path.parent().unwrap();
         if !prefix.exists() {
@@ -53,7 +52,7 @@ impl Programs {
     }
 
     fn actors(&self) -> ProgramActors {
-        ProgramActors::open(self.0.path(), Vec::new()).unwrap()
+        ProgramActors::open(self.0.path()).unwrap()
     }
 }
 
@@ -61,18 +60,18 @@ fn mode(path: &Path, bits: u32) {
     fs::set_permissions(path, Permissions::from_mode(bits)).unwrap();
 }
 
-/// An agent that runs programs, and a mapper that asks it.
-struct Rig {
+/// An agent that runs programs, and a mapper.
+struct TestSystem {
     agent: Agent,
     mapper: Mapper,
     _system: System,
 }
 
-impl Rig {
+impl TestSystem {
     async fn new(system: System, actors: ProgramActors) -> Self {
-        let alive = actor("rig").expose("alive", |(): ()| async { Ok::<_, Failure>("yes") });
+        let alive = actor("test").expose("alive", |(): ()| async { Ok::<_, Failure>("yes") });
         let agent = system.agent("fred").actor(actors).actor(alive).drain(Duration::ZERO).start().await.unwrap();
-        let mapper = system.mapper("m1").request_timeout(PATIENCE).start().await.unwrap();
+        let mapper = system.mapper("m1").request_timeout(TIMEOUT).start().await.unwrap();
         knows(&mapper, &["fred"]).await;
         Self { agent, mapper, _system: system }
     }
@@ -81,10 +80,10 @@ impl Rig {
         Self::new(System::plain(), programs.actors()).await
     }
 
-    /// The result of one program. The agent must be alive afterwards, whatever it is.
-    async fn ask(&self, service: &str, payload: impl Serialize) -> Result<Payload, Failure> {
+    /// The result of a program. The agent must still answer afterwards, whatever the result is.
+    async fn request(&self, service: &str, payload: impl Serialize) -> Result<Payload, Failure> {
         let result = only(self.mapper.request(service, payload).await.unwrap().outcomes);
-        assert_eq!(only(self.mapper.request("/rig/alive", ()).await.unwrap().outcomes), Ok("yes".into()));
+        assert_eq!(only(self.mapper.request("/test/alive", ()).await.unwrap().outcomes), Ok("yes".into()));
         result
     }
 
@@ -92,20 +91,20 @@ impl Rig {
         self.mapper.request(service, payload).timeout(timeout).events().await.unwrap()
     }
 
-    /// Waits until the mapper has exactly these programs on offer.
-    async fn offers(&self, wanted: &[&str]) {
+    /// Waits until the mapper knows exactly these programs.
+    async fn wait_for_services(&self, expected: &[&str]) {
         let offered = async || {
             let agents = self.mapper.agents().await.unwrap();
             let services = agents[0].services.iter().map(|service| service.to_string());
-            services.filter(|service| service != "/rig/alive").collect::<Vec<_>>()
+            services.filter(|service| service != "/test/alive").collect::<Vec<_>>()
         };
         let known = async {
-            while offered().await != wanted {
+            while offered().await != expected {
                 let _ = tokio::time::timeout(Duration::from_millis(10), self.mapper.agent_registered()).await;
             }
         };
-        if tokio::time::timeout(PATIENCE, known).await.is_err() {
-            panic!("{wanted:?} are not on offer, but {:?}", offered().await);
+        if tokio::time::timeout(TIMEOUT, known).await.is_err() {
+            panic!("expected {expected:?}, offered are {:?}", offered().await);
         }
     }
 }
@@ -137,8 +136,8 @@ async fn outcome(events: &mut Events) -> Result<Payload, Failure> {
     }
 }
 
-/// Waits until a process is gone. A zombie is gone only if it is for somebody else to bury.
-async fn gone(pid: u32) {
+/// Waits until a process has ended. A zombie counts as ended unless it is our child, which must be reaped.
+async fn wait_until_ended(pid: u32) {
     let ended = async {
         while let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) {
             let (_, rest) = stat.rsplit_once(") ").unwrap();
@@ -150,12 +149,12 @@ async fn gone(pid: u32) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    let lives = format!("process {pid} lives");
-    tokio::time::timeout(PATIENCE, ended).await.expect(&lives);
+    let still_running = format!("process {pid} still runs");
+    tokio::time::timeout(TIMEOUT, ended).await.expect(&still_running);
 }
 
 #[tokio::test]
-async fn n17_result_is_json_or_text() {
+async fn n17_result_is_json_if_it_parses_else_text() {
     let programs = Programs::new(&[
         ("sh/json", "#!/bin/sh\nread -r n\necho \"{\\\"twice\\\": [$n, $n]}\"\n"),
         ("sh/text", "#!/bin/sh\nprintf 'two\\nlines\\n'\n"),
@@ -165,28 +164,28 @@ async fn n17_result_is_json_or_text() {
         ("sh/echo", "#!/bin/sh\ncat\n"),
         ("py/sum", "#!/usr/bin/env python3\nimport json, sys\nprint(sum(json.load(sys.stdin)))\n"),
     ]);
-    let rig = Rig::with(&programs).await;
-    assert_eq!(rig.ask("/sh/json", 7).await, Ok(json(r#"{"twice":[7,7]}"#)));
-    assert_eq!(rig.ask("/sh/text", ()).await, Ok("two\nlines".into()));
-    assert_eq!(rig.ask("/sh/nothing", ()).await, Ok(json("null")));
-    assert_eq!(rig.ask("/sh", ()).await, Ok(json("1")));
-    assert_eq!(rig.ask("/py/sum", [1, 2, 3]).await, Ok(json("6")));
+    let system = TestSystem::with(&programs).await;
+    assert_eq!(system.request("/sh/json", 7).await, Ok(json(r#"{"twice":[7,7]}"#)));
+    assert_eq!(system.request("/sh/text", ()).await, Ok("two\nlines".into()));
+    assert_eq!(system.request("/sh/nothing", ()).await, Ok(json("null")));
+    assert_eq!(system.request("/sh", ()).await, Ok(json("1")));
+    assert_eq!(system.request("/py/sum", [1, 2, 3]).await, Ok(json("6")));
     let all = json(r#"{"text":"a\nb \u0000 ' \" $(touch x) ; ä","list":[1.5,null,true]}"#);
-    assert_eq!(rig.ask("/sh/echo", &all).await, Ok(all));
+    assert_eq!(system.request("/sh/echo", &all).await, Ok(all));
     let raw = failure(FailureCode::BadAnswer, "the program wrote a standard output that is not UTF-8");
-    assert_eq!(rig.ask("/sh/raw", ()).await, raw);
+    assert_eq!(system.request("/sh/raw", ()).await, raw);
 }
 
 #[tokio::test]
-async fn n17_intermediate_results_arrive_in_order_before_result() {
+async fn n17_intermediate_results_arrive_in_order_before_the_result() {
     let programs = Programs::new(&[(
         "count/to",
         "#!/usr/bin/env python3\nimport json, os, sys\nparts = os.fdopen(3, 'w')\n\
          for i in range(json.load(sys.stdin)):\n    parts.write(json.dumps({'key': 'odd' if i % 2 else 'even', 'value': i}) + '\\n')\n\
          parts.write('\\n{\"value\": \"no key\"}\\n{\"value\": \"no line break\"}')\nparts.flush()\nprint('done')\n",
     )]);
-    let rig = Rig::with(&programs).await;
-    let mut events = rig.events("/count/to", 500, PATIENCE).await;
+    let system = TestSystem::with(&programs).await;
+    let mut events = system.events("/count/to", 500, TIMEOUT).await;
     let mut seen = Vec::new();
     let result = loop {
         match events.next().await.unwrap() {
@@ -201,12 +200,12 @@ async fn n17_intermediate_results_arrive_in_order_before_result() {
     assert_eq!(seen, expected);
     assert_eq!(result, Ok("done".into()));
     assert_eq!(events.next().await, None);
-    // A push has nobody to tell: the program runs all the same.
-    rig.mapper.push("/count/to", 2000).await.unwrap();
+    // A push has no recipient for intermediate results; the program runs anyway.
+    system.mapper.push("/count/to", 2000).await.unwrap();
 }
 
 #[tokio::test]
-async fn n17_nonzero_exit_fails_with_end_of_stderr() {
+async fn n17_nonzero_exit_is_a_failure_with_the_end_of_stderr() {
     let programs = Programs::new(&[
         ("bad/exit", "#!/bin/sh\necho result\necho 'no \x1b[31mdisk\x07' >&2\nexit 3\n"),
         ("bad/quiet", "#!/bin/sh\nexit 255\n"),
@@ -214,23 +213,23 @@ async fn n17_nonzero_exit_fails_with_end_of_stderr() {
         ("bad/signal", "#!/bin/sh\nulimit -c 0\nkill -SEGV $$\n"),
         ("bad/parts", "#!/bin/sh\necho '{\"value\":1}' >&3\nexit 4\n"),
     ]);
-    let rig = Rig::with(&programs).await;
+    let system = TestSystem::with(&programs).await;
     assert_eq!(
-        rig.ask("/bad/exit", ()).await,
+        system.request("/bad/exit", ()).await,
         failure(FailureCode::Failed, "exit code 3: no \u{fffd}[31mdisk\u{fffd}")
     );
-    assert_eq!(rig.ask("/bad/quiet", ()).await, failure(FailureCode::Failed, "exit code 255"));
-    assert_eq!(rig.ask("/bad/signal", ()).await, failure(FailureCode::Failed, "ended by signal: 11 (SIGSEGV)"));
-    let long = rig.ask("/bad/long", ()).await.unwrap_err();
+    assert_eq!(system.request("/bad/quiet", ()).await, failure(FailureCode::Failed, "exit code 255"));
+    assert_eq!(system.request("/bad/signal", ()).await, failure(FailureCode::Failed, "ended by signal: 11 (SIGSEGV)"));
+    let long = system.request("/bad/long", ()).await.unwrap_err();
     assert!(long.message.starts_with("exit code 1: ") && long.message.ends_with("ä\nä\nat last"), "{long}");
     assert!((4000..=Failure::MAX_MESSAGE).contains(&long.message.len()), "{}", long.message.len());
-    let mut events = rig.events("/bad/parts", (), PATIENCE).await;
+    let mut events = system.events("/bad/parts", (), TIMEOUT).await;
     assert_eq!(pid(&mut events).await, 1);
     assert_eq!(outcome(&mut events).await, failure(FailureCode::Failed, "exit code 4"));
 }
 
 #[tokio::test]
-async fn n17_program_that_cannot_start_fails() {
+async fn n17_program_that_cannot_be_run_is_a_failure() {
     let programs = Programs::new(&[
         ("bad/interpreter", "#!/no/such/interpreter\n"),
         ("bad/binary", "\x7fELF that is none"),
@@ -238,32 +237,32 @@ async fn n17_program_that_cannot_start_fails() {
         ("bad/opened", "#!/bin/sh\ntouch ran\n"),
         ("bad/removed", "#!/bin/sh\n"),
     ]);
-    let cannot = |why: &str| failure(FailureCode::Failed, &format!("the program cannot be run: {why}"));
-    let rig = Rig::with(&programs).await;
-    assert_eq!(rig.ask("/bad/interpreter", ()).await, cannot("its interpreter does not exist"));
-    let broken = rig.ask("/bad/binary", ()).await.unwrap_err();
+    let cannot_run = |reason: &str| failure(FailureCode::Failed, &format!("the program cannot be run: {reason}"));
+    let system = TestSystem::with(&programs).await;
+    assert_eq!(system.request("/bad/interpreter", ()).await, cannot_run("its interpreter does not exist"));
+    let broken = system.request("/bad/binary", ()).await.unwrap_err();
     assert_eq!(broken.code, FailureCode::Failed);
-    // Changed after they were listed: found before they run, or no longer on offer.
-    for (name, change, why) in [
-        ("revoked", 0o644, "it is not executable for this process"),
-        ("opened", 0o777, "others may write it, and so decide what runs (chmod go-w)"),
+    // Changed after the scan: rejected before they run, or no longer offered.
+    for (name, new_mode, reason) in [
+        ("revoked", 0o644, "not executable by this process"),
+        ("opened", 0o777, "writable by other users, who could decide what runs (chmod go-w)"),
     ] {
-        mode(&programs.path(&format!("bad/{name}")), change);
-        match rig.mapper.request(&format!("/bad/{name}"), ()).await {
+        mode(&programs.path(&format!("bad/{name}")), new_mode);
+        match system.mapper.request(&format!("/bad/{name}"), ()).await {
             Ok(answers) => match only(answers.outcomes) {
                 Err(failure) if failure.code == FailureCode::NoSuchService => {}
-                other => assert_eq!(other, cannot(why)),
+                other => assert_eq!(other, cannot_run(reason)),
             },
             Err(RequestError::NoTarget(_)) => {}
             Err(error) => panic!("{error}"),
         }
     }
-    rig.offers(&["/bad/binary", "/bad/interpreter", "/bad/removed"]).await;
+    system.wait_for_services(&["/bad/binary", "/bad/interpreter", "/bad/removed"]).await;
     assert!(!programs.path("bad/ran").exists());
 }
 
 #[tokio::test]
-async fn n17_program_with_excessive_output_is_killed() {
+async fn n17_output_beyond_the_limits_stops_the_program() {
     let programs = Programs::new(&[
         ("flood/stdout", "#!/bin/sh\necho \"{\\\"value\\\":$$}\" >&3\nexec yes\n"),
         ("flood/line", "#!/bin/sh\necho \"{\\\"value\\\":$$}\" >&3\nexec yes | tr -d '\\n' >&3\n"),
@@ -271,7 +270,7 @@ async fn n17_program_with_excessive_output_is_killed() {
         ("flood/rubbish", "#!/bin/sh\necho \"{\\\"value\\\":$$}\" >&3\nexec yes >&3\n"),
         ("flood/stderr", "#!/bin/sh\nyes | head -c 100000000 >&2\necho fine\n"),
     ]);
-    let rig = Rig::with(&programs).await;
+    let system = TestSystem::with(&programs).await;
     for (service, message) in [
         ("/flood/stdout", "the program wrote more than 8388608 bytes on its standard output"),
         ("/flood/line", "the program wrote a line of more than 1048576 bytes on descriptor 3"),
@@ -281,20 +280,20 @@ async fn n17_program_with_excessive_output_is_killed() {
              expected value at line 1 column 1",
         ),
     ] {
-        let mut events = rig.events(service, (), PATIENCE).await;
+        let mut events = system.events(service, (), TIMEOUT).await;
         let pid = pid(&mut events).await;
         assert_eq!(outcome(&mut events).await, failure(FailureCode::BadAnswer, message));
-        gone(pid).await;
+        wait_until_ended(pid).await;
     }
-    let mut events = rig.events("/flood/parts", (), Duration::from_secs(3)).await;
+    let mut events = system.events("/flood/parts", (), Duration::from_secs(3)).await;
     let pid = pid(&mut events).await;
     assert_eq!(outcome(&mut events).await.unwrap_err().code, FailureCode::TimedOut);
-    gone(pid).await;
-    assert_eq!(rig.ask("/flood/stderr", ()).await, Ok("fine".into()));
+    wait_until_ended(pid).await;
+    assert_eq!(system.request("/flood/stderr", ()).await, Ok("fine".into()));
 }
 
-/// A shell, its child, and a grandchild that ignores SIGTERM; all their ids are intermediate results.
-const FAMILY: &str = "#!/bin/sh
+/// A shell, a child that ignores SIGTERM, and a grandchild; their process ids are intermediate results.
+const PROCESS_TREE: &str = "#!/bin/sh
 echo \"{\\\"value\\\":$$}\" >&3
 sh -c 'trap \"\" TERM
     sleep 1000 & echo \"{\\\"value\\\":$!}\" >&3
@@ -304,35 +303,34 @@ wait
 ";
 
 #[tokio::test]
-async fn n17_deadline_kills_program_and_descendants() {
-    let programs = Programs::new(&[("hang/family", FAMILY)]);
-    let rig = Rig::with(&programs).await;
-    let mut events = rig.events("/hang/family", (), Duration::from_secs(5)).await;
-    let family = [pid(&mut events).await, pid(&mut events).await, pid(&mut events).await];
+async fn n17_deadline_kills_the_program_and_its_descendants() {
+    let programs = Programs::new(&[("hang/tree", PROCESS_TREE)]);
+    let system = TestSystem::with(&programs).await;
+    let mut events = system.events("/hang/tree", (), Duration::from_secs(5)).await;
+    let pids = [pid(&mut events).await, pid(&mut events).await, pid(&mut events).await];
     assert_eq!(outcome(&mut events).await.unwrap_err().code, FailureCode::TimedOut);
-    for pid in family {
-        gone(pid).await;
+    for pid in pids {
+        wait_until_ended(pid).await;
     }
-    assert_eq!(rig.ask("/rig/alive", ()).await, Ok("yes".into()));
+    assert_eq!(system.request("/test/alive", ()).await, Ok("yes".into()));
 }
 
 #[tokio::test]
-async fn n17_max_run_time_kills_pushed_program() {
+async fn n17_timeout_kills_a_program_without_deadline() {
     let programs = Programs::new(&[
-        ("hang/family", FAMILY),
+        ("hang/tree", PROCESS_TREE),
         ("hang/push", "#!/bin/sh\necho $$ > .pid.new\nmv .pid.new .pid\nsleep 1000\n"),
     ]);
-    let limits =
-        ProgramLimits { run_time: Some(Duration::from_secs(2)), grace: Duration::ZERO, ..ProgramLimits::default() };
-    let rig = Rig::new(System::plain(), programs.actors().limits(limits)).await;
-    let mut events = rig.events("/hang/family", (), PATIENCE).await;
-    let family = [pid(&mut events).await, pid(&mut events).await, pid(&mut events).await];
+    let limits = ProgramLimits::new().timeout(Duration::from_secs(2)).grace_period(Duration::ZERO);
+    let system = TestSystem::new(System::plain(), programs.actors().limits(limits)).await;
+    let mut events = system.events("/hang/tree", (), TIMEOUT).await;
+    let pids = [pid(&mut events).await, pid(&mut events).await, pid(&mut events).await];
     let ended = outcome(&mut events).await;
-    assert_eq!(ended, failure(FailureCode::TimedOut, "the program ran longer than it may"));
-    for pid in family {
-        gone(pid).await;
+    assert_eq!(ended, failure(FailureCode::TimedOut, "the program exceeded its time limit"));
+    for pid in pids {
+        wait_until_ended(pid).await;
     }
-    rig.mapper.push("/hang/push", ()).await.unwrap();
+    system.mapper.push("/hang/push", ()).await.unwrap();
     let written = async {
         loop {
             match fs::read_to_string(programs.path("hang/.pid")) {
@@ -341,53 +339,53 @@ async fn n17_max_run_time_kills_pushed_program() {
             }
         }
     };
-    gone(tokio::time::timeout(PATIENCE, written).await.unwrap()).await;
+    wait_until_ended(tokio::time::timeout(TIMEOUT, written).await.unwrap()).await;
 }
 
 #[tokio::test]
-async fn n17_stopping_agent_kills_programs() {
-    let programs = Programs::new(&[("hang/family", FAMILY)]);
-    let rig = Rig::with(&programs).await;
-    let mut events = rig.events("/hang/family", (), PATIENCE).await;
-    let family = [pid(&mut events).await, pid(&mut events).await, pid(&mut events).await];
-    rig.agent.stop().await.unwrap();
-    for pid in family {
-        gone(pid).await;
+async fn n17_stopped_agent_leaves_no_process_behind() {
+    let programs = Programs::new(&[("hang/tree", PROCESS_TREE)]);
+    let system = TestSystem::with(&programs).await;
+    let mut events = system.events("/hang/tree", (), TIMEOUT).await;
+    let pids = [pid(&mut events).await, pid(&mut events).await, pid(&mut events).await];
+    system.agent.stop().await.unwrap();
+    for pid in pids {
+        wait_until_ended(pid).await;
     }
 }
 
 #[tokio::test]
-async fn n17_background_processes_end_with_program() {
+async fn n17_remaining_child_processes_are_killed() {
     let programs = Programs::new(&[
         ("left/child", "#!/bin/sh\nsleep 1000 &\necho $!\n"),
-        // It leaves the group and keeps the pipes: the answer does not wait for it.
+        // It leaves the group and keeps the pipes open: the result does not wait for it.
         ("left/session", "#!/bin/sh\nsetsid sleep 1000 &\necho $!\n"),
     ]);
-    let rig = Rig::with(&programs).await;
-    gone(rig.ask("/left/child", ()).await.unwrap().parse().unwrap()).await;
-    let away: i32 = rig.ask("/left/session", ()).await.unwrap().parse().unwrap();
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(away), nix::sys::signal::Signal::SIGKILL).unwrap();
+    let system = TestSystem::with(&programs).await;
+    wait_until_ended(system.request("/left/child", ()).await.unwrap().parse().unwrap()).await;
+    let pid: i32 = system.request("/left/session", ()).await.unwrap().parse().unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
 }
 
 #[tokio::test]
-async fn n17_program_may_ignore_stdin() {
+async fn n17_program_need_not_read_its_input() {
     let programs = Programs::new(&[
         ("deaf/closes", "#!/bin/sh\nexec <&-\necho closed\n"),
         ("deaf/ignores", "#!/bin/sh\necho ignored\n"),
         ("deaf/half", "#!/bin/sh\nhead -c 10\n"),
         ("deaf/counts", "#!/bin/sh\nwc -c | tr -d ' '\n"),
     ]);
-    let rig = Rig::with(&programs).await;
-    // Far more than a pipe holds.
+    let system = TestSystem::with(&programs).await;
+    // Far more than fits into a pipe.
     let large = "x".repeat(4_000_000);
-    assert_eq!(rig.ask("/deaf/closes", &large).await, Ok("closed".into()));
-    assert_eq!(rig.ask("/deaf/ignores", &large).await, Ok("ignored".into()));
-    assert_eq!(rig.ask("/deaf/half", &large).await, Ok("\"xxxxxxxxx".into()));
-    assert_eq!(rig.ask("/deaf/counts", &large).await, Ok(json("4000003")));
+    assert_eq!(system.request("/deaf/closes", &large).await, Ok("closed".into()));
+    assert_eq!(system.request("/deaf/ignores", &large).await, Ok("ignored".into()));
+    assert_eq!(system.request("/deaf/half", &large).await, Ok("\"xxxxxxxxx".into()));
+    assert_eq!(system.request("/deaf/counts", &large).await, Ok(json("4000003")));
 }
 
 #[tokio::test]
-async fn n17_program_environment_and_descriptors_are_restricted() {
+async fn n17_program_inherits_only_the_documented_environment() {
     let programs = Programs::new(&[
         ("see/environment", "#!/bin/sh\ntr '\\0' '\\n' < /proc/$$/environ\n"),
         ("see/arguments", "#!/bin/sh\necho \"$#\"\n"),
@@ -395,13 +393,13 @@ async fn n17_program_environment_and_descriptors_are_restricted() {
         ("see/group", "#!/bin/sh\necho $$; cut -d' ' -f5 /proc/$$/stat\n"),
         ("see/descriptors", "#!/bin/sh\nls -l /proc/$$/fd\n"),
     ]);
-    // As a shell, a supervisor or a C library may leave it behind: open, and not to be closed for programs.
+    // Without close-on-exec, as a shell, a supervisor or a C library may leave it.
     let secret = File::create(programs.path("secret")).unwrap();
     fcntl(&secret, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
-    let rig = Rig::with(&programs).await;
-    let text = async |service: &str| rig.ask(service, "x").await.unwrap().parse::<String>().unwrap();
+    let system = TestSystem::with(&programs).await;
+    let text = async |service: &str| system.request(service, "x").await.unwrap().parse::<String>().unwrap();
 
-    assert!(std::env::var_os("CARGO_MANIFEST_DIR").is_some(), "there is something that must not be inherited");
+    assert!(std::env::var_os("CARGO_MANIFEST_DIR").is_some(), "a variable that must not be inherited");
     let environment = text("/see/environment").await;
     let environment: BTreeMap<&str, &str> =
         environment.trim().lines().map(|line| line.split_once('=').unwrap()).collect();
@@ -422,7 +420,7 @@ async fn n17_program_environment_and_descriptors_are_restricted() {
         assert!(environment.contains_key(name), "{name}");
     }
 
-    assert_eq!(rig.ask("/see/arguments", "x").await, Ok(json("0")));
+    assert_eq!(system.request("/see/arguments", "x").await, Ok(json("0")));
     let directory = programs.path("see").canonicalize().unwrap();
     assert_eq!(text("/see/directory").await, directory.to_str().unwrap());
     let group = text("/see/group").await;
@@ -448,63 +446,62 @@ async fn n17_program_environment_and_descriptors_are_restricted() {
 #[tokio::test]
 async fn n17_directory_changes_are_advertised() {
     let programs = Programs::new(&[("a/one", "#!/bin/sh\necho 1\n")]);
-    let rig = Rig::with(&programs).await;
-    rig.offers(&["/a/one"]).await;
-    assert_eq!(rig.ask("/a/one", ()).await, Ok(json("1")));
+    let system = TestSystem::with(&programs).await;
+    system.wait_for_services(&["/a/one"]).await;
+    assert_eq!(system.request("/a/one", ()).await, Ok(json("1")));
 
-    programs.put("a/two", "#!/bin/sh\necho 2\n");
-    programs.put("b/three", "#!/bin/sh\necho 3\n");
-    rig.offers(&["/a/one", "/a/two", "/b/three"]).await;
-    assert_eq!(rig.ask("/b/three", ()).await, Ok(json("3")));
+    programs.install("a/two", "#!/bin/sh\necho 2\n");
+    programs.install("b/three", "#!/bin/sh\necho 3\n");
+    system.wait_for_services(&["/a/one", "/a/two", "/b/three"]).await;
+    assert_eq!(system.request("/b/three", ()).await, Ok(json("3")));
 
-    programs.put("a/two", "#!/bin/sh\necho two\n");
+    programs.install("a/two", "#!/bin/sh\necho two\n");
     mode(&programs.path("b/three"), 0o644);
     fs::remove_file(programs.path("a/one")).unwrap();
-    rig.offers(&["/a/two"]).await;
-    assert_eq!(rig.ask("/a/two", ()).await, Ok("two".into()));
-    assert!(matches!(rig.mapper.request("/a/one", ()).await, Err(RequestError::NoTarget(_))));
+    system.wait_for_services(&["/a/two"]).await;
+    assert_eq!(system.request("/a/two", ()).await, Ok("two".into()));
+    assert!(matches!(system.mapper.request("/a/one", ()).await, Err(RequestError::NoTarget(_))));
 
     mode(&programs.path("b/three"), 0o755);
-    rig.offers(&["/a/two", "/b/three"]).await;
+    system.wait_for_services(&["/a/two", "/b/three"]).await;
     fs::remove_dir_all(programs.path("a")).unwrap();
-    rig.offers(&["/b/three"]).await;
-    programs.put("a/four", "#!/bin/sh\necho 4\n");
-    rig.offers(&["/a/four", "/b/three"]).await;
+    system.wait_for_services(&["/b/three"]).await;
+    programs.install("a/four", "#!/bin/sh\necho 4\n");
+    system.wait_for_services(&["/a/four", "/b/three"]).await;
 }
 
 #[tokio::test]
-async fn n17_offers_selected_prefixes_and_safe_files_only() {
+async fn n17_offers_only_selected_prefixes_and_safe_files() {
     let programs = Programs::new(&[
         ("a/good", "#!/bin/sh\necho good\n"),
         ("a/group", "#!/bin/sh\ntouch ran\n"),
         ("a/all", "#!/bin/sh\ntouch ran\n"),
         ("open/program", "#!/bin/sh\ntouch ran\n"),
-        ("c/not_picked", "#!/bin/sh\n"),
+        ("c/not_selected", "#!/bin/sh\n"),
     ]);
     mode(&programs.path("a/group"), 0o775);
     mode(&programs.path("a/all"), 0o757);
     mode(&programs.path("open"), 0o777);
     std::os::unix::fs::symlink("/bin/echo", programs.path("a/out")).unwrap();
     std::os::unix::fs::symlink("good", programs.path("a/in")).unwrap();
-    let picked = vec!["a".to_owned(), "open".to_owned()];
-    let actors = ProgramActors::open(programs.0.path(), picked).unwrap();
+    let actors = ProgramActors::open_prefixes(programs.0.path(), ["a", "open"]).unwrap();
     let skipped: Vec<(String, SkipReason)> = actors
         .skipped()
         .into_iter()
         .map(|skipped| (skipped.path.file_name().unwrap().to_str().unwrap().to_owned(), skipped.reason))
         .collect();
     let expected = [
-        ("all", SkipReason::OthersMayWrite),
-        ("group", SkipReason::OthersMayWrite),
-        ("out", SkipReason::Link),
-        ("open", SkipReason::OthersMayWrite),
+        ("all", SkipReason::WritableByOthers),
+        ("group", SkipReason::WritableByOthers),
+        ("out", SkipReason::SymlinkOutside),
+        ("open", SkipReason::WritableByOthers),
     ];
     assert_eq!(skipped, expected.map(|(name, reason)| (name.to_owned(), reason)));
-    let rig = Rig::new(System::plain(), actors).await;
-    rig.offers(&["/a/good", "/a/in"]).await;
-    assert_eq!(rig.ask("/a/in", ()).await, Ok("good".into()));
-    for service in ["/a/group", "/a/all", "/a/out", "/open/program", "/c/not_picked"] {
-        assert!(matches!(rig.mapper.request(service, ()).await, Err(RequestError::NoTarget(_))), "{service}");
+    let system = TestSystem::new(System::plain(), actors).await;
+    system.wait_for_services(&["/a/good", "/a/in"]).await;
+    assert_eq!(system.request("/a/in", ()).await, Ok("good".into()));
+    for service in ["/a/group", "/a/all", "/a/out", "/open/program", "/c/not_selected"] {
+        assert!(matches!(system.mapper.request(service, ()).await, Err(RequestError::NoTarget(_))), "{service}");
     }
 }
 
@@ -514,21 +511,24 @@ async fn n17_example_programs_run() {
     for name in ["disk/usage", "text/upper", "count/to"] {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/actors").join(name);
         assert_ne!(fs::metadata(&source).unwrap().permissions().mode() & 0o100, 0, "{name} is executable");
-        programs.put(name, &fs::read_to_string(source).unwrap());
+        programs.install(name, &fs::read_to_string(source).unwrap());
     }
-    let rig = Rig::new(System::secure(), programs.actors()).await;
-    rig.offers(&["/count/to", "/disk/usage", "/text/upper"]).await;
-    assert_eq!(rig.ask("/text/upper", "straße").await, Ok("STRASSE".into()));
-    assert_eq!(rig.ask("/text/upper", 5).await, failure(FailureCode::Failed, "exit code 1: the payload is no text"));
-    let usage: BTreeMap<String, u64> = rig.ask("/disk/usage", ()).await.unwrap().parse().unwrap();
+    let system = TestSystem::new(System::secure(), programs.actors()).await;
+    system.wait_for_services(&["/count/to", "/disk/usage", "/text/upper"]).await;
+    assert_eq!(system.request("/text/upper", "straße").await, Ok("STRASSE".into()));
+    assert_eq!(
+        system.request("/text/upper", 5).await,
+        failure(FailureCode::Failed, "exit code 1: the payload is not a string")
+    );
+    let usage: BTreeMap<String, u64> = system.request("/disk/usage", ()).await.unwrap().parse().unwrap();
     assert!(usage["used_percent"] <= 100 && usage["total_kib"] > 0, "{usage:?}");
-    let mut events = rig.events("/count/to", 3, PATIENCE).await;
+    let mut events = system.events("/count/to", 3, TIMEOUT).await;
     for number in 1..=3 {
         assert_eq!(pid(&mut events).await, number);
     }
     assert_eq!(outcome(&mut events).await, Ok(json("6")));
-    let refused = failure(FailureCode::Failed, "exit code 2: the payload is no number from 0 to 99999");
+    let refused = failure(FailureCode::Failed, "exit code 2: the payload is not a number from 0 to 99999");
     for hostile in ["$(touch /tmp/x)", "1; touch x", "", "-1"] {
-        assert_eq!(rig.ask("/count/to", hostile).await, refused, "{hostile:?}");
+        assert_eq!(system.request("/count/to", hostile).await, refused, "{hostile:?}");
     }
 }

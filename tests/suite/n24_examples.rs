@@ -1,4 +1,4 @@
-//! n24: the examples do what their documents say, as processes of their own, through RabbitMQ.
+//! n24: the examples do what their documentation says, as real processes with RabbitMQ.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -101,7 +101,7 @@ fn u09_readme_programs_run_as_printed() {
 fn n24_secure_agents_and_mapper_run_as_processes() {
     let broker = Broker::shared();
     let dir = certificates(&[("agent", "fred"), ("agent", "bob"), ("mapper", "desk")]);
-    // Of the same domain and on the same broker, but of another CA: nobody listens to it.
+    // Of the same domain and on the same broker, but of another CA: its messages are refused.
     let others = certificates(&[("agent", "eve")]);
     let start = |dir: &tempfile::TempDir, name| {
         let mut agent =

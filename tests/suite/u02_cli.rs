@@ -1,4 +1,4 @@
-//! The program as its users run it, in processes of its own against a real broker, with certificates that it made itself.
+//! The program as users run it, as real processes with a real broker, with certificates that it made itself.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::FileTypeExt;
@@ -20,12 +20,12 @@ use crate::harness::PATIENCE;
 use crate::harness::program::{Ended, Running, run};
 use crate::harness::site::{Site, ready};
 
-/// Options with which a slow machine fails no test.
-const PATIENT: [&str; 4] = ["--look", "60s", "--timeout", "60s"];
+/// Timeouts for slow machines.
+const LONG_TIMEOUTS: [&str; 4] = ["--look", "60s", "--timeout", "60s"];
 
-/// `nanite request` with these arguments, patiently.
+/// `nanite request` with these arguments and long timeouts.
 fn request<'a>(arguments: &[&'a str]) -> Vec<&'a str> {
-    ["request"].into_iter().chain(arguments.iter().copied()).chain(PATIENT).collect()
+    ["request"].into_iter().chain(arguments.iter().copied()).chain(LONG_TIMEOUTS).collect()
 }
 
 fn keys(value: &Value) -> BTreeSet<&str> {
@@ -40,16 +40,16 @@ fn assert_fails(ended: &Ended, code: i32, parts: &[&str]) {
     assert!(!ended.err.contains("panicked"), "{}", ended.err);
 }
 
-/// Waits for something that another process does.
-fn wait_until(what: &str, so: impl Fn() -> bool) {
+/// Waits for a condition that another process fulfils.
+fn wait_until(what: &str, condition: impl Fn() -> bool) {
     let deadline = Instant::now() + PATIENCE;
-    while !so() {
-        assert!(Instant::now() < deadline, "not so within {PATIENCE:?}: {what}");
+    while !condition() {
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
 
-/// Waits until exactly these agents are there.
+/// Waits until exactly these agents are registered.
 fn wait_for_agents(site: &Site, names: &[&str]) {
     wait_until(&format!("agents are {names:?}"), || {
         let count = names.len().max(1).to_string();
@@ -59,7 +59,7 @@ fn wait_for_agents(site: &Site, names: &[&str]) {
     });
 }
 
-/// A fleet of two: fred, and bob who is big.
+/// Two agents: fred, and bob with the tags big and fast.
 fn two_agents(site: &Site) -> (Running, Running) {
     site.program("simple/echo", "cat");
     site.program("simple/who", "echo $NANITE_CALLER");
@@ -102,9 +102,9 @@ fn u02_requests_with_targets_selectors_tags_and_payloads() {
     let piped = site.fed(&request(&["/simple/echo", "-", "--json", "--target", "fred"]), b"{\"from\": \"stdin\"}\n");
     let answer: Value = serde_json::from_str(&piped.out).unwrap();
     assert_eq!(answer, json!({"results": {"nanite-fred": {"from": "stdin"}}, "failures": {}}));
-    let told = site.run(&request(&["/simple/echo", "{broken", "--target", "fred"]));
-    assert_eq!((told.code(), told.out.as_str()), (0, "{broken\n"));
-    assert!(told.err.contains("the payload is not JSON"), "{}", told.err);
+    let broken = site.run(&request(&["/simple/echo", "{broken", "--target", "fred"]));
+    assert_eq!((broken.code(), broken.out.as_str()), (0, "{broken\n"));
+    assert!(broken.err.contains("the payload is not JSON"), "{}", broken.err);
     assert_eq!(site.run(&request(&["/simple/echo", "x", "--target", "fred", "-q"])).err, "", "-q: no notes");
 }
 
@@ -136,13 +136,13 @@ fn u02_push_is_delivered_and_executed() {
             .filter(|e| e.file_name().to_string_lossy().starts_with("kept"))
             .count()
     };
-    wait_until("both have done it", || kept() == 2);
+    wait_until("both have run it", || kept() == 2);
     let sent = site.json(&["push", "/file/keep", "--target", "bob", "--json"]);
     assert_eq!(sent, json!({"sent": ["nanite-bob"]}));
-    wait_until("bob has done it", || kept() == 3);
-    let nobody = site.run(&["push", "/file/lose", "--look", "1s", "--json"]);
-    assert_fails(&nobody, 3, &["no agent offers /file/lose", "available services: /file/keep"]);
-    assert_eq!(serde_json::from_str::<Value>(&nobody.out).unwrap(), json!({"sent": []}));
+    wait_until("bob has run it", || kept() == 3);
+    let missing = site.run(&["push", "/file/lose", "--look", "1s", "--json"]);
+    assert_fails(&missing, 3, &["no agent offers /file/lose", "available services: /file/keep"]);
+    assert_eq!(serde_json::from_str::<Value>(&missing.out).unwrap(), json!({"sent": []}));
 }
 
 #[test]
@@ -178,8 +178,8 @@ fn u02_agents_services_and_ping_list_running_agents() {
     assert_fails(&site.run(&["ping", "nobody", "--timeout", "1s"]), 3, &["nanite-nobody is not registered"]);
 
     let empty = Site::new(&["mapper ctl"]);
-    let nobody = empty.run(&["agents", "--look", "1s"]);
-    assert_eq!((nobody.code(), nobody.out.as_str(), nobody.err.as_str()), (0, "", "no agents\n"));
+    let none = empty.run(&["agents", "--look", "1s"]);
+    assert_eq!((none.code(), none.out.as_str(), none.err.as_str()), (0, "", "no agents\n"));
     assert_eq!(empty.json(&["agents", "--json", "--look", "1s"]), json!({"agents": {}}));
     assert_eq!(empty.json(&["services", "--json", "--look", "1s"]), json!({"services": {}}));
     assert_fails(&empty.run(&["ping", "all", "--timeout", "1s"]), 3, &["no agent is registered"]);
@@ -208,7 +208,11 @@ fn u02_not_offered_is_exit_code_3() {
             ["request"].iter().chain(arguments).copied().chain(["--look", "1s", "--timeout", "1s"]).collect();
         site.run(&all)
     };
-    assert_fails(&brief(&["/simple/none"]), 3, &["error: no agent offers /simple/none\n", "available services: /simple/echo"]);
+    assert_fails(
+        &brief(&["/simple/none"]),
+        3,
+        &["error: no agent offers /simple/none\n", "available services: /simple/echo"],
+    );
     assert_fails(&brief(&["/simple/echo", "--tag", "big"]), 3, &["no agent offers /simple/echo with the tag big"]);
     assert_fails(&brief(&["/simple/echo", "--target", "bob"]), 3, &["nanite-bob is not registered"]);
     assert_fails(&brief(&["/simple/echo", "--at-least", "2"]), 3, &["1 agent offers it, not 2"]);
@@ -249,11 +253,11 @@ fn u02_timeout_and_partial_answers_are_exit_code_4() {
     assert_eq!(keys(failure), BTreeSet::from(["code", "message"]));
 }
 
-/// Lets nobody do anything.
+/// A policy that denies everything.
 #[derive(Debug)]
-struct Closed;
+struct DenyAll;
 
-impl Policy for Closed {
+impl Policy for DenyAll {
     fn authorize_registration(&self, _: &Caller<'_>, _: &Register) -> Decision {
         Decision::denied()
     }
@@ -275,7 +279,7 @@ async fn u02_denied_is_exit_code_5() {
     let serializer = SecureSerializer::builder(credentials, Arc::new(store), trust).build().unwrap();
     let transport = Arc::new(site.broker.connect().await);
     let echo = actor("simple").expose("echo", async |payload: Payload| Ok::<_, Failure>(payload));
-    let _agent = Agent::builder(serializer, transport).actor(echo).policy(Closed).start().await.unwrap();
+    let _agent = Agent::builder(serializer, transport).actor(echo).policy(DenyAll).start().await.unwrap();
     let denied = tokio::task::block_in_place(|| site.run(&request(&["/simple/echo", "--json"])));
     assert_fails(&denied, 5, &["nanite-fred: denied\n", "0 answered, 1 failed, 0 missing"]);
     let json: Value = serde_json::from_str(&denied.out).unwrap();
@@ -285,8 +289,7 @@ async fn u02_denied_is_exit_code_5() {
 #[test]
 fn u02_unusable_certificates_are_exit_code_6_with_remedy() {
     let site = Site::new(&["agent fred", "mapper ctl"]);
-    let asked = |command: &str| site.run(&[command, "/simple/echo", "--look", "1s"]);
-    let expect = |parts: &[&str]| assert_fails(&asked("request"), 6, parts);
+    let expect = |parts: &[&str]| assert_fails(&site.run(&["request", "/simple/echo", "--look", "1s"]), 6, parts);
 
     let mut nowhere = site.nanite(["request", "/simple/echo", "--certs", "nowhere"]);
     assert_fails(&run(&mut nowhere), 6, &["there is no directory nowhere", "nanite certs init --dir nowhere"]);
@@ -319,7 +322,7 @@ fn u02_unusable_certificates_are_exit_code_6_with_remedy() {
     wait_until("the certificate has expired", || brief().err.contains("expired at"));
     assert_fails(&brief(), 6, &["certs/mapper-brief.pem expired at", "nanite certs issue mapper brief"]);
 
-    // A refusal before the broker is asked: nothing has been connected.
+    // All were refused before a connection was made.
     assert_eq!(site.broker.connections(), Vec::<String>::new());
 }
 
@@ -342,9 +345,9 @@ fn u02_agent_of_other_ca_is_missing_and_refusals_are_reported() {
 #[test]
 fn u02_unreachable_broker_is_exit_code_7_without_password() {
     let site = Site::new(&["agent fred", "mapper ctl"]);
-    // A port on which nobody listens: it was free a moment ago.
+    // A port without a listener: it was free a moment ago.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let nobody = format!("amqp://user:hidden-1@127.0.0.1:{port}/v");
+    let unreachable = format!("amqp://user:hidden-1@127.0.0.1:{port}/v");
     let user = site.broker.add_user("hidden-2");
     let right = site.broker.url_for(&user, "hidden-2");
     let wrong = site.broker.url_for(&user, "hidden-3");
@@ -353,7 +356,10 @@ fn u02_unreachable_broker_is_exit_code_7_without_password() {
     for command in [&["request", "/a/b"][..], &["agent"], &["mapper"], &["agents"], &["ping", "all"], &["push", "/a/b"]]
     {
         for (url, parts) in [
-            (&nobody, &[&format!("amqp://user@127.0.0.1:{port}/v: "), "unreachable", "is RabbitMQ running there"][..]),
+            (
+                &unreachable,
+                &[&format!("amqp://user@127.0.0.1:{port}/v: "), "unreachable", "is RabbitMQ running there"][..],
+            ),
             (&wrong, &["refused the user name or password", "NANITE_BROKER_PASSWORD"]),
             (&vhost, &["no-such-vhost", "rabbitmqctl add_vhost"]),
             (&right, &["rabbitmqctl set_permissions"]),
@@ -435,9 +441,9 @@ fn u02_sealed_message_opens_only_for_its_recipient() {
     refused("fred", &message, "UnknownSigner");
     site.issue("mapper ctl --force");
     refused("fred", &message, "UnknownSigner");
-    let nobody = site.run(&["seal", "/simple/echo", "--to", "nobody"]);
-    assert_fails(&nobody, 6, &["no valid certificate for nanite-nobody", "directory of certificates"]);
-    assert_eq!(nobody.out, "");
+    let unknown = site.run(&["seal", "/simple/echo", "--to", "nobody"]);
+    assert_fails(&unknown, 6, &["no valid certificate for nanite-nobody", "directory of certificates"]);
+    assert_eq!(unknown.out, "");
 }
 
 #[test]
@@ -496,21 +502,21 @@ fn u02_first_signal_drains_second_stops_at_once() {
 
     let mut fred = site.agent("fred", &[]);
     wait_for_agents(&site, &["nanite-fred"]);
-    let mut asking = Running::start(&mut site.nanite(request(&["/job/wait"])));
+    let mut request_process = Running::start(&mut site.nanite(request(&["/job/wait"])));
     wait_until("the job runs", || alive().is_some());
     fred.signal(Signal::SIGTERM);
     fred.wait_for("stopping: running jobs are finished");
     wait_for_agents(&site, &[]);
     std::fs::write(&gate, "").unwrap();
-    asking.wait_for("done");
-    let asked = asking.wait();
-    assert_eq!((asked.code(), asked.out.as_str()), (0, "done\n"), "{asked:?}");
+    request_process.wait_for("done");
+    let ended = request_process.wait();
+    assert_eq!((ended.code(), ended.out.as_str()), (0, "done\n"), "{ended:?}");
     assert_eq!(fred.wait().code(), 0);
 
     std::fs::remove_file(&pid).unwrap();
     let mut fred = site.agent("fred", &[]);
     wait_for_agents(&site, &["nanite-fred"]);
-    let _asking = Running::start(&mut site.nanite(request(&["/job/hang"])));
+    let _request = Running::start(&mut site.nanite(request(&["/job/hang"])));
     wait_until("the job runs", || alive().is_some());
     let job = alive().unwrap();
     fred.signal(Signal::SIGINT);
@@ -528,16 +534,16 @@ fn n08_follow_prints_intermediate_results() {
     nix::unistd::mkfifo(&site.path("actors/job/gate"), nix::sys::stat::Mode::S_IRWXU).unwrap();
     let _fred = site.agent("fred", &[]);
     wait_for_agents(&site, &["nanite-fred"]);
-    let mut asking = Running::start(&mut site.nanite(request(&["/job/count", "--follow"])));
-    asking.wait_for("nanite-fred k: 1\nnanite-fred k: 2\n");
+    let mut following = Running::start(&mut site.nanite(request(&["/job/count", "--follow"])));
+    following.wait_for("nanite-fred k: 1\nnanite-fred k: 2\n");
     std::fs::write(site.path("actors/job/gate"), "").unwrap();
-    let asked = asking.wait();
-    assert_eq!((asked.code(), asked.out.as_str()), (0, "nanite-fred k: 1\nnanite-fred k: 2\ndone\n"));
+    let ended = following.wait();
+    assert_eq!((ended.code(), ended.out.as_str()), (0, "nanite-fred k: 1\nnanite-fred k: 2\ndone\n"));
 
-    let mut asking = Running::start(&mut site.nanite(request(&["/job/count", "--follow", "--json"])));
-    asking.wait_for("\"value\":2");
+    let mut following = Running::start(&mut site.nanite(request(&["/job/count", "--follow", "--json"])));
+    following.wait_for("\"value\":2");
     std::fs::write(site.path("actors/job/gate"), "").unwrap();
-    let lines: Vec<Value> = asking.wait().out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let lines: Vec<Value> = following.wait().out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let part = |value: u8| json!({"from": "nanite-fred", "key": "k", "value": value});
     assert_eq!(lines, [part(1), part(2), json!({"results": {"nanite-fred": "done"}, "failures": {}})]);
 }
@@ -580,7 +586,7 @@ fn n12_offline_push_waits_for_agent() {
     assert_fails(&late, 4, &["no answer", "--timeout"]);
     let _mapper = site.start(&["mapper", "--token", "ctl"]);
     let _fred = site.agent("fred", &[]);
-    wait_until("fred has done what waited", || {
+    wait_until("fred has run what waited", || {
         std::fs::read_to_string(site.path("actors/file/kept"))
             .is_ok_and(|kept| kept == "\"later\"\n" || kept == "\"later\"")
     });
@@ -613,7 +619,7 @@ fn u02_manual_and_completions_cover_every_command() {
         let script = site.ok(&["completions", shell]);
         assert!(["insecure-plaintext", "least_loaded", "services"].iter().all(|word| script.contains(word)), "{shell}");
     }
-    // A reader that goes away early is no reason to panic.
+    // A closed pipe is an error, without a panic.
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let unread = site.bare(["completions", "bash"]).stdout(writer).stderr(Stdio::piped()).output().unwrap();
