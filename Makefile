@@ -1,9 +1,9 @@
-# make demo   build nanite and see it work, in one process, without a broker
+# make demo   build nanite and run a whole system in one process, without a broker
 # make test   formatting, clippy, tests, doctests, examples, and each fuzz target for 20 seconds
 # make fuzz   each fuzz target for FUZZ_SECONDS seconds
 # make audit  licences, bans and sources of the dependencies (installs cargo-deny)
 # make bench  the benchmarks, with ratios
-# make evidence  all tests; what they said of each promise goes into SECURITY.md
+# make evidence  run all tests, and write their results for each promise into SECURITY.md
 
 CARGO ?= cargo
 NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)

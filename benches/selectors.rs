@@ -1,6 +1,6 @@
-//! p01: what it takes to choose an agent among 10, 1,000 and 100,000 that offer the service: finding them, and each selector's choice.
+//! p01: selecting an agent among 10, 1,000 and 100,000 that offer the service: the time to find them, and the time of each selector.
 //!
-//! `cargo bench --bench selectors` measures and then prints medians, and how they grow, from this one run.
+//! `cargo bench --bench selectors` measures, then prints the medians of this run and how they grow.
 
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used)]
@@ -21,8 +21,8 @@ use report::{median, micros, ratio};
 
 const AGENTS: [usize; 3] = [10, 1_000, 100_000];
 
-/// Agents with different loads, as a mapper knows them.
-fn known(agents: usize, service: &Service) -> LocalState {
+/// The state of a mapper with agents of different loads.
+fn state_with(agents: usize, service: &Service) -> LocalState {
     let state = LocalState::new();
     for n in 0..agents {
         let register = Register {
@@ -56,7 +56,7 @@ fn p01_selectors() {
         .sample_size(20)
         .configure_from_args();
     for agents in AGENTS {
-        let state = known(agents, &service);
+        let state = state_with(agents, &service);
         let find = || state.find(black_box(&query)).now_or_never().unwrap().unwrap();
         let mut group = criterion.benchmark_group(format!("select-{agents}"));
         group.bench_function("find", |b| b.iter(find));

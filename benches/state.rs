@@ -1,7 +1,7 @@
-//! n14: what it takes to find the agents for one request among 1,000, in this process's own state and in Redis.
+//! n14: finding the agents for one request among 1,000, in the local state and in Redis.
 //!
-//! `cargo bench --bench state --features redis` starts a private `redis-server` on a socket, measures, and then prints ratios of
-//! medians, from this one run. `one in ten` asks for a tag that a tenth of the agents carry.
+//! `cargo bench --bench state --features redis` starts a private `redis-server` on a socket, measures, then prints ratios of
+//! medians of this run. `one in ten` requires a tag that a tenth of the agents have.
 
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -24,7 +24,7 @@ use report::{median, micros, ratio};
 const AGENTS: usize = 1_000;
 const QUERIES: [(&str, &[&str]); 2] = [("all", &[]), ("one in ten", &["few"])];
 
-/// A server that ends with this.
+/// A server process; killed on drop.
 struct Server(Child);
 
 impl Drop for Server {
@@ -51,7 +51,7 @@ fn record(n: usize) -> AgentRecord {
 }
 
 async fn filled(state: impl ClusterState + 'static, query: &AgentQuery) -> Arc<dyn ClusterState> {
-    let context = StateContext::new(Arc::new(AllowVerified), Arc::new(SystemClock), Duration::from_secs(3600));
+    let context = StateContext::new(AllowVerified, SystemClock, Duration::from_secs(3600));
     state.start(context).await.unwrap();
     for n in 0..AGENTS {
         state.register(record(n)).await.unwrap();
@@ -73,32 +73,30 @@ fn main() {
     let query = |tags: &[&str]| {
         AgentQuery::new("/simple/echo".parse().unwrap(), tags.iter().map(|tag| tag.parse().unwrap()).collect())
     };
-    // What is looked up is proven when it is read, not when it is looked up: proofs would not change what is measured.
+    // Proofs are verified when the replica is updated, not at lookups, so signing would not change what is measured.
     let connect = || {
         RedisState::connect(
             &url,
-            RedisOptions::new(Arc::new(PlainSerializer::json(Identity::mapper("m1").unwrap())))
-                .dangerous()
-                .accept_unsigned(),
+            RedisOptions::new(PlainSerializer::json(Identity::mapper("m1").unwrap())).dangerous().accept_unsigned(),
         )
     };
     let states = runtime.block_on(async {
-        let one = loop {
+        let writer = loop {
             match connect().await {
                 Ok(state) => break state,
                 Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
             }
         };
         let local = filled(LocalState::new(), &query(&[])).await;
-        let one = filled(one, &query(&[])).await;
-        // Another mapper's, that has read all from Redis.
-        let other = connect().await.unwrap();
-        let context = StateContext::new(Arc::new(AllowVerified), Arc::new(SystemClock), Duration::from_secs(3600));
-        other.start(context).await.unwrap();
-        while other.find(&query(&[])).await.unwrap().len() < AGENTS {
+        let writer = filled(writer, &query(&[])).await;
+        // The state of another mapper, which has read everything from Redis.
+        let reader = connect().await.unwrap();
+        let context = StateContext::new(AllowVerified, SystemClock, Duration::from_secs(3600));
+        reader.start(context).await.unwrap();
+        while reader.find(&query(&[])).await.unwrap().len() < AGENTS {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        [("local", local), ("redis", one), ("redis, read", Arc::new(other) as Arc<dyn ClusterState>)]
+        [("local", local), ("redis", writer), ("redis, read", Arc::new(reader) as Arc<dyn ClusterState>)]
     });
     let mut criterion = Criterion::default()
         .without_plots()

@@ -1,4 +1,4 @@
-//! A crew of many agents, and how requests spread over them.
+//! Many agents, and how requests are distributed among them.
 //!
 //!     cargo run --release --example crew -- 200 1000        200 agents, 1,000 requests
 
@@ -23,22 +23,21 @@ async fn main() -> common::Result<()> {
         crew.push(world.agent(&format!("hand{n}")).await?.status(|| 0.0).actor(deck).start().await?);
     }
     let mapper = world.mapper("captain").await?.start().await?;
-    common::know(&mapper, agents).await?;
+    common::wait_for_agents(&mapper, agents).await?;
     for selector in [SelectorName::LeastLoaded, SelectorName::Rr, SelectorName::Random] {
         let started = Instant::now();
-        let all =
-            join_all((0..requests).map(|_| async { mapper.request("/deck/swab", ()).selector(selector).await })).await;
-        let mut each = BTreeMap::new();
-        for answers in all {
+        let send = |_| async { mapper.request("/deck/swab", ()).selector(selector).await };
+        let mut counts = BTreeMap::new();
+        for answers in join_all((0..requests).map(send)).await {
             for (from, _) in answers?.results() {
-                *each.entry(from.clone()).or_insert(0_usize) += 1;
+                *counts.entry(from.clone()).or_insert(0_usize) += 1;
             }
         }
-        let (least, most) = (each.values().min().unwrap_or(&0), each.values().max().unwrap_or(&0));
+        let (least, most) = (counts.values().min().unwrap_or(&0), counts.values().max().unwrap_or(&0));
         println!(
             "{selector}: {} answers from {} agents, {least} to {most} each, in {:.2} s",
-            each.values().sum::<usize>(),
-            each.len(),
+            counts.values().sum::<usize>(),
+            counts.len(),
             started.elapsed().as_secs_f64()
         );
     }

@@ -1,7 +1,7 @@
-//! A certificate store of your own: here all certificates stand in one JSON file, `{"nanite-fred": "-----BEGIN CERTIFICATE..."}`,
-//! as a secret store or a database would hand them out.
+//! A certificate store of your own: here all certificates are in one JSON file, `{"nanite-fred": "-----BEGIN CERTIFICATE..."}`, as
+//! a secret store or a database would return them.
 //!
-//! Needs no broker: makes a CA and two nodes in memory, and sends one sealed request from one to the other.
+//! Needs no broker: it creates a CA and two nodes in memory, and one node seals a request that the other opens.
 //!
 //!     cargo run --example custom_store
 
@@ -19,7 +19,7 @@ use nanite::packet::{Identity, Packet, Payload, Request};
 use nanite::security::SecureSerializer;
 use nanite::serializer::{Audience, InboundQueue, OpenContext, SealRequest, Serializer};
 
-/// Reads the file for every question: the cache in front of it sees to it that there are few.
+/// Reads the file for every query; the cache in front of it keeps queries rare.
 #[derive(Debug)]
 struct JsonStore {
     path: std::path::PathBuf,
@@ -80,9 +80,9 @@ fn exchange(
 
     let request = Packet::Request(Request::new("/simple/echo".parse()?, Payload::from("hello")));
     let sealed = mapper.seal(&request, &SealRequest::new(&to, SystemClock.now()))?;
-    println!("sealed: {} bytes, of which nobody else can read anything", sealed.bytes.len());
+    println!("sealed: {} bytes, readable only by the recipient", sealed.bytes.len());
     let opened = agent.open(&sealed.bytes, &OpenContext::new(InboundQueue::AgentInbox, SystemClock.now()))?;
-    let signer = opened.signer().ok_or("nobody vouches for it")?;
+    let signer = opened.signer().ok_or("the message is not signed")?;
     if opened.packet != request {
         return Err("another packet came out".into());
     }

@@ -1,4 +1,4 @@
-//! A file goes to every agent that subscribed to its domain.
+//! Sends a file to every agent that subscribed to its domain.
 //!
 //!     cargo run --example file_broadcast -- FILE
 //!
@@ -23,10 +23,10 @@ async fn main() -> common::Result<()> {
             .on_file(|file| println!("{} has come from {}: {} bytes", file.path.display(), file.sender, file.size));
         agents.push(world.agent(name).await?.files(files).start().await?);
     }
-    // One that takes no files.
+    // An agent that accepts no files.
     agents.push(world.agent("c").await?.start().await?);
     let mapper = world.mapper("m").await?.start().await?;
-    common::know(&mapper, 3).await?;
+    common::wait_for_agents(&mapper, 3).await?;
     let answers = mapper.broadcast(Broadcast::new(file, photos), |_| ()).await?;
     println!("{} have it, {} do not", answers.results().count(), answers.failures().count());
     for agent in agents {

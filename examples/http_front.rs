@@ -1,10 +1,10 @@
-//! A web program with a mapper in it: HTTP in front, agents behind. `POST /text/upper` with a JSON body is a request to that
-//! service, and the answer is its result.
+//! A web program with a mapper: HTTP in front, agents behind. `POST /text/upper` with a JSON body becomes a request to that service,
+//! and the HTTP response is its result.
 //!
 //!     cargo run --features admin --example http_front          prints the address, and serves until it is stopped
 //!     curl --data '"hello"' http://127.0.0.1:PORT/text/upper
 //!
-//! It listens on 127.0.0.1 only, and lets everybody there ask for everything: put your own authentication in front.
+//! It listens on 127.0.0.1 only, and every local user may request every service: put your own authentication in front.
 
 mod common;
 
@@ -26,7 +26,7 @@ async fn main() -> common::Result<()> {
     let text = actor("text").expose("upper", |text: String| async move { reply(text.to_uppercase()) });
     let agent = world.agent("worker").await?.actor(text).start().await?;
     let mapper = world.mapper("web").await?.request_timeout(Duration::from_secs(10)).start().await?;
-    common::know(&mapper, 1).await?;
+    common::wait_for_agents(&mapper, 1).await?;
     let app = Router::new().fallback_service(post(ask).with_state(mapper));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     println!("http://{}", listener.local_addr()?);
@@ -36,7 +36,7 @@ async fn main() -> common::Result<()> {
     Ok(())
 }
 
-/// One HTTP request is one request to an agent: the path is the service.
+/// One HTTP request becomes one request to an agent: the path is the service.
 async fn ask(State(mapper): State<Mapper>, uri: Uri, Json(payload): Json<Value>) -> (StatusCode, Json<Value>) {
     let outcome = match mapper.request(uri.path(), payload).await {
         Ok(answers) => answers.outcomes.into_values().next(),

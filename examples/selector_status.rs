@@ -1,24 +1,22 @@
-//! A status and a selector of one's own: agents say how much disk they have left, and the roomiest gets the work.
+//! Your own status and selector: agents report their free disk space, and the one with the most gets the work.
 //!
 //!     cargo run --example selector_status
 
 mod common;
 
-use std::sync::Arc;
-
 use nanite::agent::{actor, reply};
 use nanite::mapper::{Candidate, Selector};
 use nanite::packet::Service;
 
-/// The agent with the highest status; one that says none is never chosen.
+/// Chooses the agent with the highest status; an agent without a status is never chosen.
 #[derive(Debug)]
-struct Roomiest;
+struct MostFreeSpace;
 
-impl Selector for Roomiest {
+impl Selector for MostFreeSpace {
     fn select(&self, _: &Service, candidates: &[Candidate]) -> Vec<usize> {
-        let room = |candidate: &Candidate| candidate.record.status.load();
-        let known = candidates.iter().enumerate().filter_map(|(at, candidate)| Some((at, room(candidate)?)));
-        known.max_by(|a, b| a.1.total_cmp(&b.1)).map(|(at, _)| at).into_iter().collect()
+        let free = |candidate: &Candidate| candidate.record.status.load();
+        let with_status = candidates.iter().enumerate().filter_map(|(at, candidate)| Some((at, free(candidate)?)));
+        with_status.max_by(|a, b| a.1.total_cmp(&b.1)).map(|(at, _)| at).into_iter().collect()
     }
 }
 
@@ -32,9 +30,8 @@ async fn main() -> common::Result<()> {
         agents.push(world.agent(name).await?.status(move || free_gib).actor(store).start().await?);
     }
     let mapper = world.mapper("m").await?.start().await?;
-    common::know(&mapper, 3).await?;
-    let roomiest = Arc::new(Roomiest);
-    for (from, answer) in mapper.request("/disk/store", "backup.tar").selector_by(roomiest).await?.results() {
+    common::wait_for_agents(&mapper, 3).await?;
+    for (from, answer) in mapper.request("/disk/store", "backup.tar").custom_selector(MostFreeSpace).await?.results() {
         println!("{from}: {answer}");
     }
     for agent in agents {

@@ -1,10 +1,9 @@
-//! The smallest whole system: an agent with an actor, and a mapper that asks it, in one process.
+//! The smallest complete system: an agent with an actor, and a mapper that sends it requests, in one process.
 //!
 //!     cargo run --example simple                                        in memory, without a broker
 //!     NANITE_BROKER=amqp://localhost cargo run --example simple         through RabbitMQ
 //!
-//! It makes its certificates itself and keeps them in memory. Nodes on different machines read theirs from files: see
-//! `examples/secure`.
+//! It creates its certificates in memory. Nodes on different machines read theirs from files: see `examples/secure`.
 
 use std::error::Error;
 use std::time::Duration;
@@ -28,7 +27,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let fred = connect(Node::from_credentials(fred, ca.trust()?), &broker).await?;
     let desk = connect(Node::from_credentials(desk, ca.trust()?), &broker).await?;
 
-    // What the agent can do: the services /simple/echo, /simple/sum and /simple/count.
+    // The agent's services: /simple/echo, /simple/sum and /simple/count.
     let simple = actor("simple")
         .expose("echo", |text: String| async move { reply(text) })
         .expose("sum", |numbers: Vec<i64>| async move { reply(numbers.iter().sum::<i64>()) })
@@ -42,7 +41,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let agent = fred.agent().actor(simple).start().await?;
     let mapper = desk.mapper().start().await?;
 
-    // A request gives the answers of all its targets. The first one waits until the mapper knows an agent.
+    // A request returns the answers of all its targets. The first request waits until the mapper knows an agent.
     let answers = mapper.request("/simple/echo", "hello").wait_for_agents(Duration::from_secs(10)).await?;
     for (from, value) in answers.results() {
         println!("/simple/echo: {from} says {value}");
@@ -50,11 +49,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
     for (from, value) in mapper.request("/simple/sum", [1, 2, 39]).await?.results() {
         println!("/simple/sum: {from} says {value}");
     }
-    // What a handler cannot read is a failure.
+    // A payload of the wrong type is a failure.
     for (from, failure) in mapper.request("/simple/sum", "one and two").await?.failures() {
         println!("/simple/sum: {from} fails: {}", failure.code);
     }
-    // Events come as they happen.
+    // Events arrive as they happen.
     let mut events = mapper.request("/simple/count", 3).events().await?;
     while let Some(event) = events.next().await {
         match event {

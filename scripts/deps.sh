@@ -1,10 +1,10 @@
 #!/bin/sh
-# Installs the system packages that nanite needs where they are missing: 'build' for the program, 'test' for its tests as well.
-# Debian and Ubuntu; elsewhere it says what to install.
+# Installs missing system packages: 'build' those for the program, 'test' also those for its tests. Works on Debian and Ubuntu; on other
+# systems it prints what to install.
 set -eu
 
 missing=""
-need() { # need PACKAGE COMMAND...: the package, when the command fails
+need() { # need PACKAGE COMMAND...: marks the package as missing if the command fails
     package=$1
     shift
     "$@" >/dev/null 2>&1 || missing="$missing $package"
@@ -29,8 +29,8 @@ test)
     need redis-server redis-server --version
     need openssl openssl version
     need python3 python3 --version
-    # A browser for the Control Tower: any Chromium or Chrome, with the ChromeDriver that belongs to it. Ubuntu has both as snaps
-    # only, behind packages of other names.
+    # A browser for the Control Tower: any Chromium or Chrome, with the ChromeDriver of its version. Ubuntu has both only as snaps,
+    # under other package names.
     if is_ubuntu; then
         need chromium-browser browser
         need chromium-chromedriver chromedriver --version
@@ -54,14 +54,14 @@ fi
 root=""
 [ "$(id -u)" = 0 ] || root="sudo"
 echo "installing:$missing" >&2
-# A broker for the tests is started by the tests: the system's own stays as it is.
+# The tests start their own broker; the packages must not start or change the system's.
 export DEBIAN_FRONTEND=noninteractive
 $root apt-get update -q
 # shellcheck disable=SC2086
 $root apt-get install -qy --no-install-recommends $missing
 
-# Where snaps do not run, such as in a container, Ubuntu's packages install and bring nothing.
+# Where snaps do not run, as in a container, Ubuntu's packages install without a working browser.
 if [ "${1:-build}" = test ] && ! { browser && chromedriver --version; } >/dev/null 2>&1; then
-    echo "no browser that works was installed: please install Chrome or Chromium, and the chromedriver of its version" >&2
+    echo "no working browser was installed: please install Chrome or Chromium, and the chromedriver of its version" >&2
     exit 1
 fi

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Writes the evidence table of SECURITY.md from the output of a run of the tests.
 
-    evidence.py LOG    LOG: what `cargo nextest run` or `cargo test` printed; '-' is standard input
+    evidence.py LOG    LOG: the output of `cargo nextest run` or `cargo test`; '-' is standard input
 
-Every test that a promise names must be in the log and have passed: otherwise it says which, writes nothing, and ends with 1.
+Every test that a promise names must be in the log and have passed. Otherwise the script lists the missing ones, writes nothing, and
+exits with code 1.
 """
 
 import datetime
@@ -17,7 +18,7 @@ BEGIN, END = "<!-- evidence: written by `make evidence` -->", "<!-- end of the e
 
 
 def results(log):
-    """Whether each test passed, by its full path, from either runner."""
+    """Whether each test passed, by its full path, from the output of either runner."""
     nextest = r"^\s*(PASS|FAIL|SIGABRT|SIGSEGV|TIMEOUT|LEAK)\S* \[[^]]*\](?: \([^)]*\))? \S+ (\S+)$"
     cargo = r"^test (\S+)(?: - should panic)? \.\.\. (ok|FAILED)$"
     found = [(name, verdict in ("PASS", "LEAK")) for verdict, name in re.findall(nextest, log, re.M)]
@@ -29,7 +30,7 @@ def results(log):
 
 
 def by_name(passed):
-    """Whether the tests of one name passed everywhere: some run over each transport."""
+    """Whether all tests of each name passed: some tests run with each transport."""
     found = {}
     for path, good in passed.items():
         name = path.split("::")[-1]
@@ -38,12 +39,12 @@ def by_name(passed):
 
 
 def fuzzed(log):
-    """How often each fuzz target ran in the log."""
+    """How many inputs each fuzz target ran, from the log."""
     return re.findall(r"^fuzz (\w+): (\d+) runs", log, re.M)
 
 
 def promises(text):
-    """Number, first sentence and named tests of every promise."""
+    """Number, bold title and named tests of every promise."""
     section = text.split("## Promises")[1].split("\n## ")[0]
     for part in re.split(r"\n(?=\d+\. )", section)[1:]:
         number, rest = re.match(r"(\d+)\. (.*)", part, re.S).groups()

@@ -1,12 +1,12 @@
 #!/bin/sh
-# Fuzzing by libFuzzer, with the installed stable compiler and nothing else.
+# Fuzzing with libFuzzer; needs only the installed stable compiler.
 #
 #   fuzz.sh run [TARGET...]        each target (all of them by default) for FUZZ_SECONDS seconds, 20 by default
-#   fuzz.sh repeat TARGET FILE...  inputs that were found, once each
-#   fuzz.sh small TARGET           of what was found, what is worth keeping, into fuzz/seeds
-#   fuzz.sh list                   the targets, and the folders that each begins with
+#   fuzz.sh repeat TARGET FILE...  runs inputs that the fuzzer found, once each
+#   fuzz.sh small TARGET           copies the useful inputs of fuzz/corpus to fuzz/seeds
+#   fuzz.sh list                   the targets, and the folders with the initial inputs of each
 #
-# What is found on the way stays in fuzz/corpus, where the next run begins; an input that breaks something is in fuzz/artifacts.
+# New inputs stay in fuzz/corpus, where the next run continues; an input that causes a failure is in fuzz/artifacts.
 set -eu
 cd "$(dirname "$0")/.."
 : "${CARGO:=cargo}" "${FUZZ_SECONDS:=20}"
@@ -17,7 +17,7 @@ targets() {
     for file in fuzz/fuzz_targets/*.rs; do basename "$file" .rs; done
 }
 
-# Where a target's inputs begin, beside its own seeds: the vectors that the tests have anyway.
+# The initial inputs of a target, besides its own seeds: test vectors of the suite.
 vectors() {
     case $1 in
     cms | envelope) echo tests/vectors/envelope/messages ;;
@@ -25,7 +25,7 @@ vectors() {
     esac
 }
 
-# With a target named, these flags do not reach what runs while building.
+# With --target, these flags do not apply to build scripts and procedural macros.
 build() {
     RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
@@ -33,7 +33,7 @@ build() {
         "$CARGO" build --quiet --locked --release --manifest-path fuzz/Cargo.toml --target "$host" --target-dir "$out" --bins
 }
 
-fuzz() { # fuzz TARGET: 0 when nothing was found
+fuzz() { # fuzz TARGET: returns 0 if no failure was found
     mkdir -p "fuzz/corpus/$1" "fuzz/artifacts/$1" "fuzz/seeds/$1"
     log=fuzz/artifacts/$1/log
     # shellcheck disable=SC2046
@@ -46,11 +46,11 @@ fuzz() { # fuzz TARGET: 0 when nothing was found
     tail -n 60 "$log"
     file=$(sed -n 's/.*Test unit written to //p' "$log" | tail -1)
     echo
-    echo "fuzzing $1 has found ${file:-an input, which the log above may name}; to repeat it:"
+    echo "fuzzing $1 found ${file:-an input, which the log above may name}; to repeat it:"
     echo "    scripts/fuzz.sh repeat $1 ${file:-FILE}"
-    # Where the folder is gone, as after a run on another machine, the input is still here.
+    # Printed as well, in case the folder is gone, as after a run on another machine.
     if [ -n "$file" ] && [ "$(wc -c <"$file")" -le 4096 ]; then
-        echo "or, where that file is gone: echo $(base64 -w0 "$file") | base64 -d > FILE"
+        echo "or, if that file is gone: echo $(base64 -w0 "$file") | base64 -d > FILE"
     fi
     return 1
 }

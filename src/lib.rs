@@ -106,6 +106,8 @@ mod documents {
     struct Agents;
     #[doc = include_str!("../docs/guide/mappers.md")]
     struct Mappers;
+    #[doc = include_str!("../docs/guide/policy.md")]
+    struct Policy;
     #[doc = include_str!("../docs/guide/requests.md")]
     struct Requests;
     #[doc = include_str!("../docs/guide/stores.md")]

@@ -1,8 +1,8 @@
-//! What the examples share: nodes with certificates of a CA in memory, and a way to the broker.
+//! Common code of the examples: nodes with certificates of a CA in memory, connected to a broker.
 //!
 //! Nodes on different machines read their certificates from files: see `examples/secure`.
 
-#![allow(dead_code, reason = "not every example needs everything")]
+#![allow(dead_code, reason = "not every example uses everything")]
 
 use std::error::Error;
 
@@ -30,7 +30,7 @@ impl World {
         Ok(Self { ca, memory: MemoryBroker::new() })
     }
 
-    /// A connected node: to the RabbitMQ that NANITE_BROKER names, or else to the broker in memory.
+    /// A node, connected to the RabbitMQ that NANITE_BROKER names, or else to the broker in memory.
     async fn node(&self, identity: Identity) -> Result<Node> {
         let lifetime = CertificateAuthority::LEAF_VALID_FOR;
         let credentials = self.ca.issue(&identity, KeyType::P256, lifetime, SystemClock.now())?;
@@ -53,7 +53,7 @@ impl World {
 }
 
 /// Waits until a mapper knows this many agents.
-pub async fn know(mapper: &Mapper, count: usize) -> Result<()> {
+pub async fn wait_for_agents(mapper: &Mapper, count: usize) -> Result<()> {
     loop {
         let registered = mapper.agent_registered();
         if mapper.agents().await?.len() >= count {

@@ -1,4 +1,4 @@
-//! A secure agent: it adds up orders. Run it with a directory of certificates and its name; see the README beside it.
+//! A secure agent: it adds up orders. Run it with a directory of certificates and its name; see README.md in this folder.
 
 mod node;
 
@@ -8,7 +8,7 @@ use nanite::agent::{Context, actor, reply};
 use nanite::packet::Failure;
 use serde::{Deserialize, Serialize};
 
-/// What one line of an order says.
+/// One line of an order.
 #[derive(Deserialize)]
 struct Line {
     item: String,
@@ -29,13 +29,13 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let node = node::connect().await?;
 
     let orders = actor("orders").expose("total", |order: Vec<Line>, context: Context| async move {
-        // The caller is who signed the request: nobody else can say this name.
+        // The caller is the verified signer of the request: no other node can use this name.
         println!("an order of {} lines from {}", order.len(), context.caller());
         let mut cents = 0u64;
         for line in order {
             context.emit("added", &line.item).await?;
             let price = line.pieces.checked_mul(line.cents).and_then(|price| cents.checked_add(price));
-            cents = price.ok_or_else(|| Failure::other("too_much", "nobody can pay that"))?;
+            cents = price.ok_or_else(|| Failure::other("too_much", "the total is too large"))?;
         }
         reply(Total { cents })
     });

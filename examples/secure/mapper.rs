@@ -1,5 +1,5 @@
-//! A secure mapper: it waits for two agents, gives both the same order, and shows what they answer. Run it with a directory of
-//! certificates and its name; see the README beside it.
+//! A secure mapper: it waits for two agents, sends both the same order, and prints their answers. Run it with a directory of
+//! certificates and its name; see README.md in this folder.
 
 mod node;
 
@@ -16,7 +16,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).with_writer(std::io::stderr).init();
     let node = node::connect().await?;
     let mapper = node.mapper().start().await?;
-    tokio::time::timeout(Duration::from_secs(20), known(&mapper, 2)).await??;
+    tokio::time::timeout(Duration::from_secs(20), wait_for_agents(&mapper, 2)).await??;
 
     let order = json!([
         { "item": "bolts", "pieces": 40, "cents": 12 },
@@ -41,8 +41,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Waits until the mapper knows this many agents: it has asked all that run when it started, and hears of those that come.
-async fn known(mapper: &Mapper, wanted: usize) -> Result<(), StateError> {
+/// Waits until the mapper knows this many agents. When it started, it asked all running agents to register; new ones register too.
+async fn wait_for_agents(mapper: &Mapper, wanted: usize) -> Result<(), StateError> {
     loop {
         let registered = mapper.agent_registered();
         let agents = mapper.agents().await?;

@@ -1,4 +1,4 @@
-//! What the two programs share: their arguments, and the node with its certificate from files and its connection to the broker.
+//! Common code of the two programs: their arguments, and a node with its certificate from files, connected to the broker.
 
 use std::error::Error;
 

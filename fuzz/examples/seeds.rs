@@ -1,5 +1,5 @@
-//! Makes `fuzz/pki` and `fuzz/seeds` anew: CAs with fixed moments, and good inputs for every target that has no vectors to begin with.
-//! Files that fuzzing has found (`found-*`) stay. What is in `fuzz/corpus` was found with the keys of before: delete it.
+//! Generates `fuzz/pki` and `fuzz/seeds`: CAs with fixed times, and valid inputs for every target without vectors. Files that fuzzing has
+//! found (`found-*`) stay. The inputs in `fuzz/corpus` belong to the previous keys: delete them.
 //!
 //!     cargo run --manifest-path fuzz/Cargo.toml --example seeds
 
@@ -7,9 +7,9 @@
 #[allow(dead_code)]
 mod forge;
 
-/// What the forge asks of the tests' own certificates.
+/// What `forge.rs` needs of the test harness.
 mod pki {
-    /// When the readers started.
+    /// The start time of the readers.
     pub use nanite_fuzz::targets::world::START as T0;
 }
 
@@ -78,7 +78,7 @@ fn certificates(ca: &Forged, below: &Forged) {
         ),
         ("purposes", leaf().set(Nid::EXT_KEY_USAGE, "clientAuth,serverAuth").signed_by(ca)),
     ];
-    // The CA has signed these as well: whether they are believed is another matter.
+    // The CA has signed these too, but most of them are not trusted.
     let odd: Vec<(&str, Forged)> = vec![
         ("other-domain", leaf().set(Nid::SUBJECT_ALT_NAME, &names("spiffe://example.com/agent/fred")).signed_by(ca)),
         (
@@ -100,7 +100,7 @@ fn certificates(ca: &Forged, below: &Forged) {
     }
     let all: Vec<u8> = issued.iter().chain(&odd).flat_map(|(_, leaf)| leaf.x509.to_pem().unwrap()).collect();
     write(&pki, "issued.pem", &all);
-    write(&pki, "kept.pem", issued[0].1.x509.to_pem().unwrap());
+    write(&pki, "good.pem", issued[0].1.x509.to_pem().unwrap());
 
     let seeds = folder("seeds/certificate");
     for (name, leaf) in issued.iter().chain(&odd) {
@@ -132,7 +132,7 @@ fn lists(ca: &Forged) {
     write(&seeds, "ours.der", openssl::x509::X509Crl::from_pem(&ours).unwrap().to_der().unwrap());
 }
 
-/// A list as the project makes it, with a reason.
+/// A list as nanite makes it, with a reason.
 fn our_list(ca: &Forged, revoked: &X509) -> Vec<u8> {
     use nanite::certs::{Certificate, CertificateAuthority, PrivateKey, Reason, RevocationList};
     let key = PrivateKey::from_pem(&ca.key.private_key_to_pem_pkcs8().unwrap(), None).unwrap();
@@ -142,7 +142,7 @@ fn our_list(ca: &Forged, revoked: &X509) -> Vec<u8> {
     list.to_pem().unwrap()
 }
 
-/// The packets of the vectors in the other codecs.
+/// The packets of the vectors, in the other codecs.
 fn bodies() {
     let seeds = folder("seeds/codecs");
     for (name, packet) in packets() {
@@ -162,7 +162,7 @@ fn packets() -> Vec<(String, nanite::packet::Packet)> {
     all
 }
 
-/// The headers of the good messages of the vectors, with the packets that belong to them.
+/// The headers and packets of the valid messages of the vectors.
 fn headers() {
     let seeds = folder("seeds/insider");
     let folder = root().join("tests/vectors/envelope");
@@ -180,7 +180,7 @@ fn headers() {
     }
 }
 
-/// Messages as the project writes them: the vectors are another's.
+/// Messages as nanite writes them; the vectors are from another program.
 fn messages() {
     use nanite::packet::{Identity, Kind, Payload, Register, Request, Status};
     use nanite::serializer::{Audience, SealRequest, Serializer};
@@ -247,7 +247,7 @@ tags = ["eu"]
     write(&seeds, "pattern", "*a*b*c\naabbcc");
 }
 
-/// Steps for the replay memory: what to do, who, which, its expiry, and the clock.
+/// Steps for the replay memory: operation, sender, message, expiry, and clock.
 fn steps() {
     let seeds = folder("seeds/replay");
     let fill: Vec<u8> = (0..12).flat_map(|n| [0, n % 3, n, 200, 0, 0]).chain([2, 0, 0, 0, 40, 2]).collect();

@@ -1,12 +1,12 @@
-//! Changes of DER that keep it DER: one value is changed, and all lengths around it are right again. Without that, hardly an input
-//! would get past the first lengths.
+//! Mutations of DER that keep it valid DER: one value is changed, and all enclosing lengths are corrected. Otherwise almost no input
+//! would get past the first length.
 
 use crate::targets::der::Der;
 
-/// libFuzzer's own way to change bytes: within a buffer, of this length, to at most that length.
+/// libFuzzer's own mutator: arguments are a buffer, the current length and the maximum length; returns the new length.
 pub type Plain<'a> = &'a mut dyn FnMut(&mut [u8], usize, usize) -> usize;
 
-/// What stands in certificates and messages, and is worth being in another place.
+/// Values from certificates and messages that are worth inserting elsewhere.
 const PIECES: &[&[u8]] = &[
     &[0x05, 0x00],
     &[0x02, 0x01, 0x00],
@@ -28,7 +28,7 @@ const PIECES: &[&[u8]] = &[
     &[0x30, 0x0d, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x01, 0x05, 0x00],
     &[0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02],
     &[0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x07, 0x01],
-    // Times before and after everything.
+    // Times before and after all others.
     b"\x17\x0d500101000000Z",
     b"\x18\x0f99991231235959Z",
     b"\x0c\x0bnanite-fred",
@@ -39,7 +39,7 @@ const PIECES: &[&[u8]] = &[
     b"\x0c\x07msgpack",
 ];
 
-/// Numbers by no great method: the same for the same seed.
+/// A simple pseudo-random generator (xorshift): the same numbers for the same seed.
 struct Numbers(u64);
 
 impl Numbers {
@@ -55,7 +55,7 @@ impl Numbers {
     }
 }
 
-/// Changes an input in place; gives its new length.
+/// Mutates an input in place; returns its new length.
 pub fn mutate(data: &mut [u8], size: usize, max_size: usize, seed: u32, plain: Plain<'_>) -> usize {
     let mut numbers = Numbers(u64::from(seed) << 1 | 1);
     let _ = (numbers.next(), numbers.next(), numbers.next());
@@ -92,7 +92,7 @@ fn change_bytes(bytes: &mut Vec<u8>, plain: Plain<'_>) {
     bytes.truncate(length);
 }
 
-/// Where every value stands.
+/// The paths of all values.
 fn places(values: &[Der], above: &[usize], found: &mut Vec<Vec<usize>>) {
     for (index, value) in values.iter().enumerate() {
         let place = [above, &[index]].concat();
@@ -101,7 +101,7 @@ fn places(values: &[Der], above: &[usize], found: &mut Vec<Vec<usize>>) {
     }
 }
 
-/// The list that a value stands in.
+/// The list that contains the value at this path.
 fn list<'a>(values: &'a mut Vec<Der>, place: &[usize]) -> Option<&'a mut Vec<Der>> {
     place.iter().try_fold(values, |values, index| match values.get_mut(*index)? {
         Der::Node(_, _, inside) => Some(inside),

@@ -118,7 +118,7 @@ impl AppState {
             Err(error) => (Vec::new(), Some(error.to_string())),
         };
         self.history.record_loads(records.iter().map(Arc::as_ref));
-        let workloads = self.mapper.work(records.iter().map(|record| &record.identity));
+        let workloads = self.mapper.workloads(records.iter().map(|record| &record.identity));
         let agents = records.into_iter().zip(workloads).map(|(record, workload)| AgentSnapshot { record, workload });
         let refused = self.mapper.refusals().into_iter().filter(|(_, count)| *count > 0);
         let refused = refused.map(|(kind, count)| (kind.to_string(), count)).collect();

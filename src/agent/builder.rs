@@ -7,8 +7,8 @@ use tokio::sync::Semaphore;
 
 use super::actor::Actor;
 use super::dispatch::Services;
+use super::presence::{LoadAverage, SharedStatus, StatusSource};
 use super::run::{Agent, AgentError, Settings};
-use super::status::{LoadAverage, SharedStatus, StatusSource};
 use crate::audit::AuditLog;
 use crate::clock::{Clock, SystemClock};
 use crate::files::FileRoot;
@@ -27,6 +27,30 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 const CONCURRENCY: usize = 16;
 
 /// Configures an [`Agent`] and starts it; see [`Agent::builder`].
+///
+/// ```
+/// # use nanite::agent::{Agent, actor};
+/// # use nanite::packet::Identity;
+/// # use nanite::serializer::PlainSerializer;
+/// # use nanite::transport::MemoryBroker;
+/// use std::time::Duration;
+///
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let serializer = PlainSerializer::json(Identity::agent("fred")?);
+/// # let transport = MemoryBroker::new().connect();
+/// # let policy = nanite::policy::AllowVerified;
+/// let agent = Agent::builder(serializer, transport)
+///     .tag("eu".parse()?)
+///     .status(|| 0.5)
+///     .policy(policy)
+///     .concurrency(4)
+///     .drain(Duration::from_secs(10))
+///     .start()
+///     .await?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 #[must_use = "nothing runs until it is started"]
 pub struct AgentBuilder {
@@ -94,7 +118,7 @@ impl AgentBuilder {
         self
     }
 
-    /// Adds a tag that requests can ask for.
+    /// Adds a tag that requests can select agents by.
     pub fn tag(mut self, tag: Tag) -> Self {
         self.tags.push(tag);
         self
@@ -112,13 +136,13 @@ impl AgentBuilder {
         self
     }
 
-    /// How often it pings; 15 s by default, 1 ms at least.
-    pub fn ping_time(mut self, every: Duration) -> Self {
-        self.ping_time = every;
+    /// The interval of heartbeats; 15 s by default, at least 1 ms.
+    pub fn ping_time(mut self, interval: Duration) -> Self {
+        self.ping_time = interval;
         self
     }
 
-    /// How many jobs run at a time; 16 by default; 1: strictly one after the other.
+    /// How many jobs run at a time; 16 by default. With 1 they run strictly in order.
     pub fn concurrency(mut self, jobs: usize) -> Self {
         self.concurrency = jobs;
         self
@@ -149,8 +173,8 @@ impl AgentBuilder {
     }
 
     /// What to do when another process of this identity already runs. By default the newest process wins: it works, and the other one
-    /// stops with [`AgentError::Replaced`]. With `true` this process stops at its start, with [`AgentError::RunsAlready`]. Both processes
-    /// are told in any case.
+    /// stops with [`AgentError::Replaced`]. With `true` this process stops at its start, with [`AgentError::RunsAlready`]. The process
+    /// that already runs logs a warning in any case.
     pub fn give_way(mut self, give_way: bool) -> Self {
         self.give_way = give_way;
         self

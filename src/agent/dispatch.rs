@@ -1,19 +1,20 @@
-//! From a request to its handler and back: the life of one job at an agent.
+//! The life of one job at an agent: from a request to its handler and back.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashSet};
 use std::num::NonZeroUsize;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use lru::LruCache;
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
-use super::context::{Context, Emitted, Inner};
-use super::{Actor, ExposeError, HandlerResult};
+use super::actor::{Actor, Context, ExposeError, HandlerResult, IntermediateResult, RequestContext};
 use crate::audit::DecisionSubject;
 use crate::clock::Timestamp;
+use crate::limits::nonzero;
 use crate::link::{Link, Received, acknowledge};
 use crate::packet::{Failure, FailureCode, Identity, Kind, Packet, Payload, Request, Service, Token};
 use crate::policy::Policy;
@@ -21,10 +22,11 @@ use crate::proxy::MapperProxy;
 use crate::request::ReplyTo;
 use crate::serializer::Verified;
 
-/// How many intermediate results of one job wait to be sent; a handler that emits faster waits.
-const EMITTED: usize = 16;
-/// How many requests of a plain format are remembered, to run a redelivered one once. Secure ones are remembered by the serializer.
-const REMEMBERED: usize = 8192;
+/// The most intermediate results of one job that wait to be sent; a handler that emits faster waits.
+const MAX_QUEUED_INTERMEDIATES: usize = 16;
+/// The most request ids remembered to run redelivered requests only once, for plain formats. Secure serializers detect replays
+/// themselves.
+const MAX_REQUEST_IDS: NonZeroUsize = nonzero(8192);
 
 /// The services of all actors of an agent.
 #[derive(Clone, Debug)]
@@ -33,14 +35,17 @@ pub(super) struct Services {
 }
 
 impl Services {
-    /// Joins actors; a service that two of them offer is an error.
+    /// Combines actors.
+    ///
+    /// # Errors
+    /// [`ExposeError`] if an actor is invalid, or two actors offer the same service.
     pub fn new(actors: Vec<Arc<dyn Actor>>) -> Result<Self, ExposeError> {
-        let mut seen = HashMap::new();
+        let mut seen = HashSet::new();
         for actor in &actors {
             actor.check()?;
             for service in actor.services() {
-                if seen.insert(service.clone(), ()).is_some() {
-                    return Err(ExposeError::Twice(service));
+                if !seen.insert(service.clone()) {
+                    return Err(ExposeError::Duplicate(service));
                 }
             }
         }
@@ -64,33 +69,34 @@ impl Services {
     }
 }
 
-/// A job that runs now.
+/// A running job.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct RunningJob {
-    /// The service.
+    /// The requested service.
     pub service: Service,
-    /// Who wants it done.
+    /// The node that made the request.
     pub caller: Identity,
-    /// Since when.
+    /// When the job started.
     pub since: Timestamp,
 }
 
-/// The jobs of an agent, seen from outside.
+/// A view of an agent's running jobs. Cloning it is cheap.
 #[derive(Clone, Debug)]
 pub struct RunningJobs(Arc<Dispatcher>);
 
 impl RunningJobs {
-    pub(super) fn of(dispatcher: Arc<Dispatcher>) -> Self {
+    pub(super) fn new(dispatcher: Arc<Dispatcher>) -> Self {
         Self(dispatcher)
     }
 
-    /// The jobs that run now.
+    /// The running jobs.
     pub fn list(&self) -> Vec<RunningJob> {
         self.0.running()
     }
 }
 
-/// Takes requests to their handlers.
+/// Passes requests to their handlers.
 #[derive(Debug)]
 pub(super) struct Dispatcher {
     link: Link,
@@ -98,23 +104,21 @@ pub(super) struct Dispatcher {
     services: Services,
     policy: Arc<dyn Policy>,
     running: Mutex<BTreeMap<u64, RunningJob>>,
-    /// Requests of a plain format that were taken already.
-    taken: Mutex<LruCache<(Identity, Token), ()>>,
+    /// Requests in plain formats that were already handled.
+    request_ids: Mutex<LruCache<(Identity, Token), ()>>,
 }
 
 impl Dispatcher {
     pub fn new(link: Link, proxy: MapperProxy, services: Services, policy: Arc<dyn Policy>) -> Self {
-        let remembered = NonZeroUsize::new(REMEMBERED).unwrap_or(NonZeroUsize::MIN);
-        let taken = Mutex::new(LruCache::new(remembered));
-        Self { link, proxy, services, policy, running: Mutex::default(), taken }
+        let request_ids = Mutex::new(LruCache::new(MAX_REQUEST_IDS));
+        Self { link, proxy, services, policy, running: Mutex::default(), request_ids }
     }
 
-    /// The jobs that run now.
     pub fn running(&self) -> Vec<RunningJob> {
-        lock(&self.running).values().cloned().collect()
+        self.running.lock().values().cloned().collect()
     }
 
-    /// Does what a message asks for, answers, and only then acknowledges it.
+    /// Handles a request or push. It is acknowledged only after the answer was sent.
     pub async fn handle(&self, received: Received) {
         let Received { inbound, acker, .. } = received;
         let (Some(sender), signer) = (inbound.sender().cloned(), inbound.signer().cloned()) else {
@@ -123,7 +127,7 @@ impl Dispatcher {
         let (request, mut reply_to) = match inbound.packet {
             Packet::Request(request) => {
                 let Some(reply_to) = ReplyTo::of(&request, &sender, signer.as_ref()) else {
-                    tracing::warn!(%sender, "a request that does not say where its answer goes: refused");
+                    tracing::warn!(%sender, "request refused: no reply queue");
                     return acknowledge(acker).await;
                 };
                 (request, Some(reply_to))
@@ -131,12 +135,11 @@ impl Dispatcher {
             Packet::Push(request) => (request, None),
             _ => return acknowledge(acker).await,
         };
-        if signer.is_none() && self.already_taken(&sender, &request) {
+        if signer.is_none() && self.is_duplicate(&sender, &request) {
             return acknowledge(acker).await;
         }
-        let (emitter, emitted) = mpsc::channel(EMITTED);
-        let now = self.link.now();
-        let context = Context::new(Inner {
+        let (intermediates, queued) = mpsc::channel(MAX_QUEUED_INTERMEDIATES);
+        let context = Context::new(RequestContext {
             service: request.service.resolved(),
             token: request.token,
             tags: request.tags.clone(),
@@ -144,12 +147,12 @@ impl Dispatcher {
             signer,
             on_behalf_of: request.on_behalf_of.clone(),
             deadline: request.deadline,
-            now,
+            started_at: self.link.now(),
             proxy: self.proxy.clone(),
-            emitter: reply_to.as_ref().map(|_| emitter),
+            intermediates: reply_to.as_ref().map(|_| intermediates),
         });
-        let guard = self.note_running(&context, now);
-        let result = self.run(request, context, emitted, reply_to.as_mut()).await;
+        let guard = self.track(&context);
+        let result = self.run(request, context, queued, reply_to.as_mut()).await;
         drop(guard);
         if let Some(reply_to) = reply_to {
             reply_to.answer(&self.link, result).await;
@@ -157,96 +160,95 @@ impl Dispatcher {
         acknowledge(acker).await;
     }
 
-    /// Runs the handler, and sends what it emits meanwhile, in order.
+    /// Runs the handler, and sends its intermediate results in order.
     async fn run(
         &self,
         request: Request,
         context: Context,
-        mut emitted: mpsc::Receiver<Emitted>,
+        mut queued: mpsc::Receiver<IntermediateResult>,
         mut reply_to: Option<&mut ReplyTo>,
     ) -> HandlerResult<Payload> {
         let service = context.service().clone();
-        let decision = self.policy.authorize_request(&context.as_caller(), &request);
-        let asked = DecisionSubject {
-            kind: if context.wants_answer() { Kind::Request } else { Kind::Push },
-            from: context.sender(),
-            id: context.signer().map(Verified::id),
-            service: Some(&service),
-            on_behalf_of: request.on_behalf_of.as_ref(),
-        };
-        self.link.audit_decision(asked, &decision).await;
+        let decision = self.policy.authorize_request(&context.policy_caller(), &request);
+        let kind = if context.wants_answer() { Kind::Request } else { Kind::Push };
+        let subject = DecisionSubject::new(kind, context.sender())
+            .id(context.signer().map(Verified::id))
+            .service(&service)
+            .on_behalf_of(request.on_behalf_of.as_ref());
+        self.link.audit_decision(subject, &decision).await;
         if !decision.allowed {
-            tracing::info!(%service, caller = %context.caller(), rule = decision.rule, "denied");
-            return Err(Failure::new(FailureCode::Denied, decision.why));
+            tracing::info!(%service, caller = %context.caller(), rule = decision.rule, "request denied");
+            return Err(Failure::new(FailureCode::Denied, decision.reason));
         }
         let Some(actor) = self.services.find(&service) else {
             return Err(Failure::new(FailureCode::NoSuchService, format!("no service {service} here")));
         };
-        let allowed = context.time_allowed().unwrap_or(Duration::MAX);
+        let timeout = context.time_allowed().unwrap_or(Duration::MAX);
         let call = async {
-            // A closure that panics before its future exists is caught as well.
+            // The inner block also catches a panic in a closure before it returns its future.
             let call = async { actor.call(&service, request.payload, context).await };
-            match tokio::time::timeout(allowed, AssertUnwindSafe(call).catch_unwind()).await {
-                Ok(Ok(reply)) => reply,
+            match tokio::time::timeout(timeout, AssertUnwindSafe(call).catch_unwind()).await {
+                Ok(Ok(result)) => result,
                 Ok(Err(_)) => Err(Failure::new(FailureCode::Panicked, "the handler panicked")),
-                Err(_) => Err(Failure::new(FailureCode::TimedOut, "the handler did not end before the deadline")),
+                Err(_) => Err(Failure::new(FailureCode::TimedOut, "the handler did not finish before the deadline")),
             }
         };
         let mut call = std::pin::pin!(call);
         let result = loop {
             tokio::select! {
-                Some(part) = emitted.recv() => self.hand_on(part, reply_to.as_deref_mut()).await,
+                Some(intermediate) = queued.recv() => self.send(intermediate, reply_to.as_deref_mut()).await,
                 result = &mut call => break result,
             }
         };
-        // A clone of the context may outlive the handler: what it emits from now on is refused.
-        emitted.close();
-        while let Some(part) = emitted.recv().await {
-            self.hand_on(part, reply_to.as_deref_mut()).await;
+        // A clone of the context may outlive the handler: it can emit nothing from now on.
+        queued.close();
+        while let Some(intermediate) = queued.recv().await {
+            self.send(intermediate, reply_to.as_deref_mut()).await;
         }
         if let Err(failure) = &result {
-            tracing::info!(%service, code = %failure.code, "a handler failed");
+            tracing::info!(%service, code = %failure.code, "handler failed");
             if std::panic::catch_unwind(AssertUnwindSafe(|| actor.on_exception(&service, failure))).is_err() {
-                tracing::error!(%service, "the hook on_exception panicked");
+                tracing::error!(%service, "the on_exception hook panicked");
             }
         }
         result
     }
 
-    async fn hand_on(&self, part: Emitted, reply_to: Option<&mut ReplyTo>) {
+    async fn send(&self, result: IntermediateResult, reply_to: Option<&mut ReplyTo>) {
         if let Some(reply_to) = reply_to {
-            reply_to.intermediate(&self.link, part.key, part.value, None).await;
+            reply_to.intermediate(&self.link, result.key, result.value, None).await;
         }
     }
 
-    fn already_taken(&self, sender: &Identity, request: &Request) -> bool {
+    fn is_duplicate(&self, sender: &Identity, request: &Request) -> bool {
         match request.token {
-            Some(token) => lock(&self.taken).put((sender.clone(), token), ()).is_some(),
+            Some(token) => self.request_ids.lock().put((sender.clone(), token), ()).is_some(),
             None => false,
         }
     }
 
-    fn note_running(&self, context: &Context, since: Timestamp) -> Running<'_> {
-        let mut running = lock(&self.running);
+    /// Lists a job as running until the guard is dropped.
+    fn track(&self, context: &Context) -> RunningGuard<'_> {
+        let job = RunningJob {
+            service: context.service().clone(),
+            caller: context.caller().clone(),
+            since: context.started_at(),
+        };
+        let mut running = self.running.lock();
         let id = running.last_key_value().map_or(0, |(id, _)| id.wrapping_add(1));
-        running.insert(id, RunningJob { service: context.service().clone(), caller: context.caller().clone(), since });
-        Running { dispatcher: self, id }
+        running.insert(id, job);
+        RunningGuard { dispatcher: self, id }
     }
 }
 
-/// Takes a job off the list of running ones, also when its task is aborted.
-struct Running<'a> {
+/// Removes a job from the running ones, also when its task is aborted.
+struct RunningGuard<'a> {
     dispatcher: &'a Dispatcher,
     id: u64,
 }
 
-impl Drop for Running<'_> {
+impl Drop for RunningGuard<'_> {
     fn drop(&mut self) {
-        lock(&self.dispatcher.running).remove(&self.id);
+        self.dispatcher.running.lock().remove(&self.id);
     }
-}
-
-/// No code panics while it holds one of these locks; should it, what they guard is still whole.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

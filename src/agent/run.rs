@@ -10,8 +10,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use super::actor::ExposeError;
 use super::dispatch::{Dispatcher, RunningJob, RunningJobs, Services};
-use super::presence::{Order, Presence};
-use super::status::SharedStatus;
+use super::presence::{Presence, PresenceCommand, SharedStatus};
 use crate::clock::Timestamp;
 use crate::files::{FileBox, FileRoot};
 use crate::link::{Link, Subscription};
@@ -25,7 +24,7 @@ use crate::transport::{TransportError, topology};
 const CONTROL_PREFETCH: u16 = 32;
 /// How long to wait for the unregistration to be sent.
 const UNREGISTER_TIMEOUT: Duration = Duration::from_secs(5);
-/// How many other processes of this agent are remembered as reported.
+/// How many other processes of this agent are remembered, to handle each only once.
 const MAX_DUPLICATES: usize = 16;
 /// How long to wait for the mappers to report another process of this agent.
 const DUPLICATE_CHECK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -88,14 +87,22 @@ pub struct Agent {
 }
 
 /// Makes an agent register again, as after a renewal of its certificate: the mappers learn the new certificate that way.
+///
+/// ```
+/// # fn example(agent: &nanite::agent::Agent) {
+/// let announcer = agent.announcer();
+/// // after SecureSerializer::replace_credentials:
+/// announcer.announce();
+/// # }
+/// ```
 #[derive(Clone, Debug)]
-pub struct Announcer(mpsc::Sender<Order>);
+pub struct Announcer(mpsc::Sender<PresenceCommand>);
 
 impl Announcer {
     /// Makes the agent register soon; does not wait for it. Does nothing once the agent has stopped.
     pub fn announce(&self) {
         // When the queue is full, a registration is already on its way.
-        let _ = self.0.try_send(Order::Register(None));
+        let _ = self.0.try_send(PresenceCommand::Register(None));
     }
 }
 
@@ -108,6 +115,12 @@ impl Agent {
     /// Takes no new requests, unregisters, and waits for the running jobs, up to the drain limit. Requests that were not begun go back
     /// to the agent's queue.
     ///
+    /// ```
+    /// # async fn example(agent: nanite::agent::Agent) -> Result<(), nanite::agent::AgentError> {
+    /// agent.stop().await
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// [`AgentError`] when the agent had stopped by itself before.
     pub async fn stop(mut self) -> Result<(), AgentError> {
@@ -118,6 +131,14 @@ impl Agent {
     }
 
     /// Runs until `shutdown` completes, then stops as [`stop`](Self::stop) does; returns earlier when the agent stops by itself.
+    ///
+    /// ```
+    /// # async fn example(agent: nanite::agent::Agent) -> Result<(), nanite::agent::AgentError> {
+    /// let (shutdown, stopped) = tokio::sync::oneshot::channel::<()>();
+    /// # drop(shutdown);
+    /// agent.run_until(async move { drop(stopped.await) }).await
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// [`AgentError`] when the agent stopped by itself.
@@ -149,18 +170,33 @@ impl Agent {
     }
 
     /// Sends requests to other agents, through a mapper, in this agent's name.
+    ///
+    /// ```
+    /// # async fn example(agent: nanite::agent::Agent) -> Result<(), nanite::request::RequestError> {
+    /// let answers = agent.proxy().request("/text/upper", "hello").await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn proxy(&self) -> &MapperProxy {
         &self.proxy
     }
 
-    /// The jobs that run now.
+    /// The running jobs.
+    ///
+    /// ```
+    /// # fn example(agent: &nanite::agent::Agent) {
+    /// for job in agent.running() {
+    ///     println!("{} for {}, since {}", job.service, job.caller, job.since);
+    /// }
+    /// # }
+    /// ```
     pub fn running(&self) -> Vec<RunningJob> {
         self.dispatcher.running()
     }
 
     /// A view of the running jobs, which also works while the agent stops.
     pub fn jobs(&self) -> RunningJobs {
-        RunningJobs::of(self.dispatcher.clone())
+        RunningJobs::new(self.dispatcher.clone())
     }
 
     /// How many messages were refused at each step.
@@ -211,16 +247,14 @@ impl Settings {
         for mut changes in self.services.actors().iter().filter_map(|actor| actor.changes()) {
             let presence = presence.clone();
             watchers.spawn(async move {
-                while changes.changed().await.is_ok() && presence.send(Order::Register(None)).await.is_ok() {}
+                while changes.changed().await.is_ok() && presence.send(PresenceCommand::Register(None)).await.is_ok() {}
             });
         }
         let dispatcher =
             Arc::new(Dispatcher::new(link.clone(), self.proxy.clone(), self.services.clone(), self.policy.clone()));
         Ok(Running { files, presence, dispatcher, control, inbox, _watchers: watchers, settings: self })
     }
-}
 
-impl Settings {
     /// Asks the mappers whether another process of this identity runs.
     async fn check_for_duplicate(&self, control: &mut Subscription) -> Result<(), AgentError> {
         if let Err(error) = self.link.advertise_to_mappers().await {
@@ -231,9 +265,9 @@ impl Settings {
             return Ok(());
         }
         let mut until = tokio::time::Instant::now() + DUPLICATE_CHECK_TIMEOUT;
-        while let Ok(said) = tokio::time::timeout_at(until, control.next()).await {
-            let said = said.ok_or(AgentError::Closed)?.accept().await;
-            let Packet::Advertise(advertise) = &said.packet else { continue };
+        while let Ok(received) = tokio::time::timeout_at(until, control.next()).await {
+            let inbound = received.ok_or(AgentError::Closed)?.accept().await;
+            let Packet::Advertise(advertise) = &inbound.packet else { continue };
             if let Some(duplicate) = advertise.duplicate.filter(|duplicate| duplicate.instance != self.link.instance())
             {
                 return Err(AgentError::RunsAlready(Timestamp::from_micros(duplicate.instance)));
@@ -250,7 +284,7 @@ impl Settings {
 struct Running {
     settings: Settings,
     dispatcher: Arc<Dispatcher>,
-    presence: mpsc::Sender<Order>,
+    presence: mpsc::Sender<PresenceCommand>,
     files: Option<FileBox>,
     control: Subscription,
     inbox: Subscription,
@@ -280,17 +314,17 @@ impl Running {
                         drop(permit);
                     });
                 }
-                said = self.control.next() => {
-                    let Some(said) = said else { return Err(AgentError::Closed) };
+                received = self.control.next() => {
+                    let Some(received) = received else { return Err(AgentError::Closed) };
                     if let (Packet::FileStart(_) | Packet::FileChunk(_) | Packet::FileEnd(_), Some(files)) =
-                        (&said.inbound.packet, &self.files)
+                        (&received.inbound.packet, &self.files)
                     {
-                        files.put(said).await;
+                        files.put(received).await;
                         continue;
                     }
-                    let said = said.accept().await;
-                    let id = said.signer().map(|signer| signer.id());
-                    match &said.packet {
+                    let inbound = received.accept().await;
+                    let id = inbound.signer().map(|signer| signer.id());
+                    match &inbound.packet {
                         Packet::Advertise(Advertise { target: Some(target), .. }) if target != self.settings.link.identity() => {}
                         Packet::Advertise(Advertise { duplicate: Some(duplicate), .. }) => {
                             // Each mapper reports it.
@@ -305,7 +339,7 @@ impl Running {
                             }
                         }
                         Packet::Advertise(_) => self.register(id),
-                        _ => drop(self.settings.proxy.answered(said)),
+                        _ => drop(self.settings.proxy.answered(inbound)),
                     }
                 }
                 Some(_) = jobs.join_next() => {}
@@ -315,8 +349,9 @@ impl Running {
         Ok(())
     }
 
-    /// A mapper knows of another process of this identity. The newest process wins; returns the error to stop with when this is not it.
-    fn handle_duplicate(&self, duplicate: DuplicateInstance, asked_by: Option<MessageId>) -> Option<AgentError> {
+    /// A mapper reported another process of this identity. The newest process wins: returns the error to stop with if the other
+    /// one is newer and has replaced this one.
+    fn handle_duplicate(&self, duplicate: DuplicateInstance, in_reply_to: Option<MessageId>) -> Option<AgentError> {
         let (own, other) = (self.settings.link.instance(), Timestamp::from_micros(duplicate.instance));
         let agent = self.settings.link.identity();
         match (duplicate.instance > own, duplicate.replaced) {
@@ -332,23 +367,23 @@ impl Running {
             }
             (false, false) => {
                 tracing::warn!("an older process of {agent} runs, started {other}; this process replaces it");
-                self.register(asked_by);
+                self.register(in_reply_to);
             }
         }
         None
     }
 
-    fn register(&self, asked_by: Option<MessageId>) {
+    fn register(&self, in_reply_to: Option<MessageId>) {
         // When the queue is full, a registration is already on its way.
-        let _ = self.presence.try_send(Order::Register(asked_by));
+        let _ = self.presence.try_send(PresenceCommand::Register(in_reply_to));
     }
 
     /// Takes no new requests and finishes the running jobs; unregisters, unless the mappers know a newer process of this identity.
     async fn finish(self, mut jobs: JoinSet<()>, unregisters: bool) {
         let (done, unregistered) = oneshot::channel();
         let unregister = async {
-            let order = if unregisters { Order::Unregister(done) } else { Order::End };
-            if self.presence.send(order).await.is_ok() && unregisters {
+            let command = if unregisters { PresenceCommand::Unregister(done) } else { PresenceCommand::Stop };
+            if self.presence.send(command).await.is_ok() && unregisters {
                 let _ = unregistered.await;
             }
         };

@@ -1,137 +1,162 @@
-//! The audit log: one line for every message that was accepted or refused, and for every decision about it, in a chain of hashes.
+//! The audit log: one line for every message accepted or refused, and for every policy decision, in a hash chain.
 //!
-//! A line is a JSON object with its number (`seq`) and the SHA-256 of the line before it (`prev`), so that a line that was
-//! changed, taken out or moved is found by [`verify`]. Beside the log stands `FILE.head`, which names the last line, so that a log
-//! that was cut off at its end is found as well. Whoever can write both files can write a new history: keep them where the node
-//! can only append, or copy the head elsewhere.
+//! A line is a JSON object with its number (`seq`) and the SHA-256 of the previous line (`prev`). [`verify`] finds lines that were
+//! changed, removed or moved. The file `FILE.head` names the last line, so that truncation is found too. Anyone who can write both
+//! files can forge a new history: keep them where the node can only append, or copy the head to another machine.
+//!
+//! ```
+//! use nanite::audit::{AuditLog, AuditOptions, Overflow, verify};
+//!
+//! # let dir = tempfile::tempdir()?;
+//! let path = dir.path().join("fred.audit");
+//! let log = AuditLog::open(&path, AuditOptions::new().overflow(Overflow::Drop))?;
+//! // agent.audit(log.clone()), mapper.audit(log)
+//! drop(log); // everything is on disk now
+//! assert!(verify(&path)?.problems.is_empty());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
-mod log;
-mod verify;
+mod chain;
+mod record;
 
-use serde::Serialize;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
 
-use crate::clock::Timestamp;
-use crate::packet::{Identity, Kind, MessageId, Service};
-use crate::policy::Decision;
-use crate::serializer::{Inbound, InboundQueue, OpenError};
+use tokio::sync::mpsc;
 
-pub use log::{AuditError, AuditLog, AuditOptions, Overflow};
-pub use verify::{Problem, Report, verify};
+use chain::ChainWriter;
 
-/// What became of a message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+pub use chain::{AuditError, Problem, Report, verify};
+pub use record::{DecisionSubject, Record, Verdict};
+
+/// What happens to events that arrive faster than the disk can write them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Verdict {
-    /// It was opened.
-    Accepted,
-    /// It was refused while it was opened.
-    Refused,
-    /// What it asks for was allowed.
-    Allowed,
-    /// What it asks for was denied.
-    Denied,
+pub enum Overflow {
+    /// The node waits: no event is lost, and the disk limits the throughput.
+    #[default]
+    Block,
+    /// Events are dropped, and a record says how many.
+    Drop,
 }
 
-/// One event, as it is written. It holds nothing of a payload.
-#[derive(Clone, Debug, Serialize)]
-pub struct Record {
-    at: String,
-    node: Identity,
-    verdict: Verdict,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    kind: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    from: Option<Identity>,
-    /// Whether `from` was verified.
-    verified: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    id: Option<MessageId>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    channel: Option<&'static str>,
-    /// The step of opening at which it was refused.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    step: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    why: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    service: Option<Service>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    on_behalf_of: Option<Identity>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    rule: Option<String>,
-}
-
-impl Record {
-    fn new(node: &Identity, now: Timestamp, verdict: Verdict) -> Self {
-        Self {
-            at: now.to_string(),
-            node: node.clone(),
-            verdict,
-            kind: None,
-            from: None,
-            verified: false,
-            id: None,
-            channel: None,
-            step: None,
-            why: None,
-            service: None,
-            on_behalf_of: None,
-            rule: None,
-        }
-    }
-
-    /// A message that `node` opened.
-    pub fn accepted(node: &Identity, now: Timestamp, inbound: &Inbound, channel: InboundQueue) -> Self {
-        Self {
-            kind: Some(inbound.packet.kind().as_str()),
-            from: inbound.sender().cloned(),
-            verified: inbound.signer().is_some(),
-            id: inbound.signer().map(|signer| signer.id()),
-            channel: Some(channel.as_str()),
-            ..Self::new(node, now, Verdict::Accepted)
-        }
-    }
-
-    /// A message that `node` refused to open.
-    pub fn refused(node: &Identity, now: Timestamp, error: &OpenError, channel: InboundQueue) -> Self {
-        Self {
-            from: error.claimed.clone(),
-            channel: Some(channel.as_str()),
-            step: Some(error.kind.as_str()),
-            why: Some(error.why.to_string()),
-            ..Self::new(node, now, Verdict::Refused)
-        }
-    }
-
-    /// What `node` decided about what a message asks for.
-    pub fn decided(node: &Identity, now: Timestamp, about: &DecisionSubject<'_>, decision: &Decision) -> Self {
-        let verdict = if decision.allowed { Verdict::Allowed } else { Verdict::Denied };
-        Self {
-            kind: Some(about.kind.as_str()),
-            from: Some(about.from.clone()),
-            verified: about.id.is_some(),
-            id: about.id,
-            service: about.service.cloned(),
-            on_behalf_of: about.on_behalf_of.cloned(),
-            why: (!decision.allowed).then(|| decision.why.clone()),
-            rule: decision.rule.clone(),
-            ..Self::new(node, now, verdict)
-        }
-    }
-}
-
-/// What was decided about.
+/// Options of an [`AuditLog`].
+///
+/// ```
+/// use nanite::audit::{AuditOptions, Overflow};
+///
+/// let options = AuditOptions::new().max_file_bytes(16 << 20).queue_capacity(1024).overflow(Overflow::Drop);
+/// ```
 #[derive(Clone, Copy, Debug)]
-pub struct DecisionSubject<'a> {
-    /// The kind of message.
-    pub kind: Kind,
-    /// Who sent it.
-    pub from: &'a Identity,
-    /// Its id; none when it was not signed.
-    pub id: Option<MessageId>,
-    /// The service that it asks for.
-    pub service: Option<&'a Service>,
-    /// For whom it asks.
-    pub on_behalf_of: Option<&'a Identity>,
+pub struct AuditOptions {
+    max_file_bytes: u64,
+    queue_capacity: usize,
+    overflow: Overflow,
+}
+
+impl AuditOptions {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self { max_file_bytes: 64 << 20, queue_capacity: 4096, overflow: Overflow::Block }
+    }
+
+    /// The size at which the file is renamed to `FILE.1`, `FILE.2`, ... and a new one is started; 64 MiB by default.
+    #[must_use]
+    pub fn max_file_bytes(mut self, bytes: u64) -> Self {
+        self.max_file_bytes = bytes;
+        self
+    }
+
+    /// How many events may wait to be written, at least 1; 4,096 by default.
+    #[must_use]
+    pub fn queue_capacity(mut self, events: usize) -> Self {
+        self.queue_capacity = events;
+        self
+    }
+
+    /// What happens when the queue is full; [`Overflow::Block`] by default.
+    #[must_use]
+    pub fn overflow(mut self, overflow: Overflow) -> Self {
+        self.overflow = overflow;
+        self
+    }
+}
+
+impl Default for AuditOptions {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// An open audit log, written by a thread of its own. Cloning it is cheap; dropping the last clone waits until every event is on
+/// disk.
+#[derive(Clone, Debug)]
+pub struct AuditLog(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    /// Taken on drop, which ends the writer.
+    events: Option<mpsc::Sender<Record>>,
+    overflow: Overflow,
+    dropped: Arc<AtomicU64>,
+    failed: Arc<AtomicU64>,
+    writer: Option<JoinHandle<()>>,
+}
+
+impl AuditLog {
+    /// Opens a log to append to, or creates it with mode 0600. Blocks briefly.
+    ///
+    /// # Errors
+    /// [`AuditError`] if it cannot be written, or if the file does not end like an audit log.
+    pub fn open(path: impl Into<PathBuf>, options: AuditOptions) -> Result<Self, AuditError> {
+        let path = path.into();
+        let mut chain = ChainWriter::open(&path, options.max_file_bytes)?;
+        let (events, received) = mpsc::channel(options.queue_capacity.max(1));
+        let (dropped, failed) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let counters = (dropped.clone(), failed.clone());
+        let writer = std::thread::Builder::new()
+            .name("nanite-audit".into())
+            .spawn(move || chain.run(received, &counters.0, &counters.1))
+            .map_err(|source| AuditError::Io { path, source })?;
+        Ok(Self(Arc::new(Inner {
+            events: Some(events),
+            overflow: options.overflow,
+            dropped,
+            failed,
+            writer: Some(writer),
+        })))
+    }
+
+    /// Records an event. If the queue is full, waits or counts the event as dropped, as [`Overflow`] says.
+    pub async fn record(&self, record: Record) {
+        let sent = match (&self.0.events, self.0.overflow) {
+            (Some(events), Overflow::Block) => events.send(record).await.is_ok(),
+            (Some(events), Overflow::Drop) => events.try_send(record).is_ok(),
+            (None, _) => false,
+        };
+        if !sent {
+            self.0.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// How many events were dropped since the log was opened.
+    pub fn dropped(&self) -> u64 {
+        self.0.dropped.load(Ordering::Relaxed)
+    }
+
+    /// How many events could not be written to disk since the log was opened.
+    pub fn failed(&self) -> u64 {
+        self.0.failed.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.events.take();
+        if let Some(writer) = self.writer.take() {
+            let _ = writer.join();
+        }
+    }
 }

@@ -70,7 +70,7 @@ pub(super) fn run(global: &Global, args: &Args) -> Result<Exit> {
         let agent = options.tags.into_iter().flatten().fold(agent, AgentBuilder::tag);
         let (agent, services) = match &options.actors_dir {
             Some(dir) => {
-                let programs = ProgramActors::open(dir, options.actors.unwrap_or_default());
+                let programs = ProgramActors::open_prefixes(dir, options.actors.iter().flatten());
                 let programs = programs.map_err(|error| remedy::programs(&error))?;
                 let services = programs.services().len();
                 (agent.actor(programs), services)

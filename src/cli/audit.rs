@@ -29,11 +29,11 @@ pub(super) fn run(command: Command) -> Result<Exit, CliError> {
     let report = verify(&file)
         .map_err(|error| CliError::of(Exit::Security, &error).context(format!("cannot read {}", file.display())))?;
     if json {
-        let problem = |p: &crate::audit::Problem| json!({ "file": p.file, "line": p.line, "why": p.why });
+        let problem = |p: &crate::audit::Problem| json!({ "file": p.file, "line": p.line, "why": p.reason });
         output::json(&json!({
             "files": report.files,
             "lines": report.lines,
-            "first": report.first,
+            "first": report.first_seq,
             "last_hash": report.last_hash,
             "problems": report.problems.iter().map(problem).collect::<Vec<_>>(),
         }))?;
@@ -44,12 +44,12 @@ pub(super) fn run(command: Command) -> Result<Exit, CliError> {
                 0 => problem.file.display().to_string(),
                 line => format!("{}:{line}", problem.file.display()),
             };
-            output::line(&format!("{} {place}: {}", paint.red("broken"), problem.why))?;
+            output::line(&format!("{} {place}: {}", paint.red("broken"), problem.reason))?;
         }
         let lines = counted(usize::try_from(report.lines).unwrap_or(usize::MAX), "line");
         output::line(&format!("{lines} in {}, last {}", counted(report.files.len(), "file"), report.last_hash))?;
-        if report.first > 1 {
-            output::note(&format!("it begins with line {}: what was before has been taken away", report.first));
+        if report.first_seq > 1 {
+            output::note(&format!("it begins with line {}: what was before has been taken away", report.first_seq));
         }
     }
     Ok(if report.problems.is_empty() { Exit::Success } else { Exit::Security })

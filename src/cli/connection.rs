@@ -122,7 +122,7 @@ pub(super) async fn redis(
     }
     if let Some(path) = given.redis_ca.as_ref().or(file.redis_ca.as_ref()) {
         let unreadable = CliError::failed(Exit::Usage, format!("cannot read the CA of the Redis, {}", path.display()));
-        options = options.authority(std::fs::read(path).map_err(unreadable)?);
+        options = options.ca_certificates(std::fs::read(path).map_err(unreadable)?);
     }
     RedisState::connect(url, options).await.map(Some).map_err(|error| remedy::redis(&error))
 }

@@ -148,7 +148,7 @@ impl DispatchArgs {
         let mut request = self.apply(fleet.mapper.request(self.service.as_str(), payload));
         let service = self.service.resolved();
         if let Some(last) = self.round_robin().and_then(|state| state.last(&service).cloned()) {
-            request = request.selector_by(Arc::new(RoundRobin::default().after(&service, last)));
+            request = request.custom_selector(Arc::new(RoundRobin::default().after(&service, last)));
         }
         Ok(request)
     }

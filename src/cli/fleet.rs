@@ -116,7 +116,7 @@ impl Fleet {
             // Earlier registrations are no responses.
             self.drain_registrations();
             let sent = Instant::now();
-            let result = match self.mapper.ask(record).await {
+            let result = match self.mapper.request_registration(record).await {
                 Ok(()) => loop {
                     match self.next_registration(sent + timeout).await {
                         Some((agent, at)) if agent == record.identity => break Ok(at.saturating_duration_since(sent)),

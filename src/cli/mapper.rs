@@ -94,7 +94,7 @@ async fn log_requests(mapper: &Mapper) {
             return tracing::warn!(error = &error as &dyn std::error::Error, "failed to read the agents");
         }
     };
-    let work = mapper.work(agents.iter().map(|agent| &agent.identity));
+    let work = mapper.workloads(agents.iter().map(|agent| &agent.identity));
     let in_flight = work.iter().map(|work| work.in_flight).sum();
     tracing::info!("{}, {} in flight", counted(agents.len(), "agent"), counted(in_flight, "request"));
     for (agent, work) in agents.iter().zip(work).filter(|(_, work)| work.in_flight > 0).take(MAX_LOGGED_AGENTS) {

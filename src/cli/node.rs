@@ -158,7 +158,7 @@ impl PolicyArgs {
             AuditOverflow::Block => Overflow::Block,
             AuditOverflow::Drop => Overflow::Drop,
         };
-        let open = |path| AuditLog::open(path, AuditOptions { overflow, ..AuditOptions::default() });
+        let open = |path| AuditLog::open(path, AuditOptions::new().overflow(overflow));
         self.audit.as_ref().or(global.config.file.audit.as_ref()).map(open).transpose().map_err(|error| {
             CliError::of(Exit::Failure, &error).help("check it with `nanite audit verify FILE`, or give another file")
         })

@@ -9,7 +9,7 @@ use super::output::counted;
 use crate::packet::{Identity, Payload, Request, SelectorName, Service, Tag};
 #[cfg(feature = "cedar")]
 use crate::policy::CedarPolicy;
-use crate::policy::{Caller, Explanation, Policy, Rules, RulesError};
+use crate::policy::{Caller, Explanation, Policy, PolicyError, Rules};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
@@ -73,9 +73,9 @@ fn explain(asked: &Explain) -> Result<Exit, CliError> {
         None => output::line(&format!("{decided}: no rule allows it"))?,
     }
     for explanation in written.explain(&caller, &request) {
-        let fits = match explanation.misses.as_slice() {
+        let fits = match explanation.mismatches.as_slice() {
             [] => "fits".to_owned(),
-            misses => format!("does not fit in: {}", misses.join(", ")),
+            mismatches => format!("does not fit in: {}", mismatches.join(", ")),
         };
         output::line(&format!("  {}  {fits}", explanation.rule))?;
     }
@@ -148,7 +148,7 @@ fn read(file: &Path) -> Result<Written, CliError> {
         _ => Rules::from_file(file).map(Written::Toml),
     };
     read.map_err(|error| {
-        let invalid = matches!(error, RulesError::Invalid(_));
+        let invalid = matches!(error, PolicyError::Invalid(_));
         let failure = CliError::of(Exit::Usage, &error);
         if invalid {
             failure.context(file.display()).help("docs/guide/policy.md shows what a rule can say")

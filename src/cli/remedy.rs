@@ -238,7 +238,7 @@ pub(super) fn redis(error: &crate::mapper::RedisError) -> CliError {
             "check that it runs and that the URL is right; its password is given by NANITE_REDIS_PASSWORD or \
              `--redis-password-file FILE`",
         ),
-        E::NoAuthority | E::Authority => {
+        E::MissingCa | E::InvalidCa => {
             failure(Exit::Usage).help("name the PEM file of the CA that issued its certificate: `--redis-ca FILE`")
         }
         E::NotSigned => failure(Exit::Usage).help("leave out `--redis` or `--insecure-plaintext`"),
@@ -254,7 +254,7 @@ pub(super) fn programs(error: &ProgramError) -> CliError {
             "its writers decide what runs: {0} must belong to you or root; run `chmod go-w {0}`",
             path.display()
         )),
-        ProgramError::Prefix(_) | ProgramError::NoSuchPrefix { .. } => {
+        ProgramError::InvalidPrefix(_) | ProgramError::NoSuchPrefix { .. } => {
             failure.help("`--actors` selects directories in `--actors-dir` by name; without it all are offered")
         }
         _ => failure.help("`--actors-dir DIR` names a directory with programs DIR/PREFIX/NAME"),

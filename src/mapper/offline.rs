@@ -1,225 +1,196 @@
-//! The offline queue: requests that nobody could take when they were made wait here, sealed to the mappers, until an agent comes.
+//! Reads the offline queue, where requests that no agent could take wait, sealed for the mappers, until an agent registers. They are
+//! stored there by [`dispatch`](super::dispatch).
 //!
-//! What is read and cannot be given to an agent yet is held unacknowledged, in its order; the broker gives it to another mapper
-//! when this one dies. The serializer's replay memory takes note of a message only when it has been carried out
-//! ([`Link::mark_completed`](crate::link::Link::mark_completed)), so that one that comes again after a lost connection is opened again; a copy that was
-//! opened before that is recognised when its turn comes.
+//! A mapper holds what it has read unacknowledged and in order, so the broker redelivers it to another mapper if this one dies. The
+//! serializer's replay memory records a message only once it is completed
+//! ([`Link::mark_completed`](crate::link::Link::mark_completed)), so that a message redelivered after a lost connection can be opened
+//! again; a copy that was opened before that is recognized before it is dispatched.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::Shared;
-use super::others::{Order, Placed, follow};
-use crate::link::{Outbound, Received, SendError, Subscription, acknowledge, wait_for_mappers};
-use crate::packet::{Failure, Identity, Packet, Token};
-use crate::request::{Events, RequestError, RequestSpec};
-use crate::serializer::{Audience, InboundQueue, MessageClass, Provenance, SealError};
-use crate::transport::{Acker, Destination, TransportError, topology};
+use super::proxied_requests::{Dispatched, ProxiedRequest, RequestKey, forward_answers};
+use super::shared::Shared;
+use crate::link::{Received, SendError, Subscription, acknowledge};
+use crate::request::RequestError;
+use crate::serializer::{InboundQueue, Provenance, SealError};
+use crate::transport::{Acker, TransportError, topology};
 
-/// How many messages of the offline queue one mapper holds. Those behind them wait at the broker.
-pub(super) const HELD: u16 = 500;
+/// How many messages of the offline queue one mapper holds. The rest wait at the broker.
+pub(super) const PREFETCH: u16 = 500;
 
-/// How long the first message for the offline queue waits for other mappers to make themselves known.
-const OTHERS_KNOWN: Duration = Duration::from_millis(500);
+/// How long to wait before subscribing to the queue again after a failure.
+const RESUBSCRIBE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long to wait before the queue is read again, when that did not work.
-const RETRY: Duration = Duration::from_secs(1);
-
-type Key = (Identity, Option<Token>);
-
-/// What is held or under way, with the means to acknowledge it: that of the last delivery, since one that came before a lost
-/// connection is of no use.
+/// The acknowledgements of all messages that are held or running. A redelivered message replaces the acker of its earlier delivery,
+/// which is useless after a lost connection.
 #[derive(Debug, Default)]
-struct Ackers(Mutex<HashMap<Key, Acker>>);
+struct Ackers(Mutex<HashMap<RequestKey, Acker>>);
 
 impl Ackers {
-    /// Keeps an acker; whether there was one already.
-    fn keep(&self, key: Key, acker: Acker) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key, acker).is_some()
+    /// Returns whether there was one already.
+    fn insert(&self, key: RequestKey, acker: Acker) -> bool {
+        self.0.lock().insert(key, acker).is_some()
     }
 
     fn clear(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.0.lock().clear();
     }
 
-    fn take(&self, key: &Key) -> Option<Acker> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(key)
+    fn remove(&self, key: &RequestKey) -> Option<Acker> {
+        self.0.lock().remove(key)
     }
 }
 
-struct Held {
-    order: Order,
+/// A message that waits for an agent.
+struct WaitingMessage {
+    request: ProxiedRequest,
     provenance: Provenance,
 }
 
-/// Reads the offline queue, and gives what waits to agents: when one registers, and from time to time.
+/// Reads the offline queue, and dispatches what waits whenever an agent registers and at a regular interval.
 pub(super) async fn redeliver(shared: Arc<Shared>, mut messages: Subscription) {
     let ackers = Arc::new(Ackers::default());
-    let mut held: VecDeque<Held> = VecDeque::new();
-    let mut under_way = JoinSet::new();
+    let mut waiting: VecDeque<WaitingMessage> = VecDeque::new();
+    let mut running = JoinSet::new();
     let mut ticks = interval(shared.offline_redelivery);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    // DecisionSubject for before what is held is looked at, and kept meanwhile: so an agent that registers then is not missed.
-    let mut came = Box::pin(shared.changed.notified());
+    // Created before the waiting messages are dispatched, so that an agent that registers meanwhile is not missed.
+    let mut agents_changed = Box::pin(shared.agents_changed.notified());
     loop {
-        let new = tokio::select! {
+        let dispatch = tokio::select! {
             received = messages.next() => {
                 let Some(received) = received else { return };
-                take(&ackers, &mut held, received).await
+                accept(&ackers, &mut waiting, received).await
             }
-            () = &mut came => {
-                came.set(shared.changed.notified());
+            () = &mut agents_changed => {
+                agents_changed.set(shared.agents_changed.notified());
                 true
             }
             _ = ticks.tick() => {
-                // Another mapper may be able to open what this one cannot: its turn, while nothing that was begun here can be begun
-                // there as well.
-                if messages.held_for_others() > 0 && under_way.is_empty() {
-                    messages = match give_way(&shared, messages).await {
+                // Another mapper may be able to open what this one cannot. Only while nothing runs: a running request must not be
+                // redelivered to the other mapper.
+                if messages.held_for_others() > 0 && running.is_empty() {
+                    messages = match return_to_queue(&shared, messages).await {
                         Some(messages) => messages,
                         None => return,
                     };
-                    held.clear();
+                    waiting.clear();
                     ackers.clear();
                 }
                 true
             }
-            Some(_) = under_way.join_next() => false,
+            Some(_) = running.join_next() => false,
         };
-        if new {
-            deliver(&shared, &ackers, &mut held, &mut under_way).await;
+        if dispatch {
+            dispatch_waiting(&shared, &ackers, &mut waiting, &mut running).await;
         }
     }
 }
 
-/// Reads the queue anew, behind the mappers that wait for their turn; all that was read goes back to its place.
-async fn give_way(shared: &Shared, messages: Subscription) -> Option<Subscription> {
+/// Returns all messages to the queue, in their order, and subscribes again, behind the mappers that wait for their turn.
+async fn return_to_queue(shared: &Shared, messages: Subscription) -> Option<Subscription> {
     tracing::info!(
         messages = messages.held_for_others(),
-        "waiting work is sealed to other mappers: giving way to them"
+        "returning offline messages that are sealed for other mappers"
     );
     drop(messages);
     loop {
-        match shared.link.subscribe(&topology::offline(), InboundQueue::Offline, HELD).await {
+        match shared.link.subscribe(&topology::offline(), InboundQueue::Offline, PREFETCH).await {
             Ok(messages) => return Some(messages),
             Err(TransportError::Closed) => return None,
             Err(error) => {
-                tracing::warn!(%error, "the offline queue cannot be read yet");
-                tokio::time::sleep(RETRY).await;
+                tracing::warn!(%error, "failed to subscribe to the offline queue; trying again");
+                tokio::time::sleep(RESUBSCRIBE_INTERVAL).await;
             }
         }
     }
 }
 
-/// Takes a delivery in; whether it is a new order.
-async fn take(ackers: &Ackers, held: &mut VecDeque<Held>, received: Received) -> bool {
+/// Adds a message to those that wait; returns whether it is new.
+async fn accept(ackers: &Ackers, waiting: &mut VecDeque<WaitingMessage>, received: Received) -> bool {
     let Received { inbound, acker, .. } = received;
     let provenance = inbound.provenance.clone();
-    let Some(mut order) = Order::of(inbound) else {
+    let Some(mut request) = ProxiedRequest::from_inbound(inbound) else {
         acknowledge(acker).await;
         return false;
     };
-    // It waits here already.
-    order.request.offline = Some(false);
-    if ackers.keep(order.key(), acker) {
+    // It already is in the offline queue, and must not be stored there again.
+    request.request.offline = Some(false);
+    if ackers.insert(request.key(), acker) {
         return false;
     }
-    held.push_back(Held { order, provenance });
+    waiting.push_back(WaitingMessage { request, provenance });
     true
 }
 
-/// Gives what is held to agents; what nobody can take stays, in its order.
-async fn deliver(shared: &Arc<Shared>, ackers: &Arc<Ackers>, held: &mut VecDeque<Held>, under_way: &mut JoinSet<()>) {
-    // An agent may register meanwhile: nothing overtakes what its sender asked of the same service before.
-    let mut passed_over = HashSet::new();
-    for _ in 0..held.len() {
-        let Some(Held { order, provenance }) = held.pop_front() else { return };
-        let key = order.key();
+/// Dispatches the waiting messages. Those that no agent can take yet keep waiting, in their order.
+async fn dispatch_waiting(
+    shared: &Arc<Shared>,
+    ackers: &Arc<Ackers>,
+    waiting: &mut VecDeque<WaitingMessage>,
+    running: &mut JoinSet<()>,
+) {
+    // An agent may register in the middle of this pass: a message must not overtake an earlier one of its sender and service.
+    let mut blocked = HashSet::new();
+    for _ in 0..waiting.len() {
+        let Some(WaitingMessage { request, provenance }) = waiting.pop_front() else { return };
+        let key = request.key();
         if shared.link.is_completed(&provenance) {
-            tracing::debug!("a copy of what has been carried out");
-            finish(shared, ackers, &key, &provenance).await;
+            tracing::debug!("copy of a completed offline message dropped");
+            complete(shared, ackers, &key, &provenance).await;
             continue;
         }
-        let line = (key.0.clone(), order.request.service.clone());
-        if passed_over.contains(&line) {
-            held.push_back(Held { order, provenance });
+        let lane = (key.0.clone(), request.request.service.clone());
+        if blocked.contains(&lane) {
+            waiting.push_back(WaitingMessage { request, provenance });
             continue;
         }
-        let placed = if order.is_expired(shared) { None } else { Some(order.place(shared).await) };
-        match placed {
-            None => {
-                tracing::info!(service = %order.request.service, "nobody came for it before its deadline");
-                finish(shared, ackers, &key, &provenance).await;
-            }
-            Some(Ok(Placed::Pushed)) => finish(shared, ackers, &key, &provenance).await,
-            Some(Ok(Placed::DecisionSubject(events, reply_to))) => {
+        if request.is_expired(shared) {
+            tracing::info!(service = %request.request.service, "offline message expired: no agent took it in time");
+            complete(shared, ackers, &key, &provenance).await;
+            continue;
+        }
+        match request.dispatch(shared).await {
+            Ok(Dispatched::Push) => complete(shared, ackers, &key, &provenance).await,
+            Ok(Dispatched::Request(events, reply_to)) => {
                 let (shared, ackers) = (shared.clone(), ackers.clone());
-                under_way.spawn(async move {
-                    follow(&shared, events, reply_to).await;
-                    finish(&shared, &ackers, &key, &provenance).await;
+                running.spawn(async move {
+                    forward_answers(&shared, events, reply_to).await;
+                    complete(&shared, &ackers, &key, &provenance).await;
                 });
             }
-            Some(Err(error)) if may_pass(&error) => {
-                passed_over.insert(line);
-                held.push_back(Held { order, provenance });
+            Err(error) if is_temporary(&error) => {
+                blocked.insert(lane);
+                waiting.push_back(WaitingMessage { request, provenance });
             }
-            Some(Err(error)) => {
-                order.fail(shared, error).await;
-                finish(shared, ackers, &key, &provenance).await;
+            Err(error) => {
+                request.fail(shared, error).await;
+                complete(shared, ackers, &key, &provenance).await;
             }
         }
     }
 }
 
-/// The message has been carried out: it is never taken again.
-async fn finish(shared: &Shared, ackers: &Ackers, key: &Key, provenance: &Provenance) {
+/// Records that the message must not be accepted again, and acknowledges it.
+async fn complete(shared: &Shared, ackers: &Ackers, key: &RequestKey, provenance: &Provenance) {
     shared.link.mark_completed(provenance);
-    if let Some(acker) = ackers.take(key) {
+    if let Some(acker) = ackers.remove(key) {
         acknowledge(acker).await;
     }
 }
 
-/// Whether waiting can help.
-fn may_pass(error: &RequestError) -> bool {
+/// Whether dispatching may succeed later.
+fn is_temporary(error: &RequestError) -> bool {
     match error {
         RequestError::NoTarget(_) | RequestError::State(_) => true,
         RequestError::Send(SendError::Transport(error)) => error.is_retryable(),
         RequestError::Send(SendError::Seal(error)) => matches!(error, SealError::NoRecipient(_) | SealError::Store(_)),
         _ => false,
-    }
-}
-
-impl Shared {
-    /// Puts a request into the offline queue; one that is answered waits there until its deadline.
-    pub(super) async fn store(
-        &self,
-        ask: &RequestSpec,
-        packet: Packet,
-        events: Option<&Events>,
-    ) -> Result<(), RequestError> {
-        let queue = topology::offline();
-        self.link.transport().declare(&queue).await?;
-        if self.link.learns_peers() {
-            // Who reads it later is a mapper that is known now.
-            self.settled.get_or_init(|| wait_for_mappers(self.advertised.subscribe(), OTHERS_KNOWN)).await;
-        }
-        let mut message = Outbound::new(packet, Audience::Mappers);
-        message.class = MessageClass::Stored;
-        message.lifetime = if events.is_some() { ask.timeout } else { Duration::MAX };
-        message.persistent = true;
-        let ready = self.link.seal(message).await?;
-        if let Some(events) = events {
-            events.pending().hand_over(events.request(), ready.id());
-        }
-        match self.link.publish(&ready, Destination::Queue(queue.name)).await {
-            Err(TransportError::Unroutable(queue)) => {
-                Err(RequestError::Refused(Failure::failed(format!("the queue {queue} went away"))))
-            }
-            other => Ok(other.map_err(SendError::from)?),
-        }
     }
 }

@@ -1,45 +1,71 @@
-//! Which of the agents that fit gets the work.
+//! Selectors: they decide which of the agents that fit a request get it.
 
 use std::fmt;
-use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use lru::LruCache;
+use parking_lot::Mutex;
 
 use super::state::AgentRecord;
+use crate::limits::nonzero;
 use crate::packet::{Identity, SelectorName, Service};
 
-/// For how many services round robin remembers whose turn it is.
-const TURNS: usize = 4096;
+/// The most services that [`RoundRobin`] keeps a position for.
+const MAX_ROUND_ROBIN_SERVICES: usize = 4096;
 
 /// An agent that fits a request.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Candidate {
-    /// What is known of it.
+    /// What the mapper knows about the agent.
     pub record: Arc<AgentRecord>,
-    /// How many requests of this mapper it works on now.
+    /// How many requests of this mapper the agent is working on.
     pub in_flight: usize,
 }
 
 impl Candidate {
-    /// An agent with so many requests in flight to it: for tests of a selector of your own.
-    pub fn new(record: Arc<AgentRecord>, in_flight: usize) -> Self {
-        Self { record, in_flight }
+    /// A candidate, to test a selector of your own.
+    pub fn new(record: impl Into<Arc<AgentRecord>>, in_flight: usize) -> Self {
+        Self { record: record.into(), in_flight }
     }
 }
 
-/// Chooses among agents. Implement it for a rule of your own.
+/// Selects agents for a request. Implement it for a rule of your own, and pass it to
+/// [`custom_selector`](crate::request::RequestBuilder::custom_selector).
 ///
-/// It is called on the path of every request: it must not block. What it returns are positions in `candidates`; others and
-/// repeated ones are ignored. An empty list means that nobody gets the work.
+/// It is called for every request and must not block. It returns positions in `candidates`; repeated positions and positions out of
+/// range are ignored. If it returns none, the request fails because no agent was found.
+///
+/// ```
+/// use nanite::mapper::{Candidate, Selector};
+/// use nanite::packet::Service;
+///
+/// /// The agent that has been seen most recently.
+/// #[derive(Debug)]
+/// struct MostRecent;
+///
+/// impl Selector for MostRecent {
+///     fn select(&self, _: &Service, candidates: &[Candidate]) -> Vec<usize> {
+///         let last_seen = |position: &usize| candidates.get(*position).map(|it| it.record.last_seen);
+///         (0..candidates.len()).max_by_key(last_seen).into_iter().collect()
+///     }
+/// }
+/// ```
 pub trait Selector: fmt::Debug + Send + Sync {
-    /// Chooses some of `candidates`, which is not empty and sorted by identity.
+    /// Selects from `candidates`, which are sorted by identity and never empty.
     fn select(&self, service: &Service, candidates: &[Candidate]) -> Vec<usize>;
 }
 
-/// The one with the least load: its status plus what this mapper has in flight to it, so that an old status does not send
-/// everything to one. Agents without a status come last; among equals one is chosen at random.
+impl<S: Selector + ?Sized> Selector for Arc<S> {
+    fn select(&self, service: &Service, candidates: &[Candidate]) -> Vec<usize> {
+        (**self).select(service, candidates)
+    }
+}
+
+/// Selects the agent with the lowest load. The default.
+///
+/// The load is the agent's status plus the number of requests that it is working on for this mapper, so that an outdated status does
+/// not send everything to one agent. Agents without a status come last. Among equal agents, one is selected at random.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LeastLoaded;
 
@@ -49,18 +75,18 @@ impl Selector for LeastLoaded {
             Some(load) => load + candidate.in_flight as f64,
             None => f64::MAX,
         };
-        // Agents without a status are told apart by what is in flight to them.
+        // The second value orders agents without a status.
         let rank = |candidate: &Candidate| (load(candidate), candidate.in_flight);
-        let Some(least) = candidates.iter().map(rank).min_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1))) else {
+        let Some(lowest) = candidates.iter().map(rank).min_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1))) else {
             return Vec::new();
         };
-        let equals: Vec<usize> =
-            candidates.iter().enumerate().filter(|(_, c)| rank(c) == least).map(|(at, _)| at).collect();
-        random_index(equals.len()).and_then(|at| equals.get(at).copied()).into_iter().collect()
+        let equal = candidates.iter().enumerate().filter(|(_, candidate)| rank(candidate) == lowest);
+        let equal: Vec<usize> = equal.map(|(position, _)| position).collect();
+        random_index(equal.len()).and_then(|index| equal.get(index).copied()).into_iter().collect()
     }
 }
 
-/// Any one.
+/// Selects an agent at random.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Random;
 
@@ -70,38 +96,64 @@ impl Selector for Random {
     }
 }
 
-/// Each in turn, by identity, for every service on its own.
+/// Selects agents in turn, ordered by identity, for each service separately.
+///
+/// ```
+/// use nanite::clock::Timestamp;
+/// use nanite::mapper::{AgentRecord, Candidate, RoundRobin, Selector};
+/// use nanite::packet::{Identity, Register, Service};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let service: Service = "/text/upper".parse()?;
+/// let candidate = |name| {
+///     let register = Register::new(Identity::agent(name)?, [service.clone()]);
+///     let record = AgentRecord::new(register, 0, Timestamp::from_secs(0), None);
+///     Ok::<_, Box<dyn std::error::Error>>(Candidate::new(record, 0))
+/// };
+/// let agents = [candidate("anna")?, candidate("bob")?];
+///
+/// let selector = RoundRobin::default();
+/// assert_eq!(selector.select(&service, &agents), [0]);
+/// assert_eq!(selector.select(&service, &agents), [1]);
+/// assert_eq!(selector.select(&service, &agents), [0]);
+///
+/// // Continue a sequence that was saved elsewhere.
+/// let selector = RoundRobin::default().after(&service, Identity::agent("anna")?);
+/// assert_eq!(selector.select(&service, &agents), [1]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct RoundRobin(Mutex<LruCache<Service, Identity>>);
 
 impl Default for RoundRobin {
     fn default() -> Self {
-        Self(Mutex::new(LruCache::new(NonZeroUsize::new(TURNS).unwrap_or(NonZeroUsize::MIN))))
+        Self(Mutex::new(LruCache::new(nonzero(MAX_ROUND_ROBIN_SERVICES))))
     }
 }
 
 impl RoundRobin {
-    /// Goes on after this agent, which had the last turn for the service: for a turn that was kept somewhere else.
+    /// Continues after `last`, the agent that was last selected for the service.
     #[must_use]
     pub fn after(self, service: &Service, last: Identity) -> Self {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).put(service.resolved(), last);
+        self.0.lock().put(service.resolved(), last);
         self
     }
 }
 
 impl Selector for RoundRobin {
     fn select(&self, service: &Service, candidates: &[Candidate]) -> Vec<usize> {
-        let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // Whoever comes after the last one, so that agents that come and go disturb nobody's turn.
-        let last = turns.get(service);
+        let mut last_selected = self.0.lock();
+        // By identity rather than position: agents that come and go do not disturb the order.
+        let last = last_selected.get(service);
         let next = candidates.iter().position(|c| last.is_none_or(|last| c.record.identity > *last)).unwrap_or(0);
-        let Some(chosen) = candidates.get(next) else { return Vec::new() };
-        turns.put(service.clone(), chosen.record.identity.clone());
+        let Some(selected) = candidates.get(next) else { return Vec::new() };
+        last_selected.put(service.clone(), selected.record.identity.clone());
         vec![next]
     }
 }
 
-/// All of them.
+/// Selects all agents.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct All;
 
@@ -111,7 +163,7 @@ impl Selector for All {
     }
 }
 
-/// The selectors that requests can name.
+/// The selectors that a request can name.
 #[derive(Debug, Default)]
 pub(super) struct Selectors {
     round_robin: RoundRobin,
@@ -128,10 +180,10 @@ impl Selectors {
     }
 }
 
-/// A random number below `len`; none when `len` is 0.
+/// A random number below `len`; `None` if `len` is 0.
 fn random_index(len: usize) -> Option<usize> {
     let mut bytes = [0; 8];
-    // Without randomness the first one is as good as any.
+    // If there is no randomness, the first one is fine.
     let _ = openssl::rand::rand_bytes(&mut bytes);
     (len > 0).then(|| (u64::from_le_bytes(bytes) % len as u64) as usize)
 }
@@ -152,8 +204,8 @@ mod tests {
                 files: vec![],
                 instance: None,
             };
-            let record = Arc::new(AgentRecord::new(register, 0, Timestamp::from_secs(0), None));
-            Candidate { record, in_flight: *in_flight }
+            let record = AgentRecord::new(register, 0, Timestamp::from_secs(0), None);
+            Candidate::new(Arc::new(record), *in_flight)
         };
         agents.iter().map(make).collect()
     }
@@ -163,34 +215,34 @@ mod tests {
     }
 
     #[test]
-    fn n05_least_loaded_counts_what_is_in_flight() {
+    fn n05_least_loaded_adds_requests_in_flight() {
         let chosen = |agents: &[_]| LeastLoaded.select(&service(), &candidates(agents));
         assert_eq!(chosen(&[("a", 2.0, 0), ("b", 0.5, 0), ("c", 1.0, 0)]), [1]);
         assert_eq!(chosen(&[("a", 2.0, 0), ("b", 0.5, 3), ("c", 1.0, 0)]), [2]);
     }
 
     #[test]
-    fn n03_a_broken_status_is_chosen_last_and_breaks_nothing() {
+    fn n03_invalid_status_is_selected_last() {
         let chosen = |agents: &[_]| LeastLoaded.select(&service(), &candidates(agents));
         assert_eq!(chosen(&[("a", f64::NAN, 0), ("b", 1e300, 5)]), [1]);
         assert_eq!(chosen(&[("a", f64::INFINITY, 1), ("b", f64::NAN, 0)]), [1]);
     }
 
     #[test]
-    fn n05_round_robin_gives_each_its_turn_while_agents_come_and_go() {
+    fn n05_round_robin_order_survives_agents_that_come_and_go() {
         let rr = RoundRobin::default();
         let all = candidates(&[("a", 0.0, 0), ("b", 0.0, 0), ("c", 0.0, 0)]);
         let turns: Vec<usize> = (0..4).flat_map(|_| rr.select(&service(), &all)).collect();
         assert_eq!(turns, [0, 1, 2, 0]);
         let without_a = &all[1..];
-        assert_eq!(rr.select(&service(), without_a), [0], "after a comes b");
-        assert_eq!(rr.select(&"/other/one".parse().unwrap(), &all), [0], "every service has turns of its own");
-        let kept = RoundRobin::default().after(&service(), all[1].record.identity.clone());
-        assert_eq!(kept.select(&service(), &all), [2], "a turn kept elsewhere goes on");
+        assert_eq!(rr.select(&service(), without_a), [0], "b follows a");
+        assert_eq!(rr.select(&"/other/one".parse().unwrap(), &all), [0], "each service has its own order");
+        let saved = RoundRobin::default().after(&service(), all[1].record.identity.clone());
+        assert_eq!(saved.select(&service(), &all), [2], "a saved order continues");
     }
 
     #[test]
-    fn n05_random_reaches_everybody_and_all_takes_all() {
+    fn n05_random_reaches_every_agent_and_all_selects_all() {
         let all = candidates(&[("a", 0.0, 0), ("b", 0.0, 0), ("c", 0.0, 0)]);
         let mut seen = std::collections::BTreeSet::new();
         while seen.len() < 3 {

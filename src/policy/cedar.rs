@@ -1,4 +1,4 @@
-//! A policy in the Cedar language: the same questions as [`Rules`](super::Rules) answer, asked of the `cedar-policy` crate.
+//! Policies in the Cedar language, evaluated by the `cedar-policy` crate.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
@@ -6,21 +6,21 @@ use std::path::Path;
 
 use cedar_policy::{
     Authorizer, Context, Decision as CedarDecision, Entities, Entity, EntityId, EntityTypeName, EntityUid, PolicyId,
-    PolicySet, Request as Question, RestrictedExpression, Schema, ValidationMode, Validator,
+    PolicySet, Request as CedarRequest, RestrictedExpression, Schema, ValidationMode, Validator,
 };
 
-use super::file::{MAX_RULES, RulesError};
-use super::{Caller, Decision, Policy};
+use super::decision::{Caller, Decision, Policy};
+use super::rules::{MAX_RULES, PolicyError, read_file};
 use crate::packet::{Identity, Register, Request};
 
-/// What policies can speak of.
+/// The entities, actions and context that policies can use.
 const SCHEMA: &str = include_str!("cedar.schema");
 
 /// A policy in the [Cedar](https://www.cedarpolicy.com) language.
 ///
-/// The principal is a `Node` with an `id` and a `role`. It may `register` (itself is the resource), must then be allowed to
-/// `offer` every `Service`, `Tag` and domain of `Files` that it names, and may `request` a `Service`, with the context's
-/// `selector`, `tags`, `target` and `through`. What no policy permits, what one forbids, and what cannot be evaluated is denied.
+/// The principal is a `Node` with an `id` and a `role`. There are three actions: `register`, with the node itself as the resource;
+/// `offer`, for every `Service`, `Tag` and domain of `Files` in a registration; and `request`, for a `Service`, with `selector`,
+/// `tags`, `target` and `through` in the context. Whatever no policy permits, a policy forbids, or cannot be evaluated is denied.
 ///
 /// ```
 /// use nanite::policy::CedarPolicy;
@@ -35,7 +35,7 @@ const SCHEMA: &str = include_str!("cedar.schema");
 ///     when { principal.role == "mapper" && resource.name like "/work/*" };
 /// "#)?;
 /// assert_eq!(policy.names(), ["operators", "workers"]);
-/// # Ok::<(), nanite::policy::RulesError>(())
+/// # Ok::<(), nanite::policy::PolicyError>(())
 /// ```
 pub struct CedarPolicy {
     policies: PolicySet,
@@ -44,28 +44,28 @@ pub struct CedarPolicy {
 }
 
 impl CedarPolicy {
-    /// Reads policies, and checks that they speak only of what there is.
+    /// Reads policies and validates them against the schema.
     ///
     /// # Errors
-    /// [`RulesError::Invalid`] says what is wrong and where.
-    pub fn from_text(text: &str) -> Result<Self, RulesError> {
-        let invalid = |error: &dyn fmt::Display| RulesError::Invalid(error.to_string());
+    /// [`PolicyError::Invalid`] with the mistake and its place.
+    pub fn from_text(text: &str) -> Result<Self, PolicyError> {
+        let invalid = |error: &dyn fmt::Display| PolicyError::Invalid(error.to_string());
         let policies: PolicySet = text.parse().map_err(|error| invalid(&error))?;
         if policies.num_of_policies() > MAX_RULES {
-            return Err(RulesError::Invalid(format!("more than {MAX_RULES} policies")));
+            return Err(PolicyError::Invalid(format!("more than {MAX_RULES} policies")));
         }
         if policies.num_of_templates() > 0 {
-            return Err(RulesError::Invalid("a template: it would decide nothing; write a policy".into()));
+            return Err(PolicyError::Invalid("templates are not supported: write policies".into()));
         }
         let (schema, _) = Schema::from_cedarschema_str(SCHEMA).map_err(|error| invalid(&error))?;
-        let checked = Validator::new(schema.clone()).validate(&policies, ValidationMode::Strict);
-        if let Some(error) = checked.validation_errors().next() {
+        let validation = Validator::new(schema.clone()).validate(&policies, ValidationMode::Strict);
+        if let Some(error) = validation.validation_errors().next() {
             return Err(invalid(error));
         }
         let policy = Self { policies, schema, authorizer: Authorizer::new() };
         let mut names = BTreeSet::new();
         match policy.names().into_iter().find(|name| !names.insert(name.clone())) {
-            Some(twice) => Err(RulesError::Invalid(format!("two policies are named {twice:?}"))),
+            Some(duplicate) => Err(PolicyError::Invalid(format!("two policies have the name {duplicate:?}"))),
             None => Ok(policy),
         }
     }
@@ -73,12 +73,12 @@ impl CedarPolicy {
     /// Reads policies from a file of at most 1 MiB. Blocks.
     ///
     /// # Errors
-    /// [`RulesError`] says why they cannot be used; a missing file is an error, not an empty policy.
-    pub fn from_file(path: &Path) -> Result<Self, RulesError> {
-        Self::from_text(&super::file::read(path)?)
+    /// [`PolicyError`]; a missing file is an error, not an empty policy.
+    pub fn from_file(path: impl AsRef<Path>) -> Result<Self, PolicyError> {
+        Self::from_text(&read_file(path.as_ref())?)
     }
 
-    /// The names of all policies, sorted: what `@id` says, or `policy0`, `policy1` and so on.
+    /// The names of all policies, sorted: the `@id` annotation, or `policy0`, `policy1` and so on.
     pub fn names(&self) -> Vec<String> {
         let mut names: Vec<String> = self.policies.policies().map(|policy| self.name(policy.id())).collect();
         names.sort();
@@ -89,30 +89,30 @@ impl CedarPolicy {
         self.policies.annotation(id, "id").map_or_else(|| id.to_string(), str::to_owned)
     }
 
-    /// Asks one question; no answer is a denial.
-    fn ask(&self, principal: &Identity, action: &str, resource: Thing<'_>, context: Context) -> Decision {
-        self.answer(principal, action, resource, context).unwrap_or_else(|error| {
-            tracing::error!(error, "the policy gives no answer");
+    /// Evaluates the policies; an error is a denial.
+    fn decide(&self, principal: &Identity, action: &str, resource: Resource<'_>, context: Context) -> Decision {
+        self.evaluate(principal, action, resource, context).unwrap_or_else(|error| {
+            tracing::error!(error, "cannot evaluate the Cedar policy; denied");
             Decision::denied()
         })
     }
 
-    fn answer(
+    fn evaluate(
         &self,
         principal: &Identity,
         action: &str,
-        resource: Thing<'_>,
+        resource: Resource<'_>,
         context: Context,
     ) -> Result<Decision, String> {
-        let principal = Thing::Node(principal);
-        let question = Question::new(principal.uid()?, uid("Action", action)?, resource.uid()?, context, None)
+        let principal = Resource::Node(principal);
+        let request = CedarRequest::new(principal.uid()?, uid("Action", action)?, resource.uid()?, context, None)
             .map_err(|error| error.to_string())?;
         let mut entities = vec![principal.entity()?];
         if principal.uid()? != resource.uid()? {
             entities.push(resource.entity()?);
         }
         let entities = Entities::from_entities(entities, Some(&self.schema)).map_err(|error| error.to_string())?;
-        let response = self.authorizer.is_authorized(&question, &self.policies, &entities);
+        let response = self.authorizer.is_authorized(&request, &self.policies, &entities);
         if let Some(error) = response.diagnostics().errors().next() {
             return Err(error.to_string());
         }
@@ -120,39 +120,39 @@ impl CedarPolicy {
             CedarDecision::Allow => Decision::allow(),
             CedarDecision::Deny => Decision::denied(),
         };
-        // The least name, so that the audit log says the same each time.
+        // Several policies may have decided: the first name in order, so that the audit log is deterministic.
         let rule = response.diagnostics().reason().map(|id| self.name(id)).min();
         Ok(Decision { rule, ..decision })
     }
 }
 
-/// What is asked about.
+/// An entity: the resource of an action, or the principal.
 #[derive(Clone, Copy)]
-enum Thing<'a> {
+enum Resource<'a> {
     Node(&'a Identity),
     Service(&'a str),
     Tag(&'a str),
     Files(&'a str),
 }
 
-impl Thing<'_> {
+impl Resource<'_> {
     fn uid(self) -> Result<EntityUid, String> {
         match self {
-            Thing::Node(identity) => uid("Node", identity.as_str()),
-            Thing::Service(name) => uid("Service", name),
-            Thing::Tag(name) => uid("Tag", name),
-            Thing::Files(name) => uid("Files", name),
+            Resource::Node(identity) => uid("Node", identity.as_str()),
+            Resource::Service(name) => uid("Service", name),
+            Resource::Tag(name) => uid("Tag", name),
+            Resource::Files(name) => uid("Files", name),
         }
     }
 
     fn entity(self) -> Result<Entity, String> {
         let text = |text: &str| RestrictedExpression::new_string(text.to_owned());
         let attributes: HashMap<_, _> = match self {
-            Thing::Node(identity) => HashMap::from([
+            Resource::Node(identity) => HashMap::from([
                 ("id".to_owned(), text(identity.as_str())),
                 ("role".to_owned(), text(identity.role().as_str())),
             ]),
-            Thing::Service(name) | Thing::Tag(name) | Thing::Files(name) => {
+            Resource::Service(name) | Resource::Tag(name) | Resource::Files(name) => {
                 HashMap::from([("name".to_owned(), text(name))])
             }
         };
@@ -161,11 +161,11 @@ impl Thing<'_> {
 }
 
 fn uid(kind: &str, name: &str) -> Result<EntityUid, String> {
-    let kind: EntityTypeName = kind.parse().map_err(|_| format!("{kind} is no type"))?;
+    let kind: EntityTypeName = kind.parse().map_err(|_| format!("{kind} is not a valid entity type"))?;
     Ok(EntityUid::from_type_name_and_id(kind, EntityId::new(name)))
 }
 
-/// What is known of a request beside its service.
+/// The context of a request: everything but its service.
 fn context(caller: &Caller<'_>, request: &Request) -> Option<Context> {
     let text = |text: &str| RestrictedExpression::new_string(text.to_owned());
     let tags = request.tags.iter().map(|tag| text(tag.as_str()));
@@ -180,23 +180,23 @@ fn context(caller: &Caller<'_>, request: &Request) -> Option<Context> {
 
 impl Policy for CedarPolicy {
     fn authorize_registration(&self, caller: &Caller<'_>, register: &Register) -> Decision {
-        let services = register.services.iter().map(|service| Thing::Service(service.as_str()));
-        let tags = register.tags.iter().map(|tag| Thing::Tag(tag.as_str()));
-        let files = register.files.iter().map(|domain| Thing::Files(domain.as_str()));
+        let services = register.services.iter().map(|service| Resource::Service(service.as_str()));
+        let tags = register.tags.iter().map(|tag| Resource::Tag(tag.as_str()));
+        let files = register.files.iter().map(|domain| Resource::Files(domain.as_str()));
         let agent = caller.identity;
-        let registers = self.ask(agent, "register", Thing::Node(agent), Context::empty());
-        if !registers.allowed {
-            return registers;
+        let registration = self.decide(agent, "register", Resource::Node(agent), Context::empty());
+        if !registration.allowed {
+            return registration;
         }
         let mut offers =
-            services.chain(tags).chain(files).map(|thing| self.ask(agent, "offer", thing, Context::empty()));
-        offers.find(|decision| !decision.allowed).unwrap_or(registers)
+            services.chain(tags).chain(files).map(|resource| self.decide(agent, "offer", resource, Context::empty()));
+        offers.find(|decision| !decision.allowed).unwrap_or(registration)
     }
 
     fn authorize_request(&self, caller: &Caller<'_>, request: &Request) -> Decision {
         match context(caller, request) {
             Some(context) => {
-                self.ask(caller.origin(), "request", Thing::Service(request.service.resolved().as_str()), context)
+                self.decide(caller.origin(), "request", Resource::Service(request.service.resolved().as_str()), context)
             }
             None => Decision::denied(),
         }

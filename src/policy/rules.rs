@@ -1,16 +1,59 @@
-//! Rules from a file: who may register what, and who may request what. What no rule allows is denied.
+//! Rules in a TOML file: what agents may register, and what callers may request. What no rule allows is denied.
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::path::Path;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, de};
 
-use super::file::{MAX_RULES, RulesError};
-use super::{Caller, Decision, Policy};
+use super::decision::{Caller, Decision, Policy};
 use crate::packet::{Identity, Register, Request, Role, SelectorName, Tag};
 
-/// A text in which `*` stands for any characters, none included.
+/// The largest policy file, in bytes.
+const MAX_FILE_BYTES: u64 = 1024 * 1024;
+/// The most rules in one policy file.
+pub(super) const MAX_RULES: usize = 4096;
+
+/// Why a policy cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PolicyError {
+    /// The file cannot be read.
+    #[error("cannot read the policy {path}")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The text is not a valid policy.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+/// Reads a policy file of at most [`MAX_FILE_BYTES`]. Blocks.
+pub(super) fn read_file(path: &Path) -> Result<String, PolicyError> {
+    let unreadable = |source| PolicyError::Unreadable { path: path.to_owned(), source };
+    let mut text = String::new();
+    let file = File::open(path).map_err(unreadable)?;
+    let length = file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text).map_err(unreadable)?;
+    if length as u64 > MAX_FILE_BYTES {
+        return Err(PolicyError::Invalid("the file is larger than 1 MiB".into()));
+    }
+    Ok(text)
+}
+
+/// A pattern for names: `*` matches any number of characters.
+///
+/// ```
+/// use nanite::policy::Pattern;
+///
+/// let pattern = Pattern::new("/work/*").unwrap();
+/// assert!(pattern.matches("/work/light") && !pattern.matches("/other"));
+/// ```
 #[derive(Clone, PartialEq, Eq)]
 pub struct Pattern(String);
 
@@ -18,16 +61,16 @@ impl Pattern {
     /// The longest pattern, in bytes.
     pub const MAX: usize = 256;
 
-    /// The pattern of this text; none when it is empty or longer than [`Pattern::MAX`].
+    /// Makes a pattern; `None` if the text is empty or longer than [`Pattern::MAX`].
     pub fn new(text: &str) -> Option<Self> {
         (1..=Self::MAX).contains(&text.len()).then(|| Self(text.to_owned()))
     }
 
-    /// Whether a text fits. Takes at most the product of both lengths in steps.
+    /// Whether the whole text matches. The time is bounded by the product of both lengths.
     pub fn matches(&self, text: &str) -> bool {
         let (pattern, text) = (self.0.as_bytes(), text.as_bytes());
         let (mut at, mut next) = (0, 0);
-        // Where the last star stood, and the text that it has swallowed so far.
+        // Positions of the last star, and of the text behind what it matches so far.
         let mut star: Option<(usize, usize)> = None;
         while let Some(byte) = text.get(next) {
             match pattern.get(at) {
@@ -35,14 +78,14 @@ impl Pattern {
                     star = Some((at, next));
                     at += 1;
                 }
-                Some(wanted) if wanted == byte => {
+                Some(expected) if expected == byte => {
                     at += 1;
                     next += 1;
                 }
                 _ => {
-                    let Some((place, swallowed)) = star else { return false };
-                    star = Some((place, swallowed + 1));
-                    (at, next) = (place + 1, swallowed + 1);
+                    let Some((star_at, matched)) = star else { return false };
+                    star = Some((star_at, matched + 1));
+                    (at, next) = (star_at + 1, matched + 1);
                 }
             }
         }
@@ -56,12 +99,14 @@ impl fmt::Debug for Pattern {
     }
 }
 
-/// One pattern or several; an empty list is an error, since it would allow nothing or everything.
+const EMPTY_LIST: &str = "an empty list: leave the line out, or list what is meant";
+
+/// The patterns of one key. An empty list is an error: it could be read as 'nothing' or as 'anything'.
 #[derive(Clone, Debug)]
 struct Patterns(Vec<Pattern>);
 
 impl Patterns {
-    fn match_one(&self, text: &str) -> bool {
+    fn any_match(&self, text: &str) -> bool {
         self.0.iter().any(|pattern| pattern.matches(text))
     }
 }
@@ -70,7 +115,7 @@ impl<'de> Deserialize<'de> for Patterns {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let texts = Vec::<String>::deserialize(deserializer)?;
         if texts.is_empty() {
-            return Err(de::Error::custom("an empty list: leave the line out, or name what is meant"));
+            return Err(de::Error::custom(EMPTY_LIST));
         }
         let patterns = texts
             .iter()
@@ -79,7 +124,7 @@ impl<'de> Deserialize<'de> for Patterns {
     }
 }
 
-/// The words for roles in a file.
+/// A role, as written in a policy file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum RoleName {
@@ -93,7 +138,7 @@ impl RoleName {
     }
 }
 
-/// Lets agents register.
+/// What the matching agents may register.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RegisterRule {
@@ -106,7 +151,7 @@ struct RegisterRule {
     files: Option<Patterns>,
 }
 
-/// Lets callers request.
+/// What the matching callers may request.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RequestRule {
@@ -123,27 +168,46 @@ struct RequestRule {
     tags: Option<Patterns>,
 }
 
-/// Rules about who may register and request what.
+/// A list of rules for registrations and requests. Rules only allow: what no rule allows is denied, so a file without rules denies
+/// everything. A registration or request must be allowed by one rule as a whole.
 ///
 /// ```toml
-/// [[register]]                       # agents may register ...
-/// name = "workers"                   # (for the audit log and explanations)
-/// agents = ["nanite-w*"]             # whose identity fits,
-/// services = ["/work/*", "/agent/*"] # services that fit, and no others,
-/// tags = ["eu", "gpu"]               # these tags; any where the line is missing
-/// files = ["photos"]                 # files of these domains; none where the line is missing
+/// [[register]]
+/// name = "workers"                   # for the audit log and explanations
+/// agents = ["nanite-w*"]             # agents that may register
+/// services = ["/work/*", "/agent/*"] # allowed services
+/// tags = ["eu", "gpu"]               # allowed tags; default: any
+/// files = ["photos"]                 # allowed domains of files to receive; default: none
 ///
-/// [[request]]                        # callers may request ...
+/// [[request]]
 /// name = "operators"
 /// callers = ["mapper-*", "nanite-boss"]
-/// roles = ["mapper", "agent"]        # any where the line is missing
-/// through = ["mapper-*"]             # at an agent: the mappers that may vouch for the caller; any where it is missing
+/// roles = ["mapper", "agent"]        # roles of the caller; default: any
+/// through = ["mapper-*"]             # at an agent: mappers that may vouch for the caller; default: any
 /// services = ["/work/*"]
-/// selectors = ["least_loaded", "rr"] # any where the line is missing
-/// tags = ["eu"]                      # any where the line is missing
+/// selectors = ["least_loaded", "rr"] # default: any
+/// tags = ["eu"]                      # default: any
 /// ```
 ///
-/// One rule alone must allow all that is asked. What no rule allows is denied: a file without rules denies everything.
+/// ```
+/// use nanite::packet::{Identity, Payload, Request};
+/// use nanite::policy::{Caller, Decision, Policy, Rules};
+///
+/// let rules = Rules::from_toml(r#"
+///     [[request]]
+///     name = "operators"
+///     callers = ["mapper-*"]
+///     services = ["/work/*"]
+/// "#)?;
+/// let mapper = Identity::mapper("desk")?;
+/// let decide = |service: &str| -> Result<Decision, Box<dyn std::error::Error>> {
+///     let request = Request::new(service.parse()?, Payload::default());
+///     Ok(rules.authorize_request(&Caller::new(&mapper, None), &request))
+/// };
+/// assert_eq!(decide("/work/light")?, Decision::allow().by_rule("operators"));
+/// assert_eq!(decide("/admin/stop")?, Decision::denied());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rules {
@@ -153,98 +217,109 @@ pub struct Rules {
     request: Vec<RequestRule>,
 }
 
-/// Why a request is allowed or denied, rule by rule.
+/// Why one rule allows a request or does not.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Explanation {
-    /// The rule.
+    /// The name of the rule.
     pub rule: String,
-    /// What does not fit it; empty when it allows the request.
-    pub misses: Vec<&'static str>,
+    /// The keys of the rule that do not match; empty if the rule allows the request.
+    pub mismatches: Vec<&'static str>,
 }
 
 impl Rules {
     /// Reads rules in TOML.
     ///
     /// # Errors
-    /// [`RulesError::Invalid`] says what is wrong and where.
-    pub fn from_toml(text: &str) -> Result<Self, RulesError> {
-        let rules: Rules = toml::from_str(text).map_err(|error| RulesError::Invalid(error.to_string()))?;
+    /// [`PolicyError::Invalid`] with the mistake and its line.
+    pub fn from_toml(text: &str) -> Result<Self, PolicyError> {
+        let rules: Rules = toml::from_str(text).map_err(|error| PolicyError::Invalid(error.to_string()))?;
         if rules.register.len() + rules.request.len() > MAX_RULES {
-            return Err(RulesError::Invalid(format!("more than {MAX_RULES} rules")));
+            return Err(PolicyError::Invalid(format!("more than {MAX_RULES} rules")));
         }
         let mut names = BTreeSet::new();
         for name in rules.names() {
             if !names.insert(name.clone()) {
-                return Err(RulesError::Invalid(format!("two rules are named {name:?}")));
+                return Err(PolicyError::Invalid(format!("two rules have the name {name:?}")));
             }
         }
         let empty = rules.request.iter().any(|rule| {
             rule.roles.as_ref().is_some_and(Vec::is_empty) || rule.selectors.as_ref().is_some_and(Vec::is_empty)
         });
         if empty {
-            return Err(RulesError::Invalid("an empty list: leave the line out, or name what is meant".into()));
+            return Err(PolicyError::Invalid(EMPTY_LIST.into()));
         }
         Ok(rules)
     }
 
-    /// Reads rules from a file of at most 1 MiB. Blocks.
+    /// Reads rules from a TOML file of at most 1 MiB. Blocks.
     ///
     /// # Errors
-    /// [`RulesError`] says why they cannot be used; a missing file is an error, not an empty policy.
-    pub fn from_file(path: &Path) -> Result<Self, RulesError> {
-        Self::from_toml(&super::file::read(path)?)
+    /// [`PolicyError`]; a missing file is an error, not an empty policy.
+    pub fn from_file(path: impl AsRef<Path>) -> Result<Self, PolicyError> {
+        Self::from_toml(&read_file(path.as_ref())?)
     }
 
-    /// The names of all rules; one without a name is named by its kind and place, from 1.
+    /// The names of all rules. A rule without a name is called by its kind and number, such as `request-1`.
     pub fn names(&self) -> Vec<String> {
-        let register = self.register.iter().enumerate().map(|(at, rule)| named(&rule.name, "register", at));
-        let request = self.request.iter().enumerate().map(|(at, rule)| named(&rule.name, "request", at));
+        let register = self.register.iter().enumerate().map(|(at, rule)| rule_name(&rule.name, "register", at));
+        let request = self.request.iter().enumerate().map(|(at, rule)| rule_name(&rule.name, "request", at));
         register.chain(request).collect()
     }
 
-    /// Goes through the rules for a request, in their order.
+    /// Explains for each request rule, in order, whether it allows a request.
+    ///
+    /// ```
+    /// # use nanite::packet::{Identity, Payload, Request};
+    /// # use nanite::policy::{Caller, Rules};
+    /// let rules = Rules::from_toml("[[request]]\ncallers = [\"mapper-*\"]\nservices = [\"/work/*\"]")?;
+    /// let fred = Identity::agent("fred")?;
+    /// let explained = rules.explain(&Caller::new(&fred, None), &Request::new("/work/light".parse()?, Payload::default()));
+    /// assert_eq!((explained[0].rule.as_str(), explained[0].mismatches.as_slice()), ("request-1", &["callers"][..]));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn explain(&self, caller: &Caller<'_>, request: &Request) -> Vec<Explanation> {
         let explain = |(at, rule): (usize, &RequestRule)| Explanation {
-            rule: named(&rule.name, "request", at),
-            misses: rule.misses(caller, request),
+            rule: rule_name(&rule.name, "request", at),
+            mismatches: rule.mismatches(caller, request),
         };
         self.request.iter().enumerate().map(explain).collect()
     }
 }
 
-fn named(name: &Option<String>, kind: &str, at: usize) -> String {
+fn rule_name(name: &Option<String>, kind: &str, at: usize) -> String {
     name.clone().unwrap_or_else(|| format!("{kind}-{}", at + 1))
 }
 
 impl RegisterRule {
     fn allows(&self, agent: &Identity, register: &Register) -> bool {
-        let fit = |patterns: &Option<Patterns>, texts: &[Tag], otherwise: bool| match patterns {
-            Some(patterns) => texts.iter().all(|text| patterns.match_one(text.as_str())),
-            None => otherwise || texts.is_empty(),
+        let all_match = |patterns: &Option<Patterns>, tags: &[Tag], default: bool| match patterns {
+            Some(patterns) => tags.iter().all(|tag| patterns.any_match(tag.as_str())),
+            None => default || tags.is_empty(),
         };
-        self.agents.match_one(agent.as_str())
-            && register.services.iter().all(|service| self.services.match_one(service.as_str()))
-            && fit(&self.tags, &register.tags, true)
-            && fit(&self.files, &register.files, false)
+        self.agents.any_match(agent.as_str())
+            && register.services.iter().all(|service| self.services.any_match(service.as_str()))
+            && all_match(&self.tags, &register.tags, true)
+            && all_match(&self.files, &register.files, false)
     }
 }
 
 impl RequestRule {
-    fn misses(&self, caller: &Caller<'_>, request: &Request) -> Vec<&'static str> {
+    fn mismatches(&self, caller: &Caller<'_>, request: &Request) -> Vec<&'static str> {
         let origin = caller.origin();
-        let fits = [
-            ("callers", self.callers.match_one(origin.as_str())),
+        let matches = [
+            ("callers", self.callers.any_match(origin.as_str())),
             ("roles", self.roles.as_ref().is_none_or(|roles| roles.iter().any(|role| role.is(origin.role())))),
             (
                 "through",
                 caller.on_behalf_of.is_none()
-                    || self.through.as_ref().is_none_or(|through| through.match_one(caller.identity.as_str())),
+                    || self.through.as_ref().is_none_or(|through| through.any_match(caller.identity.as_str())),
             ),
-            ("services", self.services.match_one(request.service.resolved().as_str())),
+            ("services", self.services.any_match(request.service.resolved().as_str())),
             ("selectors", self.selectors.as_ref().is_none_or(|names| names.contains(&request.selector))),
-            ("tags", self.tags.as_ref().is_none_or(|tags| request.tags.iter().all(|tag| tags.match_one(tag.as_str())))),
+            ("tags", self.tags.as_ref().is_none_or(|tags| request.tags.iter().all(|tag| tags.any_match(tag.as_str())))),
         ];
-        fits.into_iter().filter(|(_, fits)| !fits).map(|(what, _)| what).collect()
+        matches.into_iter().filter(|(_, matches)| !matches).map(|(key, _)| key).collect()
     }
 }
 
@@ -252,15 +327,15 @@ impl Policy for Rules {
     fn authorize_registration(&self, caller: &Caller<'_>, register: &Register) -> Decision {
         let mut rules = self.register.iter().enumerate();
         match rules.find(|(_, rule)| rule.allows(caller.identity, register)) {
-            Some((at, rule)) => Decision::allow().by(named(&rule.name, "register", at)),
+            Some((at, rule)) => Decision::allow().by_rule(rule_name(&rule.name, "register", at)),
             None => Decision::denied(),
         }
     }
 
     fn authorize_request(&self, caller: &Caller<'_>, request: &Request) -> Decision {
         let mut rules = self.request.iter().enumerate();
-        match rules.find(|(_, rule)| rule.misses(caller, request).is_empty()) {
-            Some((at, rule)) => Decision::allow().by(named(&rule.name, "request", at)),
+        match rules.find(|(_, rule)| rule.mismatches(caller, request).is_empty()) {
+            Some((at, rule)) => Decision::allow().by_rule(rule_name(&rule.name, "request", at)),
             None => Decision::denied(),
         }
     }
@@ -313,8 +388,8 @@ mod tests {
     }
 
     #[test]
-    fn s08_patterns_match_whole_texts() {
-        for (pattern, text, fits) in [
+    fn s08_patterns_match_the_whole_text() {
+        for (pattern, text, matches) in [
             ("/work/*", "/work/light", true),
             ("/work/*", "/works/light", false),
             ("*", "", true),
@@ -323,18 +398,22 @@ mod tests {
             ("nanite-w", "nanite-w1", false),
             ("*a*a*a*b", &"a".repeat(200), false),
         ] {
-            assert_eq!(Pattern::new(pattern).unwrap().matches(text), fits, "{pattern} {text}");
+            assert_eq!(Pattern::new(pattern).unwrap().matches(text), matches, "{pattern} {text}");
         }
     }
 
     #[test]
-    fn s08_one_rule_must_allow_all_that_is_registered() {
+    fn s08_registration_must_be_allowed_by_a_single_rule() {
         let rules = Rules::from_toml(FILE).unwrap();
         let decide =
             |register: &Register| rules.authorize_registration(&Caller::new(&register.identity, None), register);
         let good = register("nanite-w1", &["/work/a", "/agent/echo"], &["eu", "gpu-1"], &["photos"]);
-        assert_eq!(decide(&good), Decision::allow().by("workers"));
-        assert_eq!(decide(&register("nanite-w1", &[], &[], &[])), Decision::allow().by("workers"), "an unregister");
+        assert_eq!(decide(&good), Decision::allow().by_rule("workers"));
+        assert_eq!(
+            decide(&register("nanite-w1", &[], &[], &[])),
+            Decision::allow().by_rule("workers"),
+            "an unregister"
+        );
         for bad in [
             register("nanite-x1", &["/work/a"], &[], &[]),
             register("nanite-w1", &["/work/a", "/root/do"], &[], &[]),
@@ -346,35 +425,35 @@ mod tests {
     }
 
     #[test]
-    fn s08_requests_are_allowed_by_caller_service_selector_and_tags() {
+    fn s08_request_rules_match_caller_service_selector_and_tags() {
         let rules = Rules::from_toml(FILE).unwrap();
         let main = id("mapper-main");
         assert_eq!(
             rules.authorize_request(&Caller::new(&main, None), &request("/work/heavy")),
-            Decision::allow().by("operators")
+            Decision::allow().by_rule("operators")
         );
         assert_eq!(rules.authorize_request(&Caller::new(&main, None), &request("/agent/echo")), Decision::denied());
         let fred = id("nanite-fred");
-        let by = |mapper| Caller { on_behalf_of: Some(&fred), ..Caller::new(mapper, None) };
+        let by = |mapper| Caller::new(mapper, None).on_behalf_of(&fred);
         let mut light = request("/work/light");
         assert_eq!(rules.authorize_request(&by(&main), &light), Decision::denied(), "another selector");
         light.selector = SelectorName::Rr;
         light.tags = vec!["eu".parse().unwrap()];
-        assert_eq!(rules.authorize_request(&by(&main), &light), Decision::allow().by("request-2"));
+        assert_eq!(rules.authorize_request(&by(&main), &light), Decision::allow().by_rule("request-2"));
         let other = id("mapper-other");
         assert_eq!(rules.authorize_request(&by(&other), &light), Decision::denied());
         light.tags.push("us".parse().unwrap());
         let explained = rules.explain(&by(&main), &light);
-        assert_eq!(explained[0], Explanation { rule: "operators".into(), misses: vec!["callers"] });
-        assert_eq!(explained[1], Explanation { rule: "request-2".into(), misses: vec!["tags"] });
+        assert_eq!(explained[0], Explanation { rule: "operators".into(), mismatches: vec!["callers"] });
+        assert_eq!(explained[1], Explanation { rule: "request-2".into(), mismatches: vec!["tags"] });
     }
 
     #[test]
-    fn s08_a_file_that_says_nothing_denies_and_one_that_is_unclear_is_refused() {
+    fn s08_empty_policy_denies_all_and_invalid_policy_is_rejected() {
         let empty = Rules::from_toml("").unwrap();
         let main = id("mapper-main");
         assert_eq!(empty.authorize_request(&Caller::new(&main, None), &request("/a/b")), Decision::denied());
-        for unclear in [
+        for invalid in [
             "[[request]]\ncallers = [\"*\"]",
             "[[request]]\ncallers = []\nservices = [\"*\"]",
             "[[request]]\ncallers = [\"*\"]\nservices = [\"*\"]\nselectors = []",
@@ -383,8 +462,8 @@ mod tests {
             "[[allow]]\ncallers = [\"*\"]",
             "[[request]]\nname = \"a\"\ncallers = [\"*\"]\nservices = [\"*\"]\n[[register]]\nname = \"a\"\nagents = [\"*\"]\nservices = [\"*\"]",
         ] {
-            assert!(matches!(Rules::from_toml(unclear), Err(RulesError::Invalid(_))), "{unclear}");
+            assert!(matches!(Rules::from_toml(invalid), Err(PolicyError::Invalid(_))), "{invalid}");
         }
-        assert!(matches!(Rules::from_file(Path::new("/nowhere/policy.toml")), Err(RulesError::Unreadable { .. })));
+        assert!(matches!(Rules::from_file("/nowhere/policy.toml"), Err(PolicyError::Unreadable { .. })));
     }
 }

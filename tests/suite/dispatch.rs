@@ -30,19 +30,19 @@ fn ok(value: &str) -> Result<Payload, Failure> {
 
 on_every_format!(
     n01_typed_handlers_with_and_without_context,
-    n01_only_what_is_exposed_can_be_called,
-    n02_a_mapper_that_starts_knows_running_agents_and_hears_new_ones,
-    n02_an_unknown_ping_makes_the_agent_register_again,
-    n03_the_status_is_asked_anew_for_every_ping,
-    n04_a_silent_agent_times_out_and_is_taken_back,
-    n05_selectors_and_target_choose,
-    n05_a_selector_of_the_users_own,
+    n01_only_exposed_services_can_be_called,
+    n02_starting_mapper_finds_running_agents_and_new_ones,
+    n02_heartbeat_of_an_unknown_agent_makes_it_register_again,
+    n03_status_is_read_for_every_heartbeat,
+    n04_silent_agent_times_out_and_returns,
+    n05_selectors_and_target,
+    n05_custom_selector,
     n06_tags_must_all_match,
-    n07_all_targets_answer_in_one_map_and_push_gets_no_answer,
-    n08_intermediate_results_come_in_order,
-    n09_errors_and_panics_are_failures_and_the_agent_lives_on,
-    d01_a_vanished_queue_means_another_agent,
-    d02_every_target_ends,
+    n07_answers_of_all_targets_are_collected_and_push_has_none,
+    n08_intermediate_results_arrive_in_order,
+    n09_handler_errors_and_panics_become_failures,
+    d01_agent_without_a_queue_is_replaced_by_another,
+    d02_every_target_gets_an_outcome,
 );
 
 async fn n01_typed_handlers_with_and_without_context(system: System) {
@@ -81,28 +81,28 @@ async fn n01_typed_handlers_with_and_without_context(system: System) {
     assert_eq!(bad.code, FailureCode::BadPayload);
 }
 
-async fn n01_only_what_is_exposed_can_be_called(system: System) {
+async fn n01_only_exposed_services_can_be_called(system: System) {
     let twice = actor("simple").expose("echo", |(): ()| async { reply(()) });
     let built = system.agent("fred").actor(twice.expose("echo", |(): ()| async { reply(()) })).start().await;
-    assert!(matches!(built, Err(AgentError::Expose(ExposeError::Twice(_)))));
+    assert!(matches!(built, Err(AgentError::Expose(ExposeError::Duplicate(_)))));
     let built = system.agent("fred").actor(echo()).actor(echo()).start().await;
-    assert!(matches!(built, Err(AgentError::Expose(ExposeError::Twice(_)))));
+    assert!(matches!(built, Err(AgentError::Expose(ExposeError::Duplicate(_)))));
     let built = system.agent("fred").actor(actor("a b").expose("c", |(): ()| async { reply(()) })).start().await;
-    assert!(matches!(built, Err(AgentError::Expose(ExposeError::Name(_)))));
+    assert!(matches!(built, Err(AgentError::Expose(ExposeError::InvalidName(_)))));
 
     let _agent = start(system.agent("fred").actor(echo())).await;
     let mapper = system.started_mapper("m1").await;
     knows(&mapper, &["fred"]).await;
     assert_eq!(mapper.agents().await.unwrap()[0].services, ["/simple/echo".parse().unwrap()]);
-    for nobody in ["/simple/drop", "/simple/to_string", "/simple"] {
-        let refused = mapper.request(nobody, ()).await.unwrap_err();
-        assert!(matches!(refused, RequestError::NoTarget(_)), "{nobody}");
+    for service in ["/simple/drop", "/simple/to_string", "/simple"] {
+        let refused = mapper.request(service, ()).await.unwrap_err();
+        assert!(matches!(refused, RequestError::NoTarget(_)), "{service}");
     }
     assert!(matches!(mapper.request("simple/echo", ()).await, Err(RequestError::Service(_))));
 }
 
-async fn n02_a_mapper_that_starts_knows_running_agents_and_hears_new_ones(system: System) {
-    // The ping time is longer than the test may take: only the mapper's question can make them known.
+async fn n02_starting_mapper_finds_running_agents_and_new_ones(system: System) {
+    // No heartbeat is due while the test runs: the agents register only because the mapper asks them to.
     let quiet = |name| system.agent(name).ping_time(Duration::from_secs(3600)).actor(echo());
     let (_a, b) = (start(quiet("a")).await, start(quiet("b").tag("eu".parse().unwrap())).await);
     let mapper = system.started_mapper("m1").await;
@@ -114,7 +114,7 @@ async fn n02_a_mapper_that_starts_knows_running_agents_and_hears_new_ones(system
     knows(&mapper, &["a", "c"]).await;
 }
 
-async fn n02_an_unknown_ping_makes_the_agent_register_again(system: System) {
+async fn n02_heartbeat_of_an_unknown_agent_makes_it_register_again(system: System) {
     let _agent = start(system.agent("fred").actor(echo())).await;
     let (events, mut seen) = mpsc::unbounded_channel();
     let mapper = system
@@ -126,13 +126,13 @@ async fn n02_an_unknown_ping_makes_the_agent_register_again(system: System) {
         .unwrap();
     knows(&mapper, &["fred"]).await;
     assert!(matches!(seen.recv().await, Some(AgentEvent::Registered(_))));
-    // What the mapper knew is gone, as after a deleted entry in a shared state; the next ping brings it back.
+    // The mapper loses its record, as if it were deleted from a shared state. The next heartbeat restores it.
     mapper.forget(&agent_id("fred")).await.unwrap();
     assert!(matches!(seen.recv().await, Some(AgentEvent::Registered(_))));
     knows(&mapper, &["fred"]).await;
 }
 
-async fn n03_the_status_is_asked_anew_for_every_ping(system: System) {
+async fn n03_status_is_read_for_every_heartbeat(system: System) {
     let calls = Arc::new(AtomicUsize::new(0));
     let counted = calls.clone();
     let status = move || match counted.fetch_add(1, Ordering::SeqCst) {
@@ -152,7 +152,7 @@ async fn n03_the_status_is_asked_anew_for_every_ping(system: System) {
     assert_eq!(Status::new(f64::NAN).load(), None);
 }
 
-async fn n04_a_silent_agent_times_out_and_is_taken_back(system: System) {
+async fn n04_silent_agent_times_out_and_returns(system: System) {
     let transport = system.connect();
     let identity = agent_id("fred");
     let agent = nanite::agent::Agent::builder(system.serializer(&identity), transport.clone())
@@ -182,7 +182,7 @@ async fn n04_a_silent_agent_times_out_and_is_taken_back(system: System) {
     assert_eq!(answers.outcomes[&identity], ok(r#""hi""#));
 }
 
-async fn n05_selectors_and_target_choose(system: System) {
+async fn n05_selectors_and_target(system: System) {
     let mut agents = Vec::new();
     for (name, load) in [("a", 3.0), ("b", 1.0), ("c", 2.0)] {
         agents.push(start(system.agent(name).status(move || load).actor(echo())).await);
@@ -205,11 +205,11 @@ async fn n05_selectors_and_target_choose(system: System) {
     }
     let answers = mapper.request("/simple/echo", 1).target(agent_id("c")).await.unwrap();
     assert_eq!(answers.outcomes.keys().collect::<Vec<_>>(), [&agent_id("c")]);
-    let nobody = mapper.request("/simple/echo", 1).target(agent_id("d")).await.unwrap_err();
-    assert_eq!(nobody.to_string(), "no agent offers /simple/echo at nanite-d");
+    let no_target = mapper.request("/simple/echo", 1).target(agent_id("d")).await.unwrap_err();
+    assert_eq!(no_target.to_string(), "no agent offers /simple/echo at nanite-d");
 }
 
-async fn n05_a_selector_of_the_users_own(system: System) {
+async fn n05_custom_selector(system: System) {
     #[derive(Debug)]
     struct Last;
     impl nanite::mapper::Selector for Last {
@@ -221,7 +221,7 @@ async fn n05_a_selector_of_the_users_own(system: System) {
     let _b = start(system.agent("b").actor(echo())).await;
     let mapper = system.started_mapper("m1").await;
     knows(&mapper, &["a", "b"]).await;
-    let answers = mapper.request("/simple/echo", 1).selector_by(Arc::new(Last)).await.unwrap();
+    let answers = mapper.request("/simple/echo", 1).custom_selector(Last).await.unwrap();
     assert_eq!(answers.outcomes.keys().collect::<Vec<_>>(), [&agent_id("b")]);
 }
 
@@ -239,11 +239,11 @@ async fn n06_tags_must_all_match(system: System) {
     };
     assert_eq!(all(&["eu"]).await.unwrap().outcomes.len(), 2);
     assert_eq!(all(&["eu", "gpu"]).await.unwrap().outcomes.keys().collect::<Vec<_>>(), [&agent_id("b")]);
-    let nobody = all(&["eu", "us"]).await.unwrap_err();
-    assert_eq!(nobody.to_string(), "no agent offers /simple/echo with tags eu, us");
+    let no_target = all(&["eu", "us"]).await.unwrap_err();
+    assert_eq!(no_target.to_string(), "no agent offers /simple/echo with tags eu, us");
 }
 
-async fn n07_all_targets_answer_in_one_map_and_push_gets_no_answer(system: System) {
+async fn n07_answers_of_all_targets_are_collected_and_push_has_none(system: System) {
     let (pushed, mut got) = mpsc::unbounded_channel();
     let mut agents = Vec::new();
     for name in ["a", "b"] {
@@ -275,7 +275,7 @@ async fn n07_all_targets_answer_in_one_map_and_push_gets_no_answer(system: Syste
     assert_eq!(from.len(), 2);
 }
 
-async fn n08_intermediate_results_come_in_order(system: System) {
+async fn n08_intermediate_results_arrive_in_order(system: System) {
     let count = actor("count").expose("to", |n: u64, context: Context| async move {
         for i in 0..n {
             context.emit(if i % 2 == 0 { "even" } else { "odd" }, i).await?;
@@ -301,8 +301,8 @@ async fn n08_intermediate_results_come_in_order(system: System) {
     assert_eq!(seen, ["even=0", "odd=1", "even=2", "odd=3", "even=4", r#"defaultkey="done""#, "5"]);
 }
 
-async fn n09_errors_and_panics_are_failures_and_the_agent_lives_on(system: System) {
-    let (hooked, mut heard) = mpsc::unbounded_channel();
+async fn n09_handler_errors_and_panics_become_failures(system: System) {
+    let (hooked, mut failures) = mpsc::unbounded_channel();
     let bad = actor("bad")
         .expose("error", |(): ()| async { Err::<(), _>(std::io::Error::other("disk on fire")) })
         .expose("own", |(): ()| async { Err::<(), _>(Failure::other("quota", "no more")) })
@@ -320,24 +320,24 @@ async fn n09_errors_and_panics_are_failures_and_the_agent_lives_on(system: Syste
     ] {
         let answers = mapper.request(service, ()).await.unwrap();
         assert_eq!(answers.outcomes[&agent_id("fred")], Err(Failure::new(code.clone(), message)), "{service}");
-        assert_eq!(heard.recv().await.unwrap(), format!("{service} {code}"));
+        assert_eq!(failures.recv().await.unwrap(), format!("{service} {code}"));
     }
     let answers = mapper.request("/simple/echo", "alive").await.unwrap();
     assert_eq!(answers.results().count(), 1);
 }
 
-async fn d01_a_vanished_queue_means_another_agent(system: System) {
+async fn d01_agent_without_a_queue_is_replaced_by_another(system: System) {
     let _a = start(system.agent("a").status(|| 0.0).ping_time(Duration::from_secs(3600)).actor(echo())).await;
     let _b = start(system.agent("b").status(|| 9.0).actor(echo())).await;
     let mapper = system.started_mapper("m1").await;
     knows(&mapper, &["a", "b"]).await;
-    // An agent that said nothing and whose queue is gone: here, one that only ever registered.
+    // An agent whose queue does not exist: it only registered.
     system.ghost("c", &["/simple/echo", "/only/ghost"]).await;
     knows(&mapper, &["a", "b", "c"]).await;
     let answers = mapper.request("/simple/echo", 1).await.unwrap();
     assert_eq!(answers.outcomes.keys().collect::<Vec<_>>(), [&agent_id("a")], "the ghost's queue does not exist");
     assert!(matches!(mapper.request("/only/ghost", 1).await, Err(RequestError::NoTarget(_))));
-    // Among several, the one that is gone has its outcome as well.
+    // Among several targets, the unreachable one gets an outcome too.
     system.ghost("c", &["/simple/echo"]).await;
     knows(&mapper, &["a", "b", "c"]).await;
     let answers = mapper.request("/simple/echo", 1).selector(SelectorName::All).await.unwrap();
@@ -345,7 +345,7 @@ async fn d01_a_vanished_queue_means_another_agent(system: System) {
     assert_eq!(answers.outcomes[&agent_id("c")].clone().unwrap_err().code, FailureCode::Lost);
 }
 
-async fn d02_every_target_ends(system: System) {
+async fn d02_every_target_gets_an_outcome(system: System) {
     let never = Arc::new(Semaphore::new(0));
     let wait = never.clone();
     let slow = actor("slow").expose("never", move |(): ()| {
@@ -365,7 +365,7 @@ async fn d02_every_target_ends(system: System) {
     assert_eq!(answers.outcomes[&agent_id("b")], ok(r#""quick""#));
     let failure = answers.outcomes[&agent_id("a")].clone().unwrap_err();
     assert_eq!(failure.code, FailureCode::TimedOut);
-    // The agent dies while it works: the request ends as lost, long before its deadline.
+    // The agent dies while it works: its outcome is lost, long before the deadline.
     let lost = request().timeout(Duration::from_secs(600)).events().await.unwrap();
     drop(_a);
     let answers = lost.answers().await.unwrap();

@@ -1,26 +1,29 @@
-//! The documents are true: the tests that they name exist, and their links lead somewhere.
+//! Checks of the documents: the tests that they name exist, links are not broken, terms are in the glossary, the wording is plain.
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
+use crate::harness::sources::root;
+
+/// The most terms that the glossary may have.
+const MAX_TERMS: usize = 40;
+/// Words that make a sentence odd; the sentence needs other wording.
+const ODD_WORDS: [&str; 3] = ["whom", "of which", "for ever"];
 
 fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// The files below a folder with this ending, with their paths from the project's root.
-fn files(folder: &str, ending: &str) -> Vec<String> {
+/// The files below a folder with this extension, as paths from the project's root.
+fn files(folder: &str, extension: &str) -> Vec<String> {
     let (mut found, mut folders) = (Vec::new(), vec![root().join(folder)]);
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).unwrap() {
             let path: PathBuf = entry.unwrap().path();
             if path.is_dir() {
                 folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == ending) {
+            } else if path.extension().is_some_and(|other| other == extension) {
                 found.push(path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned());
             }
         }
@@ -29,8 +32,14 @@ fn files(folder: &str, ending: &str) -> Vec<String> {
     found
 }
 
-/// The names of all tests and benchmarks, and the files of the benchmarks.
-fn shown() -> BTreeSet<String> {
+/// The Markdown files in the project's root.
+fn root_documents() -> Vec<String> {
+    let names = fs::read_dir(root()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.ends_with(".md")).collect()
+}
+
+/// The names of all functions in tests and benchmarks, and the files of the benchmarks.
+fn test_names() -> BTreeSet<String> {
     let mut names: BTreeSet<String> = files("benches", "rs").into_iter().collect();
     for file in ["src", "tests", "benches"].map(|folder| files(folder, "rs")).concat() {
         for after in read(&file).split("fn ").skip(1) {
@@ -40,12 +49,12 @@ fn shown() -> BTreeSet<String> {
     names
 }
 
-/// What stands between backquotes.
+/// The text between backquotes.
 fn quoted(text: &str) -> Vec<&str> {
     text.split('`').skip(1).step_by(2).collect()
 }
 
-/// Whether a word in a document can name a test or a benchmark.
+/// Whether a word in a document is the name of a test or a benchmark: it begins with a row.
 fn is_row(word: &str) -> bool {
     let bytes = word.as_bytes();
     bytes.len() >= 3 && b"nsdpu".contains(&bytes[0]) && bytes[1..3].iter().all(u8::is_ascii_digit)
@@ -53,7 +62,7 @@ fn is_row(word: &str) -> bool {
 
 #[test]
 fn u08_every_feature_names_tests_that_exist() {
-    let (list, shown) = (read("docs/features.md"), shown());
+    let (list, tests) = (read("docs/features.md"), test_names());
     let mut rows = BTreeSet::new();
     for line in list.lines().filter(|line| line.starts_with("| ")) {
         let cells: Vec<&str> = line.trim_matches('|').split(" | ").map(str::trim).collect();
@@ -62,12 +71,12 @@ fn u08_every_feature_names_tests_that_exist() {
             continue;
         }
         assert!(is_row(row) && row.len() == 3, "{line}");
-        assert!(rows.insert(row.to_owned()), "{row} stands there twice");
+        assert!(rows.insert(row.to_owned()), "{row} is listed twice");
         assert!(what.len() > 20, "{line}");
         let names = quoted(by);
-        assert!(!names.is_empty(), "{row} is shown by nothing");
+        assert!(!names.is_empty(), "{row} names no test");
         for name in names {
-            assert!(shown.contains(name), "{row} is shown by {name}, which does not exist");
+            assert!(tests.contains(name), "{row} names {name}, which does not exist");
         }
     }
     assert!(rows.len() > 20, "{rows:?}");
@@ -76,7 +85,7 @@ fn u08_every_feature_names_tests_that_exist() {
 /// The promises of SECURITY.md.
 fn promises(text: &str) -> Vec<String> {
     let section = text.split("## Promises").nth(1).unwrap().split("\n## ").next().unwrap();
-    // A promise begins with its number at the beginning of a line, and goes on in lines that are moved in.
+    // A promise starts with its number at the start of a line; its other lines are indented.
     let mut promises: Vec<String> = Vec::new();
     for line in section.lines() {
         match promises.last_mut() {
@@ -97,7 +106,7 @@ fn tests_of(promise: &str) -> Vec<&str> {
 }
 
 #[test]
-fn s13_the_evidence_is_of_these_promises() {
+fn s13_the_evidence_table_matches_the_promises() {
     let text = read("SECURITY.md");
     let table = text.split("<!-- evidence: ").nth(1).unwrap().split("<!-- end of the evidence -->").next().unwrap();
     let rows: Vec<Vec<&str>> = table
@@ -117,24 +126,23 @@ fn s13_the_evidence_is_of_these_promises() {
 
 #[test]
 fn s13_every_promise_names_tests_that_exist() {
-    let (text, shown) = (read("SECURITY.md"), shown());
+    let (text, tests) = (read("SECURITY.md"), test_names());
     let promises = promises(&text);
     for (number, promise) in (1..).zip(&promises) {
         assert!(promise.starts_with(&format!("{number}. ")), "{promise}");
         let names = tests_of(promise);
-        assert!(!names.is_empty(), "no test holds this promise: {promise}");
+        assert!(!names.is_empty(), "this promise names no test: {promise}");
         for name in names {
-            assert!(shown.contains(name), "promise {number} is held by {name}, which does not exist");
+            assert!(tests.contains(name), "promise {number} names {name}, which does not exist");
         }
     }
     assert!(promises.len() >= 10, "{promises:?}");
 }
 
 #[test]
-fn u08_links_lead_somewhere() {
-    let documents = [files("docs", "md"), files("examples", "md"), vec!["certs/README.md".to_owned()]].concat();
-    let at_the_top = fs::read_dir(root()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    let documents: Vec<String> = documents.into_iter().chain(at_the_top.filter(|name| name.ends_with(".md"))).collect();
+fn u08_links_in_documents_are_not_broken() {
+    let documents =
+        [files("docs", "md"), files("examples", "md"), vec!["certs/README.md".to_owned()], root_documents()].concat();
     assert!(documents.len() > 8, "{documents:?}");
     let mut broken = Vec::new();
     for document in documents {
@@ -147,4 +155,47 @@ fn u08_links_lead_somewhere() {
         }
     }
     assert_eq!(broken, [""; 0]);
+}
+
+/// A text in lower case without anything but letters and digits: so `InFlightPublish` is found for `in-flight publish`.
+fn squeezed(text: &str) -> String {
+    text.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
+}
+
+#[test]
+fn u10_glossary_has_at_most_40_terms_and_each_is_used() {
+    let glossary = read("docs/glossary.md");
+    let rows: Vec<&str> = glossary.lines().filter_map(|line| line.strip_prefix("| **")).collect();
+    let terms: Vec<&str> = rows.iter().map(|row| row.split("**").next().unwrap()).collect();
+    assert!((20..=MAX_TERMS).contains(&terms.len()), "{} terms: {terms:?}", terms.len());
+    assert_eq!(terms.iter().collect::<BTreeSet<_>>().len(), terms.len(), "a term is listed twice: {terms:?}");
+    let documents = [files("docs", "md"), files("src", "rs"), root_documents()].concat();
+    let texts = documents.iter().filter(|file| *file != "docs/glossary.md").map(|file| squeezed(&read(file)));
+    let text: String = texts.collect();
+    let unused: Vec<_> = terms.iter().filter(|term| !text.contains(&squeezed(term))).collect();
+    assert!(unused.is_empty(), "neither in the documents nor in the code: {unused:?}");
+    for document in ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"] {
+        assert!(read(document).contains("](docs/glossary.md)"), "{document} has no link to the glossary");
+    }
+}
+
+/// Whether a text contains a word, or several, and not only as a part of another word.
+fn has_word(text: &str, word: &str) -> bool {
+    let is_part = |c: char| c.is_alphanumeric() || c == '_';
+    let mut found = text.match_indices(word).map(|(at, _)| (&text[..at], &text[at + word.len()..]));
+    found.any(|(before, after)| !before.ends_with(is_part) && !after.starts_with(is_part))
+}
+
+#[test]
+fn u10_documents_and_code_use_plain_words() {
+    let documents = root_documents().into_iter().filter(|name| name != "CHANGELOG.md").collect();
+    let mut found = Vec::new();
+    for file in [files("docs", "md"), files("src", "rs"), documents].concat() {
+        for (number, line) in (1..).zip(read(&file).lines()) {
+            for odd in ODD_WORDS.iter().filter(|odd| has_word(&line.to_lowercase(), odd)) {
+                found.push(format!("{file}:{number}: `{odd}`: {}", line.trim()));
+            }
+        }
+    }
+    assert!(found.is_empty(), "{} lines need other words: {found:#?}", found.len());
 }

@@ -1,158 +1,125 @@
-//! The layers hold: who may import whom, and what only one place may do. Read from the source itself.
+//! The structure of the source code: which module may use which (the table in ARCHITECTURE.md), no circles, files of a readable size.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-/// What each part of the crate may name, beside itself. `clock` is for all. What is not in this table may not exist.
-const LAYERS: &[(&str, &[&str])] = &[
-    ("clock", &[]),
-    ("limits", &[]),
-    ("packet", &[]),
-    ("serializer", &["packet"]),
-    ("certs", &["packet"]),
-    ("security", &["serializer", "certs", "packet"]),
-    ("transport", &[]),
-    ("policy", &["serializer", "packet"]),
-    ("audit", &["policy", "serializer", "packet"]),
-    ("link", &["audit", "policy", "serializer", "transport", "packet"]),
-    ("request", NODE),
-    ("agent", NODE),
-    ("mapper", NODE),
-    ("proxy", NODE),
-    ("files", NODE),
-    ("admin", &["mapper", "request", "packet", "policy", "serializer"]),
-    ("cli", EVERYTHING),
-    ("main", EVERYTHING),
-    ("lib", EVERYTHING),
-];
+use crate::harness::sources::{Source, circles, named_modules, root, rust_files, sources, uses};
 
-/// What runs on a node: it holds an `Arc<dyn Serializer>`, and knows neither certificates nor envelopes.
-const NODE: &[&str] =
-    &["link", "audit", "policy", "serializer", "transport", "packet", "request", "agent", "mapper", "proxy", "files"];
+/// The most lines in a file.
+const MAX_LINES: usize = 500;
+/// The number of files that `src` has to stay below.
+const MAX_FILES: usize = 150;
 
-const EVERYTHING: &[&str] = &[
-    "packet",
-    "serializer",
-    "certs",
-    "security",
-    "transport",
-    "policy",
-    "audit",
-    "link",
-    "request",
-    "agent",
-    "mapper",
-    "proxy",
-    "files",
-    "admin",
-    "cli",
-];
-
-struct Source {
-    /// The part of the crate: the first component below `src`.
-    part: String,
-    path: PathBuf,
-    /// Without comments.
-    code: String,
+/// One row of the table of modules in ARCHITECTURE.md.
+struct Row {
+    module: String,
+    may_use: BTreeSet<String>,
 }
 
-fn sources() -> Vec<Source> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut found = Vec::new();
-    let mut folders = vec![root.clone()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let relative = path.strip_prefix(&root).unwrap();
-                let part = relative.components().next().unwrap().as_os_str().to_str().unwrap();
-                let text = fs::read_to_string(&path).unwrap();
-                let code = text.lines().map(|line| line.split("//").next().unwrap_or_default());
-                let code = code.collect::<Vec<_>>().join("\n");
-                found.push(Source { part: part.trim_end_matches(".rs").to_owned(), path: relative.to_owned(), code });
-            }
-        }
-    }
-    assert!(found.len() > 50, "the source was found");
-    found
-}
-
-/// The parts that a source names by `crate::`.
-fn named(code: &str) -> BTreeSet<String> {
-    let mut names = BTreeSet::new();
-    for (at, _) in code.match_indices("crate::") {
-        let rest = &code[at + "crate::".len()..];
-        let word = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
-        let Some(group) = rest.strip_prefix('{') else {
-            names.insert(word(rest));
-            continue;
-        };
-        let mut depth = 0;
-        let mut start = true;
-        for (index, c) in group.char_indices() {
-            match c {
-                '{' => depth += 1,
-                '}' if depth == 0 => break,
-                '}' => depth -= 1,
-                ',' if depth == 0 => start = true,
-                c if c.is_whitespace() => {}
-                _ if start && depth == 0 => {
-                    names.insert(word(&group[index..]));
-                    start = false;
-                }
-                _ => {}
-            }
-        }
-    }
-    // What stands at the root and is no part: macros, and types that are exported there.
-    names.retain(|name| name.chars().next().is_some_and(char::is_lowercase));
-    names
+/// The table of modules in ARCHITECTURE.md, in its order. `every module` allows all of them.
+fn table() -> Vec<Row> {
+    let text = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let section = text.split("\n## Modules\n").nth(1).unwrap().split("\n## ").next().unwrap();
+    let rows: Vec<Vec<&str>> = section
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.strip_suffix(" |"))
+        .map(|line| line.split(" | ").collect())
+        .collect();
+    let module = |row: &Vec<&str>| row[0].trim_end_matches('`').to_owned();
+    let all: BTreeSet<String> = rows.iter().map(module).collect();
+    let quoted = |cell: &str| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect();
+    rows.iter()
+        .map(|row| {
+            let [_, _, may_use] = row[..] else { panic!("a row has three cells: {row:?}") };
+            let may_use = if may_use.starts_with("every module") { all.clone() } else { quoted(may_use) };
+            Row { module: module(row), may_use }
+        })
+        .collect()
 }
 
 #[test]
 fn layers_import_only_what_is_below_them() {
-    let mut wrong = Vec::new();
-    for source in sources() {
-        let Some((_, allowed)) = LAYERS.iter().find(|(part, _)| *part == source.part) else {
-            wrong.push(format!("{} has no layer", source.path.display()));
+    let table = table();
+    let rows: BTreeMap<&str, &BTreeSet<String>> = table.iter().map(|row| (row.module.as_str(), &row.may_use)).collect();
+    let mut wrong = BTreeSet::new();
+    for source in sources().iter().filter(|source| !["lib", "main"].contains(&source.module.as_str())) {
+        let file = source.path.display();
+        let Some(may_use) = rows.get(source.module.as_str()) else {
+            wrong.insert(format!("{file}: the module `{}` is not in the table", source.module));
             continue;
         };
-        for name in named(&source.code) {
-            let is_part = LAYERS.iter().any(|(part, _)| *part == name);
-            if is_part
-                && name != source.part
-                && name != "clock"
-                && name != "limits"
-                && !allowed.contains(&name.as_str())
-            {
-                wrong.push(format!("{} names {name}", source.path.display()));
+        for name in named_modules(&source.code) {
+            let is_module = rows.contains_key(name.as_str());
+            if is_module && name != source.module && !may_use.contains(&name) {
+                wrong.insert(format!("{file}: `{}` may not use `{name}`", source.module));
             }
         }
     }
-    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(wrong.is_empty(), "not allowed by the table in ARCHITECTURE.md: {wrong:#?}");
 }
 
 #[test]
-fn only_security_says_that_a_message_is_verified() {
+fn the_table_of_modules_is_complete_and_ordered_from_the_bottom_up() {
+    let table = table();
+    let modules: BTreeSet<&str> = table.iter().map(|row| row.module.as_str()).collect();
+    assert_eq!(modules.len(), table.len(), "a module has two rows");
+    let sources = sources();
+    let real: BTreeSet<&str> = sources.iter().map(|source| source.module.as_str()).collect();
+    let real: BTreeSet<&str> = real.into_iter().filter(|module| !["lib", "main"].contains(module)).collect();
+    assert_eq!(modules, real, "the table lists other modules than `src` has");
+    let mut below = BTreeSet::new();
+    for row in &table {
+        if row.may_use.len() < table.len() {
+            let above: Vec<_> = row.may_use.difference(&below).collect();
+            assert!(above.is_empty(), "`{}` may use {above:?}, which have no row above it", row.module);
+        }
+        below.insert(row.module.clone());
+    }
+}
+
+#[test]
+fn no_file_of_src_imports_another_in_a_circle() {
+    let circles = circles(&uses(&sources()));
+    assert!(circles.is_empty(), "{} circles of files: {circles:#?}", circles.len());
+}
+
+#[test]
+fn src_has_fewer_than_150_files() {
+    let count = rust_files("src").len();
+    assert!(count < MAX_FILES, "src has {count} files; merge those that split one idea");
+}
+
+#[test]
+fn no_file_has_more_than_500_lines() {
+    let mut long = Vec::new();
+    for file in ["src", "tests"].map(rust_files).concat() {
+        let lines = fs::read_to_string(root().join(&file)).unwrap().lines().count();
+        if lines > MAX_LINES {
+            long.push(format!("{}: {lines} lines", file.display()));
+        }
+    }
+    assert!(long.is_empty(), "more than {MAX_LINES} lines: {long:#?}");
+}
+
+#[test]
+fn only_security_marks_a_message_as_verified() {
     for source in sources() {
         let defines = source.path == Path::new("serializer/mod.rs");
-        if source.part == "security" || defines {
+        if source.module == "security" || defines {
             continue;
         }
-        for makes in ["Inbound::verified", "Verified {", "Provenance::Verified(Box"] {
-            let word = |at: usize| !source.code[..at].ends_with(char::is_alphanumeric);
-            let made = source.code.match_indices(makes).any(|(at, _)| word(at));
-            assert!(!made, "{} has `{makes}`", source.path.display());
+        for constructor in ["Inbound::verified", "Verified {", "Provenance::Verified(Box"] {
+            let is_word = |at: usize| !source.code[..at].ends_with(char::is_alphanumeric);
+            let used = source.code.match_indices(constructor).any(|(at, _)| is_word(at));
+            assert!(!used, "{} uses `{constructor}`", source.path.display());
         }
     }
 }
 
 #[test]
-fn libraries_stay_behind_one_door() {
-    let doors: &[(&str, &[&str])] = &[
+fn each_wrapped_library_is_used_in_one_place() {
+    let places: &[(&str, &[&str])] = &[
         ("lapin::", &["transport/amqp"]),
         ("AUTH_ENVELOPED_DATA", &["security/cms"]),
         ("rcgen::", &["certs"]),
@@ -160,15 +127,38 @@ fn libraries_stay_behind_one_door() {
         ("clap::", &["cli", "main.rs"]),
     ];
     for source in sources() {
-        for (name, places) in doors {
-            let inside = places.iter().any(|place| source.path.to_str().unwrap().starts_with(place));
-            assert!(inside || !source.code.contains(name), "{} names {name}", source.path.display());
+        for (name, allowed) in places {
+            let inside = allowed.iter().any(|place| source.path.to_str().unwrap().starts_with(place));
+            assert!(inside || !source.code.contains(name), "{} uses {name}", source.path.display());
         }
     }
 }
 
 #[test]
-fn what_is_named_is_found_in_every_form() {
+fn module_names_are_found_in_every_form_of_import() {
     let code = "use crate::{a::{B, c}, d};\nuse crate::e::F; fn x() -> crate::g::H {}\ncrate::Name";
-    assert_eq!(named(code).into_iter().collect::<Vec<_>>(), ["a", "d", "e", "g"]);
+    assert_eq!(named_modules(code).into_iter().collect::<Vec<_>>(), ["a", "d", "e", "g"]);
+}
+
+#[test]
+fn circles_are_found_through_reexports_and_parents() {
+    let source = |path: &str, code: &str| Source {
+        path: path.into(),
+        module: path.split('/').next().unwrap().to_owned(),
+        code: code.to_owned(),
+    };
+    let in_a = |mod_rs: &str, b: &str, c: &str| {
+        let files = [("lib.rs", "pub mod a;"), ("a/mod.rs", mod_rs), ("a/b.rs", b), ("a/c.rs", c)];
+        circles(&uses(&files.map(|(path, code)| source(path, code)))).len()
+    };
+    // Two files that use each other through the re-exports of their parent.
+    assert_eq!(
+        in_a("mod b; mod c;\npub use b::B; pub use c::C;", "use super::C; struct B;", "use super::B; struct C;"),
+        1
+    );
+    // A parent with a type that its child uses, and which uses the child.
+    assert_eq!(in_a("mod b; mod c;\nstruct A; fn run() { b::run() }", "use super::A; fn run() {}", ""), 1);
+    // The parent only re-exports; unit tests do not count.
+    let test = "struct C; #[cfg(test)] mod tests { use crate::a::b::B; }";
+    assert_eq!(in_a("mod b; mod c;\npub use b::B; struct A;", "use super::{A, c::C}; struct B;", test), 0);
 }

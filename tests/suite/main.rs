@@ -1,4 +1,4 @@
-//! What users and attackers see: tests by theme, against real parts. The harness starts what they need.
+//! Tests of what users and attackers see, by theme, against real parts. The harness starts the parts that they need.
 
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
@@ -19,7 +19,7 @@ mod n14_proofs;
 #[cfg(feature = "redis")]
 mod n14_redis;
 #[cfg(feature = "redis")]
-mod n14_redis_way;
+mod n14_redis_connection;
 mod n15_concurrency;
 mod n16_config;
 mod n17_programs;
@@ -31,7 +31,7 @@ mod n21_console;
 mod n22_permissions;
 mod n22_setup;
 mod n24_examples;
-mod others;
+mod proxied_requests;
 mod s01_envelope;
 mod s01_oracles;
 mod s01_vectors;
@@ -50,9 +50,12 @@ mod s07_rotation;
 mod s08_cedar;
 mod s08_policy;
 mod s09_audit;
+mod s10_algorithms;
 mod s10_attacks;
+mod s10_certificates;
 mod s10_hostile_broker;
 mod s10_properties;
+mod s10_structure;
 mod s11_at_rest;
 #[cfg(feature = "fuzzing")]
 mod s12_fuzzing;

@@ -1,4 +1,4 @@
-//! Two processes under one name at the same time: agents, of which one has the place, and mappers, which work beside each other.
+//! Two processes of one name at the same time: the newest agent process wins; mapper processes work side by side.
 
 use nanite::agent::{AgentError, actor, reply};
 use nix::sys::signal::Signal;
@@ -9,9 +9,9 @@ use crate::harness::site::Site;
 use crate::harness::system::{System, json, knows, start};
 use crate::harness::wait_until;
 
-on_every_format!(n02_the_later_process_of_an_agent_has_the_place_of_the_earlier);
+on_every_format!(n02_newest_process_replaces_the_older_one);
 
-/// A site with an agent and a mapper, and programs that say in which directory they are.
+/// A site with an agent and a mapper. The programs in the directories `first` and `second` print the name of their directory.
 fn site() -> Site {
     let site = Site::new(&["agent fred", "mapper ctl"]);
     for which in ["first", "second"] {
@@ -25,45 +25,45 @@ fn fred(site: &Site, which: &str, options: &[&str]) -> Running {
     site.start(&[&all[..], options].concat())
 }
 
-/// Which of them answers; all of five requests have to be answered by the same.
-fn who(site: &Site) -> String {
-    let ask = || site.ok(&["request", "/who/am", "--look", "60s", "--timeout", "60s"]);
-    let first = ask();
+/// The process that answers: the same one for five requests.
+fn answering_process(site: &Site) -> String {
+    let request = || site.ok(&["request", "/who/am", "--look", "60s", "--timeout", "60s"]);
+    let first = request();
     for _ in 0..4 {
-        assert_eq!(ask(), first, "one process has the place");
+        assert_eq!(request(), first, "one process answers everything");
     }
     first.trim_end().to_owned()
 }
 
 #[test]
-fn n02_of_two_agents_of_one_name_the_later_works_and_both_are_told() {
+fn n02_newest_agent_process_wins_and_both_are_told() {
     let site = site();
     let mut mapper = site.start(&["mapper"]);
     let first = fred(&site, "first", &[]);
     mapper.wait_for("nanite-fred registered");
-    assert_eq!(who(&site), "first");
+    assert_eq!(answering_process(&site), "first");
     let mut second = fred(&site, "second", &[]);
     let ended = first.wait();
     assert_eq!(ended.code(), 8, "{ended:?}");
     assert!(ended.err.contains("replaced by a newer process of this agent, started "), "{}", ended.err);
     assert!(ended.err.contains("help: each agent has a name and a certificate of its own"), "{}", ended.err);
     second.wait_for("this process has replaced an older process of nanite-fred that still runs");
-    mapper.wait_for("two processes run as nanite-fred");
-    assert_eq!(who(&site), "second");
+    mapper.wait_for("two processes of nanite-fred were running");
+    assert_eq!(answering_process(&site), "second");
 
-    // A process that is gone has no twin: a restart, however abrupt, is nothing to speak of.
+    // A restart, even after SIGKILL, is not a duplicate.
     second.signal(Signal::SIGKILL);
     drop(second);
     let third = fred(&site, "first", &[]);
-    assert_eq!(who(&site), "first");
+    assert_eq!(answering_process(&site), "first");
     let (_, said) = third.said();
     assert!(!said.contains("another"), "{said}");
     let (_, said) = mapper.said();
-    assert_eq!(said.matches("two processes run").count(), 1, "{said}");
+    assert_eq!(said.matches("two processes of").count(), 1, "{said}");
 }
 
 #[test]
-fn n02_two_agents_that_no_mapper_has_heard_are_told_by_the_first_that_comes() {
+fn n02_first_mapper_tells_agent_processes_that_already_run() {
     let site = site();
     let first = fred(&site, "first", &[]);
     let mut second = fred(&site, "second", &[]);
@@ -71,11 +71,11 @@ fn n02_two_agents_that_no_mapper_has_heard_are_told_by_the_first_that_comes() {
     let ended = first.wait();
     assert_eq!(ended.code(), 8, "{ended:?}");
     second.wait_for("this process has replaced an older process of nanite-fred that still runs");
-    assert_eq!(who(&site), "second");
+    assert_eq!(answering_process(&site), "second");
 }
 
 #[test]
-fn n02_an_agent_that_gives_way_ends_and_both_are_told() {
+fn n02_give_way_exits_if_another_process_runs() {
     let site = site();
     let mut mapper = site.start(&["mapper"]);
     let mut first = fred(&site, "first", &["--give-way"]);
@@ -85,15 +85,15 @@ fn n02_an_agent_that_gives_way_ends_and_both_are_told() {
     assert_eq!(ended.code(), 8, "{ended:?}");
     assert!(ended.err.contains("error: another process of this agent already runs, started "), "{}", ended.err);
     first.wait_for("a newer process of nanite-fred runs, started ");
-    assert_eq!(who(&site), "first");
-    // When the first has gone there is nobody to give way to.
+    assert_eq!(answering_process(&site), "first");
+    // After the first one has stopped, the second can start.
     first.signal(Signal::SIGTERM);
     assert_eq!(first.wait().code(), 0);
     let _second = site.start(&arguments);
-    assert_eq!(who(&site), "second");
+    assert_eq!(answering_process(&site), "second");
 }
 
-async fn n02_the_later_process_of_an_agent_has_the_place_of_the_earlier(system: System) {
+async fn n02_newest_process_replaces_the_older_one(system: System) {
     let named = |name: &'static str| actor("who").expose("am", move |(): ()| async move { reply(name) });
     let mapper = system.started_mapper("m1").await;
     let first = start(system.agent("fred").actor(named("first"))).await;
@@ -106,13 +106,13 @@ async fn n02_the_later_process_of_an_agent_has_the_place_of_the_earlier(system: 
         answers.is_ok_and(|answers| answers.outcomes.values().all(|outcome| *outcome == Ok(json("\"second\""))))
     })
     .await;
-    // It goes in order, and nobody else with it.
+    // It unregisters when it stops.
     second.stop().await.unwrap();
     knows(&mapper, &[]).await;
 }
 
 #[test]
-fn n02_mappers_of_one_name_work_beside_each_other_and_both_say_so() {
+fn n02_mappers_of_one_name_both_work_and_log_each_other() {
     let site = site();
     let mut first = site.start(&["mapper"]);
     let _fred = fred(&site, "first", &[]);
@@ -120,9 +120,9 @@ fn n02_mappers_of_one_name_work_beside_each_other_and_both_say_so() {
     let mut second = site.start(&["mapper"]);
     second.wait_for("nanite-fred registered");
     for mapper in [&mut first, &mut second] {
-        mapper.wait_for("another process takes requests as mapper-ctl, too");
+        mapper.wait_for("another process of mapper-ctl also takes requests");
     }
-    // Commands that are a mapper for a moment use the same name, and are no matter.
+    // Short-lived mappers of commands use the same name and are not reported.
     for _ in 0..3 {
         assert_eq!(site.ok(&["request", "/who/am", "--via-mapper", "--timeout", "60s"]), "first\n");
     }
@@ -132,5 +132,5 @@ fn n02_mappers_of_one_name_work_beside_each_other_and_both_say_so() {
         assert_eq!(site.ok(&["request", "/who/am", "--via-mapper", "--timeout", "60s"]), "first\n");
     }
     let (_, said) = second.said();
-    assert_eq!(said.matches("another process takes requests").count(), 1, "{said}");
+    assert_eq!(said.matches("also takes requests").count(), 1, "{said}");
 }

@@ -1,4 +1,4 @@
-//! Requests through mappers of which the one that takes a request may not be one that it was sealed to.
+//! Proxied requests with two mappers: the mapper that takes a request may be unable to open it.
 
 use std::fs;
 use std::sync::Arc;
@@ -23,17 +23,17 @@ use crate::harness::site::{Site, apart, ready};
 use crate::harness::system::knows;
 use crate::harness::wait_until;
 
-/// How many requests are made.
+/// How many requests each test makes.
 const REQUESTS: usize = 20;
 
 #[tokio::test]
-async fn n10_what_a_mapper_cannot_open_is_left_to_one_that_can() {
+async fn n10_request_sealed_to_another_mapper_is_left_to_it() {
     let (pki, broker) = (Pki::starting(KeyType::P256, SystemClock.now()), MemoryBroker::new());
     let serializer = |name: &nanite::packet::Identity| {
         let trust = pki.ca.trust().unwrap();
         Arc::new(SecureSerializer::builder(pki.credentials(name), pki.peers.clone(), trust).build().unwrap())
     };
-    let (m1, fred, asker) = (mapper("m1"), agent("fred"), mapper("asker"));
+    let (m1, fred, caller) = (mapper("m1"), agent("fred"), mapper("caller"));
     let start =
         async |name| Mapper::builder(serializer(&mapper(name)), Arc::new(broker.connect())).start().await.unwrap();
     let second = start("m2").await;
@@ -49,11 +49,11 @@ async fn n10_what_a_mapper_cannot_open_is_left_to_one_that_can() {
     knows(&first, &["fred"]).await;
     knows(&second, &["fred"]).await;
 
-    // The asker knows the one mapper only; both take what it asks from the same queue.
+    // The caller knows only one mapper. Both take its requests from the same queue.
     let certificate = |name| pki.credentials(name).certificate().clone();
-    let known = StaticCertificateStore::new([certificate(&m1), certificate(&asker)]);
+    let known = StaticCertificateStore::new([certificate(&m1), certificate(&caller)]);
     let trust = pki.ca.trust().unwrap();
-    let own = SecureSerializer::builder(pki.credentials(&asker), Arc::new(known), trust).build().unwrap();
+    let own = SecureSerializer::builder(pki.credentials(&caller), Arc::new(known), trust).build().unwrap();
     let proxy = MapperProxy::builder(Arc::new(own), Arc::new(broker.connect())).start().await.unwrap();
     for n in 0..REQUESTS {
         let answers = proxy.request("/count/up", ()).await.unwrap();
@@ -65,34 +65,37 @@ async fn n10_what_a_mapper_cannot_open_is_left_to_one_that_can() {
         assert!(count == 0 || kind == OpenErrorKind::CannotOpen, "{kind} {count}");
     }
 
-    // When nobody can open it, it does not go round for ever.
+    // A request that no mapper can open times out.
     drop(first);
-    let nobody = proxy.request("/count/up", ()).timeout(Duration::from_millis(300)).await.unwrap_err();
-    assert!(matches!(nobody, RequestError::Refused(Failure { code: FailureCode::TimedOut, .. })), "{nobody:?}");
+    let unanswered = proxy.request("/count/up", ()).timeout(Duration::from_millis(300)).await.unwrap_err();
+    assert!(matches!(unanswered, RequestError::Refused(Failure { code: FailureCode::TimedOut, .. })), "{unanswered:?}");
     wait_until("the queue is empty", async || broker.waiting(topology::REQUEST).is_empty()).await;
     assert_eq!(calls.load(Ordering::SeqCst), REQUESTS);
 }
 
 #[test]
 fn n10_with_two_mappers_every_proxied_request_is_answered_once() {
-    let site = Site::new(&["agent fred", "mapper m1", "mapper m2", "mapper asker"]);
-    apart(&site, &["agent-fred", "mapper-m1", "mapper-m2", "mapper-asker"]);
-    let by = |certs: &str, arguments: &[&str]| {
+    let site = Site::new(&["agent fred", "mapper m1", "mapper m2", "mapper caller"]);
+    apart(&site, &["agent-fred", "mapper-m1", "mapper-m2", "mapper-caller"]);
+    let with_certs = |certs: &str, arguments: &[&str]| {
         let mut command = site.nanite(arguments);
         command.env("NANITE_CERTS", certs);
         command
     };
     site.program("count/up", &format!("echo up >> {}; cat", site.path("counted").display()));
-    let _fred = ready(&mut by("agent-fred", &["agent", "--actors-dir", "actors"]));
-    let mut mappers = [ready(&mut by("mapper-m1", &["mapper"])), ready(&mut by("mapper-m2", &["mapper"]))];
+    let _fred = ready(&mut with_certs("agent-fred", &["agent", "--actors-dir", "actors"]));
+    let mut mappers =
+        [ready(&mut with_certs("mapper-m1", &["mapper"])), ready(&mut with_certs("mapper-m2", &["mapper"]))];
     for mapper in &mut mappers {
         mapper.wait_for("nanite-fred registered");
     }
     for n in 0..REQUESTS {
         let payload = n.to_string();
-        let asked =
-            run(&mut by("mapper-asker", &["request", "/count/up", &payload, "--via-mapper", "--timeout", "60s"]));
-        assert_eq!((asked.code(), asked.out.as_str()), (0, format!("{n}\n").as_str()), "{asked:?} {mappers:?}");
+        let ended = run(&mut with_certs(
+            "mapper-caller",
+            &["request", "/count/up", &payload, "--via-mapper", "--timeout", "60s"],
+        ));
+        assert_eq!((ended.code(), ended.out.as_str()), (0, format!("{n}\n").as_str()), "{ended:?} {mappers:?}");
     }
     assert_eq!(fs::read_to_string(site.path("counted")).unwrap().lines().count(), REQUESTS);
 }

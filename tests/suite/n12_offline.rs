@@ -1,4 +1,4 @@
-//! The offline queue at a real broker, whose process and whose mappers' processes are killed.
+//! The offline queue at a real broker, when the broker and the mappers are killed.
 
 use std::fs;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use crate::harness::program::Running;
 use crate::harness::site::{Site, apart, ready};
 use crate::harness::wait_until;
 
-/// An agent that writes what it gets into a file, one after the other.
+/// An agent that appends its payloads to a file, one at a time.
 fn writer(site: &Site, certs: &str) -> (Running, PathBuf) {
     let path = site.path("written");
     site.program("log/write", &format!("cat >> {0}; echo noted", path.display()));
@@ -23,17 +23,17 @@ fn written(path: &PathBuf) -> Vec<String> {
     fs::read_to_string(path).unwrap_or_default().lines().map(str::to_owned).collect()
 }
 
-/// Pushes numbers to somebody who is not there, all from one process.
+/// Pushes numbers to an agent that does not run, all from one process.
 fn push(site: &Site, certs: &str, numbers: std::ops::Range<usize>) {
     let lines: String = numbers.map(|n| format!("push /log/write {n} --offline --look 10ms\n")).collect();
     fs::write(site.path("lines"), lines).unwrap();
-    let mut command = site.nanite(["console", "--token", "asker"]);
+    let mut command = site.nanite(["console", "--token", "caller"]);
     let lines = fs::File::open(site.path("lines")).unwrap();
     let ended = crate::harness::program::run(command.env("NANITE_CERTS", certs).stdin(lines));
     assert_eq!(ended.code(), 0, "{ended:?}");
 }
 
-/// How many messages are in the offline queue: those that wait, and those that a mapper holds.
+/// The number of messages in the offline queue: ready, and held unacknowledged by a mapper.
 fn offline(site: &Site) -> (u64, u64) {
     let queue = site.broker.queue("mapper-offline");
     let count = |name: &str| queue[name].as_u64().unwrap_or(0);
@@ -41,63 +41,63 @@ fn offline(site: &Site) -> (u64, u64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn n12_what_waits_survives_kill_9_of_its_mapper_and_of_the_broker() {
-    let mut site = Site::at(Broker::private(), &["agent fred", "mapper m1", "mapper m2", "mapper asker"]);
+async fn n12_offline_messages_survive_kill_9_of_mapper_and_broker() {
+    let mut site = Site::at(Broker::private(), &["agent fred", "mapper m1", "mapper m2", "mapper caller"]);
     let mapper = |site: &Site, name: &str| {
         site.start(&["mapper", "--token", name, "--offline-failsafe", "--offline-redelivery-frequency", "500ms"])
     };
     let first = mapper(&site, "m1");
     push(&site, "certs", 0..10);
-    wait_until("a mapper holds what waits", async || offline(&site) == (0, 10)).await;
+    wait_until("a mapper holds all messages", async || offline(&site) == (0, 10)).await;
     let second = mapper(&site, "m2");
     first.signal(Signal::SIGKILL);
     drop(first);
-    wait_until("the other mapper holds it", async || offline(&site) == (0, 10)).await;
+    wait_until("the other mapper holds them", async || offline(&site) == (0, 10)).await;
     push(&site, "certs", 10..20);
     let arguments =
-        ["request", "/log/write", "20", "--offline", "--look", "10ms", "--timeout", "120s", "--token", "asker"];
-    let asked = Running::start(&mut site.nanite(arguments));
-    wait_until("it holds that, too", async || offline(&site) == (0, 21)).await;
+        ["request", "/log/write", "20", "--offline", "--look", "10ms", "--timeout", "120s", "--token", "caller"];
+    let request = Running::start(&mut site.nanite(arguments));
+    wait_until("it also holds the request", async || offline(&site) == (0, 21)).await;
 
     second.signal(Signal::SIGKILL);
     drop(second);
-    wait_until("all wait", async || offline(&site) == (21, 0)).await;
+    wait_until("all messages are ready", async || offline(&site) == (21, 0)).await;
     site.broker.kill();
     site.broker.start();
-    wait_until("all wait at the new broker process", async || offline(&site) == (21, 0)).await;
+    wait_until("all messages are ready at the new broker process", async || offline(&site) == (21, 0)).await;
 
-    // Both are there again, and the agent comes.
+    // Start both mappers again, then the agent.
     let _mappers = (mapper(&site, "m1"), mapper(&site, "m2"));
-    wait_until("a mapper holds all", async || offline(&site) == (0, 21)).await;
+    wait_until("a mapper holds all messages", async || offline(&site) == (0, 21)).await;
     let (_fred, path) = writer(&site, "certs");
-    let answer = asked.wait();
+    let answer = request.wait();
     assert_eq!((answer.code(), answer.out.as_str()), (0, "noted\n"), "{answer:?}");
-    wait_until("nothing is left", async || offline(&site) == (0, 0)).await;
+    wait_until("the queue is empty", async || offline(&site) == (0, 0)).await;
     let numbers: Vec<String> = (0..21).map(|n| n.to_string()).collect();
-    assert_eq!(written(&path), numbers, "each once, in the order in which they were asked");
+    assert_eq!(written(&path), numbers, "each once, in order");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn n12_what_is_sealed_to_another_mapper_is_left_to_it() {
-    let site = Site::new(&["agent fred", "mapper m1", "mapper m2", "mapper asker"]);
-    apart(&site, &["agent-fred", "mapper-m1", "mapper-m2", "mapper-asker"]);
+async fn n12_offline_messages_sealed_to_another_mapper_are_left_to_it() {
+    let site = Site::new(&["agent fred", "mapper m1", "mapper m2", "mapper caller"]);
+    apart(&site, &["agent-fred", "mapper-m1", "mapper-m2", "mapper-caller"]);
     let mapper = |name: &str| {
         let mut command = site.nanite(["mapper", "--offline-redelivery-frequency", "500ms"]);
         ready(command.env("NANITE_CERTS", format!("mapper-{name}")))
     };
     let first = mapper("m1");
-    push(&site, "mapper-asker", 0..5);
-    wait_until("it is held", async || offline(&site) == (0, 5)).await;
+    push(&site, "mapper-caller", 0..5);
+    wait_until("the mapper holds them", async || offline(&site) == (0, 5)).await;
     first.signal(Signal::SIGKILL);
     drop(first);
-    // This one has no key for it, and has never heard who asked.
+    // This mapper cannot decrypt them, and does not know the sender.
     let mut second = mapper("m2");
-    wait_until("it is kept", async || offline(&site) == (0, 5)).await;
-    second.wait_for("giving way");
+    wait_until("the other mapper holds them", async || offline(&site) == (0, 5)).await;
+    second.wait_for("returning offline messages that are sealed for other mappers");
     let (_fred, path) = writer(&site, "agent-fred");
     second.wait_for("nanite-fred registered");
     assert_eq!(written(&path), [""; 0]);
     let _first = mapper("m1");
-    wait_until("it is delivered", async || written(&path).len() == 5 && offline(&site) == (0, 0)).await;
+    wait_until("they are delivered", async || written(&path).len() == 5 && offline(&site) == (0, 0)).await;
     assert_eq!(written(&path), ["0", "1", "2", "3", "4"]);
 }

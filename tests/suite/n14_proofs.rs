@@ -1,4 +1,4 @@
-//! Proofs of registrations and heartbeats: what one process kept, another can verify, and nothing else passes for it.
+//! Proofs of registrations and heartbeats: one process stores them, another verifies them; nothing else passes verification.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,8 +24,8 @@ fn ping(name: &str) -> Packet {
     Ping { identity: agent(name), status: Status::new(2.0), instance: None }.into()
 }
 
-/// What a mapper keeps of a message.
-fn kept(
+/// What a mapper stores of a message.
+fn stored(
     sender: &SecureSerializer,
     mapper: &SecureSerializer,
     packet: &Packet,
@@ -38,14 +38,14 @@ fn kept(
 }
 
 #[test]
-fn n14_another_mapper_verifies_what_one_has_kept() {
+fn n14_proof_is_verified_by_another_mapper() {
     for key_type in [KeyType::P256, KeyType::Rsa2048] {
         let pki = Pki::new(key_type);
         let (fred, one, other) =
             (pki.serializer(&agent("fred")), pki.serializer(&mapper("one")), pki.serializer(&mapper("other")));
         for packet in [register("fred"), ping("fred")] {
-            let (signer, proof) = kept(&fred, &one, &packet, at(1));
-            // Long after it was made: its age is for whoever asks to bound.
+            let (signer, proof) = stored(&fred, &one, &packet, at(1));
+            // A proof does not expire: the caller decides how old it may be.
             let verified = other.verify_proof(&proof, at(3600)).unwrap();
             assert_eq!(verified.packet, packet);
             let again = verified.signer().unwrap();
@@ -53,17 +53,17 @@ fn n14_another_mapper_verifies_what_one_has_kept() {
             assert_eq!((again.instance(), again.sequence()), (signer.instance(), signer.sequence()));
             assert_eq!((again.issued_at(), again.expires_at()), (at(1), at(61)));
             assert_eq!(again.proof(), Some(&proof));
-            assert!(other.verify_proof(&proof, at(3600)).is_ok(), "it is not taken for a replay");
+            assert!(other.verify_proof(&proof, at(3600)).is_ok(), "it does not count as a replay");
         }
     }
 }
 
 #[test]
-fn n14_a_changed_proof_is_refused_whatever_is_changed() {
+fn n14_modified_proof_is_rejected() {
     let pki = Pki::new(KeyType::P256);
     let (fred, one) = (pki.serializer(&agent("fred")), pki.serializer(&mapper("one")));
-    let (_, proof) = kept(&fred, &one, &register("fred"), at(1));
-    let (_, other) = kept(&fred, &one, &ping("fred"), at(2));
+    let (_, proof) = stored(&fred, &one, &register("fred"), at(1));
+    let (_, other) = stored(&fred, &one, &ping("fred"), at(2));
     let refused = |proof: Proof| one.verify_proof(&Arc::new(proof), at(3)).unwrap_err().kind;
 
     let mut swapped = (*proof).clone();
@@ -103,37 +103,38 @@ fn n14_a_changed_proof_is_refused_whatever_is_changed() {
 }
 
 #[test]
-fn n14_a_proof_counts_only_while_its_signer_is_believed() {
+fn n14_proof_requires_a_trusted_signer() {
     let pki = Pki::new(KeyType::P256);
     let (fred, one) = (pki.serializer(&agent("fred")), pki.serializer(&mapper("one")));
-    let (_, proof) = kept(&fred, &one, &register("fred"), at(1));
+    let (_, proof) = stored(&fred, &one, &register("fred"), at(1));
     let refused = |verifier: &SecureSerializer, now| verifier.verify_proof(&proof, now).unwrap_err().kind;
     let after_expiry = T0.saturating_add(CertificateAuthority::LEAF_VALID_FOR + Duration::from_secs(1));
-    // The mapper's own certificate has expired too, which is of no concern here.
+    // The mapper's own certificate has expired too, but does not matter here.
     assert_eq!(refused(&one, after_expiry), OpenErrorKind::BadCertificate);
     assert_eq!(refused(&one, T0.saturating_sub(Duration::from_secs(40))), OpenErrorKind::NotFresh, "from the future");
 
     let others = Pki::new(KeyType::P256);
     assert_eq!(refused(&others.serializer(&mapper("one")), at(3)), OpenErrorKind::UnknownSigner);
     let empty = Arc::new(StaticCertificateStore::default());
-    let nobody = SecureSerializer::builder(others.credentials(&mapper("one")), empty, others.ca.trust().unwrap());
-    assert_eq!(refused(&nobody.build().unwrap(), at(3)), OpenErrorKind::UnknownSigner);
+    let knows_no_peer =
+        SecureSerializer::builder(others.credentials(&mapper("one")), empty, others.ca.trust().unwrap());
+    assert_eq!(refused(&knows_no_peer.build().unwrap(), at(3)), OpenErrorKind::UnknownSigner);
 }
 
 #[test]
-fn n14_only_what_agents_say_to_the_mappers_has_a_proof() {
+fn n14_only_messages_from_agents_to_all_mappers_have_a_proof() {
     let pki = Pki::new(KeyType::P256);
     let (fred, one) = (pki.serializer(&agent("fred")), pki.serializer(&mapper("one")));
-    // For one mapper only.
+    // A message to a single mapper.
     let audience = Audience::One(mapper("one"));
     let sealed = fred.seal(&register("fred"), &SealRequest::new(&audience, at(1))).unwrap();
     let opened = one.open(&sealed.bytes, &OpenContext::new(InboundQueue::Presence, at(1))).unwrap();
     let proof = opened.signer().unwrap().proof().unwrap();
     assert_eq!(one.verify_proof(proof, at(1)).unwrap_err().kind, OpenErrorKind::WrongDestination);
-    // A node whose rules let nobody register.
-    let (_, proof) = kept(&fred, &one, &register("fred"), at(1));
+    // A node that lets no agent register.
+    let (_, proof) = stored(&fred, &one, &register("fred"), at(1));
     let strict = pki.builder(&mapper("strict")).authorize(|_, _, _| false).build().unwrap();
     assert_eq!(strict.verify_proof(&proof, at(1)).unwrap_err().kind, OpenErrorKind::NotAuthorized);
-    // Plain messages prove nothing.
+    // Plain formats have no proofs.
     assert!(PlainSerializer::json(mapper("m1")).verification().is_none());
 }

@@ -1,4 +1,4 @@
-//! s01: what is sealed is opened, in both suites, for one, several and groups.
+//! s01: recipients open sealed messages, in both suites, for one recipient, several, and groups.
 
 use nanite::certs::KeyType;
 use nanite::packet::{Advertise, Packet, Payload, Ping, Register, Request, Status};
@@ -11,7 +11,7 @@ fn request(payload: &str) -> Packet {
 }
 
 #[test]
-fn s01_requests_are_opened_by_whom_they_are_for_in_both_suites() {
+fn s01_recipients_open_requests_in_both_suites() {
     for key_type in [KeyType::P256, KeyType::Rsa2048] {
         let pki = Pki::new(key_type);
         let (m1, fred, bob) = (mapper("m1"), agent("fred"), agent("bob"));
@@ -37,7 +37,7 @@ fn s01_requests_are_opened_by_whom_they_are_for_in_both_suites() {
 }
 
 #[test]
-fn s01_presence_goes_to_every_mapper_and_registrations_leave_a_proof() {
+fn s01_every_mapper_opens_presence_messages_with_a_proof() {
     let pki = Pki::new(KeyType::P256);
     let fred = agent("fred");
     let mappers = [pki.serializer(&mapper("m1")), pki.serializer(&mapper("m2"))];
@@ -60,11 +60,11 @@ fn s01_presence_goes_to_every_mapper_and_registrations_leave_a_proof() {
             assert_eq!(inbound.signer().unwrap().proof().is_some(), has_proof);
         }
     }
-    assert_eq!(pki.peers.learned.lock().unwrap().len(), 2, "each mapper tells its store of the certificate");
+    assert_eq!(pki.peers.learned.lock().unwrap().len(), 2, "each mapper passes the certificate to its store");
 }
 
 #[test]
-fn s01_an_advertise_is_signed_for_agents_that_are_not_known_yet() {
+fn s01_advertise_is_signed_only_for_unknown_agents() {
     let pki = Pki::new(KeyType::P256);
     let from = pki.serializer(&mapper("m1"));
     let packet = Packet::Advertise(Advertise::default());
@@ -77,14 +77,14 @@ fn s01_an_advertise_is_signed_for_agents_that_are_not_known_yet() {
 }
 
 #[test]
-fn s01_stored_requests_wait_for_days() {
+fn s01_stored_requests_open_after_days() {
     let pki = Pki::new(KeyType::P256);
     let from = pki.serializer(&mapper("m2"));
     let day = 24 * 3600;
     let reader = pki.builder(&mapper("m1")).started_at(at(day)).build().unwrap();
-    let mut how = SealRequest::new(&Audience::Mappers, at(1));
-    (how.class, how.lifetime) = (MessageClass::Stored, std::time::Duration::from_secs(2 * day));
-    let sealed = from.seal(&request("later"), &how).unwrap();
+    let mut options = SealRequest::new(&Audience::Mappers, at(1));
+    (options.class, options.lifetime) = (MessageClass::Stored, std::time::Duration::from_secs(2 * day));
+    let sealed = from.seal(&request("later"), &options).unwrap();
     assert_eq!(sealed.expires_at, at(1 + 2 * day));
     let inbound = reader.open(&sealed.bytes, &OpenContext::new(InboundQueue::Offline, at(day + 5))).unwrap();
     assert_eq!(inbound.packet, request("later"));

@@ -1,4 +1,4 @@
-//! s01: programs that share no code with nanite agree with it about the envelope, in both directions and both suites.
+//! s01: programs that share no code with nanite read and write the same envelope, in both suites.
 
 use nanite::certs::KeyType;
 use nanite::packet::{Advertise, MessageId, Outcome, Packet, Payload, Register, Request, Status, Token};
@@ -33,7 +33,7 @@ fn body(packet: &Packet) -> Value {
 }
 
 #[test]
-fn s01_an_independent_reader_opens_what_is_sealed() {
+fn s01_independent_reader_opens_sealed_messages() {
     for key_type in SUITES {
         let (pki, files) = (Pki::new(key_type), Files::new());
         let (m1, fred, bob) = (mapper("m1"), agent("fred"), agent("bob"));
@@ -60,9 +60,9 @@ fn s01_an_independent_reader_opens_what_is_sealed() {
             (&by_agent, "fred", "m1", outcome.into(), to_mapper, json!(["mapper-m1"]), "result"),
         ];
         for (number, (serializer, signer, reader, packet, audience, to, kind)) in cases.into_iter().enumerate() {
-            let mut how = SealRequest::new(&audience, at(5));
-            how.in_reply_to = (number % 2 == 0).then_some(reply);
-            let sealed = serializer.seal(&packet, &how).unwrap();
+            let mut options = SealRequest::new(&audience, at(5));
+            options.in_reply_to = (number % 2 == 0).then_some(reply);
+            let sealed = serializer.seal(&packet, &options).unwrap();
             let [signer_pem, reader_pem] = [signer, reader].map(|name| files.path(&format!("{name}.pem")));
             let key = files.path(&format!("{reader}-key.pem"));
             let read = oracle(&["read", &signer_pem, &reader_pem, &key], &sealed.bytes).unwrap();
@@ -80,7 +80,7 @@ fn s01_an_independent_reader_opens_what_is_sealed() {
                 "issued_at": at(5).as_micros(),
                 "expires_at": at(65).as_micros(),
                 "class": "live",
-                "in_reply_to": how.in_reply_to.map(|id| id.to_string()),
+                "in_reply_to": options.in_reply_to.map(|id| id.to_string()),
                 "codec": "json",
             });
             assert_eq!(*header, expected);
@@ -92,7 +92,7 @@ fn s01_an_independent_reader_opens_what_is_sealed() {
 }
 
 #[test]
-fn s01_what_an_independent_writer_makes_is_opened() {
+fn s01_messages_of_an_independent_writer_open() {
     for key_type in SUITES {
         let (pki, files) = (Pki::new(key_type), Files::new());
         let nodes = [("m1", mapper("m1")), ("m2", mapper("m2")), ("fred", agent("fred")), ("bob", agent("bob"))];
@@ -121,7 +121,7 @@ fn s01_what_an_independent_writer_makes_is_opened() {
                 &["bob", "fred"],
                 header("request", 2, json!(["nanite-bob", "nanite-fred"]), "live"),
                 request(),
-                // Parameters of SHA-256 as NULL, and no user keying material: other ways that RFCs allow.
+                // Parameters of SHA-256 as NULL, and no user keying material: variants that the RFCs allow.
                 json!({"null": true, "how": {"ukm": null}}),
                 InboundQueue::AgentInbox,
             ),
@@ -172,7 +172,7 @@ fn s01_what_an_independent_writer_makes_is_opened() {
             assert_eq!(verified.class() == MessageClass::Stored, header["class"] == "stored");
             assert_eq!(verified.in_reply_to().is_some(), header["sequence"] == 2);
             if channel == InboundQueue::Offline {
-                // Such a message is done with when its work is, not when it is opened.
+                // Such a message is remembered when its work is done, not when it is opened.
                 reader.mark_completed(verified, at(2));
             }
             assert_eq!(reader.open(&bytes, &context).unwrap_err().kind, OpenErrorKind::Replayed);
@@ -180,7 +180,7 @@ fn s01_what_an_independent_writer_makes_is_opened() {
     }
 }
 
-/// What `openssl cms -verify` writes lacks its ContentInfo, which `-decrypt` wants.
+/// Wraps the output of `openssl cms -verify` in a ContentInfo, which `-decrypt` needs.
 fn content_info(enveloped: &[u8]) -> Vec<u8> {
     let field = |tag: u8, content: &[u8]| {
         let length = u16::try_from(content.len()).unwrap().to_be_bytes();
@@ -191,7 +191,7 @@ fn content_info(enveloped: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn s01_the_openssl_program_verifies_and_decrypts_what_is_sealed() {
+fn s01_openssl_verifies_and_decrypts_sealed_messages() {
     for key_type in SUITES {
         let (pki, files) = (Pki::new(key_type), Files::new());
         let (m1, fred) = (mapper("m1"), agent("fred"));

@@ -1,5 +1,5 @@
-//! s01, s10: messages as files (`tests/vectors/envelope`), made by an independent writer: good ones of each kind and suite, and bad
-//! ones with one fault each. Every reader is new, so that each file is judged by itself.
+//! s01, s10: messages in files (`tests/vectors/envelope`), made by an independent writer: valid ones of each kind and suite, and invalid
+//! ones with one fault each. Each file gets a new reader.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -70,12 +70,12 @@ fn channel(name: &str) -> InboundQueue {
         "presence" => InboundQueue::Presence,
         "requests" => InboundQueue::Requests,
         "offline" => InboundQueue::Offline,
-        other => panic!("{other} is no channel"),
+        other => panic!("unknown channel {other}"),
     }
 }
 
 #[test]
-fn s01_s10_every_vector_is_opened_or_refused_as_its_index_says() {
+fn s01_s10_vectors_give_the_expected_result() {
     let index = index();
     let mut wrong = Vec::new();
     for message in &index.messages {
@@ -92,7 +92,7 @@ fn s01_s10_every_vector_is_opened_or_refused_as_its_index_says() {
             wrong.push(format!("{}: {}: {why:?}", message.file.display(), message.what));
             continue;
         }
-        // What is refused by its bytes alone is refused by whoever looks at it.
+        // A message that is refused for its bytes alone cannot be inspected either.
         let by_bytes = matches!(&*message.expect, "Malformed" | "TooLarge");
         let inspected = inspect(&bytes);
         assert!(!by_bytes || inspected.is_err(), "{}", message.what);
@@ -106,21 +106,21 @@ fn s01_s10_every_vector_is_opened_or_refused_as_its_index_says() {
 }
 
 #[test]
-fn s01_s10_the_vectors_cover_every_kind_and_every_step() {
+fn s01_s10_vectors_cover_every_kind_and_every_step() {
     let index = index();
     let files: BTreeSet<_> = index.messages.iter().map(|message| message.file.clone()).collect();
-    let there: BTreeSet<_> = fs::read_dir(vectors().join("messages"))
+    let existing: BTreeSet<_> = fs::read_dir(vectors().join("messages"))
         .unwrap()
         .map(|entry| PathBuf::from(entry.unwrap().file_name()))
         .collect();
-    assert_eq!(files, there);
+    assert_eq!(files, existing);
     assert_eq!(files.len(), index.messages.len());
     for kind in nanite::packet::Kind::ALL {
         for suite in ["p256", "rsa"] {
             assert!(files.contains(Path::new(&format!("good-{suite}-{}.der", kind.as_str()))), "{suite} {kind:?}");
         }
     }
-    // A replay takes two readings of one file: `s10_replayed_is_refused`.
+    // A replay needs two openings of one file: `s10_rejects_replay`.
     for kind in OpenErrorKind::ALL.into_iter().filter(|kind| *kind != OpenErrorKind::Replayed) {
         assert!(index.messages.iter().any(|message| message.expect == kind.as_str()), "{kind}");
     }

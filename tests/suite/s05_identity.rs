@@ -1,4 +1,4 @@
-//! s05: what a packet says of its sender is what its signer's certificate says, in every kind of packet.
+//! s05: the sender in a packet equals the identity in its signer's certificate, for every kind of packet.
 
 use nanite::certs::KeyType;
 use nanite::packet::{
@@ -10,7 +10,7 @@ use nanite::serializer::{
 
 use crate::harness::pki::{Pki, agent, at, mapper};
 
-/// A node's own codec, which writes another packet than it is given: what an attacker's program can do.
+/// A codec that writes another packet than the given one, as an attacker's program can.
 #[derive(Debug)]
 struct Lying(Packet);
 
@@ -32,7 +32,7 @@ impl Codec for Lying {
     }
 }
 
-/// One packet of each kind that names its sender, by this sender for that receiver.
+/// One packet of each kind that names its sender, from this sender to this receiver.
 fn packets(from: &Identity, to: &Identity) -> Vec<Packet> {
     let token = Token::random().unwrap();
     let (identity, status) = (from.clone(), Status::new(0.5));
@@ -71,7 +71,7 @@ fn packets(from: &Identity, to: &Identity) -> Vec<Packet> {
     ]
 }
 
-fn way(packet: &Packet) -> (Audience, InboundQueue) {
+fn route(packet: &Packet) -> (Audience, InboundQueue) {
     match packet {
         Packet::Outcome(_) | Packet::Intermediate(_) => (Audience::One(mapper("m1")), InboundQueue::MapperInbox),
         Packet::Request(_) | Packet::Push(_) => (Audience::Mappers, InboundQueue::Requests),
@@ -80,46 +80,45 @@ fn way(packet: &Packet) -> (Audience, InboundQueue) {
 }
 
 #[test]
-fn s05_nobody_registers_pings_answers_or_asks_for_another() {
+fn s05_rejects_packets_in_the_name_of_another_node() {
     let pki = Pki::new(KeyType::P256);
     let (fred, bob, m1) = (agent("fred"), agent("bob"), mapper("m1"));
     let reader = pki.serializer(&m1);
-    let mine = packets(&fred, &m1);
-    let others = packets(&bob, &m1);
-    for (count, (mine, others)) in (1..).zip(mine.iter().zip(others)) {
-        let (audience, channel) = way(mine);
-        let how = SealRequest::new(&audience, at(1));
+    let (from_fred, from_bob) = (packets(&fred, &m1), packets(&bob, &m1));
+    for (count, (own, other)) in (1..).zip(from_fred.iter().zip(from_bob)) {
+        let (audience, channel) = route(own);
+        let options = SealRequest::new(&audience, at(1));
         let context = OpenContext::new(channel, at(2));
-        // Our own program does not even seal it.
+        // Our own serializer does not seal it.
         let honest = pki.serializer(&fred);
-        let refused = honest.seal(&others, &how).unwrap_err();
+        let refused = honest.seal(&other, &options).unwrap_err();
         assert!(matches!(refused, SealError::NotAllowed(_)), "{refused}");
-        // An attacker's does.
-        let liar = pki.builder(&fred).started_at(at(count)).codec(Lying(others)).build().unwrap();
-        let error = reader.open(&liar.seal(mine, &how).unwrap().bytes, &context).unwrap_err();
-        assert_eq!((error.kind, error.claimed), (OpenErrorKind::BadBody, Some(fred.clone())), "{mine:?}");
+        // An attacker's serializer does.
+        let liar = pki.builder(&fred).started_at(at(count)).codec(Lying(other)).build().unwrap();
+        let error = reader.open(&liar.seal(own, &options).unwrap().bytes, &context).unwrap_err();
+        assert_eq!((error.kind, error.claimed), (OpenErrorKind::BadBody, Some(fred.clone())), "{own:?}");
         assert_eq!(reader.counters().refused(OpenErrorKind::BadBody), count);
-        // In its own name it may.
+        // In its own name it is allowed.
         let honest = pki.builder(&fred).started_at(at(count).saturating_add(std::time::Duration::from_millis(1)));
-        let sealed = honest.build().unwrap().seal(mine, &how).unwrap();
+        let sealed = honest.build().unwrap().seal(own, &options).unwrap();
         let inbound = reader.open(&sealed.bytes, &context).unwrap();
-        assert_eq!((inbound.sender(), &inbound.packet), (Some(&fred), mine));
+        assert_eq!((inbound.sender(), &inbound.packet), (Some(&fred), own));
     }
 }
 
 #[test]
-fn s05_the_body_is_of_the_kind_that_its_header_says() {
+fn s05_rejects_body_of_another_kind_than_the_header() {
     let pki = Pki::new(KeyType::P256);
     let reader = pki.serializer(&mapper("m1"));
     let all = packets(&agent("fred"), &mapper("m1"));
     for (header, body) in all.iter().zip(all.iter().cycle().skip(1)) {
-        let (audience, channel) = way(header);
+        let (audience, channel) = route(header);
         let liar = pki.builder(&agent("fred")).started_at(at(1)).codec(Lying(body.clone())).build().unwrap();
-        // A sequence that grows, for those kinds whose order counts.
+        // Some kinds need a larger sequence number than the previous message.
         let sealed =
             all.iter().map(|_| liar.seal(header, &SealRequest::new(&audience, at(1))).unwrap()).last().unwrap();
         let error = reader.open(&sealed.bytes, &OpenContext::new(channel, at(2))).unwrap_err();
-        // A ping of the same process after its registration is newer only by its sequence, which began anew.
+        // Each serializer starts its sequence at 1 again, so that some messages are refused as replayed first.
         let expected = [OpenErrorKind::BadBody, OpenErrorKind::Replayed];
         assert!(expected.contains(&error.kind), "{error}");
     }
@@ -128,7 +127,7 @@ fn s05_the_body_is_of_the_kind_that_its_header_says() {
 }
 
 #[test]
-fn s05_registrations_of_more_than_one_agent_may_offer_are_refused() {
+fn s05_rejects_registration_with_too_many_services_or_tags() {
     let pki = Pki::new(KeyType::P256);
     let (m1, fred) = (pki.serializer(&mapper("m1")), agent("fred"));
     let register = |services: usize, tags: usize| {
@@ -153,7 +152,7 @@ fn s05_registrations_of_more_than_one_agent_may_offer_are_refused() {
 }
 
 #[test]
-fn s05_another_process_and_another_senders_file_are_refused() {
+fn s05_rejects_another_instance_and_another_senders_file() {
     let pki = Pki::new(KeyType::P256);
     let (m1, fred) = (pki.serializer(&mapper("m1")), agent("fred"));
     let ping = |instance| Packet::Ping(Ping { identity: fred.clone(), status: Status::new(0.5), instance });

@@ -1,4 +1,4 @@
-//! s06: a message counts once, for a short time, in this process; and it is counted what was refused.
+//! s06: a process accepts a message once, and for a limited time; refused messages are counted.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -29,7 +29,7 @@ fn millis(count: u64) -> Duration {
 }
 
 #[test]
-fn s06_an_answer_by_a_clock_that_is_behind_is_taken_by_the_process_that_asked() {
+fn s06_accepts_answer_to_own_message_despite_slow_clock() {
     let pki = Pki::new(KeyType::P256);
     let fred = pki.serializer(&agent("fred"));
     let m1 = pki.builder(&mapper("m1")).started_at(at(100)).build().unwrap();
@@ -38,18 +38,18 @@ fn s06_an_answer_by_a_clock_that_is_behind_is_taken_by_the_process_that_asked() 
     let behind = at(100).saturating_sub(millis(100));
     let to_m1 = Audience::One(mapper("m1"));
     let answer = |in_reply_to| {
-        let mut how = SealRequest::new(&to_m1, behind);
-        how.in_reply_to = in_reply_to;
-        fred.seal(&outcome(), &how).unwrap().bytes
+        let mut options = SealRequest::new(&to_m1, behind);
+        options.in_reply_to = in_reply_to;
+        fred.seal(&outcome(), &options).unwrap().bytes
     };
     let context = OpenContext::new(InboundQueue::MapperInbox, at(101));
-    for unasked in [None, Some(MessageId::from_bytes([7; 16]))] {
-        assert_eq!(m1.open(&answer(unasked), &context).unwrap_err().kind, OpenErrorKind::NotFresh);
+    for in_reply_to in [None, Some(MessageId::from_bytes([7; 16]))] {
+        assert_eq!(m1.open(&answer(in_reply_to), &context).unwrap_err().kind, OpenErrorKind::NotFresh);
     }
     let answered = answer(Some(asked.id));
     assert_eq!(m1.open(&answered, &context).unwrap().signer().unwrap().in_reply_to(), Some(asked.id));
     assert_eq!(m1.open(&answered, &context).unwrap_err().kind, OpenErrorKind::Replayed);
-    // The next process knows nothing of it.
+    // The next process did not send the message that it answers.
     let next = pki.builder(&mapper("m1")).started_at(at(102)).build().unwrap();
     let context = OpenContext::new(InboundQueue::MapperInbox, at(103));
     assert_eq!(next.open(&answered, &context).unwrap_err().kind, OpenErrorKind::NotFresh);
@@ -57,7 +57,7 @@ fn s06_an_answer_by_a_clock_that_is_behind_is_taken_by_the_process_that_asked() 
 }
 
 #[test]
-fn s06_the_edges_of_time() {
+fn s06_validity_limits_are_exact() {
     let pki = Pki::new(KeyType::P256);
     let m1 = pki.serializer(&mapper("m1"));
     let to = Audience::One(agent("fred"));
@@ -71,12 +71,12 @@ fn s06_the_edges_of_time() {
     assert_eq!(opens(at(10), at(70).saturating_add(micro)), Err(OpenErrorKind::NotFresh));
     assert_eq!(opens(at(40), at(10)), Ok(()), "30 s from the future");
     assert_eq!(opens(at(40).saturating_add(micro), at(10)), Err(OpenErrorKind::NotFresh));
-    assert_eq!(opens(at(1), at(10)), Ok(()), "made when the process started");
+    assert_eq!(opens(at(1), at(10)), Ok(()), "issued when the process started");
     assert_eq!(opens(at(1).saturating_sub(micro), at(10)), Err(OpenErrorKind::NotFresh));
 }
 
 #[test]
-fn s06_lifetimes_are_cut_to_what_receivers_grant() {
+fn s06_lifetimes_are_limited_to_the_maximum() {
     let pki = Pki::new(KeyType::P256);
     let m1 = pki.serializer(&mapper("m1"));
     pki.credentials(&agent("fred"));
@@ -87,17 +87,17 @@ fn s06_lifetimes_are_cut_to_what_receivers_grant() {
         (&one, MessageClass::Live, week, Duration::from_secs(60)),
         (&group, MessageClass::Stored, 2 * week, week),
     ] {
-        let mut how = SealRequest::new(audience, at(1));
-        (how.class, how.lifetime) = (class, asked);
-        assert_eq!(m1.seal(&request(), &how).unwrap().expires_at, at(1).saturating_add(granted));
+        let mut options = SealRequest::new(audience, at(1));
+        (options.class, options.lifetime) = (class, asked);
+        assert_eq!(m1.seal(&request(), &options).unwrap().expires_at, at(1).saturating_add(granted));
     }
-    let mut how = SealRequest::new(&one, at(1));
-    how.class = MessageClass::Stored;
-    assert!(m1.seal(&request(), &how).is_err(), "only for the mappers");
+    let mut options = SealRequest::new(&one, at(1));
+    options.class = MessageClass::Stored;
+    assert!(m1.seal(&request(), &options).is_err(), "class stored is only for the mappers");
 }
 
 #[test]
-fn s06_one_of_many_readers_at_once_opens_a_message() {
+fn s06_concurrent_opens_accept_a_message_once() {
     let pki = Pki::new(KeyType::P256);
     let (m1, fred) = (pki.serializer(&mapper("m1")), pki.serializer(&agent("fred")));
     let bytes = seal(&m1, &request(), &Audience::One(agent("fred")), at(1));
@@ -115,7 +115,7 @@ fn s06_one_of_many_readers_at_once_opens_a_message() {
 }
 
 #[test]
-fn s06_a_full_memory_refuses_until_what_it_holds_has_expired() {
+fn s06_full_replay_memory_refuses_until_entries_expire() {
     let pki = Pki::new(KeyType::P256);
     let mut limits = ReplayLimits::default();
     (limits.per_sender, limits.total, limits.senders) = (2, 3, 1);
@@ -126,11 +126,11 @@ fn s06_a_full_memory_refuses_until_what_it_holds_has_expired() {
         m1.open(&bytes, &OpenContext::new(InboundQueue::Requests, at(second))).map(|_| ()).map_err(|error| error.kind)
     };
     assert_eq!([ask(0, 1), ask(0, 2)], [Ok(()), Ok(())]);
-    assert_eq!(ask(0, 3), Err(OpenErrorKind::Replayed), "one sender's share");
-    assert_eq!(ask(1, 3), Ok(()), "leaves room for others");
-    assert_eq!(ask(2, 4), Err(OpenErrorKind::Replayed), "until all is full");
+    assert_eq!(ask(0, 3), Err(OpenErrorKind::Replayed), "the limit of one sender");
+    assert_eq!(ask(1, 3), Ok(()), "another sender still has room");
+    assert_eq!(ask(2, 4), Err(OpenErrorKind::Replayed), "the total limit");
     assert_eq!(m1.remembered(), 3);
-    // The last of them expires at 63 s, and is remembered for as long again as clocks may differ.
+    // The last of them expires at 63 s, and is remembered for 30 s more, by which clocks may differ.
     assert_eq!(ask(2, 200), Ok(()));
     assert_eq!(m1.remembered(), 1);
 
@@ -141,12 +141,12 @@ fn s06_a_full_memory_refuses_until_what_it_holds_has_expired() {
         m1.open(&bytes, &OpenContext::new(InboundQueue::Presence, at(second))).map(|_| ()).map_err(|error| error.kind)
     };
     assert_eq!([ping(0, 201), ping(0, 202)], [Ok(()), Ok(())]);
-    assert_eq!(ping(1, 203), Err(OpenErrorKind::Replayed), "the places of heartbeats are bounded as well");
-    assert_eq!(ping(1, 400), Ok(()), "and are given away when every earlier heartbeat has expired");
+    assert_eq!(ping(1, 203), Err(OpenErrorKind::Replayed), "heartbeats have a limit as well");
+    assert_eq!(ping(1, 400), Ok(()), "which frees space when the earlier heartbeats have expired");
 }
 
 #[test]
-fn s06_every_refusal_is_counted_at_its_step() {
+fn s06_refusals_are_counted_by_kind() {
     let pki = Pki::new(KeyType::P256);
     let (m1, fred) = (pki.serializer(&mapper("m1")), pki.serializer(&agent("fred")));
     let bytes = seal(&m1, &request(), &Audience::One(agent("fred")), at(1));

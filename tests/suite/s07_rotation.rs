@@ -1,4 +1,4 @@
-//! s07: certificates are renewed while requests come and go, and none is lost.
+//! s07: certificates are renewed while requests run, and no request is lost.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::harness::system::{json, knows};
 use crate::harness::wait_until;
 
 const HOUR: Duration = Duration::from_secs(3600);
-/// How long others have to learn a new certificate, in these tests.
+/// The rotation grace period of these tests.
 const ROTATION_GRACE_PERIOD: Duration = Duration::from_millis(500);
 
 struct World {
@@ -67,7 +67,7 @@ impl World {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn s07_every_certificate_is_renewed_under_load_and_no_request_is_lost() {
+async fn s07_renewal_under_load_loses_no_request() {
     let world = World::new();
     let by_mapper = world.serializer(&mapper("m1"));
     let connection = Arc::new(world.broker.connect());
@@ -75,11 +75,11 @@ async fn s07_every_certificate_is_renewed_under_load_and_no_request_is_lost() {
     let agents = [world.agent("a").await, world.agent("b").await];
     knows(&m1, &["a", "b"]).await;
 
-    let (over, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-    let asking = ["a", "b", "a", "b"].map(|name| {
-        let (m1, over, answered) = (m1.clone(), over.clone(), answered.clone());
+    let (finished, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let clients = ["a", "b", "a", "b"].map(|name| {
+        let (m1, finished, answered) = (m1.clone(), finished.clone(), answered.clone());
         tokio::spawn(async move {
-            while !over.load(Ordering::SeqCst) {
+            while !finished.load(Ordering::SeqCst) {
                 let request = m1.request("/simple/echo", json("[1]")).target(agent(name));
                 let answers = request.timeout(Duration::from_secs(20)).await.unwrap();
                 assert_eq!(answers.results().count(), 1, "{answers:?}");
@@ -87,31 +87,33 @@ async fn s07_every_certificate_is_renewed_under_load_and_no_request_is_lost() {
             }
         })
     });
-    let more = async |what: &str| {
+    let wait_for_answers = async |what: &str| {
         let before = answered.load(Ordering::SeqCst);
         wait_until(what, async || answered.load(Ordering::SeqCst) >= before + 40).await;
     };
-    more("requests are answered").await;
+    wait_for_answers("requests are answered").await;
     let mut certificates = HashSet::new();
     for _ in 0..2 {
         for (serializer, handle) in &agents {
             certificates.insert(*serializer.certificate().fingerprint());
             world.renew(serializer);
             handle.announcer().announce();
-            more("requests are answered after an agent's renewal").await;
+            wait_for_answers("requests are answered after an agent's renewal").await;
         }
         certificates.insert(*by_mapper.certificate().fingerprint());
         world.renew(&by_mapper);
         m1.announce().await.unwrap();
         let renewed = SystemClock.now();
-        more("requests are answered after the mapper's renewal").await;
-        // Until everything is signed by the new ones.
-        wait_until("the new certificates sign", async || SystemClock.now().since(renewed) > ROTATION_GRACE_PERIOD)
-            .await;
-        more("requests are answered by the new certificates").await;
+        wait_for_answers("requests are answered after the mapper's renewal").await;
+        // Until every message is signed with the new keys.
+        wait_until("the rotation grace period has passed", async || {
+            SystemClock.now().since(renewed) > ROTATION_GRACE_PERIOD
+        })
+        .await;
+        wait_for_answers("requests are answered by the new certificates").await;
     }
-    over.store(true, Ordering::SeqCst);
-    for task in asking {
+    finished.store(true, Ordering::SeqCst);
+    for task in clients {
         task.await.unwrap();
     }
     assert_eq!(certificates.len(), 6);
@@ -122,7 +124,7 @@ async fn s07_every_certificate_is_renewed_under_load_and_no_request_is_lost() {
 }
 
 #[test]
-fn s07_credentials_of_another_are_not_taken() {
+fn s07_rejects_credentials_of_another_identity() {
     let world = World::new();
     let serializer = world.serializer(&agent("a"));
     let before = *serializer.certificate().fingerprint();
@@ -133,35 +135,35 @@ fn s07_credentials_of_another_are_not_taken() {
 }
 
 #[test]
-fn s07_running_processes_take_renewed_certificates_at_sighup_and_by_themselves() {
+fn s07_running_processes_reload_renewed_certificates() {
     let site = Site::new(&["agent fred", "mapper m1", "mapper ctl"]);
     site.program("simple/echo", "cat");
     let mut m1 = site.start(&["mapper", "--token", "m1"]);
     let mut fred = site.agent("fred", &[]);
-    let asked = |way: &[&str]| {
+    let request = |options: &[&str]| {
         let arguments = ["request", "/simple/echo", "[7]", "--token", "ctl", "--json", "--timeout", "60s"];
-        let arguments: Vec<&str> = arguments.iter().chain(way).copied().collect();
+        let arguments: Vec<&str> = arguments.iter().chain(options).copied().collect();
         let ended = run(&mut site.nanite(&arguments));
         assert_eq!(ended.code(), 0, "{ended:?}");
     };
-    asked(&["--look", "60s"]);
-    // Nobody is told: it sees the files change.
+    request(&["--look", "60s"]);
+    // Without a signal: the agent sees that the files change.
     site.ok(&["certs", "renew", "agent", "fred", "--dir", "certs"]);
     fred.wait_for("nanite-fred has a new certificate, valid until ");
-    asked(&["--via-mapper"]);
+    request(&["--via-mapper"]);
     let hup = format!("kill -HUP {}", m1.id());
     site.ok(&["certs", "renew", "mapper", "m1", "--exec", &hup, "--dir", "certs"]);
     m1.wait_for("mapper-m1 has a new certificate, valid until ");
-    asked(&["--via-mapper"]);
-    asked(&["--look", "60s"]);
-    // A node that others refuse says so, until it has another certificate.
+    request(&["--via-mapper"]);
+    request(&["--look", "60s"]);
+    // A node that others refuse logs that, until it has another certificate.
     site.ok(&["certs", "revoke", "agent", "fred", "--dir", "certs"]);
     fred.wait_for("other nodes refuse messages of nanite-fred");
     m1.wait_for("claimed=nanite-fred");
     site.ok(&["certs", "issue", "agent", "fred", "--force", "--dir", "certs"]);
     fred.wait_for("the certificate of nanite-fred is valid");
-    asked(&["--via-mapper"]);
-    // What cannot be used changes nothing.
+    request(&["--via-mapper"]);
+    // An unusable file changes nothing.
     site.write("certs/agent-fred.pem", "no certificate", 0o644);
     fred.signal(Signal::SIGHUP);
     fred.wait_for("the certificate of nanite-fred stays as it is");

@@ -1,9 +1,9 @@
-//! Policies in the Cedar language decide as the same rules in TOML do.
+//! Cedar policies decide like the same rules in TOML.
 
 use std::fs;
 
 use nanite::packet::{Identity, Payload, Register, Request, SelectorName, Status};
-use nanite::policy::{Caller, CedarPolicy, Decision, Policy, Rules, RulesError};
+use nanite::policy::{Caller, CedarPolicy, Decision, Policy, PolicyError, Rules};
 use tempfile::TempDir;
 
 use crate::harness::program::{Ended, nanite, run};
@@ -59,12 +59,12 @@ fn ids(names: &[&str]) -> Vec<Identity> {
     names.iter().map(|name| name.parse().unwrap()).collect()
 }
 
-fn all<T: std::str::FromStr<Err: std::fmt::Debug>>(texts: &[&str]) -> Vec<T> {
+fn parse_all<T: std::str::FromStr<Err: std::fmt::Debug>>(texts: &[&str]) -> Vec<T> {
     texts.iter().map(|text| text.parse().unwrap()).collect()
 }
 
 #[test]
-fn s08_cedar_decides_requests_as_the_same_rules_do() {
+fn s08_cedar_decides_requests_like_equivalent_rules() {
     let (rules, cedar) = (Rules::from_toml(TOML).unwrap(), CedarPolicy::from_text(CEDAR).unwrap());
     let callers = ids(&["mapper-main", "mapper-other", "nanite-boss", "nanite-fred"]);
     let (mut allowed, mut denied) = (0, 0);
@@ -73,18 +73,17 @@ fn s08_cedar_decides_requests_as_the_same_rules_do() {
             for service in ["/work/light", "/work/heavy", "/agent/echo", "/work"] {
                 for selector in SelectorName::ALL {
                     for tags in [&[][..], &["eu"], &["eu", "us"]] {
-                        let mut caller = Caller::new(sender, None);
-                        caller.on_behalf_of = origin;
+                        let caller = Caller::new(sender, None).on_behalf_of(origin);
                         let mut request = Request::new(service.parse().unwrap(), Payload::default());
                         request.selector = selector;
-                        request.tags = all(tags);
-                        let (one, other) =
+                        request.tags = parse_all(tags);
+                        let (toml, cedar) =
                             (rules.authorize_request(&caller, &request), cedar.authorize_request(&caller, &request));
-                        assert_eq!(one.allowed, other.allowed, "{caller:?} {request:?}: {one:?} {other:?}");
-                        // Where both rules allow it, TOML names the first in the file, Cedar the least name.
-                        let named = ["light", "operators"].map(|name| Some(name.to_owned()));
-                        assert!(!other.allowed || named.contains(&other.rule), "{other:?}");
-                        *(if one.allowed { &mut allowed } else { &mut denied }) += 1;
+                        assert_eq!(toml.allowed, cedar.allowed, "{caller:?} {request:?}: {toml:?} {cedar:?}");
+                        // If both rules allow it, TOML names the first in the file, Cedar the first in order of names.
+                        let names = ["light", "operators"].map(|name| Some(name.to_owned()));
+                        assert!(!cedar.allowed || names.contains(&cedar.rule), "{cedar:?}");
+                        *(if toml.allowed { &mut allowed } else { &mut denied }) += 1;
                     }
                 }
             }
@@ -94,7 +93,7 @@ fn s08_cedar_decides_requests_as_the_same_rules_do() {
 }
 
 #[test]
-fn s08_cedar_decides_registrations_as_the_same_rules_do() {
+fn s08_cedar_decides_registrations_like_equivalent_rules() {
     let (rules, cedar) = (Rules::from_toml(TOML).unwrap(), CedarPolicy::from_text(CEDAR).unwrap());
     let mut allowed = 0;
     for agent in ids(&["nanite-w1", "nanite-x1"]) {
@@ -103,17 +102,17 @@ fn s08_cedar_decides_registrations_as_the_same_rules_do() {
                 for files in [&[][..], &["photos"], &["photos", "music"]] {
                     let register = Register {
                         identity: agent.clone(),
-                        services: all(services),
+                        services: parse_all(services),
                         status: Status::default(),
-                        tags: all(tags),
-                        files: all(files),
+                        tags: parse_all(tags),
+                        files: parse_all(files),
                         instance: None,
                     };
                     let caller = Caller::new(&agent, None);
-                    let one = rules.authorize_registration(&caller, &register);
-                    let other = cedar.authorize_registration(&caller, &register);
-                    assert_eq!(one, other, "{register:?}");
-                    allowed += usize::from(one.allowed);
+                    let toml = rules.authorize_registration(&caller, &register);
+                    let cedar = cedar.authorize_registration(&caller, &register);
+                    assert_eq!(toml, cedar, "{register:?}");
+                    allowed += usize::from(toml.allowed);
                 }
             }
         }
@@ -122,7 +121,7 @@ fn s08_cedar_decides_registrations_as_the_same_rules_do() {
 }
 
 #[test]
-fn s08_cedar_denies_what_is_forbidden_or_unknown() {
+fn s08_cedar_forbid_denies_and_invalid_policies_are_rejected() {
     let main: Identity = "mapper-main".parse().unwrap();
     let decide = |text: &str| {
         let request = Request::new("/work/light".parse().unwrap(), Payload::default());
@@ -131,8 +130,8 @@ fn s08_cedar_denies_what_is_forbidden_or_unknown() {
     assert_eq!(decide(""), Decision::denied());
     assert!(decide("permit (principal, action, resource);").allowed);
     let forbidden = r#"permit (principal, action, resource); @id("none") forbid (principal, action, resource);"#;
-    assert_eq!(decide(forbidden), Decision::denied().by("none"));
-    for unclear in [
+    assert_eq!(decide(forbidden), Decision::denied().by_rule("none"));
+    for invalid in [
         "permit (principal, action, resource) when { principal.name == \"x\" };",
         "permit (principal, action == Action::\"delete\", resource);",
         "permit (principal == ?principal, action, resource);",
@@ -141,12 +140,12 @@ fn s08_cedar_denies_what_is_forbidden_or_unknown() {
         "@id(\"a\") permit (principal, action, resource); @id(\"a\") forbid (principal, action, resource);",
         "permit (principal, action",
     ] {
-        assert!(matches!(CedarPolicy::from_text(unclear), Err(RulesError::Invalid(_))), "{unclear}");
+        assert!(matches!(CedarPolicy::from_text(invalid), Err(PolicyError::Invalid(_))), "{invalid}");
     }
 }
 
 #[test]
-fn s08_cedar_files_are_checked_and_explained_by_the_program() {
+fn s08_nanite_policy_checks_and_explains_cedar_files() {
     let dir = TempDir::new().unwrap();
     let file = dir.path().join("policy.cedar");
     fs::write(&file, CEDAR).unwrap();
@@ -159,7 +158,7 @@ fn s08_cedar_files_are_checked_and_explained_by_the_program() {
     let denied = explain(&["nanite-fred", "/work/light", "--through", "mapper-other", "--selector", "rr"]);
     assert_eq!((denied.code(), denied.out.as_str()), (5, "denied: no rule allows it\n"), "{denied:?}");
     fs::write(&file, "permit (principal, action, resource) when { principal.age > 3 };").unwrap();
-    let unclear = nanite(&["policy", "check", "policy.cedar"]);
-    assert_eq!(unclear.code(), 2, "{unclear:?}");
-    assert!(unclear.err.contains("policy.cedar") && unclear.err.contains("age"), "{unclear:?}");
+    let invalid = nanite(&["policy", "check", "policy.cedar"]);
+    assert_eq!(invalid.code(), 2, "{invalid:?}");
+    assert!(invalid.err.contains("policy.cedar") && invalid.err.contains("age"), "{invalid:?}");
 }

@@ -1,4 +1,4 @@
-//! The audit log: what it holds, and that no change of it goes unnoticed.
+//! The audit log: what it records, and that every manipulation is detected.
 
 use std::fs;
 use std::path::Path;
@@ -11,6 +11,7 @@ use nanite::policy::Rules;
 use nanite::serializer::{InboundQueue, OpenError, OpenErrorKind};
 use tempfile::TempDir;
 
+use crate::harness::program::{nanite, run};
 use crate::harness::system::{System, knows, start};
 
 fn lines(path: &Path) -> Vec<serde_json::Value> {
@@ -22,8 +23,8 @@ fn refusal(n: u64) -> Record {
     Record::refused(&Identity::agent("fred").unwrap(), Timestamp::from_secs(n), &error, InboundQueue::AgentInbox)
 }
 
-/// A closed log of this many lines.
-async fn log(path: &Path, count: u64, options: AuditOptions) {
+/// Writes a log with this many lines.
+async fn write_log(path: &Path, count: u64, options: AuditOptions) {
     let log = AuditLog::open(path, options).unwrap();
     for n in 0..count {
         log.record(refusal(n)).await;
@@ -31,7 +32,7 @@ async fn log(path: &Path, count: u64, options: AuditOptions) {
 }
 
 #[tokio::test]
-async fn s09_every_message_and_decision_has_its_line() {
+async fn s09_records_every_message_and_decision() {
     let (system, dir) = (System::secure(), TempDir::new().unwrap());
     let (at_agent, at_mapper) = (dir.path().join("agent.log"), dir.path().join("mapper.log"));
     let open = |path: &Path| AuditLog::open(path, AuditOptions::default()).unwrap();
@@ -59,80 +60,73 @@ async fn s09_every_message_and_decision_has_its_line() {
     assert_eq!(find(&at_agent, "accepted", "advertise")["channel"], "agent-control");
     assert_eq!(find(&at_mapper, "allowed", "register")["from"], "nanite-fred");
     assert_eq!(find(&at_mapper, "accepted", "result")["from"], "nanite-fred");
-    crate::harness::wait_until("the mapper's tasks have let go of the log", async || {
+    crate::harness::wait_until("the mapper's tasks have closed the log", async || {
         verify(&at_mapper).unwrap().problems.is_empty()
     })
     .await;
     for path in [&at_agent, &at_mapper] {
-        assert!(!fs::read_to_string(path).unwrap().contains("SECRET"), "nothing of a payload is in it");
+        assert!(!fs::read_to_string(path).unwrap().contains("SECRET"), "no payload in the log");
         assert_eq!(verify(path).unwrap().problems, []);
     }
 }
 
 #[tokio::test]
-async fn s09_a_cut_changed_or_reordered_line_is_found() {
+async fn s09_verify_detects_removed_changed_and_reordered_lines() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("audit.log");
-    log(&path, 20, AuditOptions::default()).await;
-    let whole = fs::read_to_string(&path).unwrap();
+    write_log(&path, 20, AuditOptions::default()).await;
+    let intact = fs::read_to_string(&path).unwrap();
     let report = verify(&path).unwrap();
-    assert_eq!((report.lines, report.first, report.problems), (20, 1, vec![]));
-    let all: Vec<&str> = whole.lines().collect();
+    assert_eq!((report.lines, report.first_seq, report.problems), (20, 1, vec![]));
+    let all: Vec<&str> = intact.lines().collect();
     let join = |lines: &[&str]| lines.iter().map(|line| format!("{line}\n")).collect::<String>();
     let without = |n: usize| join(&[&all[..n], &all[n + 1..]].concat());
     let mut swapped = all.clone();
     swapped.swap(3, 4);
-    for (what, text) in [
-        ("a line is taken out", without(7)),
-        (
-            "the first line is taken out, and the head of the chain with it",
-            without(0).replacen("\"seq\":2", "\"seq\":1", 1),
-        ),
-        ("the last line is cut", without(19)),
-        ("all but one are cut", join(&all[..1])),
-        ("everything is cut", String::new()),
-        ("two lines are swapped", join(&swapped)),
-        ("a word is changed", whole.replacen("BadSignature", "Malformed", 3)),
-        ("the last line is changed", whole.replace("number 19", "number 91")),
-        ("a line stands twice", join(&[&all[..5], &all[4..]].concat())),
-        ("half a line at the end", whole[..whole.len() - 10].to_owned()),
-        ("rubbish between", whole.replacen('\n', "\nrubbish\n", 1)),
+    for (change, text) in [
+        ("a line removed", without(7)),
+        ("the first line removed, the second renumbered", without(0).replacen("\"seq\":2", "\"seq\":1", 1)),
+        ("the last line removed", without(19)),
+        ("all lines but one removed", join(&all[..1])),
+        ("all lines removed", String::new()),
+        ("two lines swapped", join(&swapped)),
+        ("a word changed", intact.replacen("BadSignature", "Malformed", 3)),
+        ("the last line changed", intact.replace("number 19", "number 91")),
+        ("a line duplicated", join(&[&all[..5], &all[4..]].concat())),
+        ("the last line incomplete", intact[..intact.len() - 10].to_owned()),
+        ("garbage inserted", intact.replacen('\n', "\nrubbish\n", 1)),
     ] {
         fs::write(&path, text).unwrap();
-        assert_ne!(verify(&path).unwrap().problems, [], "{what}");
+        assert_ne!(verify(&path).unwrap().problems, [], "{change}");
     }
-    fs::write(&path, &whole).unwrap();
+    fs::write(&path, &intact).unwrap();
     assert_eq!(verify(&path).unwrap().problems, []);
 }
 
 #[tokio::test]
-async fn s09_the_chain_goes_on_across_files_and_processes() {
+async fn s09_chain_continues_across_rotation_and_restart() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("audit.log");
-    let options = || {
-        let mut options = AuditOptions::default();
-        options.rotate_at = 2000;
-        options
-    };
-    log(&path, 15, options()).await;
-    log(&path, 15, options()).await;
+    let options = AuditOptions::new().max_file_bytes(2000);
+    write_log(&path, 15, options).await;
+    write_log(&path, 15, options).await;
     let report = verify(&path).unwrap();
     assert!(report.files.len() > 2, "{report:?}");
     assert_eq!((report.lines, report.problems), (30, vec![]));
-    // A whole file in the middle is missing.
+    // A rotated file in the middle is missing.
     fs::rename(dir.path().join("audit.log.2"), dir.path().join("elsewhere")).unwrap();
     fs::rename(dir.path().join("audit.log.3"), dir.path().join("audit.log.2")).unwrap_or_default();
     assert_ne!(verify(&path).unwrap().problems, []);
 }
 
 #[tokio::test]
-async fn s09_a_crash_leaves_a_gap_that_is_said_and_a_strange_file_is_not_continued() {
+async fn s09_crash_is_recorded_as_gap_and_foreign_file_is_rejected() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("audit.log");
-    log(&path, 3, AuditOptions::default()).await;
-    let whole = fs::read_to_string(&path).unwrap();
-    fs::write(&path, format!("{whole}{{\"seq\":4,\"pr")).unwrap();
-    log(&path, 1, AuditOptions::default()).await;
+    write_log(&path, 3, AuditOptions::default()).await;
+    let intact = fs::read_to_string(&path).unwrap();
+    fs::write(&path, format!("{intact}{{\"seq\":4,\"pr")).unwrap();
+    write_log(&path, 1, AuditOptions::default()).await;
     assert_eq!(verify(&path).unwrap().problems, []);
     assert_eq!(lines(&path)[3]["verdict"], "gap");
     assert_eq!(lines(&path)[4]["why"], "number 0");
@@ -142,16 +136,14 @@ async fn s09_a_crash_leaves_a_gap_that_is_said_and_a_strange_file_is_not_continu
 }
 
 #[tokio::test]
-async fn s09_more_than_can_be_written_waits_or_is_counted() {
+async fn s09_overflow_blocks_or_drops_and_counts() {
     let dir = TempDir::new().unwrap();
-    let mut options = AuditOptions::default();
-    options.capacity = 1;
+    let options = AuditOptions::new().queue_capacity(1);
     let blocking = dir.path().join("block.log");
-    log(&blocking, 2000, options).await;
+    write_log(&blocking, 2000, options).await;
     assert_eq!(verify(&blocking).unwrap().lines, 2000);
-    options.overflow = Overflow::Drop;
     let path = dir.path().join("drop.log");
-    let dropping = AuditLog::open(&path, options).unwrap();
+    let dropping = AuditLog::open(&path, options.overflow(Overflow::Drop)).unwrap();
     let mut n = 0;
     while dropping.dropped() == 0 {
         dropping.record(refusal(n)).await;
@@ -166,4 +158,18 @@ async fn s09_more_than_can_be_written_waits_or_is_counted() {
     assert_eq!(gaps, dropped);
     let records = lines(&path).iter().filter(|line| line["verdict"] == "refused").count() as u64;
     assert_eq!(records + dropped, n);
+}
+
+#[test]
+fn s09_nanite_audit_verify_reports_problems() {
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("audit.log");
+    let verify = |options: &[&str]| run(nanite(["audit", "verify", file.to_str().unwrap()]).args(options));
+    assert_eq!(verify(&[]).code(), 6, "there is no log");
+    let line = r#"{"seq":2,"prev":"00","verdict":"refused"}"#;
+    fs::write(&file, format!("{line}\n{line}\n")).unwrap();
+    let broken = verify(&["--json"]);
+    assert_eq!(broken.code(), 6, "{broken:?}");
+    let report: serde_json::Value = serde_json::from_str(&broken.out).unwrap();
+    assert_eq!(report["problems"].as_array().unwrap().len(), 2, "{report}");
 }

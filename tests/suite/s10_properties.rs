@@ -1,5 +1,5 @@
-//! s10: whatever bytes come, nothing panics; and no message is opened that is not one that was sealed: bit for bit, but for the second
-//! form that every elliptic signature has, which makes no second message.
+//! s10: no input panics, and only sealed messages open, bit for bit. The second form that every ECDSA signature has is a replay of the
+//! same message.
 
 use nanite::certs::KeyType;
 use nanite::packet::{Packet, Payload, Register, Request, Status};
@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use crate::harness::pki::{Pki, agent, at, mapper};
 use crate::harness::tamper::Forged;
 
-/// A reader, and a message that it would open.
+/// A reader, and a message that it opens.
 struct Case {
     reader: SecureSerializer,
     channel: InboundQueue,
@@ -47,8 +47,8 @@ impl Case {
         self.reader.open(bytes, &OpenContext::new(self.channel, at(2))).is_ok()
     }
 
-    /// Flips every `step`th bit, each alone; the message itself is opened in the end.
-    fn flip(&self, step: usize) {
+    /// Flips every `step`th bit, one at a time: no such message opens. The unchanged message opens at the end.
+    fn flip_bits(&self, step: usize) {
         for bit in (0..self.message.len() * 8).step_by(step) {
             let mut changed = self.message.clone();
             changed[bit / 8] ^= 1 << (bit % 8);
@@ -60,15 +60,15 @@ impl Case {
 }
 
 #[test]
-fn s10_no_message_opens_with_one_bit_flipped() {
-    Case::request(KeyType::P256).flip(1);
-    // Odd steps meet every position within a byte.
-    Case::register().flip(5);
-    Case::request(KeyType::Rsa2048).flip(5);
+fn s10_rejects_every_single_bit_flip() {
+    Case::request(KeyType::P256).flip_bits(1);
+    // An odd step reaches every position within a byte.
+    Case::register().flip_bits(5);
+    Case::request(KeyType::Rsa2048).flip_bits(5);
 }
 
 #[test]
-fn s10_any_bytes_are_refused_without_a_panic() {
+fn s10_rejects_random_bytes_without_panic() {
     let case = Case::request(KeyType::P256);
     proptest!(ProptestConfig::with_cases(2_000), |(bytes in proptest::collection::vec(any::<u8>(), 0..600))| {
         prop_assert!(!case.opens(&bytes));
@@ -77,7 +77,7 @@ fn s10_any_bytes_are_refused_without_a_panic() {
 }
 
 #[test]
-fn s10_any_change_of_a_message_is_refused_without_a_panic() {
+fn s10_rejects_random_changes_without_panic() {
     let case = Case::register();
     let length = case.message.len();
     proptest!(ProptestConfig::with_cases(2_000), |(
@@ -94,7 +94,7 @@ fn s10_any_change_of_a_message_is_refused_without_a_panic() {
 }
 
 #[test]
-fn s10_the_second_form_of_a_signature_makes_no_second_message() {
+fn s10_rejects_second_form_of_ecdsa_signature_as_replay() {
     let case = Case::request(KeyType::P256);
     let mut forged = Forged::new(&case.message);
     let bytes = forged.signer().at(&[5]).leaf();
@@ -105,7 +105,7 @@ fn s10_the_second_form_of_a_signature_makes_no_second_message() {
     *bytes = EcdsaSig::from_private_components(r, s).unwrap().to_der().unwrap();
     let second = forged.bytes();
     assert_ne!(second, case.message);
-    assert!(case.opens(&second), "it is a signature of the same over the same");
+    assert!(case.opens(&second), "the second form is a valid signature too");
     assert!(!case.opens(&case.message) && !case.opens(&second));
     let counters = case.reader.counters();
     assert_eq!((counters.opened(), counters.refused(OpenErrorKind::Replayed)), (1, 2));

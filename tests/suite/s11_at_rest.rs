@@ -1,4 +1,4 @@
-//! Nothing readable lies in the broker: every queue of a real RabbitMQ is read, and copies of all that went through its exchanges.
+//! s11: the broker has nothing readable. The test reads every queue of a real RabbitMQ, and copies of all messages to its exchanges.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,53 +19,53 @@ use crate::harness::broker::Broker;
 use crate::harness::pki::Pki;
 use crate::harness::wait_until;
 
-/// What must not be found: of payloads, services and tags.
+/// Parts of payloads, services and tags, which must not be found.
 const SECRETS: [&str; 5] = ["attack at dawn", "/topsecret/", "launch", "classified", "retreat"];
 
 /// Serializers for the nodes of one system.
 trait Formats {
-    fn of(&self, identity: &Identity) -> Arc<dyn Serializer>;
+    fn serializer(&self, identity: &Identity) -> Arc<dyn Serializer>;
 }
 
-struct InPlain;
+struct Plain;
 
-impl Formats for InPlain {
-    fn of(&self, identity: &Identity) -> Arc<dyn Serializer> {
+impl Formats for Plain {
+    fn serializer(&self, identity: &Identity) -> Arc<dyn Serializer> {
         Arc::new(PlainSerializer::json(identity.clone()))
     }
 }
 
 impl Formats for Pki {
-    fn of(&self, identity: &Identity) -> Arc<dyn Serializer> {
+    fn serializer(&self, identity: &Identity) -> Arc<dyn Serializer> {
         let builder =
             SecureSerializer::builder(self.credentials(identity), self.peers.clone(), self.ca.trust().unwrap());
         Arc::new(builder.build().unwrap())
     }
 }
 
-/// Every message that waits in a queue that others may read, as the management API tells it: properties, headers and body.
+/// The messages in a queue, from the management API: properties, headers and body.
 fn messages(broker: &Broker, queue: &str) -> Vec<String> {
     let get = json!({ "count": 1000, "ackmode": "ack_requeue_true", "encoding": "base64" });
     let (status, messages) = broker.api("POST", &format!("/api/queues/{}/{queue}/get", broker.vhost()), &get);
     assert_eq!(status, 200, "{messages}");
-    let whole = |message: &Value| {
+    let as_text = |message: &Value| {
         let body = openssl::base64::decode_block(message["payload"].as_str().unwrap()).unwrap();
         format!("{} {}", message["properties"], String::from_utf8_lossy(&body))
     };
-    messages.as_array().unwrap().iter().map(whole).collect()
+    messages.as_array().unwrap().iter().map(as_text).collect()
 }
 
 async fn connect(broker: &Broker) -> Arc<dyn Transport> {
     Arc::new(broker.connect().await)
 }
 
-/// Fills every kind of queue; gives for each what lies in it.
+/// Fills every kind of queue; returns the messages in each.
 async fn fill(formats: &dyn Formats) -> Vec<(String, Vec<String>)> {
     let broker = Broker::shared();
     let (fred, desk, tool) =
         (Identity::agent("fred").unwrap(), Identity::mapper("desk").unwrap(), Identity::mapper("tool").unwrap());
-    // Mappers are known before the agents, which seal to them.
-    let (at_desk, at_tool) = (formats.of(&desk), formats.of(&tool));
+    // The agents seal for the mappers, so these come first.
+    let (at_desk, at_tool) = (formats.serializer(&desk), formats.serializer(&tool));
     let never = Arc::new(Semaphore::new(0));
     let launch = actor("topsecret").expose("launch", move |_: String| {
         let never = never.clone();
@@ -75,7 +75,7 @@ async fn fill(formats: &dyn Formats) -> Vec<(String, Vec<String>)> {
         }
     });
     let transport = connect(&broker).await;
-    // Copies of what goes through the exchanges, for a reader who comes later.
+    // Queues with copies of everything that goes through the exchanges.
     for exchange in [topology::REGISTRATION, topology::HEARTBEAT, topology::ADVERTISE] {
         let path = format!("/api/exchanges/{}/{exchange}", broker.vhost());
         broker.api("PUT", &path, &json!({ "type": "fanout", "durable": true }));
@@ -85,7 +85,7 @@ async fn fill(formats: &dyn Formats) -> Vec<(String, Vec<String>)> {
         let (status, answer) = broker.api("POST", &path, &json!({}));
         assert_eq!(status, 201, "{answer}");
     }
-    let agent = Agent::builder(formats.of(&fred), transport)
+    let agent = Agent::builder(formats.serializer(&fred), transport)
         .actor(launch)
         .tag("classified".parse().unwrap())
         .ping_time(Duration::from_millis(50))
@@ -110,14 +110,14 @@ async fn fill(formats: &dyn Formats) -> Vec<(String, Vec<String>)> {
         [&fred.to_string(), topology::OFFLINE, topology::REQUEST, "spy-registration", "spy-heartbeat", "spy-advertise"];
     let mut found = Vec::new();
     for queue in queues {
-        wait_until(&format!("something lies in {queue}"), async || !messages(&broker, queue).is_empty()).await;
+        wait_until(&format!("{queue} has messages"), async || !messages(&broker, queue).is_empty()).await;
         found.push((queue.to_owned(), messages(&broker, queue)));
     }
     drop(agent);
     found
 }
 
-fn readable(found: &[(String, Vec<String>)]) -> Vec<(&str, &str)> {
+fn found_secrets(found: &[(String, Vec<String>)]) -> Vec<(&str, &str)> {
     let all = found.iter().flat_map(|(queue, messages)| messages.iter().map(move |message| (queue, message)));
     all.flat_map(|(queue, message)| {
         SECRETS.iter().filter(move |secret| message.contains(**secret)).map(move |secret| (queue.as_str(), *secret))
@@ -126,14 +126,14 @@ fn readable(found: &[(String, Vec<String>)]) -> Vec<(&str, &str)> {
 }
 
 #[tokio::test]
-async fn s11_nothing_in_any_queue_can_be_read() {
+async fn s11_no_queue_contains_readable_content() {
     let pki = Pki::starting(KeyType::P256, SystemClock.now());
     let found = fill(&pki).await;
     assert!(found.iter().all(|(_, messages)| !messages.is_empty()));
-    assert_eq!(readable(&found), []);
-    // The same search finds all of it when nothing is sealed: it can see what there is to see.
-    let plain = fill(&InPlain).await;
-    let seen = readable(&plain);
+    assert_eq!(found_secrets(&found), []);
+    // Without encryption the same search finds everything: the search works.
+    let plain = fill(&Plain).await;
+    let seen = found_secrets(&plain);
     for queue in ["nanite-fred", topology::OFFLINE, topology::REQUEST] {
         assert!(
             seen.contains(&(queue, "attack at dawn")) && seen.contains(&(queue, "/topsecret/")),

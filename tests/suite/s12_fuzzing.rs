@@ -1,5 +1,5 @@
-//! s12: what is fuzzed. Every input that is kept, the seeds and whatever was found on the way, goes through its target again here, without
-//! a fuzzer, so that what was mended once stays mended.
+//! s12: the fuzz targets, without a fuzzer. Runs every stored input, the seeds and all inputs that once failed, so that fixed bugs stay
+//! fixed.
 
 use std::fs;
 use std::path::PathBuf;
@@ -10,10 +10,10 @@ mod targets;
 
 use targets::{ALL, Target, world::root};
 
-/// How large all seeds may be together, in bytes.
-const ROOM: u64 = 300 * 1024;
+/// The maximum size of all seeds together.
+const MAX_SEED_BYTES: u64 = 300 * 1024;
 
-/// The files that fuzzing of a target begins with: its own, and vectors that are there anyway.
+/// The initial inputs of a target: its seeds, and test vectors.
 fn inputs(target: &Target) -> Vec<PathBuf> {
     let folders = [Some(format!("fuzz/seeds/{}", target.name)), target.vectors.map(str::to_owned)];
     let files = folders.into_iter().flatten().flat_map(|folder| fs::read_dir(root().join(folder)).unwrap());
@@ -26,55 +26,55 @@ fn repeat(name: &str) {
         eprintln!("{}", file.display());
         (target.run)(&fs::read(file).unwrap());
     }
-    // What no file says: nothing at all, and much of the same.
+    // Inputs without a file: empty, and long repetitions.
     for input in [&[][..], &[0; 4096], &[0xff; 4096], &[0x30; 4096], &[b'['; 4096]] {
         (target.run)(input);
     }
 }
 
 #[test]
-fn s12_certificates_and_chains_hold() {
+fn s12_repeats_certificate_inputs() {
     repeat("certificate");
 }
 
 #[test]
-fn s12_openssl_agrees_about_messages() {
+fn s12_repeats_cms_inputs() {
     repeat("cms");
 }
 
 #[test]
-fn s12_bodies_hold() {
+fn s12_repeats_codecs_inputs() {
     repeat("codecs");
 }
 
 #[test]
-fn s12_revocation_lists_hold() {
+fn s12_repeats_crl_inputs() {
     repeat("crl");
 }
 
 #[test]
-fn s12_messages_hold() {
+fn s12_repeats_envelope_inputs() {
     repeat("envelope");
 }
 
 #[test]
-fn s12_what_a_valid_node_sends_holds() {
+fn s12_repeats_insider_inputs() {
     repeat("insider");
 }
 
 #[test]
-fn s12_policies_hold() {
+fn s12_repeats_policy_inputs() {
     repeat("policy");
 }
 
 #[test]
-fn s12_the_replay_memory_holds() {
+fn s12_repeats_replay_inputs() {
     repeat("replay");
 }
 
 #[test]
-fn s12_every_target_has_seeds_and_is_fuzzed_by_make_test() {
-    // Each line: a target, and the folders that it begins with.
+fn s12_every_target_has_seeds_and_runs_in_make_test() {
+    // Each line is a target, and the folders of its initial inputs.
     let list = Command::new(root().join("scripts/fuzz.sh")).arg("list").output().unwrap();
     let expected: Vec<String> = ALL
         .iter()
@@ -95,7 +95,7 @@ fn s12_every_target_has_seeds_and_is_fuzzed_by_make_test() {
     }
     let sizes = ALL.iter().flat_map(|target| fs::read_dir(root().join("fuzz/seeds").join(target.name)).unwrap());
     let size: u64 = sizes.map(|file| file.unwrap().metadata().unwrap().len()).sum();
-    assert!(size < ROOM, "{size} bytes of seeds");
+    assert!(size < MAX_SEED_BYTES, "{size} bytes of seeds");
 
     let makefile = fs::read_to_string(root().join("Makefile")).unwrap();
     let test = makefile.lines().find(|line| line.starts_with("test:")).unwrap();

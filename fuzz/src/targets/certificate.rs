@@ -1,7 +1,8 @@
-//! Certificates and chains: nothing panics; what is read says the same to a second parser; and what is believed was issued by the CA,
-//! for a node of its domain, for now. Each input is looked at as it is, and once more signed anew by the CA that it names.
+//! Certificates and chains: nothing panics; a certificate that parses means the same to a second parser; and a trusted certificate was
+//! issued by the CA, for a node of its domain, and is valid now. Each input is checked unchanged, and again with a valid signature of the CA
+//! that it names.
 //!
-//! An input is a text, or certificates in DER one after the other: a leaf, and what comes along.
+//! An input is a text, or certificates in DER, one after the other: a leaf, and the certificates sent with it.
 
 use std::sync::{Arc, LazyLock};
 
@@ -33,16 +34,17 @@ impl Authority {
     }
 }
 
-/// The root, and the CA below it.
+/// The root CA.
 pub static ROOT: LazyLock<Authority> = LazyLock::new(|| Authority::read("root"));
+/// The CA below the root.
 static INTERMEDIATE: LazyLock<Authority> = LazyLock::new(|| Authority::read("intermediate"));
 
-/// The name in the certificates that the CA below the root has issued.
-const BELOW: &[u8] = b"fuzz intermediate";
-/// The domain of the nodes.
+/// The issuer name in the certificates of the intermediate CA.
+const INTERMEDIATE_NAME: &[u8] = b"fuzz intermediate";
+/// The trust domain of the nodes.
 const DOMAIN: &str = "example.org";
 
-/// What was signed of each certificate that was truly issued.
+/// The signed part of each certificate that a CA issued.
 static ISSUED: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
     let all = X509::stack_from_pem(&read("fuzz/pki/issued.pem")).unwrap();
     all.iter().map(|x509| der::signed_part(&x509.to_der().unwrap()).unwrap()).collect()
@@ -58,14 +60,14 @@ pub fn run(data: &[u8]) {
         rest = after;
     }
     let Some((leaf, others)) = all.split_first() else { return };
-    if let Some(certificate) = judge(leaf, others) {
+    if let Some(certificate) = check(leaf, others) {
         let genuine = der::signed_part(certificate.der()).is_some_and(|part| ISSUED.contains(&part));
-        assert!(genuine, "believed, and issued by nobody");
+        assert!(genuine, "trusted, but not issued by a CA");
     }
     if let Some(part) = der::signed_part(leaf) {
-        let below = part.windows(BELOW.len()).any(|window| window == BELOW);
-        let key = if below { &INTERMEDIATE.key } else { &ROOT.key };
-        judge(&der::signed(&part, key), &[INTERMEDIATE.x509.to_der().unwrap()]);
+        let by_intermediate = part.windows(INTERMEDIATE_NAME.len()).any(|window| window == INTERMEDIATE_NAME);
+        let key = if by_intermediate { &INTERMEDIATE.key } else { &ROOT.key };
+        check(&der::signed(&part, key), &[INTERMEDIATE.x509.to_der().unwrap()]);
     }
 }
 
@@ -78,23 +80,23 @@ fn read_text(data: &[u8]) {
     drop(ErrorStack::get());
 }
 
-/// Reads a certificate, compares what is read, and gives it back when it is believed.
-fn judge(leaf: &[u8], others: &[Vec<u8>]) -> Option<Arc<Certificate>> {
+/// Parses a certificate, compares it with a second parser, and returns it if it is trusted.
+fn check(leaf: &[u8], others: &[Vec<u8>]) -> Option<Arc<Certificate>> {
     let certificate = Certificate::from_der(leaf);
     drop(ErrorStack::get());
     let certificate = Arc::new(certificate.ok()?);
-    let again = Certificate::from_der(certificate.der()).expect("it does not read back");
+    let again = Certificate::from_der(certificate.der()).expect("does not parse a second time");
     assert_eq!(again.fingerprint(), certificate.fingerprint());
-    let second = x509_cert::Certificate::from_der(certificate.der()).expect("no DER");
+    let second = x509_cert::Certificate::from_der(certificate.der()).expect("not DER");
     compare(&certificate, &second);
-    ask(&certificate);
+    check_store(&certificate);
     let trust = Trust::authorities([ROOT.x509.clone()]).unwrap().for_domain(DOMAIN);
     trust.verify(&certificate, others, NOW).ok()?;
-    check_believed(&certificate, &second);
+    check_trusted(&certificate, &second);
     Some(certificate)
 }
 
-/// What is read here is what another parser reads.
+/// Both parsers read the same.
 fn compare(certificate: &Certificate, second: &x509_cert::Certificate) {
     let (_, names) = second.tbs_certificate.get::<SubjectAltName>().unwrap().expect("no names");
     let uris: Vec<&str> = names
@@ -112,11 +114,11 @@ fn compare(certificate: &Certificate, second: &x509_cert::Certificate) {
     assert_eq!(validity.not_before.to_unix_duration().as_secs(), certificate.not_before().as_secs());
     assert_eq!(validity.not_after.to_unix_duration().as_secs(), certificate.not_after().as_secs());
     let constraints = second.tbs_certificate.get::<BasicConstraints>().unwrap();
-    assert!(constraints.is_none_or(|(_, constraints)| !constraints.ca), "a CA's");
+    assert!(constraints.is_none_or(|(_, constraints)| !constraints.ca), "is a CA certificate");
 }
 
-/// A store answers with it for its name and key, and for no other.
-fn ask(certificate: &Arc<Certificate>) {
+/// A store finds it by its identity and key id.
+fn check_store(certificate: &Arc<Certificate>) {
     let store = StaticCertificateStore::new([certificate.clone()]);
     let query = SignerQuery::new(certificate.identity(), certificate.key_id(), NOW);
     assert!(store.signer(&query).unwrap().is_some());
@@ -124,8 +126,8 @@ fn ask(certificate: &Arc<Certificate>) {
     assert_eq!(!to.is_empty(), certificate.is_valid_at(NOW));
 }
 
-/// What holds for everything that is believed, as another parser reads it.
-fn check_believed(certificate: &Certificate, second: &x509_cert::Certificate) {
+/// Checks what must be true of every trusted certificate, as the second parser reads it.
+fn check_trusted(certificate: &Certificate, second: &x509_cert::Certificate) {
     let signed = &second.tbs_certificate;
     assert_eq!(certificate.domain(), DOMAIN);
     assert!(signed.validity.not_before.to_unix_duration().as_secs() <= NOW.as_secs());
@@ -133,14 +135,14 @@ fn check_believed(certificate: &Certificate, second: &x509_cert::Certificate) {
     let (_, usage) = signed.get::<KeyUsage>().unwrap().expect("no key usage");
     assert!(usage.digital_signature() && !usage.key_cert_sign() && !usage.crl_sign());
     let issuers = [&ROOT.x509, &INTERMEDIATE.x509];
-    // Names are the same or not as RFC 5280 (section 7.1) compares them, not byte by byte.
+    // Names are compared as RFC 5280, section 7.1, says, not byte by byte.
     let issuer = certificate.x509().issuer_name();
     let is_issuer = |ca: &&X509| ca.subject_name().try_cmp(issuer).is_ok_and(|order| order.is_eq());
-    let by = issuers.into_iter().find(is_issuer).expect("another issuer");
-    assert!(certificate.x509().verify(&by.public_key().unwrap()).unwrap(), "another signature");
+    let authority = issuers.into_iter().find(is_issuer).expect("not issued by a CA of ours");
+    assert!(certificate.x509().verify(&authority.public_key().unwrap()).unwrap(), "the signature is not the issuer's");
     for extension in signed.extensions.iter().flatten().filter(|extension| extension.critical) {
         let id = extension.extn_id.to_string();
         let known = ["2.5.29.", "1.3.6.1.5.5.7.1.", "2.16.840.1.113730.1."].iter().any(|arc| id.starts_with(arc));
-        assert!(known, "a critical extension that nobody knows: {id}");
+        assert!(known, "an unknown critical extension: {id}");
     }
 }

@@ -1,6 +1,6 @@
-//! The strict reader against OpenSSL's: what is of the shape is CMS to OpenSSL too, to the byte; a signature is good to both or to
-//! neither; and what one decrypts the other does. Each input is looked at as it is, and once more signed anew by a known node, so that
-//! changes behind the signature are reached.
+//! The strict CMS parser against OpenSSL's: a message of the right structure is CMS to OpenSSL too, to the byte; both agree on every
+//! signature; and what one decrypts, the other decrypts. Each input is checked unchanged, and again with a valid signature of a known node, so
+//! that mutations behind the signature check are reached.
 
 use std::sync::LazyLock;
 
@@ -29,38 +29,38 @@ const AUTH_ENVELOPED: [u8; 13] = [0x06, 0x0b, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d
 /// messageDigest.
 const MESSAGE_DIGEST: [u8; 9] = [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x09, 0x04];
 
-/// The keys of the nodes, in their order, as OpenSSL has them.
+/// The keys of the nodes, in the order of `World::nodes`, as OpenSSL keys.
 static KEYS: LazyLock<Vec<PKey<Private>>> = LazyLock::new(|| {
     let pem = |node: &Credentials| node.key().to_pem().unwrap();
     world().nodes.iter().map(|node| PKey::private_key_from_pem(&pem(node)).unwrap()).collect()
 });
 
-/// A store of nobody: signatures are looked at here, and not who has certified their keys.
-static NOBODY: LazyLock<X509Store> = LazyLock::new(|| X509StoreBuilder::new().unwrap().build());
+/// A store without certificates: only signatures are verified here, not chains.
+static EMPTY_STORE: LazyLock<X509Store> = LazyLock::new(|| X509StoreBuilder::new().unwrap().build());
 
 /// The target.
 pub fn run(data: &[u8]) {
     let Some(shape) = fuzzing::shape(data) else { return };
     compare(data, &shape);
-    let anew = signed_anew(data, &shape);
-    compare(&anew, &fuzzing::shape(&anew).expect("it has lost its shape by being signed"));
+    let signed = signed_again(data, &shape);
+    compare(&signed, &fuzzing::shape(&signed).expect("the structure is lost by signing"));
 }
 
 fn compare(data: &[u8], shape: &Shape) {
-    // Here certificates are any sequences until one of them is needed; OpenSSL parses all.
+    // Our parser accepts any SEQUENCE as a certificate until it needs it; OpenSSL parses all.
     let is_certificate = |der: &Vec<u8>| X509::from_der(der).is_ok_and(|x509| x509.to_der().unwrap() == *der);
     if !shape.certificates.iter().all(is_certificate) {
         drop(ErrorStack::get());
         return;
     }
-    let mut cms = CmsContentInfo::from_der(data).expect("OpenSSL cannot read it");
-    assert_eq!(cms.to_der().unwrap(), data, "OpenSSL would write it otherwise");
+    let mut cms = CmsContentInfo::from_der(data).expect("OpenSSL cannot parse it");
+    assert_eq!(cms.to_der().unwrap(), data, "OpenSSL encodes it differently");
     let enveloped = shape.recipients.map(|count| {
         let bytes = encoded(0x30, &[&AUTH_ENVELOPED[..], &encoded(0xa0, &shape.content)].concat());
-        let enveloped = CmsContentInfo::from_der(&bytes).expect("OpenSSL cannot read what is inside");
-        assert_eq!(enveloped.to_der().unwrap(), bytes, "OpenSSL would write what is inside otherwise");
+        let enveloped = CmsContentInfo::from_der(&bytes).expect("OpenSSL cannot parse the content");
+        assert_eq!(enveloped.to_der().unwrap(), bytes, "OpenSSL encodes the content differently");
         let content = Der::one(&shape.content).unwrap();
-        assert_eq!(content.inside()[1].inside().len(), count, "another number of recipients");
+        assert_eq!(content.inside()[1].inside().len(), count, "the number of recipients differs");
         enveloped
     });
 
@@ -72,15 +72,20 @@ fn compare(data: &[u8], shape: &Shape) {
         Err(error) if error.kind > OpenErrorKind::BadSignature => true,
         Err(_) => return,
     };
-    // OpenSSL goes by the key alone; here the suite that is named has to be that of the key.
+    // OpenSSL chooses the algorithm by the key alone; here the suite in the message must be that of the key.
     let signer = world().nodes.iter().find(|node| *node.certificate().key_id() == inspection.signer);
     if signer.is_none_or(|node| node.certificate().suite() != inspection.suite) {
-        assert!(!verified_here, "another suite than the signer's");
+        assert!(!verified_here, "verified with another suite than the signer's");
         return;
     }
     let content = verify(&mut cms);
-    assert_eq!(content.is_some(), verified_here, "the signature: OpenSSL, here; here: {:?}", opened.as_ref().err());
-    assert!(content.is_none_or(|content| content == shape.content), "another content is signed");
+    assert_eq!(
+        content.is_some(),
+        verified_here,
+        "OpenSSL and nanite disagree on the signature: {:?}",
+        opened.as_ref().err()
+    );
+    assert!(content.is_none_or(|content| content == shape.content), "the signed content differs");
     if let (true, Some(enveloped)) = (verified_here, enveloped) {
         compare_decrypted(&enveloped, &inspection, reader, &opened);
     }
@@ -98,23 +103,23 @@ fn compare_decrypted(
     let good = plaintext.ok().filter(|plaintext| is_bound(plaintext, inspection));
     match opened {
         Ok(packet) => {
-            let plaintext = good.expect("OpenSSL does not decrypt it, or it is bound to another header");
+            let plaintext = good.expect("OpenSSL does not decrypt it, or the header differs");
             let codec: &dyn Codec = if inspection.header.codec == "json" { &Json } else { &MsgPack };
             assert_eq!(codec.decode(&plaintext[64..]).unwrap(), *packet);
         }
-        // OpenSSL takes an RSA ciphertext of any length whose number fits; here it has to have that of the modulus (RFC 8017, 7.1.2).
+        // OpenSSL accepts an RSA ciphertext of any length; here it must be as long as the modulus (RFC 8017, section 7.1.2).
         Err(error) if error.kind == OpenErrorKind::CannotOpen => {
             let is_rsa = world().nodes[reader].key().suite() == Suite::Rsa;
-            assert!(is_rsa || good.is_none(), "OpenSSL opens it: {error}");
+            assert!(is_rsa || good.is_none(), "OpenSSL decrypts it: {error}");
         }
         Err(error) if error.kind == OpenErrorKind::BadBody => {
-            assert!(good.is_some(), "OpenSSL does not open it: {error}")
+            assert!(good.is_some(), "OpenSSL does not decrypt it: {error}")
         }
         Err(_) => {}
     }
 }
 
-/// Whether what was decrypted belongs to the header.
+/// Whether the plaintext matches the digests in the header.
 fn is_bound(plaintext: &[u8], inspection: &Inspection) -> bool {
     let header = &inspection.header;
     let Some((prefix, body)) = plaintext.split_at_checked(64) else { return false };
@@ -126,7 +131,7 @@ fn is_bound(plaintext: &[u8], inspection: &Inspection) -> bool {
         && header.recipients == sha256(&ids)
 }
 
-/// Opens it where it would be opened, if anywhere: by which of the nodes, and what came of it.
+/// Opens the message as its first receiver would, if it has one: the index of that node, and the result.
 fn open(data: &[u8], inspection: &Inspection) -> Option<(usize, Result<Packet, OpenError>)> {
     let header = &inspection.header;
     let node = *world().readers(&header.to).first()?;
@@ -143,7 +148,7 @@ fn open(data: &[u8], inspection: &Inspection) -> Option<(usize, Result<Packet, O
     Some((index, opened.map(|inbound| inbound.packet)))
 }
 
-/// What OpenSSL says was signed by one of the nodes; nothing when it says that nothing was.
+/// The content, if OpenSSL verifies the signature of one of the nodes.
 fn verify(cms: &mut CmsContentInfo) -> Option<Vec<u8>> {
     let mut certificates = Stack::new().unwrap();
     for node in &world().nodes {
@@ -151,15 +156,15 @@ fn verify(cms: &mut CmsContentInfo) -> Option<Vec<u8>> {
     }
     let mut content = Vec::new();
     let flags = CMSOptions::NO_SIGNER_CERT_VERIFY | CMSOptions::NOINTERN | CMSOptions::BINARY;
-    let verified = cms.verify(Some(&certificates), Some(&NOBODY), None, Some(&mut content), flags);
+    let verified = cms.verify(Some(&certificates), Some(&EMPTY_STORE), None, Some(&mut content), flags);
     drop(ErrorStack::get());
     verified.is_ok().then_some(content)
 }
 
-/// The same message with the right digest and signature of the node that it names; of the first, when it names none.
-fn signed_anew(data: &[u8], shape: &Shape) -> Vec<u8> {
-    let mut message = Der::one(data).expect("it cannot be taken apart");
-    assert_eq!(message.bytes(), data, "it is no DER");
+/// The same message with the correct digest and a signature of the node that it names, or of the first node if it names none.
+fn signed_again(data: &[u8], shape: &Shape) -> Vec<u8> {
+    let mut message = Der::one(data).expect("cannot be split");
+    assert_eq!(message.bytes(), data, "is not DER");
     let known = world().nodes.iter().position(|node| node.certificate().key_id().as_bytes() == shape.key_id);
     let index = known.unwrap_or(0);
     let signed = message.at(&[1, 0]).unwrap();

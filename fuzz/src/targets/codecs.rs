@@ -1,5 +1,5 @@
-//! Any bytes as a body in each codec: nothing panics, and what decodes is the same packet again after it was encoded, in that codec and
-//! in the others.
+//! Any bytes as a body in each codec: nothing panics, and a body that decodes is the same packet after it was encoded again, in that codec
+//! and in the others.
 
 use nanite::serializer::{Codec, Json, MsgPack, Yaml};
 

@@ -1,5 +1,5 @@
-//! Revocation lists: nothing panics, and with any list whatever a revoked certificate is not believed, nor any other unless the list is
-//! the CA's and current. Each input is looked at as it is, and once more signed anew by the CA.
+//! Revocation lists: nothing panics; no list makes a revoked certificate trusted, and other certificates are trusted only with a current
+//! list of the CA. Each input is checked unchanged, and again with a valid signature of the CA.
 //!
 //! An input is a text, or a list in DER.
 
@@ -16,16 +16,16 @@ use super::certificate::ROOT;
 use super::der;
 use super::world::{NOW, read};
 
-/// The CA, as one that makes lists.
+/// The CA that makes the lists.
 static CA: LazyLock<CertificateAuthority> = LazyLock::new(|| {
     let key = PrivateKey::from_pem(&read("fuzz/pki/root-key.pem"), None).unwrap();
     CertificateAuthority::from_pem(&read("fuzz/pki/root.pem"), key, Some("example.org")).unwrap()
 });
-/// A leaf that none of the CA's lists revokes, and one that each of them does.
+/// A leaf that no list of the CA revokes, and one that every list revokes.
 static LEAVES: LazyLock<[Certificate; 2]> = LazyLock::new(|| {
-    ["kept", "revoked"].map(|name| Certificate::from_pem(&read(&format!("fuzz/pki/{name}.pem"))).unwrap())
+    ["good", "revoked"].map(|name| Certificate::from_pem(&read(&format!("fuzz/pki/{name}.pem"))).unwrap())
 });
-/// What was signed of each list that the CA has truly made.
+/// The signed part of each list that the CA made.
 static MADE: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
     let text = String::from_utf8(read("fuzz/pki/lists.pem")).unwrap();
     let blocks = text.split_inclusive("-----END X509 CRL-----\n");
@@ -36,12 +36,11 @@ static MADE: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
 /// The target.
 pub fn run(data: &[u8]) {
     let text = data.starts_with(b"-----").then(|| data.to_vec());
-    let judged = judge(&text.unwrap_or_else(|| pem(data)));
-    if let Some(parts) = judged {
-        assert!(parts.iter().any(|part| MADE.contains(part)), "a list was believed that the CA has not made");
+    if let Some(parts) = check(&text.unwrap_or_else(|| pem(data))) {
+        assert!(parts.iter().any(|part| MADE.contains(part)), "trusted a list that the CA did not make");
     }
     if let Some(part) = der::signed_part(data) {
-        judge(&pem(&der::signed(&part, &ROOT.key)));
+        check(&pem(&der::signed(&part, &ROOT.key)));
     }
 }
 
@@ -51,8 +50,8 @@ fn pem(der: &[u8]) -> Vec<u8> {
     [b"-----BEGIN X509 CRL-----\n", &lines.join(&b'\n')[..], b"\n-----END X509 CRL-----\n"].concat()
 }
 
-/// Believes these lists, and asks for both leaves. Gives what was signed of the lists when by them a leaf is believed.
-fn judge(text: &[u8]) -> Option<Vec<Vec<u8>>> {
+/// Verifies both leaves with these lists. Returns the signed parts of the lists if a leaf is trusted.
+fn check(text: &[u8]) -> Option<Vec<Vec<u8>>> {
     let list = RevocationList::from_pem(text, &CA);
     drop(ErrorStack::get());
     let list = list.ok().and_then(|(own, _)| own);
@@ -60,24 +59,24 @@ fn judge(text: &[u8]) -> Option<Vec<Vec<u8>>> {
     drop(ErrorStack::get());
     let trust = trust.ok()?;
     assert!(trust.checks_revocation());
-    let [kept, revoked] = LEAVES.each_ref().map(|leaf| trust.verify(leaf, &[], NOW).is_ok());
+    let [good, revoked] = LEAVES.each_ref().map(|leaf| trust.verify(leaf, &[], NOW).is_ok());
     let lists = lists(text);
     let marks = String::from_utf8_lossy(text).matches("X509 CRL").count();
-    assert_eq!(marks, 2 * lists.len(), "a list was passed over");
-    for (leaf, believed) in LEAVES.iter().zip([kept, revoked]) {
-        assert!(!believed || lists.iter().any(|one| is_good_for(one, leaf)), "believed by no good list: {leaf:?}");
+    assert_eq!(marks, 2 * lists.len(), "a list was ignored");
+    for (leaf, trusted) in LEAVES.iter().zip([good, revoked]) {
+        assert!(!trusted || lists.iter().any(|list| is_good_for(list, leaf)), "trusted without a good list: {leaf:?}");
     }
     if let Some(list) = list {
-        follow(&list);
-        let only = lists.len() == 1;
-        for (leaf, believed) in LEAVES.iter().zip([kept, revoked]) {
-            assert!(!only || !believed || !list.revokes(leaf), "believed, and revoked by the only list");
+        check_next(&list);
+        let is_only = lists.len() == 1;
+        for (leaf, trusted) in LEAVES.iter().zip([good, revoked]) {
+            assert!(!is_only || !trusted || !list.revokes(leaf), "trusted, but revoked by the only list");
         }
     }
-    (kept || revoked).then(|| lists.iter().filter_map(|one| der::signed_part(&one.to_der().unwrap())).collect())
+    (good || revoked).then(|| lists.iter().filter_map(|list| der::signed_part(&list.to_der().unwrap())).collect())
 }
 
-/// The lists in a text. Spaces and empty lines mean nothing (RFC 7468, section 2), which OpenSSL's reader sees otherwise.
+/// The lists in a text. Whitespace and empty lines are ignored (RFC 7468, section 2); OpenSSL's parser does not ignore them.
 fn lists(text: &[u8]) -> Vec<X509Crl> {
     let text = String::from_utf8_lossy(text);
     let blocks = text.split("-----BEGIN X509 CRL-----").skip(1).filter_map(|rest| rest.split("-----END").next());
@@ -89,12 +88,12 @@ fn lists(text: &[u8]) -> Vec<X509Crl> {
     pem.filter_map(|block| X509Crl::from_pem(&block).ok()).collect()
 }
 
-/// Whether a list is the CA's, is current, and does not revoke a leaf, as another parser reads it where it can.
+/// Whether a list is the CA's, is current, and does not revoke a leaf, as a second parser reads it if it can.
 fn is_good_for(list: &X509Crl, leaf: &Certificate) -> bool {
     let serial = |x509: &openssl::x509::X509Ref| x509.serial_number().to_bn().unwrap().to_vec();
     let revoked = list.get_revoked().into_iter().flatten();
-    let mut revoked = revoked.map(|one| one.serial_number().to_bn().unwrap().to_vec());
-    if revoked.any(|one| one == serial(leaf.x509())) || !list.verify(&ROOT.key).unwrap_or(false) {
+    let mut revoked = revoked.map(|entry| entry.serial_number().to_bn().unwrap().to_vec());
+    if revoked.any(|revoked| revoked == serial(leaf.x509())) || !list.verify(&ROOT.key).unwrap_or(false) {
         return false;
     }
     let Ok(second) = CertificateList::from_der(&list.to_der().unwrap()) else { return true };
@@ -105,17 +104,17 @@ fn is_good_for(list: &X509Crl, leaf: &Certificate) -> bool {
         && NOW.as_secs() < next
 }
 
-/// The list that follows revokes what this one does, and one more.
-fn follow(list: &RevocationList) {
+/// The next list revokes everything that this one does, and one more certificate.
+fn check_next(list: &RevocationList) {
     let day = Duration::from_secs(86_400);
     let Ok(next) = RevocationList::next(Some(list), &CA, &[(&LEAVES[0], Reason::Superseded)], day, NOW) else { return };
     assert!(next.revokes(&LEAVES[0]));
     assert!(next.len() >= list.len() && (next.number() > list.number() || list.number() == u64::MAX));
     let text = next.to_pem().unwrap();
-    let (again, _) = RevocationList::from_pem(&text, &CA).expect("a list of ours does not read back");
-    let again = again.expect("a list of ours is not ours");
+    let (again, _) = RevocationList::from_pem(&text, &CA).expect("our own list does not parse");
+    let again = again.expect("our own list is not recognised");
     assert_eq!((again.number(), again.len()), (next.number(), next.len()));
     if list.revokes(&LEAVES[1]) {
-        assert!(again.revokes(&LEAVES[1]), "what was revoked is so no more");
+        assert!(again.revokes(&LEAVES[1]), "a revoked certificate is no longer revoked");
     }
 }

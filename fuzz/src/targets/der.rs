@@ -1,27 +1,27 @@
-//! DER taken apart and put together again, by rules of its own and without a check of sense: independent of the parsers that are
-//! fuzzed, and good enough for changing one value without breaking the lengths around it.
+//! Splits DER into values and encodes it again, without checking its meaning. Independent of the parsers that are fuzzed, and good enough
+//! to change one value without breaking the enclosing lengths.
 
-/// How deep values are taken apart.
-const DEPTH: usize = 24;
+/// The nesting depth to which values are split.
+const MAX_DEPTH: usize = 24;
 
 /// One value.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Der {
-    /// A value with bytes.
+    /// A primitive value: tag and content.
     Leaf(u8, Vec<u8>),
-    /// A value with values, behind these bytes: none, or the number of unused bits of a BIT STRING.
+    /// A value that contains values: tag, the bytes before them (none, or the number of unused bits of a BIT STRING), the values.
     Node(u8, Vec<u8>, Vec<Der>),
 }
 
 impl Der {
-    /// The values that stand one after the other, and what follows them.
+    /// Consecutive values, and the bytes after them.
     pub fn all(bytes: &[u8]) -> (Vec<Der>, &[u8]) {
-        Self::all_within(bytes, DEPTH)
+        Self::all_within(bytes, MAX_DEPTH)
     }
 
-    /// The one value that these bytes are.
+    /// The value, if these bytes are exactly one value.
     pub fn one(bytes: &[u8]) -> Option<Der> {
-        match Self::first(bytes, DEPTH)? {
+        match Self::first(bytes, MAX_DEPTH)? {
             (value, []) => Some(value),
             _ => None,
         }
@@ -43,7 +43,7 @@ impl Der {
             (values, []) => Some(values),
             _ => None,
         };
-        // In these, other values are often wrapped; a lone byte or two that happens to parse is none of them.
+        // OCTET STRINGs and BIT STRINGs often wrap other values. Only a SEQUENCE or SET counts: any short content could parse by chance.
         let node = match (tag, content) {
             (0x04, [0x30 | 0x31, ..]) => inside(content).map(|values| (Vec::new(), values)),
             (0x03, [unused, within @ ..]) if within.first() == Some(&0x30) => {
@@ -52,7 +52,7 @@ impl Der {
             _ if tag & 0x20 != 0 => inside(content).map(|values| (Vec::new(), values)),
             _ => None,
         };
-        // What would be written otherwise stays as it is.
+        // A value that would be encoded differently stays unsplit.
         let same = |(prefix, values): &(Vec<u8>, Vec<Der>)| {
             let written: Vec<u8> = prefix.iter().copied().chain(values.iter().flat_map(Der::bytes)).collect();
             written == content

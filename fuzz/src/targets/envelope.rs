@@ -1,7 +1,7 @@
-//! Any bytes, and changed messages, through the steps of opening: nothing panics, and what is opened says, word for word, what a known
-//! node has signed.
+//! Any bytes, and mutated messages, through the steps of opening: nothing panics, and a message that opens is exactly what a known node has
+//! signed.
 //!
-//! The bytes themselves may differ in what the signature does not cover: other certificates along, or SHA-256 with and without NULL.
+//! The bytes may differ where the signature does not cover them: other carried certificates, or SHA-256 with and without NULL.
 
 use std::sync::LazyLock;
 
@@ -18,18 +18,18 @@ use openssl::sign::{RsaPssSaltlen, Verifier};
 use super::der::{Der, content};
 use super::world::{CHANNELS, NOW, START, read, root, world};
 
-/// messageDigest, and the header, as they name their attributes.
+/// The attribute types messageDigest and header.
 const MESSAGE_DIGEST: [u8; 9] = [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x09, 0x04];
 const HEADER: [u8; 10] = [0x2b, 0x06, 0x01, 0x04, 0x01, 0x81, 0xfd, 0x59, 0x02, 0x01];
 
-/// What a node has truly signed.
+/// A message that a node really signed.
 #[derive(Clone)]
 struct Original {
     header: Header,
-    /// The digest of what is signed.
+    /// The digest of the signed content.
     digest: Vec<u8>,
     signer: Vec<u8>,
-    /// What it says, where a reader can open it.
+    /// The packet, if a reader can open it.
     packet: Option<Packet>,
 }
 
@@ -40,10 +40,10 @@ static READER: LazyLock<SecureSerializer> = LazyLock::new(|| world().serializer(
 pub fn run(data: &[u8]) {
     match inspect(data) {
         Err(error) => {
-            // The first three steps ask nothing of the reader, but how long a message may be in its queue.
+            // The first three steps do not depend on the reader, except for the size limit of its queue.
             let refused = READER.open(data, &OpenContext::new(InboundQueue::AgentInbox, NOW)).unwrap_err();
             let same = refused.kind == error.kind || refused.kind == OpenErrorKind::TooLarge;
-            assert!(same, "refused as {refused}, and looked at as {error}");
+            assert!(same, "refused as {refused}, inspected as {error}");
         }
         Ok(inspection) => {
             for node in world().readers(&inspection.header.to).into_iter().take(2) {
@@ -59,19 +59,19 @@ pub fn run(data: &[u8]) {
 
 fn open(reader: &SecureSerializer, data: &[u8], inspection: &Inspection, channel: InboundQueue) {
     let header = &inspection.header;
-    // As it would be at its best moment, and at the moment that it is.
+    // At the time when it was issued, and at the fixed time.
     for now in [header.issued_at.max(START), NOW] {
         let context = OpenContext::new(channel, now);
         let Ok(inbound) = reader.open(data, &context) else { continue };
-        let shape = fuzzing::shape(data).expect("opened, and of another shape");
+        let shape = fuzzing::shape(data).expect("opened, but has another structure");
         let mut originals = ORIGINALS.iter().filter(|original| original.header == *header);
         let original = originals.find(|original| original.digest == sha256(&shape.content));
-        let original = original.expect("a message was opened that nobody has sealed");
+        let original = original.expect("opened a message that no node sealed");
         assert_eq!(shape.key_id, original.signer, "another signer");
         if let Some(packet) = &original.packet {
-            assert_eq!(inbound.packet, *packet, "another packet than was signed");
+            assert_eq!(inbound.packet, *packet, "not the packet that was signed");
         }
-        let signer = inbound.signer().expect("opened, and not verified");
+        let signer = inbound.signer().expect("opened, but not verified");
         assert_eq!((signer.signer(), signer.id()), (&header.from, header.id));
         let again = reader.open(data, &context);
         let replayed = again.is_err_and(|error| error.kind == OpenErrorKind::Replayed);
@@ -80,8 +80,8 @@ fn open(reader: &SecureSerializer, data: &[u8], inspection: &Inspection, channel
     }
 }
 
-/// What the nodes have signed of all that is in the vectors and in our own seeds, bad ones too: what is wrong with these may be outside
-/// of what is signed.
+/// All that the nodes have signed in the vectors and in our own seeds. Includes the invalid messages: their fault may be outside the signed
+/// part.
 fn originals() -> Vec<Original> {
     let folder = root().join("tests/vectors/envelope");
     let index: serde_json::Value = serde_json::from_slice(&read("tests/vectors/envelope/index.json")).unwrap();
@@ -98,11 +98,11 @@ fn originals() -> Vec<Original> {
             signed(&Der::all(&std::fs::read(path).unwrap()).0, &None, &mut all);
         }
     }
-    assert!(all.len() > 50, "{} messages are signed", all.len());
+    assert!(all.len() > 50, "only {} messages are signed", all.len());
     all
 }
 
-/// Finds whatever is a SignerInfo with a header, and truly signed by one of the nodes.
+/// Finds every SignerInfo with a header and a valid signature of one of the nodes.
 fn signed(values: &[Der], packet: &Option<Packet>, found: &mut Vec<Original>) {
     for value in values {
         if let [_, Der::Leaf(_, signer), _, Der::Node(0xa0, _, attributes), _, signature, ..] = value.inside() {
@@ -116,7 +116,7 @@ fn signed(values: &[Der], packet: &Option<Packet>, found: &mut Vec<Original>) {
     }
 }
 
-/// The content of the one value of an attribute.
+/// The content of the value of an attribute.
 fn attribute(attributes: &[Der], wanted: &[u8]) -> Option<Vec<u8>> {
     let mut attributes = attributes.iter().map(Der::inside);
     let value = attributes.find_map(|attribute| match attribute {

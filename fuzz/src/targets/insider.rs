@@ -1,7 +1,7 @@
-//! What a node with a valid certificate can do: any header and any body, truly signed and encrypted. Nothing panics, and what is opened
-//! is what this node may say, to whom it may say it.
+//! Attacks by a node with a valid certificate: any header and any body, correctly signed and encrypted. Nothing panics, and a message that
+//! opens is one that this node may send to that receiver.
 //!
-//! An input is a byte that chooses signer, honesty and protection, a header in DER, and the body.
+//! An input is a byte that selects signer, honesty and protection, then a header in DER, then the body.
 
 use std::sync::{Arc, LazyLock};
 
@@ -13,12 +13,12 @@ use nanite::serializer::{Audience, InboundQueue, MessageClass, OpenContext, Open
 use super::der;
 use super::world::{CHANNELS, START, world};
 
-/// A header may lie about recipients and body.
-const LIES: u8 = 0x08;
-/// It is not encrypted.
-const CLEAR: u8 = 0x10;
-/// It is encrypted for two that it may or may not be for.
-const OTHERS: u8 = 0x20;
+/// The header may have wrong digests of recipients and body.
+const DISHONEST: u8 = 0x08;
+/// The message is not encrypted.
+const UNENCRYPTED: u8 = 0x10;
+/// The message is encrypted for two nodes, whether they are its receivers or not.
+const OTHER_RECIPIENTS: u8 = 0x20;
 
 static SIGNERS: LazyLock<Vec<SecureSerializer>> =
     LazyLock::new(|| world().nodes.iter().map(|node| world().serializer(node)).collect());
@@ -28,15 +28,19 @@ pub fn run(data: &[u8]) {
     let Some((choice, rest)) = data.split_first() else { return };
     let Some((_, body)) = der::content(rest) else { return };
     let Some(header) = fuzzing::header(&rest[..rest.len() - body.len()]) else { return };
-    assert_eq!(fuzzing::header_der(&header).unwrap(), &rest[..rest.len() - body.len()], "one header in two encodings");
+    assert_eq!(
+        fuzzing::header_der(&header).unwrap(),
+        &rest[..rest.len() - body.len()],
+        "a header with a second encoding"
+    );
     let signer = &SIGNERS[usize::from(choice & 7) % SIGNERS.len()];
     let readers = world().readers(&header.to);
-    let recipients: Vec<Arc<Certificate>> = match choice & OTHERS {
+    let recipients: Vec<Arc<Certificate>> = match choice & OTHER_RECIPIENTS {
         0 => readers.iter().map(|node| node.certificate().clone()).collect(),
         _ => world().nodes.iter().rev().take(2).map(|node| node.certificate().clone()).collect(),
     };
-    let recipients = (choice & CLEAR == 0).then_some(&recipients[..]).filter(|recipients| !recipients.is_empty());
-    let honest = choice & LIES == 0;
+    let recipients = (choice & UNENCRYPTED == 0).then_some(&recipients[..]).filter(|recipients| !recipients.is_empty());
+    let honest = choice & DISHONEST == 0;
     let Some(message) = fuzzing::seal(signer, header.clone(), body, recipients, honest) else { return };
     for node in readers.into_iter().take(2) {
         let reader = world().serializer(node);
@@ -44,10 +48,10 @@ pub fn run(data: &[u8]) {
             let now = header.issued_at.max(START);
             let context = OpenContext::new(channel, now);
             let Ok(inbound) = reader.open(&message, &context) else { continue };
-            assert!(honest, "recipients or body are not what the header says");
+            assert!(honest, "recipients or body do not match the header");
             let me = node.certificate().identity();
             let is_me = |recipient: &Arc<Certificate>| recipient.key_id() == node.certificate().key_id();
-            assert!(recipients.is_none_or(|all| all.iter().any(is_me)), "opened by one that it was not encrypted for");
+            assert!(recipients.is_none_or(|all| all.iter().any(is_me)), "opened by a node that is not a recipient");
             assert!(matches!(&header.to, Audience::One(to) if to == me) || !matches!(header.to, Audience::One(_)));
             check(&header, &inbound.packet, channel, recipients.is_some());
             let verified = inbound.signer().unwrap();
@@ -61,20 +65,18 @@ pub fn run(data: &[u8]) {
     }
 }
 
-/// What holds for everything that is opened.
+/// Checks what must be true of every opened message.
 fn check(header: &Header, packet: &Packet, channel: InboundQueue, encrypted: bool) {
     let kind = packet.kind();
     assert_eq!(kind, header.kind);
-    assert!(channel.permits(header.from.role(), kind), "its sender may not send it here");
-    assert!(packet.claimed_sender().is_none_or(|sender| *sender == header.from), "in another's name");
-    assert_eq!(
-        encrypted,
-        kind != nanite::packet::Kind::Advertise,
-        "a message in the clear, or an advertise that is not"
-    );
+    assert!(channel.permits(header.from.role(), kind), "the sender may not send it to this queue");
+    assert!(packet.claimed_sender().is_none_or(|sender| *sender == header.from), "in the name of another node");
+    assert_eq!(encrypted, kind != nanite::packet::Kind::Advertise, "unencrypted, or an encrypted advertise");
     let lifetime = header.expires_at.since(header.issued_at).as_secs();
     match header.class {
-        MessageClass::Live => assert!(lifetime <= 60 && header.issued_at >= START, "too long, or before the start"),
+        MessageClass::Live => {
+            assert!(lifetime <= 60 && header.issued_at >= START, "lifetime too long, or issued before the start")
+        }
         MessageClass::Stored => assert!(lifetime <= 7 * 24 * 3600 && header.to == Audience::Mappers),
     }
     assert!(header.issued_at <= header.expires_at);

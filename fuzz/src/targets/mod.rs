@@ -1,4 +1,4 @@
-//! The targets: functions that take any bytes, and panic when something does not hold.
+//! The targets: functions that take any bytes, and panic when a property does not hold.
 
 pub mod certificate;
 pub mod cms;
@@ -14,17 +14,17 @@ pub mod world;
 /// One target.
 #[derive(Clone, Copy)]
 pub struct Target {
-    /// Its name: that of its program, and of its folder in `seeds`.
+    /// The name of the target, of its program, and of its folder in `seeds`.
     pub name: &'static str,
-    /// What it does with an input.
+    /// Runs the target with one input.
     pub run: fn(&[u8]),
-    /// A folder with more seeds, from the root of the project, or none.
+    /// A folder with more seeds, relative to the project's root.
     pub vectors: Option<&'static str>,
 }
 
 const MESSAGES: Option<&str> = Some("tests/vectors/envelope/messages");
 
-/// All of them.
+/// All targets.
 pub const ALL: [Target; 8] = [
     Target { name: "certificate", run: certificate::run, vectors: None },
     Target { name: "cms", run: cms::run, vectors: MESSAGES },

@@ -1,4 +1,4 @@
-//! Any text as a policy: nothing panics, what no rule allows is denied, and the decisions are those of a second, plainer evaluation.
+//! Any text as a policy: nothing panics, what no rule allows is denied, and the decisions equal those of a second, simpler evaluation.
 
 use std::sync::LazyLock;
 
@@ -6,14 +6,14 @@ use nanite::packet::{Identity, Payload, Register, Request, SelectorName, Status,
 use nanite::policy::{Caller, Pattern, Policy, Rules};
 use toml::{Table, Value};
 
-/// Somebody who asks: who sends, for whom, and what.
-struct Ask {
+/// A request to decide on: its sender, the caller if another node, and the request.
+struct Case {
     sender: Identity,
     on_behalf_of: Option<Identity>,
     request: Request,
 }
 
-static ASKS: LazyLock<Vec<Ask>> = LazyLock::new(asks);
+static CASES: LazyLock<Vec<Case>> = LazyLock::new(cases);
 static REGISTERS: LazyLock<Vec<Register>> = LazyLock::new(registers);
 
 /// The target.
@@ -25,25 +25,28 @@ pub fn run(data: &[u8]) {
         assert!(fits || !(1..=Pattern::MAX).contains(&pattern.len()) || !glob(pattern, text), "{pattern:?} {text:?}");
     }
     let Ok(rules) = Rules::from_toml(text) else { return };
-    let table: Table = toml::from_str(text).expect("rules in what is no TOML");
+    let table: Table = toml::from_str(text).expect("rules from invalid TOML");
     let names = rules.names();
     for register in REGISTERS.iter() {
         let decision = rules.authorize_registration(&Caller::new(&register.identity, None), register);
-        let wanted = list(&table, "register").iter().any(|rule| registers_by(rule, register));
+        let wanted = list(&table, "register").iter().any(|rule| allows_registration(rule, register));
         assert_eq!(decision.allowed, wanted, "{register:?}");
         assert!(decision.rule.is_none_or(|rule| names.contains(&rule)));
     }
-    for ask in ASKS.iter() {
-        let mut caller = Caller::new(&ask.sender, None);
-        caller.on_behalf_of = ask.on_behalf_of.as_ref();
-        let decision = rules.authorize_request(&caller, &ask.request);
-        let wanted = list(&table, "request").iter().any(|rule| requests_by(rule, ask));
-        assert_eq!(decision.allowed, wanted, "{:?} by {:?}", ask.request, caller.origin());
-        let explained = rules.explain(&caller, &ask.request);
-        let first = explained.into_iter().find(|one| one.misses.is_empty()).map(|one| one.rule);
-        assert_eq!(decision.rule, first, "another rule decides than is explained");
+    for case in CASES.iter() {
+        let mut caller = Caller::new(&case.sender, None);
+        caller.on_behalf_of = case.on_behalf_of.as_ref();
+        let decision = rules.authorize_request(&caller, &case.request);
+        let wanted = list(&table, "request").iter().any(|rule| allows_request(rule, case));
+        assert_eq!(decision.allowed, wanted, "{:?} by {:?}", case.request, caller.origin());
+        let explained = rules.explain(&caller, &case.request);
+        let first = explained
+            .into_iter()
+            .find(|explanation| explanation.mismatches.is_empty())
+            .map(|explanation| explanation.rule);
+        assert_eq!(decision.rule, first, "the explanation names another rule");
         assert_eq!(decision.allowed, decision.rule.is_some());
-        assert!(!names.is_empty() || !decision.allowed, "allowed by no rule");
+        assert!(!names.is_empty() || !decision.allowed, "allowed without rules");
     }
 }
 
@@ -52,41 +55,41 @@ fn list<'a>(table: &'a Table, kind: &str) -> &'a [Value] {
     table.get(kind).and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
-/// Whether a text fits one of the patterns of a rule's line; none where there is no such line.
-fn line(rule: &Value, key: &str, text: &str) -> Option<bool> {
+/// Whether a text matches one of the patterns of a rule's key; nothing if the rule does not have the key.
+fn matches_key(rule: &Value, key: &str, text: &str) -> Option<bool> {
     let patterns = rule.get(key)?.as_array().unwrap();
     Some(patterns.iter().any(|pattern| glob(pattern.as_str().unwrap(), text)))
 }
 
-fn every(rule: &Value, key: &str, texts: &[Tag], otherwise: bool) -> bool {
+fn matches_all(rule: &Value, key: &str, texts: &[Tag], otherwise: bool) -> bool {
     match rule.get(key) {
         None => otherwise || texts.is_empty(),
-        Some(_) => texts.iter().all(|text| line(rule, key, text.as_str()) == Some(true)),
+        Some(_) => texts.iter().all(|text| matches_key(rule, key, text.as_str()) == Some(true)),
     }
 }
 
-fn registers_by(rule: &Value, register: &Register) -> bool {
-    line(rule, "agents", register.identity.as_str()) == Some(true)
-        && register.services.iter().all(|service| line(rule, "services", service.as_str()) == Some(true))
-        && every(rule, "tags", &register.tags, true)
-        && every(rule, "files", &register.files, false)
+fn allows_registration(rule: &Value, register: &Register) -> bool {
+    matches_key(rule, "agents", register.identity.as_str()) == Some(true)
+        && register.services.iter().all(|service| matches_key(rule, "services", service.as_str()) == Some(true))
+        && matches_all(rule, "tags", &register.tags, true)
+        && matches_all(rule, "files", &register.files, false)
 }
 
-fn requests_by(rule: &Value, ask: &Ask) -> bool {
-    let origin = ask.on_behalf_of.as_ref().unwrap_or(&ask.sender);
-    let service = match ask.request.service.as_str() {
-        one if one.matches('/').count() == 1 => format!("{one}/index"),
-        several => several.to_owned(),
+fn allows_request(rule: &Value, case: &Case) -> bool {
+    let origin = case.on_behalf_of.as_ref().unwrap_or(&case.sender);
+    let service = match case.request.service.as_str() {
+        prefix if prefix.matches('/').count() == 1 => format!("{prefix}/index"),
+        service => service.to_owned(),
     };
-    line(rule, "callers", origin.as_str()) == Some(true)
-        && line(rule, "roles", origin.role().as_str()).unwrap_or(true)
-        && (ask.on_behalf_of.is_none() || line(rule, "through", ask.sender.as_str()).unwrap_or(true))
-        && line(rule, "services", &service) == Some(true)
-        && line(rule, "selectors", ask.request.selector.as_str()).unwrap_or(true)
-        && every(rule, "tags", &ask.request.tags, true)
+    matches_key(rule, "callers", origin.as_str()) == Some(true)
+        && matches_key(rule, "roles", origin.role().as_str()).unwrap_or(true)
+        && (case.on_behalf_of.is_none() || matches_key(rule, "through", case.sender.as_str()).unwrap_or(true))
+        && matches_key(rule, "services", &service) == Some(true)
+        && matches_key(rule, "selectors", case.request.selector.as_str()).unwrap_or(true)
+        && matches_all(rule, "tags", &case.request.tags, true)
 }
 
-/// Whether a text fits a pattern, in the plainest way: which beginnings of the pattern fit which beginnings of the text.
+/// Whether a text matches a pattern, by dynamic programming over the prefixes of both.
 fn glob(pattern: &str, text: &str) -> bool {
     let mut fits = vec![false; text.len() + 1];
     fits[0] = true;
@@ -102,8 +105,8 @@ fn glob(pattern: &str, text: &str) -> bool {
     fits[text.len()]
 }
 
-fn asks() -> Vec<Ask> {
-    let mut asks = Vec::new();
+fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
     for (sender, on_behalf_of) in [
         ("mapper-main", None),
         ("mapper-other", None),
@@ -120,10 +123,10 @@ fn asks() -> Vec<Ask> {
             request.selector = selector;
             request.tags = tags.iter().map(|tag| tag.parse().unwrap()).collect();
             let on_behalf_of = on_behalf_of.map(|name: &str| name.parse().unwrap());
-            asks.push(Ask { sender: sender.parse().unwrap(), on_behalf_of, request });
+            cases.push(Case { sender: sender.parse().unwrap(), on_behalf_of, request });
         }
     }
-    asks
+    cases
 }
 
 fn registers() -> Vec<Register> {

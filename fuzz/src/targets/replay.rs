@@ -1,6 +1,7 @@
-//! The replay memory against a plain model: the same answers, and, whatever the clock does, no message is taken twice while it is valid.
+//! The replay memory against a simple model: both give the same answers, and, whatever the clock does, no message is accepted twice while it
+//! is valid.
 //!
-//! An input is a list of steps of six bytes: what to do, who, which, when it expires, and how the clock moves.
+//! An input is a list of steps of six bytes: operation, sender, message, expiry, and the movement of the clock (two bytes).
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -13,16 +14,16 @@ use super::world::NOW;
 
 const SKEW: Duration = Duration::from_secs(30);
 const LIFETIME: Duration = Duration::from_secs(60);
-const EACH: usize = 4;
+const PER_SENDER: usize = 4;
 const TOTAL: usize = 9;
 const SENDERS: usize = 3;
 
-/// The plain model of what is remembered by id.
+/// A simple model of the ids in the memory.
 #[derive(Default)]
 struct Model {
-    /// Until which second each message is remembered.
+    /// The second until which each message is remembered.
     seen: HashMap<(usize, u8), u64>,
-    /// The last second of what was forgotten.
+    /// The latest such second among the messages that were dropped.
     forgotten: u64,
 }
 
@@ -33,7 +34,7 @@ impl Model {
         let of_sender = self.seen.keys().filter(|(sender, _)| *sender == from).count();
         until(expires_at) > self.forgotten
             && !self.seen.contains_key(&(from, id))
-            && of_sender < EACH
+            && of_sender < PER_SENDER
             && self.seen.len() < TOTAL
     }
 }
@@ -45,7 +46,7 @@ fn until(expires_at: Timestamp) -> u64 {
 /// The target.
 pub fn run(data: &[u8]) {
     let mut limits = ReplayLimits::default();
-    (limits.per_sender, limits.total, limits.senders) = (EACH, TOTAL, SENDERS);
+    (limits.per_sender, limits.total, limits.senders) = (PER_SENDER, TOTAL, SENDERS);
     let memory = Replay::new(limits, SKEW);
     let senders: Vec<Identity> = (0..8).map(|n| Identity::agent(&format!("a{n}")).unwrap()).collect();
     let (mut model, mut now) = (Model::default(), NOW);
@@ -56,34 +57,37 @@ pub fn run(data: &[u8]) {
         now = if clock & 0x80 == 0 { now.saturating_add(moved) } else { now.saturating_sub(moved) };
         let who = usize::from(who % 8);
         let from = &senders[who];
-        // What has expired is refused before the memory is asked.
+        // Expired messages are refused before the memory is consulted.
         let expires_at = now.saturating_add(Duration::from_millis(u64::from(*expiry) * 235));
         let id = MessageId::from_bytes([*which; 16]);
         match what % 4 {
             0 | 1 => {
                 let admits = model.admits(who, *which, expires_at, now);
-                assert_eq!(memory.check(from, id, expires_at, now), admits, "asked");
-                assert_eq!(memory.admit(from, id, expires_at, now), admits, "to be taken note of");
+                assert_eq!(memory.check(from, id, expires_at, now), admits, "check");
+                assert_eq!(memory.admit(from, id, expires_at, now), admits, "admit");
                 if admits {
                     model.seen.insert((who, *which), until(expires_at));
-                    assert!(taken.insert((who, *which, expires_at)), "taken twice");
+                    assert!(taken.insert((who, *which, expires_at)), "accepted twice");
                 }
             }
             2 => {
-                // One that was taken comes again, at any moment at which it is valid.
+                // Accepted messages arrive again, while they are valid.
                 let again = taken.iter().filter(|(_, _, expires_at)| *expires_at >= now);
                 for (who, which, expires_at) in again {
                     let id = MessageId::from_bytes([*which; 16]);
-                    assert!(!memory.admit(&senders[*who], id, *expires_at, now), "a replay was taken");
-                    assert!(!model.admits(*who, *which, *expires_at, now), "the model has a hole");
+                    assert!(!memory.admit(&senders[*who], id, *expires_at, now), "a replay was accepted");
+                    assert!(!model.admits(*who, *which, *expires_at, now), "the model accepts a replay");
                 }
             }
             _ => {
-                // What was taken comes again while it can be valid: it was issued at most `SKEW` after it came.
+                // Accepted heartbeats arrive again while they can be valid: issued at most `SKEW` after their arrival.
                 for ((who, place), at) in &places {
                     let at: &Timestamp = at;
                     if now <= at.saturating_add(SKEW).saturating_add(LIFETIME) {
-                        assert!(!memory.advance(&senders[*who], *place, LIFETIME, now), "a heartbeat was taken twice");
+                        assert!(
+                            !memory.advance(&senders[*who], *place, LIFETIME, now),
+                            "a heartbeat was accepted twice"
+                        );
                     }
                 }
                 let place = (u64::from(*expiry), u64::from(*which));

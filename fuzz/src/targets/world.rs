@@ -1,4 +1,4 @@
-//! Who is there: the nodes of `tests/vectors/envelope`, with fixed keys, certificates and moments.
+//! The nodes of `tests/vectors/envelope`, with fixed keys, certificates and times.
 
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
@@ -9,9 +9,9 @@ use nanite::packet::{Identity, Role};
 use nanite::security::SecureSerializer;
 use nanite::serializer::{Audience, InboundQueue};
 
-/// When the readers started.
+/// The start time of the readers.
 pub const START: Timestamp = Timestamp::from_secs(1_795_500_000);
-/// When messages arrive.
+/// The time when messages arrive.
 pub const NOW: Timestamp = Timestamp::from_secs(1_795_500_020);
 
 /// Every kind of queue.
@@ -24,15 +24,15 @@ pub const CHANNELS: [InboundQueue; 6] = [
     InboundQueue::Offline,
 ];
 
-/// The nodes, what they know of each other, and whom they believe.
+/// The nodes, the certificates that they know, and their trust.
 pub struct World {
-    /// All with a certificate of the CA, and in the end a stranger with one of another.
+    /// Nodes with a certificate of the CA, and as the last a stranger with a certificate of another CA.
     pub nodes: Vec<Credentials>,
     store: Arc<StaticCertificateStore>,
     trust: Arc<Trust>,
 }
 
-/// The one world there is.
+/// The world, created once.
 pub fn world() -> &'static World {
     static WORLD: LazyLock<World> = LazyLock::new(World::new);
     &WORLD
@@ -63,21 +63,21 @@ impl World {
         Self { nodes: nodes.into(), store: Arc::new(store), trust: Arc::new(trust) }
     }
 
-    /// A serializer that has seen nothing yet.
+    /// A new serializer, with an empty replay memory.
     pub fn serializer(&self, node: &Credentials) -> SecureSerializer {
         let builder = SecureSerializer::builder(node.clone(), self.store.clone(), self.trust.clone());
         builder.started_at(START).build().unwrap()
     }
 
-    /// The nodes that a message is for; the stranger is not asked.
+    /// The receivers of a message, without the stranger.
     pub fn readers(&self, to: &Audience) -> Vec<&Credentials> {
-        let is_meant = |identity: &Identity| match to {
+        let is_receiver = |identity: &Identity| match to {
             Audience::One(one) => one == identity,
             Audience::Many(many) => many.contains(identity),
             Audience::Mappers => identity.role() == Role::Mapper,
             Audience::Agents => identity.role() == Role::Agent,
             _ => false,
         };
-        self.nodes.iter().take(6).filter(|node| is_meant(node.certificate().identity())).collect()
+        self.nodes.iter().take(6).filter(|node| is_receiver(node.certificate().identity())).collect()
     }
 }

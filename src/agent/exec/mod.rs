@@ -1,148 +1,249 @@
-//! Program actors: every executable `DIR/PREFIX/NAME` is the service `/PREFIX/NAME`, in any language.
+//! Programs as actors: every executable `DIR/PREFIX/NAME` is the service `/PREFIX/NAME`, in any language.
 //!
-//! A program is run anew for every request, in its own directory `DIR/PREFIX`, and speaks by what every language has:
+//! A new process is started for every request, in its own directory `DIR/PREFIX`. Its interface:
 //!
 //! | | |
 //! |---|---|
-//! | standard input | the payload, one line of JSON, then the end of the file; it need not be read |
-//! | standard output | the result: JSON where it parses, else text, without the last line break; nothing: null |
-//! | descriptor 3 | intermediate results, as they come: lines of JSON, `{"key":"k","value":..}`; the key may be left out |
-//! | exit code | 0: done; anything else, or a signal: a failure whose message is the end of standard error |
-//! | arguments | none: nothing of a message ever stands in arguments or reaches a shell |
-//! | environment | `PATH`, `HOME`, `LANG`, `LC_*`, `TZ`, `TMPDIR`, `USER` of the agent, and no more of it |
+//! | standard input | the payload as one line of JSON, then end of file; the program need not read it |
+//! | standard output | the result: JSON if it parses, else text, without the last line break; no output is null |
+//! | descriptor 3 | intermediate results, sent as they arrive: lines of JSON, `{"key":"k","value":..}`; the key is optional |
+//! | exit code | 0 is success; any other code, or a signal, is a failure whose message is the end of standard error |
+//! | arguments | none: no part of a message is ever passed as an argument or to a shell |
+//! | environment | `PATH`, `HOME`, `LANG`, `LC_*`, `TZ`, `TMPDIR`, `USER` of the agent, and the variables below |
 //! | `NANITE_SERVICE` | the service's name |
-//! | `NANITE_CALLER` | the identity of who wants it done |
-//! | `NANITE_TOKEN` | the token of the request, where it has one |
-//! | `NANITE_DEADLINE` | when the answer is no longer wanted, in whole seconds since the Unix epoch, where there is a deadline |
+//! | `NANITE_CALLER` | the identity of the caller |
+//! | `NANITE_TOKEN` | the token of the request, if it has one |
+//! | `NANITE_DEADLINE` | the deadline of the request, in whole seconds since the Unix epoch, if it has one |
 //!
-//! A program leads a process group of its own. When the deadline passes, the request is cancelled or a limit is exceeded, the
-//! group gets SIGTERM, and SIGKILL after [`ProgramLimits::grace`]; what a program leaves behind in its group when it ends is
-//! killed as well. A program that moves its children into other groups or sessions keeps them.
+//! A program is the leader of its own process group. When the deadline passes, the request is cancelled or a limit is exceeded, the
+//! group gets SIGTERM, and SIGKILL after the [grace period](ProgramLimits::grace_period). Processes that remain in the group when
+//! the program exits are killed. Child processes that moved to another group or session are not.
 //!
-//! Who can write a program decides what runs. So the directory, everything in it that leads to a program, and the directories
-//! above it must belong to root or the user of the agent, and be writable for nobody else; else the program is
-//! [skipped](ProgramActors::skipped), or the directory refused. This is looked at again before every run.
+//! Anyone who can write a program decides what runs. So the directory, everything in it that leads to a program, and the directories
+//! above it must belong to root or the user of the agent, and must not be writable by others. Otherwise the program is
+//! [skipped](ProgramActors::skipped), or the directory rejected. This is checked again before every run.
 
 mod directory;
+mod permissions;
 mod process;
 mod run;
-mod watch;
 
-use std::io;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::thread;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::sync::watch as channel;
+use notify::event::{AccessKind, AccessMode};
+use notify::{EventKind, RecursiveMode, Watcher};
+use parking_lot::Mutex;
+use tokio::sync::watch;
 
-pub use directory::{SkipReason, Skipped};
+use directory::{Directory, Listing};
 
-use super::{Actor, Context, HandlerResult};
+use super::actor::{Actor, Context, HandlerResult};
 use crate::packet::{Failure, FailureCode, Payload, Service};
-use watch::Watched;
 
-/// What a program may use.
-#[derive(Clone, Copy, Debug)]
-pub struct ProgramLimits {
-    /// Bytes on its standard output; with more it is ended, which is a failure. 8 MiB by default.
-    pub stdout: usize,
-    /// How many of the last bytes of its standard error are kept; it may write any number. 4 KiB by default.
-    pub stderr: usize,
-    /// Bytes in one line on descriptor 3; with more it is ended, which is a failure. 1 MiB by default.
-    pub part: usize,
-    /// How long it may run, beside the deadline of the request; as long as it likes by default.
-    pub run_time: Option<Duration>,
-    /// How long it has between SIGTERM and SIGKILL. 2 s by default.
-    pub grace: Duration,
-}
+pub use permissions::{ProgramError, SkipReason, Skipped};
+pub use run::ProgramLimits;
 
-impl Default for ProgramLimits {
-    fn default() -> Self {
-        Self { stdout: 8 << 20, stderr: 4 << 10, part: 1 << 20, run_time: None, grace: Duration::from_secs(2) }
-    }
-}
+/// How often the directory is scanned even if no change was reported.
+const RESCAN_INTERVAL: Duration = Duration::from_secs(10);
+/// Changes come in bursts: the directory is scanned this long after the first one.
+const DEBOUNCE: Duration = Duration::from_millis(20);
 
-/// Why a directory cannot be used as a directory of programs.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ProgramError {
-    /// It is no directory that this process can read.
-    #[error("cannot read the directory of programs {}", path.display())]
-    Unreadable {
-        /// The directory.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// Somebody else can decide what it holds.
-    #[error("{} is no safe place for programs: {reason}", path.display())]
-    Unsafe {
-        /// The directory, or one above it.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: SkipReason,
-    },
-    /// A prefix to pick cannot be part of a service's name.
-    #[error("{0:?} is no prefix of services")]
-    Prefix(String),
-    /// A prefix to pick does not exist.
-    #[error("there is no directory {prefix} in {}", path.display())]
-    NoSuchPrefix {
-        /// The prefix.
-        prefix: String,
-        /// The directory of programs.
-        path: PathBuf,
-    },
-    /// The thread that watches the directory cannot be started.
-    #[error("cannot watch the directory of programs")]
-    Watch(#[source] io::Error),
-}
-
-/// The programs of a directory, as an [`Actor`]. Changes in the directory are found, and advertised, while it lives.
+/// The programs of a directory, as an [`Actor`]. A thread watches the directory while this exists; changes are advertised.
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use nanite::agent::{ProgramActors, ProgramLimits};
+///
+/// let programs = ProgramActors::open("examples/actors")?.limits(ProgramLimits::new().timeout(Duration::from_secs(60)));
+/// for skipped in programs.skipped() {
+///     eprintln!("{}: {}", skipped.path.display(), skipped.reason);
+/// }
+/// # Ok::<(), nanite::agent::ProgramError>(())
+/// ```
 #[derive(Debug)]
 pub struct ProgramActors {
-    watched: Watched,
+    shared: Arc<Shared>,
+    /// Has seen the first listing; so have its clones.
+    changes: watch::Receiver<u64>,
+    wake: SyncSender<()>,
     limits: ProgramLimits,
 }
 
 impl ProgramActors {
-    /// The programs in `dir`; only those under the prefixes in `only`, unless that is empty. Blocks on the file system, so call
-    /// it before there is work; needs no runtime, but the calls of the actor need one of Tokio's with IO and time.
+    /// All programs in `dir`.
+    ///
+    /// Blocks on the file system, so call it before the agent starts. It needs no runtime; calls of the actor need a Tokio runtime
+    /// with IO and time enabled.
     ///
     /// # Errors
-    /// [`ProgramError`] says what is wrong with the directory, or the prefixes.
-    pub fn open(dir: impl AsRef<Path>, only: Vec<String>) -> Result<Self, ProgramError> {
-        let directory = directory::Directory::open(dir.as_ref(), only)?;
-        Ok(Self { watched: Watched::start(directory)?, limits: ProgramLimits::default() })
+    /// [`ProgramError`] says what is wrong with the directory.
+    pub fn open(dir: impl AsRef<Path>) -> Result<Self, ProgramError> {
+        Self::open_prefixes(dir, [""; 0])
     }
 
-    /// What every program may use.
+    /// Only the programs in the directories `dir/PREFIX` of these prefixes; all if there are no prefixes. Otherwise as
+    /// [`ProgramActors::open`].
+    ///
+    /// # Errors
+    /// [`ProgramError`] says what is wrong with the directory or a prefix.
+    pub fn open_prefixes(
+        dir: impl AsRef<Path>,
+        prefixes: impl IntoIterator<Item = impl Into<String>>,
+    ) -> Result<Self, ProgramError> {
+        let directory = Directory::open(dir.as_ref(), prefixes.into_iter().map(Into::into).collect())?;
+        let listing = directory.scan();
+        listing.log_newly_skipped(&Listing::default());
+        let (changed, changes) = watch::channel(0);
+        let shared = Arc::new(Shared {
+            directory,
+            listing: Mutex::new(Arc::new(listing)),
+            changed,
+            closed: AtomicBool::new(false),
+        });
+        // Capacity 1: if a wake-up is already waiting, the directory will be scanned anyway.
+        let (wake, woken) = sync_channel(1);
+        let thread = thread::Builder::new().name("nanite-programs".to_owned());
+        let (watching, waking) = (shared.clone(), wake.clone());
+        thread.spawn(move || watching.watch(&woken, waking)).map_err(ProgramError::Watch)?;
+        Ok(Self { shared, changes, wake, limits: ProgramLimits::new() })
+    }
+
+    /// Sets the limits of every run.
     #[must_use]
     pub fn limits(mut self, limits: ProgramLimits) -> Self {
         self.limits = limits;
         self
     }
 
-    /// What the directory holds and is not offered, and why. Hidden files, and prefixes that were not picked, are left out.
+    /// The entries of the directory that are not offered, and why. Hidden files and other prefixes are not listed.
     pub fn skipped(&self) -> Vec<Skipped> {
-        self.watched.listing().skipped.values().cloned().collect()
+        self.shared.listing().skipped.values().cloned().collect()
     }
 }
 
 #[async_trait]
 impl Actor for ProgramActors {
     fn services(&self) -> Vec<Service> {
-        self.watched.listing().programs.keys().cloned().collect()
+        self.shared.listing().programs.keys().cloned().collect()
     }
 
     async fn call(&self, service: &Service, payload: Payload, context: Context) -> HandlerResult<Payload> {
-        let Some(program) = self.watched.listing().programs.get(service).cloned() else {
+        let Some(program) = self.shared.listing().programs.get(service).cloned() else {
             return Err(Failure::new(FailureCode::NoSuchService, format!("no service {service} here")));
         };
-        run::run(self.watched.directory(), program, payload, context, self.limits).await
+        run::run(self.shared.directory.root.clone(), program, payload, context, self.limits).await
     }
 
-    fn changes(&self) -> Option<channel::Receiver<u64>> {
-        Some(self.watched.changes())
+    fn changes(&self) -> Option<watch::Receiver<u64>> {
+        Some(self.changes.clone())
+    }
+}
+
+impl Drop for ProgramActors {
+    fn drop(&mut self) {
+        self.shared.closed.store(true, Ordering::Release);
+        let _ = self.wake.try_send(());
+    }
+}
+
+/// What the actor and its watching thread share.
+#[derive(Debug)]
+struct Shared {
+    directory: Directory,
+    listing: Mutex<Arc<Listing>>,
+    /// Counts the changes of the offered services.
+    changed: watch::Sender<u64>,
+    closed: AtomicBool,
+}
+
+impl Shared {
+    fn listing(&self) -> Arc<Listing> {
+        self.listing.lock().clone()
+    }
+
+    /// Scans the directory whenever it may have changed, until the actor is dropped.
+    fn watch(&self, woken: &Receiver<()>, wake: SyncSender<()>) {
+        let mut notifications = Notifications::new(wake);
+        while !self.closed.load(Ordering::Acquire) {
+            self.scan();
+            if notifications.watch_only(&self.listing().directories) {
+                // A new directory may have changed before it was watched: scan again.
+                continue;
+            }
+            match woken.recv_timeout(RESCAN_INTERVAL) {
+                Ok(()) => thread::sleep(DEBOUNCE),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    fn scan(&self) {
+        let listing = self.directory.scan();
+        let previous = self.listing();
+        if listing == *previous {
+            return;
+        }
+        listing.log_newly_skipped(&previous);
+        let services_changed = listing.programs != previous.programs;
+        *self.listing.lock() = Arc::new(listing);
+        if services_changed {
+            tracing::info!("the offered programs have changed");
+            self.changed.send_modify(|count| *count = count.wrapping_add(1));
+        }
+    }
+}
+
+/// File system notifications for a set of directories.
+struct Notifications {
+    watcher: Option<notify::RecommendedWatcher>,
+    watched: BTreeSet<PathBuf>,
+}
+
+impl Notifications {
+    fn new(wake: SyncSender<()>) -> Self {
+        let on_event = move |event: notify::Result<notify::Event>| {
+            // Reads change nothing, and a scan reads.
+            let is_read =
+                |kind| matches!(kind, EventKind::Access(access) if access != AccessKind::Close(AccessMode::Write));
+            if !event.is_ok_and(|event| is_read(event.kind)) {
+                let _ = wake.try_send(());
+            }
+        };
+        let watcher = notify::recommended_watcher(on_event);
+        if let Err(error) = &watcher {
+            tracing::warn!(%error, interval = ?RESCAN_INTERVAL, "no file system notifications; polling the program directory");
+        }
+        Self { watcher: watcher.ok(), watched: BTreeSet::new() }
+    }
+
+    /// Watches these directories and no others. Returns whether a new one is watched.
+    fn watch_only(&mut self, directories: &BTreeSet<PathBuf>) -> bool {
+        let Some(watcher) = &mut self.watcher else { return false };
+        for removed in self.watched.difference(directories) {
+            // Fails if the directory was deleted, which also ended the watch.
+            let _ = watcher.unwatch(removed);
+        }
+        self.watched.retain(|path| directories.contains(path));
+        let mut any_new = false;
+        for path in directories {
+            // Remembered even if it cannot be watched, so that the warning is logged once.
+            if self.watched.insert(path.clone()) {
+                match watcher.watch(path, RecursiveMode::NonRecursive) {
+                    Ok(()) => any_new = true,
+                    Err(error) => {
+                        tracing::warn!(?path, %error, interval = ?RESCAN_INTERVAL, "no notifications; polling");
+                    }
+                }
+            }
+        }
+        any_new
     }
 }

@@ -1,6 +1,5 @@
-//! One run of a program: the payload in, parts and the result out, within the limits.
+//! One run of a program: the payload in, intermediate results and the result out, within the limits.
 
-use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::process::ExitStatus;
@@ -10,72 +9,149 @@ use std::time::Duration;
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
-use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use super::ProgramLimits;
-use super::directory::{Directory, Program};
-use super::process::{Group, Spawned, spawn};
-use crate::agent::{Context, HandlerResult};
+use super::directory::Program;
+use super::permissions::ProgramRoot;
+use super::process::{self, StartedProgram, StopOnDrop};
+use crate::agent::actor::{Context, HandlerResult};
 use crate::packet::{Failure, FailureCode, Intermediate, Payload};
 
-/// What a program inherits of this process's environment, beside `LC_*`.
-const INHERITED: [&str; 6] = ["PATH", "HOME", "LANG", "TZ", "TMPDIR", "USER"];
-/// How much is read at a time.
-const CHUNK: usize = 16 * 1024;
+const READ_BUFFER_BYTES: usize = 16 * 1024;
 
-/// Runs a program for a request. When this is dropped, the program and its group are ended in the background.
+/// Limits for each run of a program.
+///
+/// ```
+/// use std::time::Duration;
+/// use nanite::agent::ProgramLimits;
+///
+/// let limits = ProgramLimits::new().max_stdout_bytes(64 << 10).timeout(Duration::from_secs(60));
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct ProgramLimits {
+    max_stdout_bytes: usize,
+    max_stderr_bytes: usize,
+    max_line_bytes: usize,
+    timeout: Option<Duration>,
+    grace_period: Duration,
+}
+
+impl ProgramLimits {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self {
+            max_stdout_bytes: 8 << 20,
+            max_stderr_bytes: 4 << 10,
+            max_line_bytes: 1 << 20,
+            timeout: None,
+            grace_period: Duration::from_secs(2),
+        }
+    }
+
+    /// The most bytes on standard output; a program that writes more is stopped and fails. 8 MiB by default.
+    #[must_use]
+    pub fn max_stdout_bytes(mut self, bytes: usize) -> Self {
+        self.max_stdout_bytes = bytes;
+        self
+    }
+
+    /// How many of the last bytes of standard error are kept for the failure message. 4 KiB by default.
+    #[must_use]
+    pub fn max_stderr_bytes(mut self, bytes: usize) -> Self {
+        self.max_stderr_bytes = bytes;
+        self
+    }
+
+    /// The most bytes in one intermediate result, a line on descriptor 3; a program that writes more is stopped and fails. 1 MiB by
+    /// default.
+    #[must_use]
+    pub fn max_line_bytes(mut self, bytes: usize) -> Self {
+        self.max_line_bytes = bytes;
+        self
+    }
+
+    /// The longest run time, besides the deadline of the request; unlimited by default.
+    #[must_use]
+    pub fn timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
+        self.timeout = timeout.into();
+        self
+    }
+
+    /// The time between SIGTERM and SIGKILL. 2 s by default.
+    #[must_use]
+    pub fn grace_period(mut self, period: Duration) -> Self {
+        self.grace_period = period;
+        self
+    }
+}
+
+impl Default for ProgramLimits {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Runs a program for a request. If the future is dropped, the program and its group are stopped in the background.
 pub(super) async fn run(
-    directory: Arc<Directory>,
+    root: Arc<ProgramRoot>,
     program: Program,
     payload: Payload,
     context: Context,
     limits: ProgramLimits,
 ) -> HandlerResult<Payload> {
-    let environment = environment(&context);
-    // Starting a process blocks, and so do the looks at the file system before it.
-    let start = move || -> HandlerResult<(Spawned, Vec<u8>)> {
-        directory.check(&program.path).map_err(|skipped| {
-            tracing::warn!(program = ?program.path, path = ?skipped.path, reason = %skipped.reason, "not run");
+    let environment = process::environment(&context);
+    // Starting a process blocks, and so do the permission checks.
+    let start = move || -> HandlerResult<(StartedProgram, Vec<u8>)> {
+        root.check_program(&program.path).map_err(|skipped| {
+            tracing::warn!(program = ?program.path, path = ?skipped.path, reason = %skipped.reason, "program not run");
             cannot_run(&skipped.reason)
         })?;
         let mut input = payload.to_string().into_bytes();
         input.push(b'\n');
-        match spawn(&program.path, &program.directory, environment) {
-            Ok(spawned) => Ok((spawned, input)),
+        match process::start(&program.path, &program.directory, environment) {
+            Ok(started) => Ok((started, input)),
             Err(error) => {
-                tracing::warn!(program = ?program.path, %error, "cannot be run");
+                tracing::warn!(program = ?program.path, %error, "cannot run the program");
                 Err(match error.kind() {
-                    // The program itself was there a moment ago.
+                    // The program itself was just checked.
                     io::ErrorKind::NotFound => cannot_run("its interpreter does not exist"),
                     _ => cannot_run(error),
                 })
             }
         }
     };
-    let (Spawned { group, stdin, stdout, stderr, parts }, input) = off_reactor(start).await??;
-    let mut running = Running { group: Some(group), grace: limits.grace };
-    let (has_ended, ended) = watch::channel(false);
-    let source = |pipe: OwnedFd| Source::new(pipe, ended.clone());
-    let (stdout, stderr, parts) = (source(stdout)?, source(stderr)?, source(parts)?);
+    let (StartedProgram { group, stdin, stdout, stderr, intermediate }, input) = off_reactor(start).await??;
+    let mut running = StopOnDrop::new(group, limits.grace_period);
+    let (has_exited, exited) = watch::channel(false);
+    let output_pipe = |pipe: OwnedFd| OutputPipe::new(pipe, exited.clone());
+    let (stdout, stderr, intermediate) = (output_pipe(stdout)?, output_pipe(stderr)?, output_pipe(intermediate)?);
     let stdin = pipe::Sender::from_owned_fd(stdin).map_err(lost)?;
+    let wait = async {
+        running.exited().await.map_err(lost)?;
+        has_exited.send_replace(true);
+        Ok(())
+    };
     let work = async {
         tokio::try_join!(
-            running.ended(has_ended),
-            feed(stdin, input, ended.clone()),
-            output(stdout, limits.stdout),
-            end(stderr, limits.stderr),
-            emit(parts, limits.part, &context),
+            wait,
+            write_input(stdin, input, exited.clone()),
+            read_all(stdout, limits.max_stdout_bytes),
+            read_tail(stderr, limits.max_stderr_bytes),
+            emit_lines(intermediate, limits.max_line_bytes, &context),
         )
     };
-    let done = match tokio::time::timeout(limits.run_time.unwrap_or(Duration::MAX), work).await {
+    let done = match tokio::time::timeout(limits.timeout.unwrap_or(Duration::MAX), work).await {
         Ok(done) => done,
-        Err(_) => Err(Failure::new(FailureCode::TimedOut, "the program ran longer than it may")),
+        Err(_) => Err(Failure::new(FailureCode::TimedOut, "the program exceeded its time limit")),
     };
     match done {
         Ok(((), (), output, errors, ())) => {
-            let status = running.reap()?;
-            if status.success() { off_reactor(move || result(output)).await? } else { Err(failed(status, &errors)) }
+            let status = running.reap().map_err(lost)?;
+            if status.success() {
+                off_reactor(move || parse_result(output)).await?
+            } else {
+                Err(exit_failure(status, &errors))
+            }
         }
         Err(failure) => {
             running.stop().await;
@@ -84,122 +160,65 @@ pub(super) async fn run(
     }
 }
 
-/// Does what blocks or takes long on a thread of its own.
+/// Runs blocking or long work on a worker thread.
 async fn off_reactor<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> HandlerResult<T> {
     tokio::task::spawn_blocking(work).await.map_err(|_| Failure::new(FailureCode::Lost, "the agent is stopping"))
 }
 
-/// What a program is told beside the payload.
-fn environment(context: &Context) -> Vec<(OsString, OsString)> {
-    let inherited =
-        |name: &OsString| name.to_str().is_some_and(|name| INHERITED.contains(&name) || name.starts_with("LC_"));
-    let mut environment: Vec<_> = std::env::vars_os().filter(|(name, _)| inherited(name)).collect();
-    let mut tell = |name: &str, value: String| environment.push((name.into(), value.into()));
-    tell("NANITE_SERVICE", context.service().to_string());
-    tell("NANITE_CALLER", context.caller().to_string());
-    if let Some(token) = context.token() {
-        tell("NANITE_TOKEN", token.to_string());
-    }
-    if let Some(deadline) = context.deadline() {
-        tell("NANITE_DEADLINE", deadline.as_secs().to_string());
-    }
-    environment
-}
-
-/// A program that runs. Dropping it has its group ended in the background.
-struct Running {
-    group: Option<Group>,
-    grace: Duration,
-}
-
-impl Running {
-    /// Waits for the end of the program, ends what it left behind, and tells those who read its pipes.
-    async fn ended(&self, has_ended: watch::Sender<bool>) -> HandlerResult<()> {
-        if let Some(group) = &self.group {
-            group.ended().await.map_err(lost)?;
-            group.kill();
-        }
-        has_ended.send_replace(true);
-        Ok(())
-    }
-
-    /// The exit status of a program that has ended.
-    fn reap(&mut self) -> HandlerResult<ExitStatus> {
-        let group = self.group.take();
-        group.map_or_else(|| Err(io::ErrorKind::NotFound.into()), |mut group| group.reap()).map_err(lost)
-    }
-
-    async fn stop(&mut self) {
-        // Taken only when it is done: dropped meanwhile, it is ended in the background.
-        if let Some(group) = self.group.take() {
-            let stopping = tokio::spawn(group.stop(self.grace));
-            let _ = stopping.await;
-        }
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        if let (Some(group), Ok(runtime)) = (self.group.take(), Handle::try_current()) {
-            runtime.spawn(group.stop(self.grace));
-        }
-    }
-}
-
-/// A pipe that a program writes. It is read until its end, or, once the program has ended, until it is empty: somebody may
-/// have left the group and keep it open.
-struct Source {
+/// A pipe that the program writes to. It is read to its end or, once the program has exited, until it is empty: a process that
+/// left the group may keep it open.
+struct OutputPipe {
     pipe: pipe::Receiver,
-    ended: watch::Receiver<bool>,
+    exited: watch::Receiver<bool>,
 }
 
-impl Source {
-    fn new(pipe: OwnedFd, ended: watch::Receiver<bool>) -> HandlerResult<Self> {
-        Ok(Self { pipe: pipe::Receiver::from_owned_fd(pipe).map_err(lost)?, ended })
+impl OutputPipe {
+    fn new(pipe: OwnedFd, exited: watch::Receiver<bool>) -> HandlerResult<Self> {
+        Ok(Self { pipe: pipe::Receiver::from_owned_fd(pipe).map_err(lost)?, exited })
     }
 
     /// The next bytes; none at the end.
-    async fn read<'a>(&mut self, chunk: &'a mut [u8]) -> HandlerResult<&'a [u8]> {
+    async fn read<'a>(&mut self, buffer: &'a mut [u8]) -> HandlerResult<&'a [u8]> {
         let read = tokio::select! {
             biased;
-            read = self.pipe.read(chunk) => Some(read),
-            () = has_ended(&mut self.ended) => None,
+            read = self.pipe.read(buffer) => Some(read),
+            () = has_exited(&mut self.exited) => None,
         };
         let read = match read {
             Some(read) => read,
-            // Past the reactor, which may not have been told yet of what the program wrote last.
+            // Read directly: the reactor may not yet have seen what the program wrote last.
             None => {
                 tokio::task::consume_budget().await;
-                match rustix::io::read(&self.pipe, &mut *chunk) {
+                match rustix::io::read(&self.pipe, &mut *buffer) {
                     Err(rustix::io::Errno::WOULDBLOCK) => Ok(0),
                     read => read.map_err(Into::into),
                 }
             }
         };
-        Ok(chunk.get(..read.map_err(lost)?).unwrap_or_default())
+        Ok(buffer.get(..read.map_err(lost)?).unwrap_or_default())
     }
 }
 
-async fn has_ended(ended: &mut watch::Receiver<bool>) {
-    // An error means that the waiting for the end has itself been given up.
-    let _ = ended.wait_for(|ended| *ended).await;
+async fn has_exited(exited: &mut watch::Receiver<bool>) {
+    // An error means that waiting for the exit was itself given up.
+    let _ = exited.wait_for(|exited| *exited).await;
 }
 
-/// Gives the program its input. One that does not read it is no failure.
-async fn feed(mut stdin: pipe::Sender, input: Vec<u8>, mut ended: watch::Receiver<bool>) -> HandlerResult<()> {
+/// Writes the program's input. It is not a failure if the program does not read it.
+async fn write_input(mut stdin: pipe::Sender, input: Vec<u8>, mut exited: watch::Receiver<bool>) -> HandlerResult<()> {
     tokio::select! {
         _ = stdin.write_all(&input) => {}
-        () = has_ended(&mut ended) => {}
+        () = has_exited(&mut exited) => {}
     }
     Ok(())
 }
 
-/// All of a program's standard output, up to the limit.
-async fn output(mut stdout: Source, limit: usize) -> HandlerResult<Vec<u8>> {
+/// All of the program's standard output, up to the limit.
+async fn read_all(mut stdout: OutputPipe, limit: usize) -> HandlerResult<Vec<u8>> {
     let mut output = Vec::new();
-    let mut chunk = [0; CHUNK];
+    let mut buffer = [0; READ_BUFFER_BYTES];
     loop {
-        let read = stdout.read(&mut chunk).await?;
+        let read = stdout.read(&mut buffer).await?;
         if read.is_empty() {
             return Ok(output);
         }
@@ -210,28 +229,28 @@ async fn output(mut stdout: Source, limit: usize) -> HandlerResult<Vec<u8>> {
     }
 }
 
-/// The end of what a program writes to its standard error.
-async fn end(mut stderr: Source, limit: usize) -> HandlerResult<Vec<u8>> {
-    let mut end = Vec::new();
-    let mut chunk = [0; CHUNK];
+/// The last bytes of the program's standard error.
+async fn read_tail(mut stderr: OutputPipe, limit: usize) -> HandlerResult<Vec<u8>> {
+    let mut tail = Vec::new();
+    let mut buffer = [0; READ_BUFFER_BYTES];
     loop {
-        let read = stderr.read(&mut chunk).await?;
+        let read = stderr.read(&mut buffer).await?;
         if read.is_empty() {
-            return Ok(end);
+            return Ok(tail);
         }
-        end.extend_from_slice(read);
-        end.drain(..end.len().saturating_sub(limit));
+        tail.extend_from_slice(read);
+        tail.drain(..tail.len().saturating_sub(limit));
     }
 }
 
-/// Sends a program's intermediate results, in order. While they are on their way the pipe fills, and the program waits.
-async fn emit(mut parts: Source, limit: usize, context: &Context) -> HandlerResult<()> {
+/// Sends the program's intermediate results, in order. While they wait to be sent the pipe fills, and the program waits.
+async fn emit_lines(mut pipe: OutputPipe, limit: usize, context: &Context) -> HandlerResult<()> {
     let mut line = Vec::new();
-    let mut chunk = [0; CHUNK];
+    let mut buffer = [0; READ_BUFFER_BYTES];
     loop {
-        let read = parts.read(&mut chunk).await?;
+        let read = pipe.read(&mut buffer).await?;
         if read.is_empty() {
-            return if line.is_empty() { Ok(()) } else { part(&line, context).await };
+            return if line.is_empty() { Ok(()) } else { emit_line(&line, context).await };
         }
         for piece in read.split_inclusive(|byte| *byte == b'\n') {
             if line.len().saturating_add(piece.len()) > limit {
@@ -239,34 +258,33 @@ async fn emit(mut parts: Source, limit: usize, context: &Context) -> HandlerResu
             }
             line.extend_from_slice(piece);
             if line.ends_with(b"\n") {
-                part(&line, context).await?;
+                emit_line(&line, context).await?;
                 line.clear();
             }
         }
     }
 }
 
-/// A line of descriptor 3.
+/// A line on descriptor 3.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Part {
+struct IntermediateLine {
     key: Option<String>,
     value: Payload,
 }
 
-async fn part(line: &[u8], context: &Context) -> HandlerResult<()> {
+async fn emit_line(line: &[u8], context: &Context) -> HandlerResult<()> {
     if line.trim_ascii().is_empty() {
         return Ok(());
     }
-    let part: Part = serde_json::from_slice(line).map_err(|error| {
+    let line: IntermediateLine = serde_json::from_slice(line).map_err(|error| {
         bad_answer(format!("a line on descriptor 3 that is not {{\"key\":..,\"value\":..}}: {error}"))
     })?;
-    context.emit(part.key.unwrap_or_else(|| Intermediate::DEFAULT_KEY.to_owned()), part.value).await
+    context.emit(line.key.unwrap_or_else(|| Intermediate::DEFAULT_KEY.to_owned()), line.value).await
 }
 
-/// The result that an output stands for: null where there is none, JSON where it parses, else the text without its last line
-/// break.
-fn result(output: Vec<u8>) -> HandlerResult<Payload> {
+/// The result of a program: null for no output, JSON if it parses, else the text without its last line break.
+fn parse_result(output: Vec<u8>) -> HandlerResult<Payload> {
     let text = String::from_utf8(output).map_err(|_| bad_answer("a standard output that is not UTF-8"))?;
     if text.is_empty() {
         return Ok(Payload::default());
@@ -274,52 +292,51 @@ fn result(output: Vec<u8>) -> HandlerResult<Payload> {
     Ok(Payload::from_text(text.strip_suffix('\n').unwrap_or(&text)))
 }
 
-fn failed(status: ExitStatus, errors: &[u8]) -> Failure {
-    let how = match status.code() {
+fn exit_failure(status: ExitStatus, errors: &[u8]) -> Failure {
+    let status = match status.code() {
         Some(code) => format!("exit code {code}"),
         None => format!("ended by {status}"),
     };
-    // A failure's message keeps its beginning, and here the end is what matters.
-    let said = readable_end(errors, Failure::MAX_MESSAGE.saturating_sub(how.len() + 2));
-    Failure::failed(if said.is_empty() { how } else { format!("{how}: {said}") })
+    // A failure message is cut at its end, but the end of standard error matters most.
+    let errors = printable_tail(errors, Failure::MAX_MESSAGE.saturating_sub(status.len() + 2));
+    Failure::failed(if errors.is_empty() { status } else { format!("{status}: {errors}") })
 }
 
-/// The end of a program's words, at most `limit` bytes, without what could steer a terminal.
-fn readable_end(bytes: &[u8], limit: usize) -> String {
+/// The last `limit` bytes of a text, without characters that could control a terminal.
+fn printable_tail(bytes: &[u8], limit: usize) -> String {
     let text: String = String::from_utf8_lossy(bytes)
         .trim()
         .chars()
         .map(|c| if c.is_control() && c != '\n' && c != '\t' { char::REPLACEMENT_CHARACTER } else { c })
         .collect();
-    let begin = text.len().saturating_sub(limit);
-    let begin = (begin..=text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(text.len());
-    text.get(begin..).unwrap_or_default().to_owned()
+    let start = text.len().saturating_sub(limit);
+    let start = (start..=text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(text.len());
+    text.get(start..).unwrap_or_default().to_owned()
 }
 
-fn cannot_run(why: impl std::fmt::Display) -> Failure {
-    Failure::failed(format!("the program cannot be run: {why}"))
+fn cannot_run(reason: impl std::fmt::Display) -> Failure {
+    Failure::failed(format!("the program cannot be run: {reason}"))
 }
 
-fn bad_answer(what: impl std::fmt::Display) -> Failure {
-    Failure::new(FailureCode::BadAnswer, format!("the program wrote {what}"))
+fn bad_answer(output: impl std::fmt::Display) -> Failure {
+    Failure::new(FailureCode::BadAnswer, format!("the program wrote {output}"))
 }
 
 fn lost(error: io::Error) -> Failure {
-    Failure::new(FailureCode::Lost, format!("the program was lost: {error}"))
+    Failure::new(FailureCode::Lost, format!("lost the program: {error}"))
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::PermissionsExt;
-    use std::sync::Arc;
 
     use tempfile::TempDir;
     use tokio::runtime::Runtime;
     use tokio::sync::mpsc;
 
+    use super::super::permissions::tests::{program_dir, write};
     use super::*;
-    use crate::agent::context::{Emitted, Inner};
+    use crate::agent::actor::{IntermediateResult, RequestContext};
     use crate::clock::{Clock, SystemClock};
     use crate::link::Link;
     use crate::packet::Identity;
@@ -327,36 +344,30 @@ mod tests {
     use crate::serializer::PlainSerializer;
     use crate::transport::MemoryBroker;
 
-    /// A program alone in its directory.
-    struct One {
-        directory: Arc<Directory>,
+    /// A directory with one program.
+    struct TestProgram {
+        root: Arc<ProgramRoot>,
         program: Program,
         _dir: TempDir,
     }
 
-    impl One {
+    impl TestProgram {
         fn new(text: &str) -> Self {
-            let dir = TempDir::new().unwrap();
-            let prefix = dir.path().join("a");
-            fs::create_dir(&prefix).unwrap();
-            fs::write(prefix.join("b"), text).unwrap();
-            for path in [dir.path(), &prefix, &prefix.join("b")] {
-                fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
-            }
-            let directory = Directory::open(dir.path(), Vec::new()).unwrap();
-            let program = directory.scan().programs.into_values().next().unwrap();
-            Self { directory: Arc::new(directory), program, _dir: dir }
+            let dir = program_dir();
+            let path = write(&dir, "a/b", text, 0o755);
+            let program = Program { directory: path.parent().unwrap().to_owned(), path };
+            Self { root: Arc::new(ProgramRoot::open(dir.path()).unwrap()), program, _dir: dir }
         }
 
-        /// Begins a run; what it emits waits in a queue of one.
-        fn begin(
+        /// A run, and a channel of capacity 1 for its intermediate results.
+        fn run(
             &self,
             limits: ProgramLimits,
-        ) -> (impl Future<Output = HandlerResult<Payload>> + Send + use<>, mpsc::Receiver<Emitted>) {
-            let (emitter, emitted) = mpsc::channel(1);
+        ) -> (impl Future<Output = HandlerResult<Payload>> + Send + use<>, mpsc::Receiver<IntermediateResult>) {
+            let (intermediates, emitted) = mpsc::channel(1);
             let (agent, broker) = (Identity::agent("a").unwrap(), MemoryBroker::new());
             let link = Link::builder(PlainSerializer::json(agent), broker.connect()).build();
-            let context = Context::new(Inner {
+            let context = Context::new(RequestContext {
                 service: "/a/b".parse().unwrap(),
                 token: None,
                 tags: Vec::new(),
@@ -364,100 +375,102 @@ mod tests {
                 signer: None,
                 on_behalf_of: None,
                 deadline: None,
-                now: SystemClock.now(),
-                emitter: Some(emitter),
+                started_at: SystemClock.now(),
+                intermediates: Some(intermediates),
                 proxy: MapperProxy::of_agent(link),
             });
-            (run(self.directory.clone(), self.program.clone(), Payload::default(), context, limits), emitted)
+            (run(self.root.clone(), self.program.clone(), Payload::default(), context, limits), emitted)
         }
     }
 
-    async fn number(emitted: &mut mpsc::Receiver<Emitted>) -> u32 {
+    async fn receive_pid(emitted: &mut mpsc::Receiver<IntermediateResult>) -> u32 {
         emitted.recv().await.unwrap().value.parse().unwrap()
     }
 
-    fn alive(pid: u32) -> bool {
+    fn is_alive(pid: u32) -> bool {
         fs::exists(format!("/proc/{pid}")).unwrap()
     }
 
-    /// A program that ends only by SIGKILL, and tells its process id.
-    const STUBBORN: &str = "#!/bin/sh\ntrap '' TERM\necho \"{\\\"value\\\":$$}\" >&3\nwhile :; do sleep 1000; done\n";
+    /// A program that only SIGKILL ends. It emits its process id.
+    const IGNORES_SIGTERM: &str =
+        "#!/bin/sh\ntrap '' TERM\necho \"{\\\"value\\\":$$}\" >&3\nwhile :; do sleep 1000; done\n";
 
     #[tokio::test]
-    async fn n17_a_run_that_is_cancelled_is_ended_and_reaped() {
-        let one = One::new(STUBBORN);
-        let (run, mut emitted) = one.begin(ProgramLimits { grace: Duration::ZERO, ..ProgramLimits::default() });
+    async fn n17_cancelled_run_is_killed_and_reaped() {
+        let program = TestProgram::new(IGNORES_SIGTERM);
+        let (run, mut emitted) = program.run(ProgramLimits::new().grace_period(Duration::ZERO));
         let run = tokio::spawn(run);
-        let pid = number(&mut emitted).await;
-        assert!(alive(pid));
+        let pid = receive_pid(&mut emitted).await;
+        assert!(is_alive(pid));
         run.abort();
         assert!(run.await.unwrap_err().is_cancelled());
-        while alive(pid) {
+        while is_alive(pid) {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
 
     #[tokio::test]
-    async fn n17_a_program_that_is_asked_to_end_can_tidy_up() {
-        let one =
-            One::new("#!/bin/sh\ntrap 'touch tidy; exit' TERM\necho \"{\\\"value\\\":$$}\" >&3\nsleep 1000 & wait\n");
-        let (run, mut emitted) = one.begin(ProgramLimits { grace: Duration::MAX, ..ProgramLimits::default() });
+    async fn n17_sigterm_lets_a_program_clean_up() {
+        let program = TestProgram::new(
+            "#!/bin/sh\ntrap 'touch tidy; exit' TERM\necho \"{\\\"value\\\":$$}\" >&3\nsleep 1000 & wait\n",
+        );
+        let (run, mut emitted) = program.run(ProgramLimits::new().grace_period(Duration::MAX));
         let run = tokio::spawn(run);
-        let pid = number(&mut emitted).await;
+        let pid = receive_pid(&mut emitted).await;
         run.abort();
-        while alive(pid) {
+        while is_alive(pid) {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        assert!(one.program.directory.join("tidy").exists());
+        assert!(program.program.directory.join("tidy").exists());
     }
 
     #[test]
-    fn n17_a_runtime_that_is_dropped_leaves_no_program_behind() {
-        let one = One::new(STUBBORN);
-        // However long the grace: nobody would be left to end it.
-        let (run, mut emitted) = one.begin(ProgramLimits { grace: Duration::MAX, ..ProgramLimits::default() });
+    fn n17_dropped_runtime_leaves_no_process_behind() {
+        let program = TestProgram::new(IGNORES_SIGTERM);
+        // However long the grace period: nothing would be left to end it.
+        let (run, mut emitted) = program.run(ProgramLimits::new().grace_period(Duration::MAX));
         let runtime = Runtime::new().unwrap();
         let pid = runtime.block_on(async {
             tokio::spawn(run);
-            number(&mut emitted).await
+            receive_pid(&mut emitted).await
         });
         drop(runtime);
-        assert!(!alive(pid));
+        assert!(!is_alive(pid));
     }
 
     #[tokio::test]
-    async fn n17_a_program_waits_while_its_intermediate_results_do() {
-        // Each line is as long as a pipe is deep.
-        let one = One::new(
+    async fn n17_unread_intermediate_results_block_the_program() {
+        // Each line fills a pipe.
+        let program = TestProgram::new(
             "#!/bin/sh
             echo \"{\\\"value\\\":$$}\" >&3
             while :; do printf '{\"value\":1}%65536s\\n' ' ' >&3; echo >> progress; done\n",
         );
-        let (run, mut emitted) = one.begin(ProgramLimits { grace: Duration::ZERO, ..ProgramLimits::default() });
+        let (run, mut emitted) = program.run(ProgramLimits::new().grace_period(Duration::ZERO));
         let run = tokio::spawn(run);
-        let pid = number(&mut emitted).await;
-        let written = || fs::read(one.program.directory.join("progress")).unwrap_or_default().len();
-        // Nobody takes more. Once it has written nothing for many looks, it waits: for the one in the queue, the one to be
-        // emitted next, the one that is being read, and the one in the pipe.
-        let (mut before, mut looks) = (0, 0);
-        while looks < 100 {
+        let pid = receive_pid(&mut emitted).await;
+        let written = || fs::read(program.program.directory.join("progress")).unwrap_or_default().len();
+        // Nothing is received any more. The program is blocked once it has made no progress for 100 polls, after at most four
+        // lines: in the channel, to be emitted next, being read, and in the pipe.
+        let (mut lines, mut unchanged) = (0, 0);
+        while unchanged < 100 {
             tokio::time::sleep(Duration::from_millis(1)).await;
-            looks = if written() == before { looks + 1 } else { 0 };
-            before = written();
-            assert!(before <= 4, "{before} lines were taken though nobody wants them");
+            unchanged = if written() == lines { unchanged + 1 } else { 0 };
+            lines = written();
+            assert!(lines <= 4, "{lines} lines were read though none is received");
         }
-        assert!(alive(pid));
+        assert!(is_alive(pid));
         run.abort();
-        while alive(pid) {
+        while is_alive(pid) {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
 
     #[test]
-    fn the_end_of_standard_error_is_cut_to_fit_and_cannot_steer_a_terminal() {
-        assert_eq!(readable_end("ab\u{1b}[0m\tc\r\n".as_bytes(), 100), "ab\u{fffd}[0m\tc");
-        assert_eq!(readable_end("ääää".as_bytes(), 5), "ää");
-        assert_eq!(readable_end(b"\xa4 x", 100), "\u{fffd} x");
-        assert_eq!(readable_end(b" \n ", 100), "");
+    fn stderr_tail_is_truncated_and_cannot_control_a_terminal() {
+        assert_eq!(printable_tail("ab\u{1b}[0m\tc\r\n".as_bytes(), 100), "ab\u{fffd}[0m\tc");
+        assert_eq!(printable_tail("ääää".as_bytes(), 5), "ää");
+        assert_eq!(printable_tail(b"\xa4 x", 100), "\u{fffd} x");
+        assert_eq!(printable_tail(b" \n ", 100), "");
     }
 }

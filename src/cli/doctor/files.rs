@@ -258,7 +258,7 @@ pub(super) fn audit(path: &Path) -> Finding {
             None => {
                 Finding::ok("audit", format!("{}: {} in their places", path.display(), counted_lines(report.lines)))
             }
-            Some(problem) => failed(format!("{}:{}: {}", problem.file.display(), problem.line, problem.why)),
+            Some(problem) => failed(format!("{}:{}: {}", problem.file.display(), problem.line, problem.reason)),
         },
         Err(error) => failed(format!("cannot read {}: {error}", path.display())),
     }

@@ -1,7 +1,6 @@
-//! The way to Redis: addresses, TLS, and connections whose every answer has a time limit and a size limit.
+//! Connections to Redis: addresses, TLS, and commands whose replies have a time limit and a size limit.
 //!
-//! The only file that names the client library's connections. Redis counts as hostile: an answer longer than [`MAX_ANSWER`] ends the
-//! connection before it is held in memory, an answer that is late ends it too.
+//! Redis is not trusted: a reply longer than [`MAX_REPLY_BYTES`] ends the connection before it is buffered, and so does a late one.
 
 use std::fmt;
 use std::future::Future;
@@ -24,32 +23,33 @@ use tokio::task::AbortHandle;
 use tokio_openssl::SslStream;
 
 use super::options::{RedisError, RedisOptions};
+use crate::packet::Identity;
 
-/// How much Redis may send in answer to one question, in bytes.
-pub(super) const MAX_ANSWER: usize = 64 * 1024 * 1024;
-/// How much of an error of Redis is repeated.
-const MAX_WORDS: usize = 200;
+/// The most bytes that Redis may send in reply to one command or pipeline.
+pub(super) const MAX_REPLY_BYTES: usize = 64 * 1024 * 1024;
+/// The most characters of an error message from Redis that are logged.
+const MAX_ERROR_CHARS: usize = 200;
 
-/// Where Redis is, and how it is spoken to.
+/// The address of a Redis server, and the settings for a connection.
 pub(super) struct Address {
-    place: Place,
-    redis: redis::RedisConnectionInfo,
+    endpoint: Endpoint,
+    settings: redis::RedisConnectionInfo,
     timeout: Duration,
 }
 
-enum Place {
+enum Endpoint {
     Tcp { host: String, port: u16, tls: Option<SslConnector> },
     Unix(PathBuf),
 }
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.place {
-            Place::Tcp { host, port, tls } => {
+        match &self.endpoint {
+            Endpoint::Tcp { host, port, tls } => {
                 let scheme = if tls.is_some() { "rediss" } else { "redis" };
                 write!(f, "{scheme}://{host}:{port}")
             }
-            Place::Unix(path) => write!(f, "unix://{}", path.display()),
+            Endpoint::Unix(path) => write!(f, "unix://{}", path.display()),
         }
     }
 }
@@ -61,29 +61,29 @@ impl fmt::Debug for Address {
 }
 
 impl Address {
-    /// Reads a URL: `redis://USER:PASSWORD@HOST:PORT/DATABASE`, `rediss://` for TLS, `unix:///PATH`.
+    /// Parses a URL: `redis://USER:PASSWORD@HOST:PORT/DATABASE`, `rediss://` for TLS, `unix:///PATH`.
     pub fn new(url: &str, options: &RedisOptions) -> Result<Self, RedisError> {
-        let (scheme, rest) = url.split_once("://").ok_or(RedisError::Url)?;
+        let (scheme, rest) = url.split_once("://").ok_or(RedisError::InvalidUrl)?;
         let tls = scheme == "rediss";
         if !matches!(scheme, "redis" | "rediss" | "unix" | "redis+unix") || rest.contains('#') {
-            return Err(RedisError::Url);
+            return Err(RedisError::InvalidUrl);
         }
         let plain = if tls { format!("redis://{rest}") } else { url.to_owned() };
-        let info = plain.as_str().into_connection_info().map_err(|_| RedisError::Url)?;
-        let place = match info.addr() {
-            ConnectionAddr::Tcp(host, port) => Place::Tcp {
+        let info = plain.as_str().into_connection_info().map_err(|_| RedisError::InvalidUrl)?;
+        let endpoint = match info.addr() {
+            ConnectionAddr::Tcp(host, port) => Endpoint::Tcp {
                 host: host.clone(),
                 port: *port,
-                tls: tls.then(|| connector(options.authority.as_deref())).transpose()?,
+                tls: tls.then(|| tls_connector(options.ca_certificates.as_deref())).transpose()?,
             },
-            ConnectionAddr::Unix(path) => Place::Unix(path.clone()),
-            _ => return Err(RedisError::Url),
+            ConnectionAddr::Unix(path) => Endpoint::Unix(path.clone()),
+            _ => return Err(RedisError::InvalidUrl),
         };
-        let mut redis = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP2).set_skip_set_lib_name();
+        let mut settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP2).set_skip_set_lib_name();
         if let Some(password) = &options.password {
-            redis = redis.set_password(password.as_str());
+            settings = settings.set_password(password.as_str());
         }
-        Ok(Self { place, redis, timeout: options.timeout })
+        Ok(Self { endpoint, settings, timeout: options.timeout })
     }
 
     /// Opens a connection.
@@ -91,93 +91,97 @@ impl Address {
         let failed = |why: String| RedisError::Unreachable { address: self.to_string(), why };
         match tokio::time::timeout(self.timeout, self.open()).await {
             Ok(opened) => opened.map_err(failed),
-            Err(_) => Err(failed(format!("no answer within {:?}", self.timeout))),
+            Err(_) => Err(failed(format!("no reply within {:?}", self.timeout))),
         }
     }
 
     async fn open(&self) -> Result<Connection, String> {
         let io = |error: io::Error| error.to_string();
-        match &self.place {
-            Place::Unix(path) => self.greet(UnixStream::connect(path).await.map_err(io)?).await,
-            Place::Tcp { host, port, tls } => {
+        match &self.endpoint {
+            Endpoint::Unix(path) => self.handshake(UnixStream::connect(path).await.map_err(io)?).await,
+            Endpoint::Tcp { host, port, tls } => {
                 let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(io)?;
                 stream.set_nodelay(true).map_err(io)?;
-                let Some(connector) = tls else { return self.greet(stream).await };
+                let Some(connector) = tls else { return self.handshake(stream).await };
                 let ssl = connector.configure().and_then(|configured| configured.into_ssl(host));
-                let ssl = ssl.map_err(|_| "TLS cannot be set up".to_owned())?;
-                let mut stream = SslStream::new(ssl, stream).map_err(|_| "TLS cannot be set up".to_owned())?;
+                let ssl = ssl.map_err(|_| "failed to set up TLS".to_owned())?;
+                let mut stream = SslStream::new(ssl, stream).map_err(|_| "failed to set up TLS".to_owned())?;
                 let connected = Pin::new(&mut stream).connect().await;
-                connected.map_err(|error| format!("TLS: {}", words(&error.to_string())))?;
-                self.greet(stream).await
+                connected.map_err(|error| format!("TLS: {}", sanitize(&error.to_string())))?;
+                self.handshake(stream).await
             }
         }
     }
 
-    async fn greet(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Result<Connection, String> {
-        let left = Arc::new(AtomicUsize::new(MAX_ANSWER));
-        let stream = Bounded { stream, left: left.clone() };
-        // The time limit is that of `ask`.
+    async fn handshake(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    ) -> Result<Connection, String> {
+        let remaining = Arc::new(AtomicUsize::new(MAX_REPLY_BYTES));
+        let stream = LimitedStream { stream, remaining: remaining.clone() };
+        // `Connection::within_limits` has its own timeout.
         let config = AsyncConnectionConfig::new().set_response_timeout(None).set_connection_timeout(None);
-        let opened = MultiplexedConnection::new_with_config(&self.redis, stream, config).await;
-        let (connection, driver) = opened.map_err(|error| words(&error.to_string()))?;
+        let opened = MultiplexedConnection::new_with_config(&self.settings, stream, config).await;
+        let (connection, driver) = opened.map_err(|error| sanitize(&error.to_string()))?;
         let driver = Arc::new(Driver(tokio::spawn(driver).abort_handle()));
-        Ok(Connection { connection, left, timeout: self.timeout, _driver: driver })
+        Ok(Connection { connection, remaining, timeout: self.timeout, _driver: driver })
     }
 }
 
-/// TLS that believes the given CAs alone: those of the system do not count.
-fn connector(authority: Option<&[u8]>) -> Result<SslConnector, RedisError> {
-    let authorities = authority.ok_or(RedisError::NoAuthority)?;
-    let wrong = |_| RedisError::Authority;
-    let mut store = X509StoreBuilder::new().map_err(wrong)?;
-    let certificates = X509::stack_from_pem(authorities).map_err(wrong)?;
+/// Trusts only the given certificate authorities, not those of the system.
+fn tls_connector(ca_certificates: Option<&[u8]>) -> Result<SslConnector, RedisError> {
+    let pem = ca_certificates.ok_or(RedisError::MissingCa)?;
+    let invalid = |_| RedisError::InvalidCa;
+    let mut store = X509StoreBuilder::new().map_err(invalid)?;
+    let certificates = X509::stack_from_pem(pem).map_err(invalid)?;
     if certificates.is_empty() {
-        return Err(RedisError::Authority);
+        return Err(RedisError::InvalidCa);
     }
     for certificate in certificates {
-        store.add_cert(certificate).map_err(wrong)?;
+        store.add_cert(certificate).map_err(invalid)?;
     }
-    let mut builder = SslConnector::builder(SslMethod::tls_client()).map_err(wrong)?;
+    let mut builder = SslConnector::builder(SslMethod::tls_client()).map_err(invalid)?;
     builder.set_cert_store(store.build());
     builder.set_verify(SslVerifyMode::PEER);
-    builder.set_min_proto_version(Some(SslVersion::TLS1_2)).map_err(wrong)?;
+    builder.set_min_proto_version(Some(SslVersion::TLS1_2)).map_err(invalid)?;
     Ok(builder.build())
 }
 
-/// Why Redis did not answer as it should.
+/// Why a command failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Trouble {
-    /// The connection is of no use any more.
-    Lost(String),
-    /// Redis refused this one thing.
-    Refused(String),
+pub(super) enum CommandError {
+    /// The connection cannot be used any more.
+    Connection(String),
+    /// Redis rejected the command. The connection is fine.
+    Rejected(String),
 }
 
-impl Trouble {
-    /// The answer is of another shape than asked for.
-    pub fn strange() -> Self {
-        Self::Lost("it answers something else than was asked".into())
+impl CommandError {
+    /// The reply has another type than the command returns.
+    pub fn unexpected_reply() -> Self {
+        Self::Connection("unexpected type of reply".into())
     }
 
-    /// Whether a key is of another type than it should be.
+    /// Whether a key holds a value of another type than it should.
     pub fn is_wrong_type(&self) -> bool {
-        matches!(self, Self::Refused(why) if why.starts_with("WRONGTYPE"))
+        matches!(self, Self::Rejected(why) if why.starts_with("WRONGTYPE"))
     }
 }
 
-impl fmt::Display for Trouble {
+impl fmt::Display for CommandError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Lost(why) | Self::Refused(why) => f.write_str(why),
+            Self::Connection(why) | Self::Rejected(why) => f.write_str(why),
         }
     }
 }
 
-/// A connection. Clones share it; it is closed with the last.
+/// A connection. Clones share it; it is closed when the last one is dropped.
 #[derive(Clone)]
 pub(super) struct Connection {
     connection: MultiplexedConnection,
-    left: Arc<AtomicUsize>,
+    /// How many more bytes may be received until the next command is sent.
+    remaining: Arc<AtomicUsize>,
     timeout: Duration,
     _driver: Arc<Driver>,
 }
@@ -197,72 +201,108 @@ impl fmt::Debug for Connection {
 }
 
 impl Connection {
-    /// Asks one thing.
-    pub async fn ask(&self, command: &Cmd) -> Result<Value, Trouble> {
+    /// Sends a command.
+    pub async fn execute(&self, command: &Cmd) -> Result<Value, CommandError> {
         let mut connection = self.connection.clone();
-        match self.within(connection.send_packed_command(command)).await? {
-            Value::ServerError(error) => Err(refused(&error)),
-            answer => Ok(answer),
-        }
+        reply(self.within_limits(connection.send_packed_command(command)).await?)
     }
 
-    /// Asks several things at once; each has its own answer.
-    pub async fn ask_all(&self, pipeline: &Pipeline) -> Result<Vec<Result<Value, Trouble>>, Trouble> {
+    /// Sends several commands at once; each has its own reply.
+    pub async fn execute_all(&self, pipeline: &Pipeline) -> Result<Vec<Result<Value, CommandError>>, CommandError> {
         let mut connection = self.connection.clone();
         let count = pipeline.len();
-        let answers = self.within(connection.send_packed_commands(pipeline, 0, count)).await?;
-        if answers.len() != count {
-            return Err(Trouble::strange());
+        let replies = self.within_limits(connection.send_packed_commands(pipeline, 0, count)).await?;
+        if replies.len() != count {
+            return Err(CommandError::unexpected_reply());
         }
-        let each = |answer| match answer {
-            Value::ServerError(error) => Err(refused(&error)),
-            answer => Ok(answer),
-        };
-        Ok(answers.into_iter().map(each).collect())
+        Ok(replies.into_iter().map(reply).collect())
     }
 
-    async fn within<T>(&self, answer: impl Future<Output = redis::RedisResult<T>>) -> Result<T, Trouble> {
-        self.left.store(MAX_ANSWER, Ordering::Relaxed);
-        match tokio::time::timeout(self.timeout, answer).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) if matches!(error.kind(), redis::ErrorKind::Server(_) | redis::ErrorKind::Extension) => Err(
-                Trouble::Refused(words(&format!("{} {}", error.code().unwrap_or(""), error.detail().unwrap_or("")))),
-            ),
-            Ok(Err(error)) => Err(Trouble::Lost(words(&error.to_string()))),
-            Err(_) => Err(Trouble::Lost(format!("no answer within {:?}", self.timeout))),
+    /// Reads the fields of these agents from a hash, one result for each agent.
+    pub async fn hash_fields(&self, key: String, agents: &[Identity]) -> Result<Vec<Option<Vec<u8>>>, CommandError> {
+        if agents.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut command = redis::cmd("HMGET");
+        command.arg(key);
+        agents.iter().for_each(|agent| {
+            command.arg(agent.as_str());
+        });
+        let values = array(self.execute(&command).await?)?;
+        if values.len() == agents.len() { Ok(values) } else { Err(CommandError::unexpected_reply()) }
+    }
+
+    async fn within_limits<T>(&self, reply: impl Future<Output = redis::RedisResult<T>>) -> Result<T, CommandError> {
+        self.remaining.store(MAX_REPLY_BYTES, Ordering::Relaxed);
+        match tokio::time::timeout(self.timeout, reply).await {
+            Ok(Ok(reply)) => Ok(reply),
+            Ok(Err(error)) if matches!(error.kind(), redis::ErrorKind::Server(_) | redis::ErrorKind::Extension) => {
+                Err(rejected(error.code().unwrap_or(""), error.detail()))
+            }
+            Ok(Err(error)) => Err(CommandError::Connection(sanitize(&error.to_string()))),
+            Err(_) => Err(CommandError::Connection(format!("no reply within {:?}", self.timeout))),
         }
     }
 }
 
-fn refused(error: &redis::ServerError) -> Trouble {
-    Trouble::Refused(words(&format!("{} {}", error.code(), error.details().unwrap_or(""))))
+fn reply(reply: Value) -> Result<Value, CommandError> {
+    match reply {
+        Value::ServerError(error) => Err(rejected(error.code(), error.details())),
+        reply => Ok(reply),
+    }
 }
 
-/// Another's words, fit to be logged.
-fn words(text: &str) -> String {
-    text.chars().take(MAX_WORDS).flat_map(char::escape_debug).collect::<String>().trim().to_owned()
+fn rejected(code: &str, detail: Option<&str>) -> CommandError {
+    CommandError::Rejected(sanitize(&format!("{code} {}", detail.unwrap_or(""))))
 }
 
-/// A stream that ends when it brings more than is left to it.
-struct Bounded<S> {
+/// Shortens and escapes a message from Redis for the log.
+fn sanitize(text: &str) -> String {
+    text.chars().take(MAX_ERROR_CHARS).flat_map(char::escape_debug).collect::<String>().trim().to_owned()
+}
+
+/// Decodes a reply that is a string or nil.
+pub(super) fn string(reply: Value) -> Result<Option<Vec<u8>>, CommandError> {
+    match reply {
+        Value::BulkString(string) => Ok(Some(string)),
+        Value::Nil => Ok(None),
+        _ => Err(CommandError::unexpected_reply()),
+    }
+}
+
+/// Decodes a reply that is an array of strings or nil.
+pub(super) fn array(reply: Value) -> Result<Vec<Option<Vec<u8>>>, CommandError> {
+    match reply {
+        Value::Array(items) => items.into_iter().map(string).collect(),
+        _ => Err(CommandError::unexpected_reply()),
+    }
+}
+
+/// Parses a decimal number.
+pub(super) fn number(text: &[u8]) -> Option<u64> {
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
+/// A stream that fails once it has received more bytes than remain.
+struct LimitedStream<S> {
     stream: S,
-    left: Arc<AtomicUsize>,
+    remaining: Arc<AtomicUsize>,
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Bounded<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for LimitedStream<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
         let length = buf.filled().len().saturating_sub(before);
-        let enough = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(length));
-        match enough {
+        let within = self.remaining.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(length));
+        match within {
             Ok(_) => read,
-            Err(_) => Poll::Ready(Err(io::Error::other("an answer longer than accepted"))),
+            Err(_) => Poll::Ready(Err(io::Error::other("reply too large"))),
         }
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Bounded<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for LimitedStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }

@@ -1,87 +1,95 @@
-//! Which keys there are in Redis, and the scripts that write them.
+//! The keys in Redis, and the scripts that write them.
 //!
-//! Every key begins with `{PREFIX}:`, where the prefix has neither braces nor colons, so that no prefix can reach into another's
-//! keys. Behind it stands one message for what belongs to all agents, whose parts are fields of hashes and members of sorted sets;
-//! or `s:` and a service, or `t:` and a tag, up to the end of the key. So no name of an agent, service or tag, whatever it is, can
-//! be another key. (The braces keep all keys in one slot of a Redis cluster.)
+//! Every key begins with `{PREFIX}:`. The prefix contains neither braces nor colons, so a key of one prefix is never a key of another.
+//! The rest is a single letter for data about all agents (the fields of hashes and the members of sorted sets are agents), or `s:` and
+//! a service, or `t:` and a tag. So no agent, service or tag can be named such that it addresses another key. The braces put all keys
+//! into one slot of a Redis cluster.
 //!
-//! | key | type | what |
+//! | key | type | content |
 //! |---|---|---|
-//! | `e` | text | the epoch: random, made with the first key; another one means that Redis has lost what it held |
-//! | `n` | number | the revision: counts up with every change |
-//! | `l` | sorted set | the agents that are listed, by the revision of their last change |
-//! | `d` | sorted set | the agents that were last removed, by the revision of that |
-//! | `v` | hash | version of each agent's registration, as 32 hexadecimal digits: instance, sequence |
-//! | `r` | hash | the registration, with its proof ([`super::entry`]) |
-//! | `b` | hash | the last heartbeat: its version, and the heartbeat with its proof |
-//! | `m` | hash | in which of the sets below the agent is, one name to a line |
+//! | `e` | string | the epoch: a random value, created with the first key; if it changes, Redis has lost its data |
+//! | `n` | number | the revision: incremented with every change |
+//! | `l` | sorted set | the registered agents, by the revision of their last change |
+//! | `d` | sorted set | the agents that were removed most recently, by the revision of the removal |
+//! | `v` | hash | the version of each agent's registration as 32 hexadecimal digits: instance, sequence |
+//! | `r` | hash | each agent's registration, with its proof ([`super::verify`]) |
+//! | `b` | hash | each agent's last heartbeat: its version, then the heartbeat with its proof |
+//! | `m` | hash | the sets below that each agent is a member of, one per line |
 //! | `s:SERVICE` | set | the agents that offer the service |
-//! | `t:TAG` | set | the agents that carry the tag |
+//! | `t:TAG` | set | the agents that have the tag |
 
 use crate::mapper::state::{AgentQuery, AgentRecord};
+use crate::packet::{Identity, Role};
 
 /// The longest prefix, in bytes.
-const MAX_PREFIX: usize = 64;
+const MAX_PREFIX_BYTES: usize = 64;
 
-/// Names of keys.
+/// The names of keys.
 #[derive(Clone, Debug)]
 pub(super) struct Keys {
     base: String,
 }
 
-/// Where a registration or heartbeat stands in the order of what its agent says: instance, sequence.
+/// Orders the registrations and heartbeats of one agent: first by process, then within the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Version(pub u64, pub u64);
+pub(super) struct Version {
+    pub instance: u64,
+    pub sequence: u64,
+}
 
 impl Version {
-    /// The length of its text.
-    pub const LENGTH: usize = 32;
+    /// The length of its text form.
+    pub const TEXT_LENGTH: usize = 32;
+
+    pub fn new(instance: u64, sequence: u64) -> Self {
+        Self { instance, sequence }
+    }
 
     pub fn of(record: &AgentRecord) -> Self {
-        Self(record.instance, record.sequence)
+        Self::new(record.instance, record.sequence)
     }
 
-    /// As it stands in Redis: sorted like the numbers.
+    /// The text form, which sorts like the version.
     pub fn text(self) -> String {
-        format!("{:016x}{:016x}", self.0, self.1)
+        format!("{:016x}{:016x}", self.instance, self.sequence)
     }
 
-    /// Reads its text.
+    /// Parses the text form.
     pub fn parse(text: &[u8]) -> Option<Self> {
-        let digits = |b: &u8| b.is_ascii_digit() || (b'a'..=b'f').contains(b);
-        if text.len() != Self::LENGTH || !text.iter().all(digits) {
+        let is_digit = |b: &u8| b.is_ascii_digit() || (b'a'..=b'f').contains(b);
+        if text.len() != Self::TEXT_LENGTH || !text.iter().all(is_digit) {
             return None;
         }
         let (instance, sequence) = std::str::from_utf8(text).ok()?.split_at_checked(16)?;
-        Some(Self(u64::from_str_radix(instance, 16).ok()?, u64::from_str_radix(sequence, 16).ok()?))
+        Some(Self::new(u64::from_str_radix(instance, 16).ok()?, u64::from_str_radix(sequence, 16).ok()?))
     }
 }
 
 impl Keys {
-    /// The keys under a prefix; none when it is empty, too long, or has other characters than letters, digits, '.', '-' and '_'.
+    /// `None` if the prefix is empty, too long, or has other characters than letters, digits, '.', '-' and '_'.
     pub fn new(prefix: &str) -> Option<Self> {
-        let good = prefix.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'));
-        let fits = (1..=MAX_PREFIX).contains(&prefix.len());
-        (good && fits).then(|| Self { base: format!("{{{prefix}}}:") })
+        let valid = prefix.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'));
+        let fits = (1..=MAX_PREFIX_BYTES).contains(&prefix.len());
+        (valid && fits).then(|| Self { base: format!("{{{prefix}}}:") })
     }
 
-    /// What every key begins with.
+    /// The beginning of every key.
     pub fn base(&self) -> &str {
         &self.base
     }
 
-    /// The key of what belongs to all agents.
-    pub fn of(&self, message: char) -> String {
-        format!("{}{message}", self.base)
+    /// The key of data about all agents, by its letter.
+    pub fn key(&self, letter: char) -> String {
+        format!("{}{letter}", self.base)
     }
 
-    /// The sets whose intersection is whom a query means.
+    /// The sets whose intersection are the agents that fit a query.
     pub fn sets(&self, query: &AgentQuery) -> Vec<String> {
         let tags = query.tags.iter().map(|tag| format!("{}t:{}", self.base, tag.as_str()));
         std::iter::once(format!("{}s:{}", self.base, query.service.as_str())).chain(tags).collect()
     }
 
-    /// The names of the sets that an agent is in, one to a line. (No service and no tag has a control character.)
+    /// The sets that an agent is a member of, without the prefix, one per line. Services and tags contain no control characters.
     pub fn memberships(record: &AgentRecord) -> String {
         let services = record.services.iter().map(|service| format!("s:{service}"));
         let tags = record.tags.iter().map(|tag| format!("t:{tag}"));
@@ -89,7 +97,13 @@ impl Keys {
     }
 }
 
-/// What the scripts share: whether a text is a version.
+/// Parses the identity of an agent, from a field of a hash or a member of a set.
+pub(super) fn agent(text: &[u8]) -> Option<Identity> {
+    let identity: Identity = std::str::from_utf8(text).ok()?.parse().ok()?;
+    (identity.role() == Role::Agent).then_some(identity)
+}
+
+/// The common beginning of the scripts: a function that checks whether a string is a version.
 macro_rules! script {
     ($text:literal) => {
         concat!(
@@ -100,10 +114,11 @@ macro_rules! script {
     };
 }
 
-/// Writes a registration, unless a later one is there: `KEYS[1]` what keys begin with; ID VERSION RECORD MEMBERSHIPS REPAIR.
+/// Writes a registration, unless a newer one is stored. `KEYS[1]` is the beginning of all keys; the arguments are ID VERSION RECORD
+/// MEMBERSHIPS REPAIR. With REPAIR, the registration is written even if it is stored already.
 ///
-/// Gives 0 when a later one is there, 1 when this one is, and else 2 plus the number of sets that are of a wrong type.
-pub(super) const REGISTER: &str = script!(
+/// Returns 0 if a newer one is stored, 1 if this one is, and otherwise 2 plus the number of keys that should be sets and are not.
+pub(super) const REGISTER_SCRIPT: &str = script!(
     r"
 local id, version, record, names, repair = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local known = redis.call('HGET', base .. 'v', id)
@@ -134,9 +149,9 @@ return 2 + wrong
 "
 );
 
-/// Removes an agent, unless a registration later than VERSION, or a heartbeat later than BEAT (where it is not empty), is there:
-/// ID VERSION BEAT.
-pub(super) const REMOVE: &str = script!(
+/// Removes an agent, unless its registration is newer than VERSION, or its heartbeat is newer than BEAT (if not empty). The arguments
+/// are ID VERSION BEAT.
+pub(super) const REMOVE_SCRIPT: &str = script!(
     r"
 local id, version, limit = ARGV[1], ARGV[2], ARGV[3]
 local known = redis.call('HGET', base .. 'v', id)
@@ -157,9 +172,9 @@ return 1
 "
 );
 
-/// Writes heartbeats that are later than those there, of agents whose registration is of the same instance: ID VERSION BEAT, any
-/// number of times. Gives the ids that have no registration.
-pub(super) const BEATS: &str = script!(
+/// Writes heartbeats that are newer than the stored ones and belong to the registered instance. The arguments are ID VERSION BEAT, for
+/// any number of agents. Returns the agents that are not registered.
+pub(super) const HEARTBEAT_SCRIPT: &str = script!(
     r"
 local missing = {}
 for i = 1, #ARGV, 3 do
@@ -189,39 +204,41 @@ mod tests {
     use super::*;
     use crate::packet::{Service, Tag};
 
-    /// Every key that a prefix, a service and tags lead to.
-    fn all(prefix: &str, service: &Service, tags: &[Tag]) -> Vec<String> {
+    /// All keys for a prefix, a service and tags.
+    fn all_keys(prefix: &str, service: &Service, tags: &[Tag]) -> Vec<String> {
         let keys = Keys::new(prefix).unwrap();
         let query = AgentQuery::new(service.clone(), tags.to_vec());
-        keys.sets(&query).into_iter().chain("enldvrbm".chars().map(|message| keys.of(message))).collect()
+        keys.sets(&query).into_iter().chain("enldvrbm".chars().map(|letter| keys.key(letter))).collect()
     }
 
     #[test]
-    fn n14_a_prefix_cannot_leave_its_place() {
-        for bad in ["", "a:b", "{a}", "a}", "a b", "ä", "a\n", "a/b", "*", &"x".repeat(65)] {
-            assert!(Keys::new(bad).is_none(), "{bad:?}");
+    fn n14_invalid_prefixes_are_rejected() {
+        for invalid in ["", "a:b", "{a}", "a}", "a b", "ä", "a\n", "a/b", "*", &"x".repeat(65)] {
+            assert!(Keys::new(invalid).is_none(), "{invalid:?}");
         }
-        assert_eq!(Keys::new("nanite").unwrap().of('e'), "{nanite}:e");
+        assert_eq!(Keys::new("nanite").unwrap().key('e'), "{nanite}:e");
     }
 
     #[test]
-    fn n14_versions_are_ordered_as_text() {
-        let versions = [Version(0, 0), Version(0, 9), Version(0, 10), Version(1, 0), Version(u64::MAX, u64::MAX)];
+    fn n14_version_text_sorts_like_the_version() {
+        let versions = [(0, 0), (0, 9), (0, 10), (1, 0), (u64::MAX, u64::MAX)];
+        let versions = versions.map(|(instance, sequence)| Version::new(instance, sequence));
         for pair in versions.windows(2) {
             assert!(pair[0] < pair[1] && pair[0].text() < pair[1].text());
         }
         for version in versions {
             assert_eq!(Version::parse(version.text().as_bytes()), Some(version));
         }
-        for bad in ["", "00", &"0".repeat(33), &"g".repeat(32), &"F".repeat(32), &"+".repeat(32), &"ä".repeat(16)] {
-            assert_eq!(Version::parse(bad.as_bytes()), None, "{bad}");
+        for invalid in ["", "00", &"0".repeat(33), &"g".repeat(32), &"F".repeat(32), &"+".repeat(32), &"ä".repeat(16)]
+        {
+            assert_eq!(Version::parse(invalid.as_bytes()), None, "{invalid}");
         }
     }
 
     proptest! {
-        /// Different services, tags and prefixes lead to different keys, whatever they are.
+        /// Different services, tags and prefixes have different keys.
         #[test]
-        fn n14_no_name_touches_the_key_of_another(
+        fn n14_keys_of_different_names_never_collide(
             services in prop::collection::btree_set("(/[a-zA-Z0-9._-]{1,4}){1,3}", 2..4),
             tags in prop::collection::btree_set("[ -~]{1,8}|[es]:/a/b|[nldvrbmt]|\\}:[s-t]:/a|\\{a\\}:e|/a/b|t:[a-z]", 2..6),
             prefixes in prop::collection::btree_set("[a-z.:_-]{1,3}", 2..4),
@@ -234,7 +251,7 @@ mod tests {
             for prefix in &prefixes {
                 expected += services.len() + tags.len() + 8;
                 for service in &services {
-                    found.extend(all(prefix, service, &tags));
+                    found.extend(all_keys(prefix, service, &tags));
                 }
             }
             prop_assert!(services.is_empty() || found.len() == expected, "{found:?}");

@@ -1,68 +1,69 @@
-//! What several mappers know of agents, shared in Redis.
+//! A [`ClusterState`] in Redis, which several mappers share.
 //!
-//! Every mapper keeps its own [copy](copy) of what it heard and of what it read and [believed](belief), and goes on with it when
-//! Redis is away. One task, the [keeper], writes what this mapper heard, reads what others wrote, and comes back when Redis does. A
-//! request's targets are looked up in Redis, as the intersection of the sets of its service and its tags.
+//! Every mapper keeps a local [replica] of what it received and of what it read and [verified](verify), and continues with it while
+//! Redis is unavailable. The [sync] task writes what this mapper received, reads what others wrote, and reconnects after an outage. The
+//! agents for a request are looked up in Redis, as the intersection of the sets of its service and its tags.
 //!
 //! # What a hostile Redis can do
 //!
-//! It holds each registration and each agent's last heartbeat with what proves them: the agent's signature over the header, and the
-//! body. Both are verified whenever they are read: signature, certificate (chain, validity, revocation), identity, and this mapper's
-//! own policy. So whoever rules Redis
+//! Redis holds each agent's registration and last heartbeat with their proof: the agent's signature over the header, and the body. Every
+//! mapper verifies signature, certificate (chain, validity, revocation) and identity whenever it reads them, and applies its own policy.
+//! So an attacker who controls Redis
 //!
-//! * cannot invent an agent, nor change what one offers, its tags, its process or its load;
-//! * cannot bring back an earlier registration for a later one that this mapper knows: the order (instance, sequence) is signed. A
-//!   mapper that has just started, and has not heard the agent itself yet, can be given one that the same process made before;
-//! * can keep a dead agent alive for a mapper that does not hear agents itself, up to the lifetime of the agent's last message (60 s)
-//!   and the agent timeout: when an agent was heard is not signed, but its message's expiry is;
-//! * can hide agents from mappers that do not hear them: what a mapper has heard itself within the agent timeout is found even if
-//!   Redis denies it;
-//! * can read who offers what, under which tags and with which load: registrations and heartbeats lie there in the clear. It never
-//!   sees requests or answers;
-//! * can be slow, or go away: each answer has a time limit and a size limit, and mappers go on with what they know.
+//! * cannot invent an agent, nor change the services, tags, process or load of one;
+//! * cannot replace a registration that a mapper knows by an earlier one: the order (instance, sequence) is signed. A mapper that has
+//!   just started, and has not yet received a message from the agent itself, can be given an earlier registration of the same process;
+//! * can keep a dead agent alive, for mappers that do not receive its messages themselves, for the lifetime of the agent's last message
+//!   (60 s) plus the agent timeout: the time at which an agent was seen is not signed, but the expiry of its message is;
+//! * can hide agents from mappers that do not receive their messages. An agent that a mapper received a message from within the agent
+//!   timeout is found even if Redis does not list it;
+//! * can read which agents offer which services, with their tags and load: registrations and heartbeats are stored unencrypted. Requests
+//!   and answers are never sent to Redis;
+//! * can be slow or unavailable: each reply has a time limit and a size limit, and mappers continue with their replica.
 //!
-//! The same holds for rubbish, for keys of other types and for other programs' keys: it is refused, counted and logged.
+//! Malformed data, keys of other types and keys of other programs are handled in the same way: they are refused, counted and logged.
 
-mod belief;
 mod connection;
-mod copy;
-mod entry;
-mod keeper;
 mod keys;
 mod options;
+mod replica;
+mod sync;
+mod verify;
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::AbortHandle;
 
-pub use belief::RedisRefusal;
-pub use options::{DangerousRedis, RedisError, RedisOptions};
+pub use options::{DangerousRedisOptions, RedisError, RedisOptions};
+pub use verify::RedisRefusal;
 
 use super::state::{AgentQuery, AgentRecord, ClusterState, Heartbeat, StateContext, StateError};
 use crate::clock::Timestamp;
 use crate::packet::Identity;
-use belief::{Belief, Refusals};
-use connection::{Address, Connection, Trouble};
-use copy::Copy;
+use connection::{Address, CommandError, Connection, array, string};
 use keys::Keys;
+use replica::Replica;
+use sync::{Lookups, Shared};
+use verify::Verifier;
 
-/// How long the first reading may take when a mapper starts.
-const FIRST: Duration = Duration::from_secs(30);
+/// How long the first synchronization may take when a mapper starts.
+const INITIAL_SYNC_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What several mappers know of agents, shared in Redis (6 or later, or what speaks like it). It is a handle: clones are the same.
+/// A [`ClusterState`] in Redis (version 6 or later, or compatible), which several mappers share. Clones are handles to the same state.
 ///
-/// Give every mapper its own, with the same URL and prefix, and the same agent timeout. It needs to read and write keys that begin
-/// with `{PREFIX}:`, and to run scripts; nothing else.
+/// Give each mapper a state of its own, with the same URL and prefix, and the same agent timeout. The Redis user needs permission to read
+/// and write keys that begin with `{PREFIX}:`, and to run scripts.
 ///
 /// ```no_run
 /// use std::sync::Arc;
 /// use nanite::mapper::{Mapper, RedisOptions, RedisState};
-/// # use nanite::{packet::Identity, serializer::Serializer, transport::Transport};
+/// # use nanite::{serializer::Serializer, transport::Transport};
 /// # async fn example(serializer: Arc<dyn Serializer>, transport: Arc<dyn Transport>) -> Result<(), Box<dyn std::error::Error>> {
 /// let state = RedisState::connect("redis://localhost", RedisOptions::new(serializer.clone())).await?;
 /// let mapper = Mapper::builder(serializer, transport).state(state).start().await?;
@@ -72,50 +73,21 @@ const FIRST: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug)]
 pub struct RedisState {
     shared: Arc<Shared>,
-    keeper: Arc<Keeper>,
+    task: Arc<SyncTask>,
 }
 
-/// What the handles and the keeper share.
+/// The sync task; aborted on drop.
 #[derive(Debug)]
-struct Shared {
-    address: Address,
-    keys: Keys,
-    refresh: Duration,
-    timeout: Duration,
-    copy: Copy,
-    belief: Belief,
-    context: OnceLock<StateContext>,
-    /// The connection for lookups; none while Redis is away.
-    lookups: RwLock<Option<Lookups>>,
-    /// What was last said of it in the log.
-    said_away: AtomicBool,
-    /// Told when something has to be written, or somebody waits for what others wrote.
-    wake: Notify,
-    /// How often somebody asked for what others wrote, and up to which of these it has been read.
-    asked: AtomicU64,
-    read: watch::Sender<u64>,
-    /// Told when an agent was learnt of.
-    news: Notify,
+struct SyncTask {
+    /// The connection made by [`RedisState::connect`], until the task starts.
+    first_connection: Mutex<Option<Connection>>,
+    handle: Mutex<Option<AbortHandle>>,
 }
 
-#[derive(Clone, Debug)]
-struct Lookups {
-    connection: Connection,
-    epoch: Arc<[u8]>,
-}
-
-/// The keeper's task; it ends with this.
-#[derive(Debug)]
-struct Keeper {
-    /// The connection that was opened first, until there is a keeper.
-    first: Mutex<Option<Connection>>,
-    task: Mutex<Option<AbortHandle>>,
-}
-
-impl Drop for Keeper {
+impl Drop for SyncTask {
     fn drop(&mut self) {
-        if let Some(task) = self.task.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
-            task.abort();
+        if let Some(handle) = self.handle.get_mut().take() {
+            handle.abort();
         }
     }
 }
@@ -124,49 +96,47 @@ impl RedisState {
     /// Connects to Redis. The URL is `redis://USER:PASSWORD@HOST:PORT/DATABASE`, `rediss://` for TLS, or `unix:///PATH`.
     ///
     /// # Errors
-    /// [`RedisError`] when it cannot be used: a mapper does not start on a wrong URL. Once it runs, it goes on without Redis.
+    /// [`RedisError`] if Redis cannot be used now. Once a mapper has started, it keeps working through outages.
     pub async fn connect(url: &str, options: RedisOptions) -> Result<Self, RedisError> {
         let address = Address::new(url, &options)?;
-        let keys = Keys::new(&options.prefix).ok_or(RedisError::Prefix)?;
-        if options.serializer.verification().is_none() && !options.unsigned {
+        let keys = Keys::new(&options.prefix).ok_or(RedisError::InvalidPrefix)?;
+        if options.serializer.verification().is_none() && !options.accept_unsigned {
             return Err(RedisError::NotSigned);
         }
-        if options.unsigned {
-            tracing::warn!("registrations that nothing proves are shared: whoever reaches Redis can invent agents");
+        if options.accept_unsigned {
+            tracing::warn!("unsigned registrations are accepted: anyone who can write to Redis can invent agents");
         }
         let connection = address.connect().await?;
-        keeper::epoch(&connection, &keys)
+        sync::ensure_epoch(&connection, &keys)
             .await
-            .map_err(|trouble| RedisError::Unreachable { address: address.to_string(), why: trouble.to_string() })?;
-        let belief =
-            Belief { serializer: options.serializer, unsigned: options.unsigned, refusals: Refusals::default() };
+            .map_err(|error| RedisError::Unreachable { address: address.to_string(), why: error.to_string() })?;
         let shared = Shared {
             address,
             keys,
-            refresh: options.refresh.max(Duration::from_millis(1)),
+            refresh_interval: options.refresh_interval.max(Duration::from_millis(1)),
             timeout: options.timeout,
-            copy: Copy::default(),
-            belief,
+            replica: Replica::default(),
+            verifier: Verifier::new(options.serializer, options.accept_unsigned),
             context: OnceLock::new(),
             lookups: RwLock::default(),
-            said_away: AtomicBool::new(false),
+            reported_unavailable: AtomicBool::new(false),
             wake: Notify::new(),
-            asked: AtomicU64::new(0),
-            read: watch::Sender::new(0),
-            news: Notify::new(),
+            reads_requested: AtomicU64::new(0),
+            reads_done: watch::Sender::new(0),
+            agent_discovered: Notify::new(),
         };
-        let keeper = Keeper { first: Mutex::new(Some(connection)), task: Mutex::default() };
-        Ok(Self { shared: Arc::new(shared), keeper: Arc::new(keeper) })
+        let task = SyncTask { first_connection: Mutex::new(Some(connection)), handle: Mutex::default() };
+        Ok(Self { shared: Arc::new(shared), task: Arc::new(task) })
     }
 
-    /// Whether Redis is there now. While it is not, mappers go on with what they know.
-    pub fn is_present(&self) -> bool {
-        self.shared.lookups().is_some()
+    /// Whether a started mapper is connected to Redis. While it is not, it continues with its local replica.
+    pub fn is_connected(&self) -> bool {
+        self.shared.lookups.read().is_some()
     }
 
-    /// How often something that stands in Redis was not believed.
+    /// How often data from Redis was refused, by reason.
     pub fn refusals(&self) -> Vec<(RedisRefusal, u64)> {
-        self.shared.belief.refusals.counts()
+        self.shared.verifier.refusals.counts()
     }
 }
 
@@ -174,175 +144,164 @@ impl RedisState {
 impl ClusterState for RedisState {
     async fn start(&self, context: StateContext) -> Result<(), StateError> {
         self.shared.context.set(context).map_err(|_| StateError::InUse)?;
-        let first = self.keeper.first.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let connection = self.task.first_connection.lock().take();
         let (ready, started) = oneshot::channel();
-        let task = tokio::spawn(keeper::keep(self.shared.clone(), first, ready));
-        *self.keeper.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(task.abort_handle());
-        match tokio::time::timeout(FIRST, started).await {
+        let task = tokio::spawn(sync::run(self.shared.clone(), connection, ready));
+        *self.task.handle.lock() = Some(task.abort_handle());
+        match tokio::time::timeout(INITIAL_SYNC_TIMEOUT, started).await {
             Ok(Ok(Ok(()))) => Ok(()),
-            Ok(Ok(Err(trouble))) => Err(StateError::Unavailable(trouble.to_string())),
-            Ok(Err(_)) | Err(_) => Err(StateError::Unavailable(format!("not read within {FIRST:?}"))),
+            Ok(Ok(Err(error))) => Err(StateError::Unavailable(error.to_string())),
+            Ok(Err(_)) | Err(_) => {
+                Err(StateError::Unavailable(format!("not synchronized within {INITIAL_SYNC_TIMEOUT:?}")))
+            }
         }
     }
 
-    async fn learnt(&self) {
-        self.shared.news.notified().await;
+    async fn agent_discovered(&self) {
+        self.shared.agent_discovered.notified().await;
     }
 
     async fn register(&self, mut agent: AgentRecord) -> Result<(), StateError> {
         if agent.proof.is_none() {
             agent.sequence = agent.last_seen.as_micros();
         }
-        self.shared.copy.register(agent)?;
+        self.shared.replica.register(agent)?;
         self.shared.wake.notify_one();
         Ok(())
     }
 
-    async fn ping(&self, mut ping: Heartbeat<'_>) -> Result<bool, StateError> {
-        if ping.proof.is_none() {
-            ping.sequence = ping.now.as_micros();
+    async fn heartbeat(&self, mut heartbeat: Heartbeat<'_>) -> Result<bool, StateError> {
+        if heartbeat.proof.is_none() {
+            heartbeat.sequence = heartbeat.now.as_micros();
         }
-        Ok(self.shared.copy.heard(&ping))
+        Ok(self.shared.replica.heartbeat(&heartbeat))
     }
 
     async fn remove(&self, identity: &Identity, instance: Option<u64>) -> Result<bool, StateError> {
-        let removed = self.shared.copy.remove(identity, instance);
+        let removed = self.shared.replica.remove(identity, instance);
         self.shared.wake.notify_one();
         Ok(removed)
     }
 
     async fn find(&self, query: &AgentQuery) -> Result<Vec<Arc<AgentRecord>>, StateError> {
-        Ok(self.shared.find(query).await)
+        let local = self.shared.replica.find(query);
+        let Some(lookups) = self.lookups() else { return Ok(local) };
+        if query.target.is_some() {
+            if !local.is_empty() {
+                return Ok(local);
+            }
+            self.read_latest().await;
+            return Ok(self.shared.replica.find(query));
+        }
+        Ok(match self.look_up(&lookups, query).await {
+            Ok(Some(found)) => self.merge(query, local, &found).await,
+            // Redis has lost its data. The sync task handles it.
+            Ok(None) => {
+                self.shared.wake.notify_one();
+                local
+            }
+            Err(error) => {
+                self.lookup_failed(&error);
+                local
+            }
+        })
     }
 
     async fn agents(&self) -> Result<Vec<Arc<AgentRecord>>, StateError> {
-        self.shared.read_now().await;
-        Ok(self.shared.copy.all())
+        self.read_latest().await;
+        Ok(self.shared.replica.all())
     }
 
     async fn reap(&self, silent_since: Timestamp) -> Result<Vec<Arc<AgentRecord>>, StateError> {
-        let silent = self.shared.copy.silent(silent_since);
+        let silent = self.shared.replica.silent(silent_since);
         if silent.is_empty() {
             return Ok(Vec::new());
         }
-        // Another mapper may have heard them.
-        if let Some(lookups) = self.shared.lookups()
-            && let Err(trouble) = keeper::read_beats(&self.shared, &lookups.connection, &silent).await
+        // Other mappers may have received heartbeats.
+        if let Some(lookups) = self.lookups()
+            && let Err(error) = sync::read_heartbeats(&self.shared, &lookups.connection, &silent).await
         {
-            self.shared.lookups_failed(&trouble);
+            self.lookup_failed(&error);
         }
-        let gone = self.shared.copy.reap(silent, silent_since);
+        let removed = self.shared.replica.reap(silent, silent_since);
         self.shared.wake.notify_one();
-        Ok(gone)
+        Ok(removed)
     }
 }
 
-impl Shared {
+impl RedisState {
     fn lookups(&self) -> Option<Lookups> {
-        self.lookups.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.shared.lookups.read().clone()
     }
 
-    fn set_lookups(&self, lookups: Option<Lookups>) {
-        *self.lookups.write().unwrap_or_else(PoisonError::into_inner) = lookups;
-    }
-
-    /// A lookup had no answer. When that is the connection's fault, lookups are answered from the copy until the keeper has a new one.
-    fn lookups_failed(&self, trouble: &Trouble) {
-        match trouble {
-            Trouble::Lost(_) => {
-                self.set_lookups(None);
-                self.wake.notify_one();
+    /// Handles a failed lookup. If the connection failed, lookups use the replica until the sync task has reconnected.
+    fn lookup_failed(&self, error: &CommandError) {
+        match error {
+            CommandError::Connection(_) => {
+                *self.shared.lookups.write() = None;
+                self.shared.wake.notify_one();
             }
-            Trouble::Refused(why) if trouble.is_wrong_type() => {
-                self.belief.refusals.note(RedisRefusal::WrongType, self.keys.base(), why);
+            CommandError::Rejected(why) if error.is_wrong_type() => {
+                self.shared.refuse(RedisRefusal::WrongType, self.shared.keys.base(), why);
             }
-            Trouble::Refused(why) => tracing::warn!(why, "Redis refuses a lookup"),
+            CommandError::Rejected(why) => tracing::warn!(why, "Redis rejected a lookup"),
         }
     }
 
-    async fn find(&self, query: &AgentQuery) -> Vec<Arc<AgentRecord>> {
-        let here = self.copy.find(query);
-        let Some(lookups) = self.lookups() else { return here };
-        if query.target.is_some() {
-            if !here.is_empty() {
-                return here;
-            }
-            self.read_now().await;
-            return self.copy.find(query);
-        }
-        match self.look_up(&lookups, query).await {
-            Ok(Some(found)) => self.merge(query, here, &found).await,
-            // It is not the Redis that it was: the keeper finds out.
-            Ok(None) => {
-                self.wake.notify_one();
-                here
-            }
-            Err(trouble) => {
-                self.lookups_failed(&trouble);
-                here
-            }
-        }
-    }
-
-    /// Whom Redis lists; none when it has lost what it held.
-    async fn look_up(&self, lookups: &Lookups, query: &AgentQuery) -> Result<Option<Vec<Vec<u8>>>, Trouble> {
-        let mut questions = redis::pipe();
-        questions.cmd("GET").arg(self.keys.of('e'));
-        questions.cmd("SINTER").arg(self.keys.sets(query));
-        let mut answers = lookups.connection.ask_all(&questions).await?.into_iter();
-        let (Some(epoch), Some(found)) = (answers.next(), answers.next()) else { return Err(Trouble::strange()) };
-        if keeper::text(epoch?)?.as_deref() != Some(&lookups.epoch) {
+    /// The agents that Redis lists for a query. `None` if Redis has lost its data.
+    async fn look_up(&self, lookups: &Lookups, query: &AgentQuery) -> Result<Option<Vec<Vec<u8>>>, CommandError> {
+        let keys = &self.shared.keys;
+        let mut commands = redis::pipe();
+        commands.cmd("GET").arg(keys.key('e'));
+        commands.cmd("SINTER").arg(keys.sets(query));
+        let mut replies = lookups.connection.execute_all(&commands).await?.into_iter();
+        let (Some(epoch), Some(found)) = (replies.next(), replies.next()) else {
+            return Err(CommandError::unexpected_reply());
+        };
+        if string(epoch?)?.as_deref() != Some(&lookups.epoch) {
             return Ok(None);
         }
-        Ok(Some(keeper::texts(found?)?.into_iter().flatten().collect()))
+        Ok(Some(array(found?)?.into_iter().flatten().collect()))
     }
 
-    /// Joins what is known here with what Redis lists. Whom it lists and who is not known here is read about first.
+    /// Merges the agents in the replica with those that Redis lists. Listed agents that are not in the replica are read first.
     async fn merge(
         &self,
         query: &AgentQuery,
-        mut here: Vec<Arc<AgentRecord>>,
+        mut local: Vec<Arc<AgentRecord>>,
         found: &[Vec<u8>],
     ) -> Vec<Arc<AgentRecord>> {
+        let replica = &self.shared.replica;
         let found: HashSet<&[u8]> = found.iter().map(Vec::as_slice).collect();
-        let unknown = self.unknown(&here, &found);
-        if !unknown.is_empty() {
-            self.read_now().await;
-            here = self.copy.find(query);
-            let baseless = self.copy.baseless(self.unknown(&here, &found));
-            if baseless > 0 {
-                let why = format!("{baseless} agents are listed that have not registered so");
-                self.belief.refusals.note(RedisRefusal::Listing, query.service.as_str(), &why);
+        if !self.unknown(&local, &found).is_empty() {
+            self.read_latest().await;
+            local = replica.find(query);
+            let wrongly_listed = replica.mark_wrongly_listed(self.unknown(&local, &found));
+            if wrongly_listed > 0 {
+                let why =
+                    format!("{wrongly_listed} agents are listed for a service or tags that they did not register");
+                self.shared.refuse(RedisRefusal::Listing, query.service.as_str(), &why);
             }
         }
-        self.copy.confirmed(here, &found, self.alive_since())
+        replica.retain_confirmed(local, &found, self.shared.alive_since())
     }
 
-    /// Of those that Redis lists, the ones that are not known here to fit and are worth reading about.
-    fn unknown(&self, here: &[Arc<AgentRecord>], found: &HashSet<&[u8]>) -> Vec<Identity> {
-        let known: HashSet<&[u8]> = here.iter().map(|record| record.identity.as_str().as_bytes()).collect();
-        let others = found.iter().filter(|identity| !known.contains(*identity));
-        self.copy.unknown(others.filter_map(|identity| keeper::identity(identity)).collect())
+    /// The agents that Redis lists, that are not among the local ones, and that are worth reading.
+    fn unknown(&self, local: &[Arc<AgentRecord>], found: &HashSet<&[u8]>) -> Vec<Identity> {
+        let known: HashSet<&[u8]> = local.iter().map(|record| record.identity.as_str().as_bytes()).collect();
+        let unknown = found.iter().filter(|member| !known.contains(*member));
+        self.shared.replica.retain_worth_reading(unknown.filter_map(|member| keys::agent(member)).collect())
     }
 
-    /// Waits until what others wrote before this has been read, or Redis turns out to be away.
-    async fn read_now(&self) {
-        if self.lookups().is_none() {
+    /// Waits until everything that other mappers wrote before this call has been read, or until Redis is unavailable.
+    async fn read_latest(&self) {
+        let shared = &self.shared;
+        if !self.is_connected() {
             return;
         }
-        let ticket = self.asked.fetch_add(1, Ordering::SeqCst).saturating_add(1);
-        self.wake.notify_one();
-        let mut read = self.read.subscribe();
-        let _ = tokio::time::timeout(self.timeout, read.wait_for(|read| *read >= ticket)).await;
-    }
-
-    fn now(&self) -> Timestamp {
-        self.context.get().map_or(Timestamp::from_micros(0), |context| context.clock.now())
-    }
-
-    /// Agents that were last heard before this moment are gone.
-    fn alive_since(&self) -> Timestamp {
-        let timeout = self.context.get().map_or(Duration::ZERO, |context| context.agent_timeout);
-        self.now().saturating_sub(timeout)
+        let request = shared.reads_requested.fetch_add(1, Ordering::SeqCst).saturating_add(1);
+        shared.wake.notify_one();
+        let mut done = shared.reads_done.subscribe();
+        let _ = tokio::time::timeout(shared.timeout, done.wait_for(|done| *done >= request)).await;
     }
 }

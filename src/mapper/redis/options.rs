@@ -1,4 +1,4 @@
-//! How a shared state in Redis is set up, and why it cannot be.
+//! Options for the shared state in Redis, and why it cannot be used.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,71 +8,85 @@ use zeroize::Zeroizing;
 
 use crate::serializer::Serializer;
 
-/// How to use a Redis; see [`RedisState::connect`](super::RedisState::connect).
+/// Options for [`RedisState::connect`](super::RedisState::connect).
+///
+/// ```
+/// use std::time::Duration;
+/// use nanite::mapper::RedisOptions;
+/// # use nanite::serializer::Serializer;
+///
+/// # fn options(serializer: std::sync::Arc<dyn Serializer>) -> RedisOptions {
+/// RedisOptions::new(serializer)
+///     .prefix("staging")
+///     .password("open sesame")
+///     .timeout(Duration::from_secs(5))
+/// # }
+/// ```
 pub struct RedisOptions {
     pub(super) serializer: Arc<dyn Serializer>,
     pub(super) prefix: String,
     pub(super) password: Option<Zeroizing<String>>,
-    pub(super) authority: Option<Vec<u8>>,
+    pub(super) ca_certificates: Option<Vec<u8>>,
     pub(super) timeout: Duration,
-    pub(super) refresh: Duration,
-    pub(super) unsigned: bool,
+    pub(super) refresh_interval: Duration,
+    pub(super) accept_unsigned: bool,
 }
 
 impl RedisOptions {
-    /// The defaults, with what verifies registrations: the serializer that the mapper itself speaks through.
-    pub fn new(serializer: Arc<dyn Serializer>) -> Self {
+    /// The defaults. `serializer` verifies registrations and heartbeats: pass the one that the mapper uses.
+    pub fn new(serializer: impl Serializer + 'static) -> Self {
         Self {
-            serializer,
+            serializer: Arc::new(serializer),
             prefix: "nanite".to_owned(),
             password: None,
-            authority: None,
+            ca_certificates: None,
             timeout: Duration::from_secs(2),
-            refresh: Duration::from_secs(1),
-            unsigned: false,
+            refresh_interval: Duration::from_secs(1),
+            accept_unsigned: false,
         }
     }
 
-    /// What the names of all keys begin with, in braces; `nanite` by default. Mappers with different prefixes share nothing. 1 to 64
-    /// letters, digits, '.', '-' and '_'.
+    /// The prefix of all keys; `nanite` by default. Mappers with different prefixes share nothing. 1 to 64 letters, digits, '.', '-'
+    /// and '_'.
     #[must_use]
     pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
         self.prefix = prefix.into();
         self
     }
 
-    /// The password, in place of one in the URL.
+    /// The password, instead of one in the URL.
     #[must_use]
     pub fn password(mut self, password: impl Into<String>) -> Self {
         self.password = Some(Zeroizing::new(password.into()));
         self
     }
 
-    /// The PEM of the CAs that Redis's certificate may be issued by, for `rediss://` URLs. The system's CAs do not count.
+    /// The PEM certificates of the authorities that may issue the Redis server's certificate; required for `rediss://` URLs. The
+    /// system's certificate authorities are not trusted.
     #[must_use]
-    pub fn authority(mut self, pem: impl Into<Vec<u8>>) -> Self {
-        self.authority = Some(pem.into());
+    pub fn ca_certificates(mut self, pem: impl Into<Vec<u8>>) -> Self {
+        self.ca_certificates = Some(pem.into());
         self
     }
 
-    /// How long Redis may take for an answer; 2 s by default. A later one counts as none.
+    /// How long to wait for a reply; 2 s by default. After that the connection is given up.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// How often this mapper reads what others changed, and writes what it heard; 1 s by default.
+    /// How often this mapper reads the changes of others and writes the heartbeats it received; every second by default.
     #[must_use]
-    pub fn refresh(mut self, every: Duration) -> Self {
-        self.refresh = every;
+    pub fn refresh_interval(mut self, interval: Duration) -> Self {
+        self.refresh_interval = interval;
         self
     }
 
-    /// What weakens.
+    /// Options that weaken security.
     #[must_use]
-    pub fn dangerous(self) -> DangerousRedis {
-        DangerousRedis(self)
+    pub fn dangerous(self) -> DangerousRedisOptions {
+        DangerousRedisOptions(self)
     }
 }
 
@@ -82,44 +96,45 @@ impl fmt::Debug for RedisOptions {
     }
 }
 
-/// Options that weaken what a shared state promises; see [`RedisOptions::dangerous`].
+/// Options that weaken security; see [`RedisOptions::dangerous`].
 #[derive(Debug)]
-pub struct DangerousRedis(RedisOptions);
+pub struct DangerousRedisOptions(RedisOptions);
 
-impl DangerousRedis {
-    /// Takes and writes registrations that nothing proves, as those in plain formats are: whoever reaches Redis can invent agents.
+impl DangerousRedisOptions {
+    /// Reads and writes unsigned registrations and heartbeats, as plain formats have them. An attacker who can write to Redis can then
+    /// invent agents.
     #[must_use]
     pub fn accept_unsigned(mut self) -> RedisOptions {
-        self.0.unsigned = true;
+        self.0.accept_unsigned = true;
         self.0
     }
 }
 
-/// Why a Redis cannot be used.
+/// Why the shared state in Redis cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RedisError {
-    /// The URL is not understood.
-    #[error("a Redis is redis://HOST:PORT/DATABASE, rediss:// for TLS, or unix:///PATH")]
-    Url,
-    /// The prefix has characters that it may not have, or is too short or too long.
-    #[error("a prefix is 1 to 64 letters, digits, '.', '-' and '_'")]
-    Prefix,
-    /// A `rediss://` URL, without the CA that Redis's certificate may be issued by.
-    #[error("TLS needs the CA of the Redis")]
-    NoAuthority,
-    /// The CA of the Redis is not given in PEM.
-    #[error("the CA of the Redis is no certificate in PEM")]
-    Authority,
-    /// The serializer signs nothing, so that nobody could verify what is shared.
-    #[error("registrations in a plain format prove nothing: they are not shared")]
+    /// The URL is invalid.
+    #[error("invalid Redis URL: expected redis://HOST:PORT/DATABASE, rediss:// for TLS, or unix:///PATH")]
+    InvalidUrl,
+    /// The prefix is too short or too long, or has other characters.
+    #[error("invalid key prefix: expected 1 to 64 letters, digits, '.', '-' and '_'")]
+    InvalidPrefix,
+    /// The URL is `rediss://`, but no CA certificate is given.
+    #[error("TLS requires the CA certificate of the Redis server")]
+    MissingCa,
+    /// The CA certificate is not valid PEM.
+    #[error("the CA certificate of the Redis server is not a PEM certificate")]
+    InvalidCa,
+    /// The serializer does not sign, so other mappers could not verify what is shared.
+    #[error("plain formats do not sign registrations, so they are not shared")]
     NotSigned,
-    /// It cannot be reached, or does not let this mapper in.
+    /// Redis cannot be reached, or refuses access.
     #[error("cannot use the Redis at {address}: {why}")]
     Unreachable {
-        /// Where, without the password.
+        /// The address, without the password.
         address: String,
-        /// Why.
+        /// The reason.
         why: String,
     },
 }

@@ -1,4 +1,4 @@
-//! A real browser: headless Chromium, told what to do by ChromeDriver (W3C WebDriver, HTTP with JSON).
+//! A real browser: headless Chromium, controlled through ChromeDriver (W3C WebDriver, HTTP with JSON).
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 
 use super::{PATIENCE, web};
 
-/// The key under which an element's id stands (W3C WebDriver, section 12).
-const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
+/// The JSON key of an element's id (W3C WebDriver, section 12).
+const ELEMENT_KEY: &str = "element-6066-11e4-a52e-4f735466cecf";
 
-/// A browser with one page; it ends when this is dropped.
+/// A browser with one page; it is closed when this is dropped.
 #[derive(Debug)]
 pub struct Browser {
     driver: Child,
@@ -36,7 +36,7 @@ impl Browser {
         let ready =
             lines.find(|line| line.contains("started successfully on port")).expect("chromedriver says its port");
         let digits: String = ready.rsplit("port ").next().unwrap().chars().take_while(char::is_ascii_digit).collect();
-        // Nobody reads the rest, and nobody has to wait for that.
+        // Discard the rest of the output, so that ChromeDriver never blocks on a full pipe.
         std::thread::spawn(move || lines.for_each(drop));
         let profile = tempfile::tempdir().unwrap();
         let mut browser = Self { driver, port: digits.parse().unwrap(), session: String::new(), _profile: profile };
@@ -86,12 +86,12 @@ impl Browser {
         self.call("POST", &self.of("/url"), &json!({"url": url}));
     }
 
-    /// Where the page is.
+    /// The URL of the page.
     pub fn address(&self) -> String {
         self.call("GET", &self.of("/url"), &Value::Null).as_str().unwrap().to_owned()
     }
 
-    /// The first element that fits a CSS selector; waits until there is one.
+    /// The first element that matches a CSS selector; waits until there is one.
     pub fn element(&self, selector: &str) -> Element {
         let mut found = None;
         self.wait(&format!("there is {selector}"), || {
@@ -101,19 +101,24 @@ impl Browser {
         found.unwrap()
     }
 
-    /// All elements that fit a CSS selector now.
+    /// All elements that currently match a CSS selector.
     pub fn elements(&self, selector: &str) -> Vec<Element> {
         let wanted = json!({"using": "css selector", "value": selector});
         let found = self.call("POST", &self.of("/elements"), &wanted);
-        found.as_array().unwrap().iter().map(|one| Element(one[ELEMENT].as_str().unwrap().to_owned())).collect()
+        found
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|element| Element(element[ELEMENT_KEY].as_str().unwrap().to_owned()))
+            .collect()
     }
 
-    /// The text that a person sees in the first element; the empty text when there is none.
+    /// The visible text of the first matching element; empty if there is none.
     pub fn text(&self, selector: &str) -> String {
         self.texts(selector).into_iter().next().unwrap_or_default()
     }
 
-    /// The texts that a person sees, now. Elements that go meanwhile are left out.
+    /// The visible texts of all matching elements. Elements that disappear meanwhile are left out.
     pub fn texts(&self, selector: &str) -> Vec<String> {
         let text = |element: Element| {
             let path = self.of(&format!("/element/{}/text", element.0));
@@ -123,7 +128,7 @@ impl Browser {
     }
 
     pub fn click(&self, selector: &str) {
-        // A page that changes may take the element away before it is clicked.
+        // A page update may remove the element before it is clicked.
         self.wait(&format!("{selector} can be clicked"), || {
             let element = self.element(selector);
             self.try_call("POST", &self.of(&format!("/element/{}/click", element.0)), &json!({})).is_ok()
@@ -137,19 +142,19 @@ impl Browser {
         self.call("POST", &self.of(&format!("/element/{}/value", element.0)), &json!({"text": text}));
     }
 
-    /// Presses keys on whatever has the focus.
+    /// Presses keys on the element that has the focus.
     pub fn press(&self, keys: &str) {
         let pressed = keys.chars().flat_map(|key| ["keyDown", "keyUp"].map(|what| json!({"type": what, "value": key})));
         let actions = json!({"actions": [{"type": "key", "id": "keyboard", "actions": pressed.collect::<Vec<_>>()}]});
         self.call("POST", &self.of("/actions"), &actions);
     }
 
-    /// Runs a script in the page, and gives what it returns.
+    /// Runs a script in the page, and returns its result.
     pub fn script(&self, script: &str) -> Value {
         self.call("POST", &self.of("/execute/sync"), &json!({"script": script, "args": []}))
     }
 
-    /// The page as it is now, as HTML.
+    /// The current HTML of the page.
     pub fn source(&self) -> String {
         self.call("GET", &self.of("/source"), &Value::Null).as_str().unwrap().to_owned()
     }
@@ -159,21 +164,21 @@ impl Browser {
         self.call("POST", &self.of("/goog/cdp/execute"), &json!({"cmd": command, "params": parameters}))
     }
 
-    /// What the browser complained about since the last time: scripts that were stopped or broke, for one.
+    /// The browser's warnings and errors since the last call, such as blocked or failed scripts.
     pub fn complaints(&self) -> Vec<String> {
         let log = self.call("POST", &self.of("/se/log"), &json!({"type": "browser"}));
-        let grave =
+        let serious =
             log.as_array().unwrap().iter().filter(|entry| entry["level"] == "SEVERE" || entry["level"] == "WARNING");
-        grave.map(|entry| entry["message"].as_str().unwrap_or_default().to_owned()).collect()
+        serious.map(|entry| entry["message"].as_str().unwrap_or_default().to_owned()).collect()
     }
 
-    /// Waits until it is so; shows the page when it never is.
-    pub fn wait(&self, what: &str, mut so: impl FnMut() -> bool) {
+    /// Waits until a condition is true; panics with the page if it never is.
+    pub fn wait(&self, what: &str, mut condition: impl FnMut() -> bool) {
         let deadline = Instant::now() + PATIENCE;
-        while !so() {
+        while !condition() {
             assert!(
                 Instant::now() < deadline,
-                "not so within {PATIENCE:?}: {what}\n{}\n{}",
+                "not within {PATIENCE:?}: {what}\n{}\n{}",
                 self.address(),
                 self.source()
             );
@@ -189,7 +194,7 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // Chromium ends with its session, not with its driver. What fails here must not hide what failed before.
+        // Chromium ends with its session, not with its driver. A failure here must not hide the failure of the test.
         let end = || drop(self.try_call("DELETE", &self.of(""), &Value::Null));
         if !self.session.is_empty() {
             let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(end));

@@ -1,4 +1,4 @@
-//! Certificates that the project's own tool would never make, by OpenSSL's builder: each with one fault.
+//! Certificates that `nanite certs` would never make, built with OpenSSL: each with one fault.
 
 use std::time::Duration;
 
@@ -25,13 +25,13 @@ pub struct Forged {
     pub key: PKey<Private>,
 }
 
-/// What a certificate is to say. Begins as a good leaf for `nanite-fred`.
+/// The content of a certificate to forge.
 pub struct Forge {
     pub subject: String,
     pub key: PKey<Private>,
     pub from: Timestamp,
     pub to: Timestamp,
-    /// Extensions by OpenSSL's name and syntax, in this order.
+    /// Extensions in OpenSSL's syntax, in this order.
     pub extensions: Vec<(Nid, String)>,
     pub digest: MessageDigest,
 }
@@ -49,7 +49,7 @@ pub fn rsa(bits: u32) -> PKey<Private> {
 }
 
 impl Forge {
-    /// A good leaf.
+    /// A valid leaf for `nanite-fred`.
     pub fn leaf() -> Self {
         Self::with(
             "fred",
@@ -61,7 +61,7 @@ impl Forge {
         )
     }
 
-    /// A good CA of this name.
+    /// A valid CA with this name.
     pub fn ca(name: &str) -> Self {
         Self::with(
             name,
@@ -77,7 +77,7 @@ impl Forge {
         Self { subject: subject.to_owned(), key: p256(), from, to, extensions, digest: MessageDigest::sha256() }
     }
 
-    /// With this extension in place of another of its kind; empty: without it.
+    /// Replaces the extension of this kind, or removes it if the value is empty.
     pub fn set(mut self, nid: Nid, value: &str) -> Self {
         self.extensions.retain(|(other, _)| *other != nid);
         if !value.is_empty() {
@@ -98,12 +98,12 @@ impl Forge {
         Self { digest, ..self }
     }
 
-    /// Signed by its own key.
+    /// Signs it with its own key.
     pub fn self_signed(self) -> Forged {
         self.sign(None)
     }
 
-    /// Signed by another's key.
+    /// Signs it with the issuer's key.
     pub fn signed_by(self, issuer: &Forged) -> Forged {
         self.sign(Some(issuer))
     }
@@ -123,11 +123,11 @@ impl Forge {
         builder.set_pubkey(&self.key).unwrap();
         for (nid, value) in &self.extensions {
             let context = builder.x509v3_context(issuer.map(|issuer| issuer.x509.as_ref()), None);
-            // A root's authority is itself, which the builder does not know yet.
+            // OpenSSL cannot add it to a self-signed certificate that is not built yet.
             if *nid == Nid::AUTHORITY_KEY_IDENTIFIER && issuer.is_none() {
                 continue;
             }
-            #[expect(deprecated, reason = "the only way that takes every extension")]
+            #[expect(deprecated, reason = "the only function that accepts every extension")]
             let extension = X509Extension::new_nid(None, Some(&context), *nid, value).unwrap();
             builder.append_extension(extension).unwrap();
         }
@@ -137,13 +137,13 @@ impl Forge {
 }
 
 impl Forged {
-    /// A list of what this CA has revoked, made at one moment, and out of date at the other.
+    /// A list of the certificates that this CA has revoked, valid between two times.
     pub fn crl(&self, revoked: &[&X509], from: Timestamp, to: Timestamp) -> X509Crl {
         let mut builder = X509CrlBuilder::new().unwrap();
         builder.set_issuer_name(self.x509.subject_name()).unwrap();
         builder.set_last_update(&time(from)).unwrap();
         builder.set_next_update(&time(to)).unwrap();
-        // A list has to have an entry.
+        // A list needs at least one entry.
         let other = BigNum::from_u32(1).unwrap().to_asn1_integer().unwrap();
         for serial in std::iter::once(&*other).chain(revoked.iter().map(|x509| x509.serial_number())) {
             let mut entry = X509RevokedBuilder::new().unwrap();

@@ -1,10 +1,10 @@
-//! Just enough HTTP to talk to a management API on this machine.
+//! A minimal HTTP client for the management API of a broker on this machine.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-/// One request with a JSON body or none; the status and the body of the answer.
+/// Sends one request with a JSON body or none; returns the status and the body of the response.
 pub fn request(port: u16, method: &str, path: &str, body: &str) -> io::Result<(u16, String)> {
     let mut stream = TcpStream::connect(("127.0.0.1", port))?;
     stream.set_read_timeout(Some(Duration::from_secs(30)))?;

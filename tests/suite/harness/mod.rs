@@ -1,7 +1,8 @@
-//! What tests share.
+//! Shared test code: brokers, certificates, programs, browsers, and the source code itself.
 
-#![allow(dead_code, reason = "each helper is for whichever test needs it")]
+#![allow(dead_code, reason = "not every feature set uses every helper")]
 
+pub mod attack;
 pub mod broker;
 pub mod browser;
 pub mod forge;
@@ -16,6 +17,7 @@ pub mod redis;
 #[cfg(feature = "redis")]
 pub mod sharing;
 pub mod site;
+pub mod sources;
 pub mod system;
 pub mod tamper;
 pub mod terminal;
@@ -23,17 +25,17 @@ pub mod web;
 
 use std::time::Duration;
 
-/// How long a test waits for something that must happen: far longer than it ever takes.
+/// How long a test waits for something that must happen: much longer than it takes.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Looks every few milliseconds until it is so; panics with `what` when it never is.
-pub async fn wait_until(what: &str, mut so: impl AsyncFnMut() -> bool) {
+/// Waits until a condition is true, and panics with `what` if it never is.
+pub async fn wait_until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let waiting = async {
-        while !so().await {
+        while !condition().await {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    assert!(tokio::time::timeout(PATIENCE, waiting).await.is_ok(), "not so within {PATIENCE:?}: {what}");
+    assert!(tokio::time::timeout(PATIENCE, waiting).await.is_ok(), "not within {PATIENCE:?}: {what}");
 }
 
 /// Runs async tests that take a [`system::System`], once with plain JSON and once with the secure envelope.

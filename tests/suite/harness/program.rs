@@ -1,4 +1,4 @@
-//! The `nanite` program as its users run it: a process with arguments, output and an exit code.
+//! The `nanite` program as users run it: a process with arguments, output and an exit code.
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
@@ -10,8 +10,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// How long a program may take for what a test waits for.
-const PATIENCE: Duration = Duration::from_secs(60);
+use super::PATIENCE;
 
 /// The program with these arguments and none of the caller's `NANITE_` settings.
 pub fn nanite<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Command {
@@ -23,7 +22,7 @@ pub fn nanite<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Comman
     command
 }
 
-/// How a program ended, and what it said.
+/// The exit status and the output of a program that has ended.
 #[derive(Debug)]
 pub struct Ended {
     pub status: ExitStatus,
@@ -32,13 +31,13 @@ pub struct Ended {
 }
 
 impl Ended {
-    /// The exit code; a panic when a signal ended it.
+    /// The exit code; panics when a signal ended the program.
     pub fn code(&self) -> i32 {
         self.status.code().unwrap_or_else(|| panic!("ended by a signal: {self:?}"))
     }
 }
 
-/// A program that runs, and is killed when this is dropped.
+/// A running program; it is killed when this is dropped.
 #[derive(Debug)]
 pub struct Running {
     child: Child,
@@ -86,7 +85,7 @@ impl Running {
         Self { child, out, err }
     }
 
-    /// Its standard input, where the command asked for a pipe.
+    /// Its standard input, if the command has a pipe for it.
     pub fn input(&mut self) -> ChildStdin {
         self.child.stdin.take().unwrap()
     }
@@ -95,12 +94,12 @@ impl Running {
         self.child.id()
     }
 
-    /// What it has written so far to standard output and standard error.
+    /// Its output so far: standard output and standard error.
     pub fn said(&self) -> (String, String) {
         (self.out.text(), self.err.text())
     }
 
-    /// Waits until it has written this, to either output.
+    /// Waits until standard output or standard error contains this text.
     pub fn wait_for(&mut self, text: &str) {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -109,8 +108,8 @@ impl Running {
             if out.contains(text) || err.contains(text) {
                 return;
             }
-            assert!(ended.is_none(), "ended ({ended:?}) without saying {text:?}:\n{out}\n{err}");
-            assert!(Instant::now() < deadline, "did not say {text:?} within {PATIENCE:?}:\n{out}\n{err}");
+            assert!(ended.is_none(), "ended ({ended:?}) without printing {text:?}:\n{out}\n{err}");
+            assert!(Instant::now() < deadline, "did not print {text:?} within {PATIENCE:?}:\n{out}\n{err}");
             std::thread::sleep(Duration::from_millis(10));
         }
     }

@@ -1,4 +1,4 @@
-//! Mappers that share what they know of agents in Redis, and registrations made by hand.
+//! Mappers that share their state in Redis, and registrations without a broker.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,10 +18,10 @@ use super::pki::{Pki, T0, agent, mapper};
 use super::redis::RedisServer;
 use super::system::System;
 
-/// The agent timeout of tests by a scripted clock.
+/// The agent timeout of tests with a scripted clock.
 pub const AGENT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A transport that brings no registration and no heartbeat.
+/// A transport that delivers no registration and no heartbeat.
 #[derive(Debug)]
 pub struct Deaf(pub Arc<MemoryTransport>);
 
@@ -51,17 +51,17 @@ impl Transport for Deaf {
     }
 }
 
-/// Options with short times.
+/// Options with short intervals.
 pub fn options(serializer: Arc<dyn Serializer>) -> RedisOptions {
-    RedisOptions::new(serializer).refresh(Duration::from_millis(50)).timeout(Duration::from_secs(10))
+    RedisOptions::new(serializer).refresh_interval(Duration::from_millis(50)).timeout(Duration::from_secs(10))
 }
 
-/// A mapper that hears agents, and shares what it knows.
+/// A mapper that receives registrations and heartbeats, and shares its state.
 pub async fn sharing(system: &System, redis: &RedisServer, name: &str) -> (MapperBuilder, RedisState) {
     with_transport(system, redis, name, system.connect()).await
 }
 
-/// A mapper that knows agents from Redis alone.
+/// A mapper that knows agents only from Redis.
 pub async fn deaf(system: &System, redis: &RedisServer, name: &str) -> (MapperBuilder, RedisState) {
     with_transport(system, redis, name, Arc::new(Deaf(system.connect()))).await
 }
@@ -82,17 +82,17 @@ async fn with_transport(
     (builder.state(state.clone()), state)
 }
 
-/// How often something was refused.
+/// The number of refusals of this kind.
 pub fn refused(state: &RedisState, refusal: RedisRefusal) -> u64 {
     state.refusals().into_iter().find(|(kind, _)| *kind == refusal).unwrap().1
 }
 
-/// Nothing was refused.
+/// Whether nothing was refused.
 pub fn nothing_refused(state: &RedisState) -> bool {
     state.refusals().iter().all(|(_, count)| *count == 0)
 }
 
-/// Agents and mappers at a scripted clock, without a broker: what agents say is given to mappers' states by hand.
+/// Agents and mapper states with a scripted clock, without a broker: the test passes the agents' messages to the states.
 pub struct Stage {
     pub pki: Pki,
     pub clock: Arc<ManualClock>,
@@ -102,8 +102,8 @@ pub struct Stage {
 impl Stage {
     pub fn new() -> Self {
         let pki = Pki::new(nanite::certs::KeyType::P256);
-        // Messages are sealed to the mappers that are known by then.
-        pki.credentials(&mapper("ear"));
+        // Messages are sealed for the mappers that are known then.
+        pki.credentials(&mapper("receiver"));
         Self { clock: Arc::new(ManualClock::new(T0)), redis: RedisServer::start(), pki }
     }
 
@@ -116,7 +116,7 @@ impl Stage {
         self.state_by(self.pki.serializer(&mapper(name))).await
     }
 
-    /// The same, with a serializer of the test's own.
+    /// The state of a mapper with this serializer.
     pub async fn state_by(&self, serializer: SecureSerializer) -> RedisState {
         let state = RedisState::connect(&self.redis.url(), options(Arc::new(serializer))).await.unwrap();
         state.start(self.context()).await.unwrap();
@@ -127,16 +127,16 @@ impl Stage {
         StateContext::new(Arc::new(AllowVerified), self.clock.clone(), AGENT_TIMEOUT)
     }
 
-    /// What a mapper hears when this agent's process says this now.
-    fn hear(&self, speaker: &SecureSerializer, packet: &Packet) -> Verified {
+    /// Seals a packet of an agent's process, and opens it as a mapper.
+    fn receive(&self, speaker: &SecureSerializer, packet: &Packet) -> Verified {
         let sealed = speaker.seal(packet, &SealRequest::new(&Audience::Mappers, self.now())).unwrap();
-        // A new ear for each, so that a test can have things heard in any order.
-        let ear = self.pki.serializer(&mapper("ear"));
-        let opened = ear.open(&sealed.bytes, &OpenContext::new(InboundQueue::Presence, self.now())).unwrap();
+        // A new receiver for each, so that a test can deliver messages in any order.
+        let receiver = self.pki.serializer(&mapper("receiver"));
+        let opened = receiver.open(&sealed.bytes, &OpenContext::new(InboundQueue::Presence, self.now())).unwrap();
         opened.signer().unwrap().clone()
     }
 
-    /// A registration as a mapper hears it now.
+    /// A registration as a mapper receives it now.
     pub fn registration(&self, speaker: &SecureSerializer, services: &[&str], tags: &[&str]) -> AgentRecord {
         let register = Register {
             identity: speaker.identity().clone(),
@@ -146,57 +146,57 @@ impl Stage {
             files: vec![],
             instance: None,
         };
-        let signer = self.hear(speaker, &register.clone().into());
+        let signer = self.receive(speaker, &register.clone().into());
         let mut record = AgentRecord::new(register, signer.instance(), self.now(), signer.proof().cloned());
         record.sequence = signer.sequence();
         record
     }
 
-    /// A heartbeat as a mapper hears it now.
-    pub fn heartbeat(&self, speaker: &SecureSerializer, load: f64) -> Heard {
+    /// A heartbeat as a mapper receives it now.
+    pub fn heartbeat(&self, speaker: &SecureSerializer, load: f64) -> ReceivedHeartbeat {
         let identity = speaker.identity().clone();
         let status = Status::new(load);
-        let signer = self.hear(speaker, &Ping { identity: identity.clone(), status, instance: None }.into());
-        Heard { identity, status, signer, at: self.now() }
+        let signer = self.receive(speaker, &Ping { identity: identity.clone(), status, instance: None }.into());
+        ReceivedHeartbeat { identity, status, signer, at: self.now() }
     }
 
-    /// A heartbeat is heard now; whether the agent was known.
+    /// Passes a heartbeat to a state now; returns whether the agent was known.
     pub async fn ping(&self, state: &RedisState, speaker: &SecureSerializer, load: f64) -> bool {
         self.heartbeat(speaker, load).give(state).await
     }
 
-    /// A process of an agent that started this many seconds after the beginning.
+    /// A process of an agent that started this many seconds after [`T0`].
     pub fn speaker(&self, name: &str, started: u64) -> SecureSerializer {
         let started = super::pki::at(started);
         self.pki.builder_for(self.pki.credentials(&agent(name))).started_at(started).build().unwrap()
     }
 }
 
-/// A heartbeat as a mapper heard it.
-pub struct Heard {
+/// A heartbeat as a mapper received it.
+pub struct ReceivedHeartbeat {
     pub identity: Identity,
     pub status: Status,
     pub signer: Verified,
     at: Timestamp,
 }
 
-impl Heard {
-    /// Gives it to a mapper's state; whether the agent was known.
+impl ReceivedHeartbeat {
+    /// Passes it to a mapper's state; returns whether the agent was known.
     pub async fn give(&self, state: &RedisState) -> bool {
-        let mut ping = Heartbeat::new(&self.identity, self.signer.instance(), self.status, self.at);
-        ping.sequence = self.signer.sequence();
-        ping.proof = self.signer.proof();
-        state.ping(ping).await.unwrap()
+        let mut heartbeat = Heartbeat::new(&self.identity, self.signer.instance(), self.status, self.at);
+        heartbeat.sequence = self.signer.sequence();
+        heartbeat.proof = self.signer.proof();
+        state.heartbeat(heartbeat).await.unwrap()
     }
 
-    /// Its version as it stands in Redis.
+    /// Its version as it is stored in Redis.
     pub fn version(&self) -> String {
         format!("{:016x}{:016x}", self.signer.instance(), self.signer.sequence())
     }
 
-    /// Itself as it stands in Redis, heard then.
-    pub fn value(&self, heard: Timestamp) -> Vec<u8> {
-        [self.version().into_bytes(), value(self.signer.proof().unwrap(), heard)].concat()
+    /// Its value as it is stored in Redis, received at this time.
+    pub fn value(&self, received: Timestamp) -> Vec<u8> {
+        [self.version().into_bytes(), value(self.signer.proof().unwrap(), received)].concat()
     }
 }
 
@@ -205,10 +205,10 @@ pub async fn names(state: &RedisState) -> Vec<String> {
     state.agents().await.unwrap().iter().map(|record| record.identity.name().to_owned()).collect()
 }
 
-/// A value as it stands in Redis: a proof, and when it was heard.
-pub fn value(proof: &Proof, heard: Timestamp) -> Vec<u8> {
+/// A value as it is stored in Redis: a proof, and the time when it was received.
+pub fn value(proof: &Proof, received: Timestamp) -> Vec<u8> {
     let mut out = vec![1];
-    out.extend(heard.as_micros().to_be_bytes());
+    out.extend(received.as_micros().to_be_bytes());
     out.extend(proof.salt);
     let part = |out: &mut Vec<u8>, part: &[u8]| {
         out.extend(u32::try_from(part.len()).unwrap().to_be_bytes());
@@ -221,7 +221,7 @@ pub fn value(proof: &Proof, heard: Timestamp) -> Vec<u8> {
     out
 }
 
-/// The version of a registration as it stands in Redis.
+/// The version of a registration as it is stored in Redis.
 pub fn version(record: &AgentRecord) -> String {
     format!("{:016x}{:016x}", record.instance, record.sequence)
 }

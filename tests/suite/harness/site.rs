@@ -1,4 +1,4 @@
-//! A place where the program is used: a directory with certificates that `nanite certs` made, and a virtual host.
+//! A working directory for the program, with certificates that `nanite certs` made, and a virtual host.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::broker::Broker;
 use super::program::{Ended, Running, nanite, run};
 
-/// A directory in which the program runs. Certificates are in `certs` below it; what the program keeps, in `state`.
+/// A directory in which the program runs. Certificates are in its `certs`; the program's state directory is its `state`.
 #[derive(Debug)]
 pub struct Site {
     dir: tempfile::TempDir,
@@ -19,12 +19,12 @@ pub struct Site {
 }
 
 impl Site {
-    /// A new one, with certificates for these nodes: `agent fred`, `mapper ctl`.
+    /// A new site with certificates for these nodes: `agent fred`, `mapper ctl`.
     pub fn new(nodes: &[&str]) -> Self {
         Self::at(Broker::shared(), nodes)
     }
 
-    /// The same, at this broker.
+    /// A new site at this broker.
     pub fn at(broker: Broker, nodes: &[&str]) -> Self {
         let site = Self { dir: tempfile::tempdir().unwrap(), broker };
         site.ok(&["certs", "init", "--dir", "certs"]);
@@ -34,18 +34,18 @@ impl Site {
         site
     }
 
-    /// Issues a certificate: `agent fred`, perhaps with options.
+    /// Issues a certificate: `agent fred`, optionally with options.
     pub fn issue(&self, node: &str) {
         let arguments = ["certs", "issue", "--dir", "certs"].into_iter().chain(node.split(' '));
         self.ok(&arguments.collect::<Vec<_>>());
     }
 
-    /// The path of something in it.
+    /// A path below the directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    /// Writes a file, with its directories.
+    /// Writes a file, and creates its directories.
     pub fn write(&self, name: &str, content: &str, mode: u32) -> PathBuf {
         let path = self.path(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -58,44 +58,44 @@ impl Site {
         fs::set_permissions(self.path(name), fs::Permissions::from_mode(mode)).unwrap();
     }
 
-    /// Puts a program into `actors`, such as `simple/echo`, by its lines in sh.
+    /// Writes a program into `actors`, such as `simple/echo`, from lines of sh.
     pub fn program(&self, name: &str, lines: &str) {
         self.write(&format!("actors/{name}"), &format!("#!/bin/sh\n{lines}\n"), 0o755);
     }
 
-    /// The program in this directory, told nothing of certificates or broker.
+    /// The program in this directory, without settings for certificates and broker.
     pub fn bare<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
         let mut command = nanite(arguments);
         command.current_dir(self.dir.path()).env("HOME", self.dir.path()).env("XDG_STATE_HOME", self.path("state"));
         command
     }
 
-    /// The program, told of certificates and broker by its environment.
+    /// The program, with certificates and broker in its environment.
     pub fn nanite<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
         let mut command = self.bare(arguments);
         command.env("NANITE_CERTS", "certs").env("NANITE_BROKER", self.broker.url());
         command
     }
 
-    /// Runs it to its end.
+    /// Runs the program until it ends.
     pub fn run(&self, arguments: &[&str]) -> Ended {
         run(&mut self.nanite(arguments))
     }
 
-    /// Runs it; what it wrote to standard output. A panic when it did not succeed.
+    /// Runs the program, which must succeed; returns its standard output.
     pub fn ok(&self, arguments: &[&str]) -> String {
         let ended = self.run(arguments);
         assert_eq!(ended.code(), 0, "{arguments:?}: {ended:?}");
         ended.out
     }
 
-    /// Runs it; the JSON that it wrote to standard output.
+    /// Runs the program, which must succeed; returns its standard output as JSON.
     pub fn json(&self, arguments: &[&str]) -> Value {
         let out = self.ok(arguments);
         serde_json::from_str(&out).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {out}"))
     }
 
-    /// Runs it with something on standard input.
+    /// Runs the program with this standard input.
     pub fn fed(&self, arguments: &[&str], input: &[u8]) -> Ended {
         let path = self.path("stdin");
         fs::write(&path, input).unwrap();
@@ -123,7 +123,7 @@ impl Site {
 pub struct Offline(tempfile::TempDir);
 
 impl Offline {
-    /// A new one, with certificates for these nodes in `certs`: `agent fred`, `mapper ctl`.
+    /// A new directory with certificates for these nodes in `certs`: `agent fred`, `mapper ctl`.
     pub fn new(nodes: &[&str]) -> Self {
         let site = Self(tempfile::tempdir().unwrap());
         site.ok(&["certs", "init", "--dir", "certs"]);
@@ -133,19 +133,19 @@ impl Offline {
         site
     }
 
-    /// The path of something in it.
+    /// A path below the directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
-    /// The program in this directory, told nothing of certificates.
+    /// The program in this directory, without settings for certificates.
     pub fn nanite<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
         let mut command = nanite(arguments);
         command.current_dir(self.0.path()).env("HOME", self.0.path());
         command
     }
 
-    /// Runs it; what it wrote to standard output. A panic when it did not succeed.
+    /// Runs the program, which must succeed; returns its standard output.
     pub fn ok(&self, arguments: &[&str]) -> String {
         let ended = run(&mut self.nanite(arguments));
         assert_eq!(ended.code(), 0, "{arguments:?}: {ended:?}");
@@ -153,7 +153,7 @@ impl Offline {
     }
 }
 
-/// The `certs` of a site, apart: one directory for each node, with its own certificate and key and the CA's certificate.
+/// Splits the `certs` of a site into one directory for each node, with its own certificate and key and the CA's certificate.
 pub fn apart(site: &Site, nodes: &[&str]) {
     let certs = site.path("certs");
     for node in nodes {
@@ -166,7 +166,7 @@ pub fn apart(site: &Site, nodes: &[&str]) {
     }
 }
 
-/// Starts a node, and waits until it is ready.
+/// Starts a node from a command, and waits until it is ready.
 pub fn ready(command: &mut Command) -> Running {
     let mut running = Running::start(command);
     running.wait_for(" is ready: ");

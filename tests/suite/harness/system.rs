@@ -15,7 +15,7 @@ use nanite::transport::{Destination, Exchange, MemoryBroker, MemoryTransport, Qu
 
 use super::pki::Pki;
 
-/// A broker in memory, and nodes that speak plain JSON or securely.
+/// A broker in memory, and nodes that use plain JSON or the secure envelope.
 pub struct System {
     pub broker: MemoryBroker,
     format: Format,
@@ -40,13 +40,13 @@ impl System {
         matches!(self.format, Format::Secure(_))
     }
 
-    /// Waits until this many messages wait in a queue, and gives them.
+    /// Waits until this many messages are in a queue, and returns them.
     pub async fn waiting(&self, queue: &str, count: usize) -> Vec<QueuedMessage> {
         super::wait_until("messages wait in the queue", async || self.broker.waiting(queue).len() == count).await;
         self.broker.waiting(queue)
     }
 
-    /// A serializer for a process of this node that starts now.
+    /// A serializer for a new process of this node.
     pub fn serializer(&self, identity: &Identity) -> Arc<dyn Serializer> {
         match &self.format {
             Format::Plain => Arc::new(PlainSerializer::json(identity.clone())),
@@ -62,14 +62,14 @@ impl System {
         Arc::new(self.broker.connect())
     }
 
-    /// An agent with short times.
+    /// An agent with short intervals.
     pub fn agent(&self, name: &str) -> AgentBuilder {
         let identity = Identity::agent(name).unwrap();
         let serializer = self.serializer(&identity);
         Agent::builder(serializer, self.connect()).ping_time(Duration::from_millis(50)).status(|| 1.0)
     }
 
-    /// A mapper with short times.
+    /// A mapper with a timeout for requests.
     pub fn mapper(&self, name: &str) -> MapperBuilder {
         let identity = Identity::mapper(name).unwrap();
         let serializer = self.serializer(&identity);
@@ -87,7 +87,7 @@ pub async fn start(agent: AgentBuilder) -> Agent {
     agent.start().await.unwrap()
 }
 
-/// Waits until a mapper knows exactly these agents, by name.
+/// Waits until a mapper knows exactly the agents with these names.
 pub async fn knows(mapper: &Mapper, names: &[&str]) {
     let known = async {
         loop {
@@ -96,13 +96,12 @@ pub async fn knows(mapper: &Mapper, names: &[&str]) {
             if known.iter().map(|record| record.identity.name()).eq(names.iter().copied()) {
                 return;
             }
-            // Agents go without a registration: look again soon.
+            // Agents may also unregister: check again soon.
             let _ = tokio::time::timeout(Duration::from_millis(10), registered).await;
         }
     };
-    let patience = Duration::from_secs(30);
-    if tokio::time::timeout(patience, known).await.is_err() {
-        panic!("the mapper does not come to know {names:?}: {:?}", mapper.agents().await);
+    if tokio::time::timeout(Duration::from_secs(30), known).await.is_err() {
+        panic!("the mapper does not know exactly {names:?}: {:?}", mapper.agents().await);
     }
 }
 
@@ -112,7 +111,7 @@ pub fn json(text: &str) -> Payload {
 }
 
 impl System {
-    /// An agent that only registered: it has no queue and does nothing.
+    /// Registers an agent that does not run: it has no queue and does nothing.
     pub async fn ghost(&self, name: &str, services: &[&str]) {
         let identity = Identity::agent(name).unwrap();
         let link = Link::builder(self.serializer(&identity), self.connect()).build();
@@ -130,7 +129,7 @@ impl System {
 }
 
 impl System {
-    /// Begins a file transfer by hand, past all that the library's sender checks; gives the receiver's answer.
+    /// Starts a file transfer without the checks of the library's sender; returns the receiver's answer.
     pub async fn start_file(
         &self,
         from: &str,

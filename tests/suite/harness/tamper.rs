@@ -1,4 +1,4 @@
-//! What an attacker does to messages: takes them apart, changes them, signs them anew.
+//! An attacker's tools: split messages into their DER values, change them, and sign them again.
 
 use nanite::certs::{Credentials, Suite};
 use openssl::hash::MessageDigest;
@@ -7,7 +7,7 @@ use openssl::rsa::Padding;
 use openssl::sha::sha256;
 use openssl::sign::{RsaPssSaltlen, Signer};
 
-/// A value in DER, taken apart.
+/// A DER value.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Der {
     Leaf(u8, Vec<u8>),
@@ -15,7 +15,7 @@ pub enum Der {
 }
 
 impl Der {
-    /// Takes one value apart.
+    /// Parses exactly one value.
     pub fn parse(bytes: &[u8]) -> Der {
         let (value, rest) = Self::first(bytes);
         assert!(rest.is_empty());
@@ -43,7 +43,7 @@ impl Der {
         (Der::Node(tag, children), rest)
     }
 
-    /// Puts it together again.
+    /// Encodes it.
     pub fn bytes(&self) -> Vec<u8> {
         let (tag, content) = match self {
             Der::Leaf(tag, content) => (*tag, content.clone()),
@@ -66,26 +66,26 @@ impl Der {
     pub fn children(&mut self) -> &mut Vec<Der> {
         match self {
             Der::Node(_, children) => children,
-            Der::Leaf(..) => panic!("nothing is inside"),
+            Der::Leaf(..) => panic!("a primitive value has no children"),
         }
     }
 
-    /// The value at this place.
+    /// The value at this path of indices.
     pub fn at(&mut self, path: &[usize]) -> &mut Der {
         path.iter().fold(self, |at, index| &mut at.children()[*index])
     }
 
-    /// The bytes of a leaf.
+    /// The content of a primitive value.
     pub fn leaf(&mut self) -> &mut Vec<u8> {
         match self {
             Der::Leaf(_, bytes) => bytes,
-            Der::Node(..) => panic!("no leaf"),
+            Der::Node(..) => panic!("not a primitive value"),
         }
     }
 
-    /// Replaces a sequence of bytes wherever it stands in a leaf; it must stand somewhere.
+    /// Replaces the first occurrence of these bytes in every primitive value; they must occur.
     pub fn replace(&mut self, from: &[u8], to: &[u8]) {
-        assert!(self.replaced(from, to) > 0, "{from:02x?} stands nowhere");
+        assert!(self.replaced(from, to) > 0, "{from:02x?} does not occur");
     }
 
     fn replaced(&mut self, from: &[u8], to: &[u8]) -> usize {
@@ -102,18 +102,18 @@ impl Der {
     }
 }
 
-/// A message, taken apart.
+/// A message, split into its parts.
 #[derive(Clone)]
 pub struct Forged {
-    /// The whole.
+    /// The whole message.
     pub outer: Der,
-    /// What is signed: an AuthEnvelopedData.
+    /// The signed content: an AuthEnvelopedData.
     pub content: Der,
     /// The header.
     pub header: Der,
 }
 
-/// Where things stand in a header.
+/// Indices of the fields in a header.
 pub mod field {
     pub const KIND: usize = 1;
     pub const FROM: usize = 2;
@@ -142,7 +142,7 @@ impl Forged {
         self.signed().at(&[last, 0])
     }
 
-    /// Puts it together; the signature is what it was.
+    /// Encodes it with the old signature.
     pub fn bytes(mut self) -> Vec<u8> {
         let (content, header) = (self.content.bytes(), self.header.bytes());
         *self.outer.at(&[1, 0, 2, 1, 0]).leaf() = content;
@@ -150,7 +150,7 @@ impl Forged {
         self.outer.bytes()
     }
 
-    /// Puts it together and signs it as this node.
+    /// Encodes it with a new signature of this node.
     pub fn signed_by(mut self, credentials: &Credentials) -> Vec<u8> {
         *attribute(&mut self.outer, 1).leaf() = sha256(&self.content.bytes()).to_vec();
         *attribute(&mut self.outer, 2).leaf() = self.header.bytes();
@@ -162,7 +162,7 @@ impl Forged {
     }
 }
 
-/// The value of a signed attribute, by its place.
+/// The value of a signed attribute, by its index.
 fn attribute(outer: &mut Der, index: usize) -> &mut Der {
     let signed = outer.at(&[1, 0]);
     let last = signed.children().len() - 1;

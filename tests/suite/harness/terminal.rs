@@ -1,4 +1,4 @@
-//! The program as a person runs it: on a terminal, which is a pseudo-terminal here.
+//! The program on a terminal, as a person runs it. The terminal is a pseudo-terminal.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -11,13 +11,13 @@ use nix::pty::{Winsize, openpty};
 
 use super::PATIENCE;
 
-/// A program with a terminal of its own; it is killed when this is dropped.
+/// A program with its own terminal; it is killed when this is dropped.
 #[derive(Debug)]
 pub struct Terminal {
     child: Child,
     keyboard: File,
     shown: Arc<Mutex<String>>,
-    /// How much of what was shown has been waited for.
+    /// The number of bytes of `shown` before which [`wait_for`](Self::wait_for) does not search.
     seen: usize,
 }
 
@@ -27,7 +27,7 @@ impl Terminal {
         let size = Winsize { ws_row: 30, ws_col: 100, ws_xpixel: 0, ws_ypixel: 0 };
         let pty = openpty(&size, None).unwrap();
         let end = || Stdio::from(pty.slave.try_clone().unwrap());
-        // It makes the terminal the one whose keys send signals to the program.
+        // It makes this the controlling terminal, so that keys send signals to the program.
         let mut wrapped = Command::new("setsid");
         wrapped.arg("--ctty").arg(command.get_program()).args(command.get_args());
         for (name, value) in command.get_envs() {
@@ -55,7 +55,7 @@ impl Terminal {
         self.keyboard.write_all(keys.as_bytes()).unwrap();
     }
 
-    /// Waits until this is shown, behind what was waited for before.
+    /// Waits until this text is shown, after the text of the previous wait.
     pub fn wait_for(&mut self, text: &str) {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -69,7 +69,7 @@ impl Terminal {
         }
     }
 
-    /// All that was shown so far.
+    /// Everything that was shown so far.
     pub fn shown(&self) -> String {
         self.shown.lock().unwrap().clone()
     }
@@ -94,10 +94,10 @@ impl Terminal {
 fn read(master: OwnedFd, shown: &Mutex<String>) {
     let mut screen = File::from(master);
     let (mut bytes, mut rest) = ([0; 4096], Vec::new());
-    // The end of the program is an error here.
+    // A read fails when the program has ended.
     while let Ok(count @ 1..) = screen.read(&mut bytes) {
         rest.extend_from_slice(&bytes[..count]);
-        // A character that has come in part waits for its end.
+        // An incomplete character waits for its other bytes.
         let whole = match std::str::from_utf8(&rest) {
             Ok(_) => rest.len(),
             Err(error) if error.error_len().is_none() => error.valid_up_to(),

@@ -1,48 +1,48 @@
-//! HTTP as an attacker or a plain client speaks it: what is sent is up to the test, to the byte.
+//! An HTTP client that sends exactly the bytes that a test gives, as an attacker could.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-/// An answer.
+/// An HTTP response.
 #[derive(Clone, Debug)]
 pub struct Answer {
     pub status: u16,
-    /// Names in small letters.
+    /// Names in lower case, with values.
     pub headers: Vec<(String, String)>,
     pub body: String,
 }
 
 impl Answer {
-    /// The value of a header; the empty text when it is not there.
+    /// The value of a header; empty if there is none.
     pub fn header(&self, name: &str) -> &str {
         self.headers.iter().find(|(header, _)| header == name).map_or("", |(_, value)| value)
     }
 
-    /// The value of a cookie that it sets, by the beginning of its name; none when it sets none or ends it.
+    /// The cookie that the response sets whose name begins with this; none if it sets none, or deletes it.
     pub fn cookie(&self, name: &str) -> Option<String> {
         let set = self.headers.iter().filter(|(header, _)| header == "set-cookie").map(|(_, value)| value);
         let pair = set.filter_map(|value| value.split(';').next()).find(|pair| pair.starts_with(name))?;
         (!pair.ends_with('=')).then(|| pair.to_owned())
     }
 
-    /// The secret that the first form of the page carries.
+    /// The CSRF token in the first form of the page.
     pub fn csrf(&self) -> &str {
         let (_, rest) = self.body.split_once("name=\"csrf\" value=\"").expect("a form");
         rest.split_once('"').unwrap().0
     }
 }
 
-/// A connection on which everything has been sent.
+/// Connects and sends these bytes.
 pub fn open(port: u16, bytes: &[u8]) -> TcpStream {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-    // A server that refuses early closes before it has read all.
+    // A server that refuses early may close before it has read everything.
     let _ = stream.write_all(bytes);
     stream
 }
 
-/// Sends these bytes and reads the answer: as long as it says that it is, or to the end of the connection.
+/// Sends these bytes and reads the response: as many bytes as its length says, or until the connection ends.
 pub fn exchange(port: u16, bytes: &[u8]) -> Answer {
     let mut stream = open(port, bytes);
     let mut answer = Vec::new();
@@ -50,7 +50,7 @@ pub fn exchange(port: u16, bytes: &[u8]) -> Answer {
     while !is_whole(&answer) {
         match stream.read(&mut piece) {
             Ok(read) if read > 0 => answer.extend_from_slice(&piece[..read]),
-            // What came before a reset is the answer.
+            // The bytes before a reset are the response.
             _ => break,
         }
     }
@@ -73,17 +73,17 @@ fn parse(text: &str) -> Answer {
     Answer { status, headers: lines.map(header).collect(), body: body.to_owned() }
 }
 
-/// What a browser sends beside the request line.
+/// The `Host` header that a browser sends.
 pub fn host(port: u16) -> String {
     format!("Host: 127.0.0.1:{port}\r\n")
 }
 
-/// `GET path` with these header lines, each with its line end.
+/// Sends `GET path` with these header lines, each with its line end.
 pub fn get(port: u16, path: &str, headers: &str) -> Answer {
     exchange(port, format!("GET {path} HTTP/1.1\r\n{}{headers}Connection: close\r\n\r\n", host(port)).as_bytes())
 }
 
-/// `POST path` of a form with these header lines.
+/// Sends `POST path` with a form and these header lines.
 pub fn post(port: u16, path: &str, headers: &str, form: &[(&str, &str)]) -> Answer {
     let body: Vec<String> = form.iter().map(|(name, value)| format!("{name}={}", encoded(value))).collect();
     let body = body.join("&");
@@ -93,7 +93,7 @@ pub fn post(port: u16, path: &str, headers: &str, form: &[(&str, &str)]) -> Answ
     exchange(port, format!("{head}Connection: close\r\n\r\n{body}").as_bytes())
 }
 
-/// A text as it stands in a form.
+/// A text in the encoding of forms.
 pub fn encoded(text: &str) -> String {
     text.bytes()
         .map(|byte| if byte.is_ascii_alphanumeric() { char::from(byte).into() } else { format!("%{byte:02X}") })

@@ -328,7 +328,7 @@ async fn n20_running_requests_are_limited_and_can_be_stopped() {
     let refused = send();
     assert_eq!((refused.status, refused.body.contains("Too many requests are in progress")), (503, true));
     let fred = nanite::packet::Identity::agent("fred").unwrap();
-    let work = || site.mapper.work([&fred])[0];
+    let work = || site.mapper.workloads([&fred])[0];
     crate::harness::wait_until("all requests are running", async || work().in_flight == 16).await;
 
     assert_eq!(site.post(&format!("{}/stop", locations[0]), &cookie, &[]).status, 403, "no CSRF token");

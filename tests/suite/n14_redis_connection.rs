@@ -1,4 +1,4 @@
-//! The way to Redis: TLS with a private CA, and the program's options.
+//! Connections to Redis: TLS with a private CA, and the options of the `nanite mapper` command.
 
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ fn ca(name: &str) -> Forged {
     now_valid(Forge::ca(name)).self_signed()
 }
 
-/// A Redis with a certificate of this CA for this name, and its port.
+/// A Redis server with a certificate from this CA for this name, and its port.
 fn with_tls(ca: &Forged, name: &str) -> (RedisServer, u16) {
     let leaf = now_valid(Forge::leaf()).set(Nid::SUBJECT_ALT_NAME, name).signed_by(ca);
     let dir = tempfile::tempdir().unwrap();
@@ -62,30 +62,30 @@ fn with_tls(ca: &Forged, name: &str) -> (RedisServer, u16) {
 }
 
 #[tokio::test]
-async fn n14_tls_believes_the_given_ca_and_the_right_name_only() {
+async fn n14_tls_requires_the_given_ca_and_the_right_name() {
     let system = System::secure();
-    let serializer = system.serializer(&mapper("one"));
-    let (own, other) = (ca("own"), ca("other"));
+    let serializer = system.serializer(&mapper("first"));
+    let (own, second) = (ca("own"), ca("second"));
     let (_server, port) = with_tls(&own, "IP:127.0.0.1");
     let pem = |ca: &Forged| ca.x509.to_pem().unwrap();
     let connect = async |url: String, options: RedisOptions| RedisState::connect(&url, options).await;
     let url = format!("rediss://127.0.0.1:{port}");
-    assert!(connect(url.clone(), options(serializer.clone()).authority(pem(&own))).await.is_ok());
+    assert!(connect(url.clone(), options(serializer.clone()).ca_certificates(pem(&own))).await.is_ok());
     let refused = [
-        connect(url.clone(), options(serializer.clone()).authority(pem(&other))).await,
-        connect(format!("rediss://localhost:{port}"), options(serializer.clone()).authority(pem(&own))).await,
+        connect(url.clone(), options(serializer.clone()).ca_certificates(pem(&second))).await,
+        connect(format!("rediss://localhost:{port}"), options(serializer.clone()).ca_certificates(pem(&own))).await,
         connect(format!("redis://127.0.0.1:{port}"), options(serializer.clone())).await,
     ];
     for refused in refused {
         assert!(matches!(refused, Err(RedisError::Unreachable { .. })), "{refused:?}");
     }
-    assert_eq!(connect(url.clone(), options(serializer.clone())).await.unwrap_err(), RedisError::NoAuthority);
-    let nonsense = options(serializer).authority("no certificate");
-    assert_eq!(connect(url, nonsense).await.unwrap_err(), RedisError::Authority);
+    assert_eq!(connect(url.clone(), options(serializer.clone())).await.unwrap_err(), RedisError::MissingCa);
+    let invalid = options(serializer).ca_certificates("no certificate");
+    assert_eq!(connect(url, invalid).await.unwrap_err(), RedisError::InvalidCa);
 }
 
 #[test]
-fn n14_the_programs_mapper_shares_its_agents_in_redis() {
+fn n14_mapper_command_shares_agents_in_redis() {
     let site = Site::new(&["agent fred", "mapper ctl"]);
     let redis = RedisServer::with(&["--requirepass", "open sesame"]);
     let url = redis.url();
@@ -111,7 +111,7 @@ fn n14_the_programs_mapper_shares_its_agents_in_redis() {
     assert!(!format!("{out}{err}").contains("sesame"));
     drop((agent, mapper));
 
-    // What is wrong is said at the start, with what to do, and without the password.
+    // Errors at the start come with help, and without the password.
     let fails = |arguments: &[&str], code: i32, says: &str| {
         let ended = run(site
             .nanite(["mapper", "--token", "ctl"].iter().chain(arguments))
@@ -127,11 +127,11 @@ fn n14_the_programs_mapper_shares_its_agents_in_redis() {
 }
 
 #[tokio::test]
-async fn n14_clones_are_one_state() {
+async fn n14_clones_share_one_state() {
     let (system, redis) = (System::secure(), RedisServer::start());
-    let serializer: Arc<dyn Serializer> = system.serializer(&mapper("one"));
+    let serializer: Arc<dyn Serializer> = system.serializer(&mapper("first"));
     let state = RedisState::connect(&redis.url(), options(serializer)).await.unwrap();
-    assert!(!state.is_present(), "it has not started");
-    let _mapper = system.mapper("one").state(state.clone()).start().await.unwrap();
-    assert!(state.is_present());
+    assert!(!state.is_connected(), "the mapper has not started");
+    let _mapper = system.mapper("first").state(state.clone()).start().await.unwrap();
+    assert!(state.is_connected());
 }

@@ -1,4 +1,4 @@
-//! Requests of other nodes through a mapper, the hooks that authorise them, and the offline queue, over the broker in memory.
+//! Proxied requests, the policies that authorize them, and the offline queue, over the broker in memory.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,14 +17,14 @@ use crate::harness::system::{System, json, knows, start};
 use crate::harness::{on_every_format, wait_until};
 
 on_every_format!(
-    n10_agents_ask_other_agents_through_a_mapper,
+    n10_agents_call_other_agents_through_a_mapper,
     n10_each_request_is_handled_by_one_of_several_mappers,
-    n10_a_program_without_a_mapper_asks_through_one,
-    n11_hooks_decide_and_get_the_verified_signer,
-    n12_a_push_waits_for_an_agent,
-    n12_a_request_waits_for_an_agent_and_is_answered,
-    n12_what_waits_survives_a_mapper_and_a_broker_in_its_order,
-    n12_a_cut_connection_neither_loses_nor_repeats_what_is_held,
+    n10_program_without_a_mapper_uses_another_mapper,
+    n11_policy_decides_with_the_verified_signer,
+    n12_push_waits_for_an_agent,
+    n12_request_waits_for_an_agent_and_is_answered,
+    n12_offline_messages_keep_their_order_through_restarts,
+    n12_lost_connection_neither_loses_nor_repeats_offline_messages,
     n13_persistent_messages_survive_a_restart_of_the_broker,
 );
 
@@ -39,8 +39,8 @@ fn echo() -> impl Actor {
     })
 }
 
-/// An actor that asks others.
-fn asking() -> impl Actor {
+/// An actor that sends requests to other agents.
+fn forwarder() -> impl Actor {
     actor("ask").expose("all", |text: String, context: Context| async move {
         let request = context.proxy().request("/simple/echo", text).selector(SelectorName::All);
         let mut events = request.events().await?;
@@ -58,14 +58,14 @@ fn asking() -> impl Actor {
     })
 }
 
-async fn n10_agents_ask_other_agents_through_a_mapper(system: System) {
-    let _fred = start(system.agent("fred").actor(asking())).await;
+async fn n10_agents_call_other_agents_through_a_mapper(system: System) {
+    let _fred = start(system.agent("fred").actor(forwarder())).await;
     let _bob = start(system.agent("bob").actor(echo())).await;
     let _eve = start(system.agent("eve").actor(echo())).await;
     let mapper = system.started_mapper("m1").await;
     knows(&mapper, &["bob", "eve", "fred"]).await;
     let answers = mapper.request("/ask/all", "hi").await.unwrap();
-    // Who asked is the agent, not the mapper that carried it.
+    // The caller is the agent, not the mapper that dispatched it.
     let seen = json(
         r#"["nanite-bob heard \"nanite-fred\"","nanite-bob says \"hi\"",
             "nanite-eve heard \"nanite-fred\"","nanite-eve says \"hi\""]"#,
@@ -94,7 +94,7 @@ async fn n10_each_request_is_handled_by_one_of_several_mappers(system: System) {
     assert_eq!(fred.proxy().request("/count/up", ()).await.unwrap().outcomes[&agent_id("bob")], Ok(json("21")));
 }
 
-async fn n10_a_program_without_a_mapper_asks_through_one(system: System) {
+async fn n10_program_without_a_mapper_uses_another_mapper(system: System) {
     let _bob = start(system.agent("bob").actor(echo())).await;
     let tool = Identity::mapper("tool").unwrap();
     let proxy = MapperProxy::builder(system.serializer(&tool), system.connect()).start().await.unwrap();
@@ -102,14 +102,14 @@ async fn n10_a_program_without_a_mapper_asks_through_one(system: System) {
     knows(&mapper, &["bob"]).await;
     let answers = proxy.request("/simple/echo", 7).await.unwrap();
     assert_eq!(answers.outcomes[&agent_id("bob")], Ok(json("7")));
-    let nobody = proxy.request("/no/thing", ()).await.unwrap_err();
-    assert!(matches!(nobody, RequestError::NoTarget(ref what) if what == "/no/thing"), "{nobody:?}");
+    let no_target = proxy.request("/no/thing", ()).await.unwrap_err();
+    assert!(matches!(no_target, RequestError::NoTarget(ref what) if what == "/no/thing"), "{no_target:?}");
     drop(mapper);
     let unanswered = proxy.request("/simple/echo", 7).timeout(Duration::from_millis(100)).await.unwrap_err();
     assert!(matches!(unanswered, RequestError::Refused(Failure { code: FailureCode::TimedOut, .. })), "{unanswered:?}");
 }
 
-/// Lets only `nanite-boss` ask for secrets, and nobody register anything under /root.
+/// Only `nanite-boss` may call /secret, and no agent may register a service under /root.
 #[derive(Debug)]
 struct Rules {
     secure: bool,
@@ -129,7 +129,7 @@ impl Policy for Rules {
     }
 }
 
-async fn n11_hooks_decide_and_get_the_verified_signer(system: System) {
+async fn n11_policy_decides_with_the_verified_signer(system: System) {
     let secure = system.is_secure();
     let secret = || actor("secret").expose("read", |(): ()| async { reply("42") });
     let root = actor("root").expose("do", |(): ()| async { reply(()) });
@@ -143,27 +143,27 @@ async fn n11_hooks_decide_and_get_the_verified_signer(system: System) {
     let denied = read(fred.proxy()).await.unwrap_err();
     assert!(matches!(denied, RequestError::Denied(ref why) if why == "Denied"), "{denied:?}");
 
-    // The agent decides for itself too: the mapper m1 is not 'boss'.
+    // The agent applies its own policy: the mapper m1 is not `boss`.
     let _guarded = start(system.agent("guarded").policy(Rules { secure }).actor(secret())).await;
     knows(&mapper, &["boss", "fred", "guarded", "vault"]).await;
     let answers = mapper.request("/secret/read", ()).target(agent_id("guarded")).await.unwrap();
     let failure = answers.outcomes[&agent_id("guarded")].clone().unwrap_err();
     assert_eq!(failure, Failure::new(FailureCode::Denied, "Denied"));
-    assert_eq!(AllowVerified.authorize_request(&Caller::new(&agent_id("x"), None), &anything()), Decision::allow());
+    assert_eq!(AllowVerified.authorize_request(&Caller::new(&agent_id("x"), None), &any_request()), Decision::allow());
 }
 
-fn anything() -> Request {
+fn any_request() -> Request {
     Request::new("/a/b".parse().unwrap(), Payload::default())
 }
 
-/// An actor that tells what it got.
-fn telling() -> (impl Actor, mpsc::UnboundedReceiver<String>) {
-    let (told, heard) = mpsc::unbounded_channel();
+/// An actor that sends its payloads to a channel.
+fn recorder() -> (impl Actor, mpsc::UnboundedReceiver<String>) {
+    let (sender, received) = mpsc::unbounded_channel();
     let log = actor("log").expose("write", move |line: String| {
-        told.send(line.clone()).unwrap();
+        sender.send(line.clone()).unwrap();
         async move { reply(line) }
     });
-    (log, heard)
+    (log, received)
 }
 
 async fn offline_mapper(system: &System, name: &str) -> Mapper {
@@ -171,28 +171,28 @@ async fn offline_mapper(system: &System, name: &str) -> Mapper {
     mapper.offline_redelivery_frequency(Duration::from_millis(50)).start().await.unwrap()
 }
 
-async fn n12_a_push_waits_for_an_agent(system: System) {
+async fn n12_push_waits_for_an_agent(system: System) {
     let mapper = offline_mapper(&system, "m1").await;
     let refused = mapper.request("/log/write", "x").offline_failsafe(false).push().await.unwrap_err();
     assert!(matches!(refused, RequestError::NoTarget(_)));
-    assert_eq!(mapper.push("/log/write", "hush-hush").await.unwrap(), [], "nobody has it yet");
-    let (log, mut heard) = telling();
+    assert_eq!(mapper.push("/log/write", "hush-hush").await.unwrap(), [], "no agent has it yet");
+    let (log, mut received) = recorder();
     let _fred = start(system.agent("fred").actor(log)).await;
-    assert_eq!(heard.recv().await.unwrap(), "hush-hush");
+    assert_eq!(received.recv().await.unwrap(), "hush-hush");
     wait_until("the queue is empty", async || system.broker.waiting(topology::OFFLINE).is_empty()).await;
 }
 
-async fn n12_a_request_waits_for_an_agent_and_is_answered(system: System) {
+async fn n12_request_waits_for_an_agent_and_is_answered(system: System) {
     let mapper = offline_mapper(&system, "m1").await;
-    let asked = mapper.request("/simple/echo", "late").events().await.unwrap();
-    let gone = mapper.request("/simple/echo", "too late").timeout(Duration::from_millis(30)).await.unwrap_err();
-    assert!(matches!(gone, RequestError::Refused(Failure { code: FailureCode::TimedOut, .. })), "{gone:?}");
+    let waiting = mapper.request("/simple/echo", "late").events().await.unwrap();
+    let expired = mapper.request("/simple/echo", "too late").timeout(Duration::from_millis(30)).await.unwrap_err();
+    assert!(matches!(expired, RequestError::Refused(Failure { code: FailureCode::TimedOut, .. })), "{expired:?}");
     let _fred = start(system.agent("fred").actor(echo())).await;
-    let answers = asked.answers().await.unwrap();
+    let answers = waiting.answers().await.unwrap();
     assert_eq!(answers.outcomes[&agent_id("fred")], Ok(json(r#""late""#)));
 }
 
-async fn n12_what_waits_survives_a_mapper_and_a_broker_in_its_order(system: System) {
+async fn n12_offline_messages_keep_their_order_through_restarts(system: System) {
     let mapper = offline_mapper(&system, "m1").await;
     for i in 0..20 {
         mapper.push("/log/write", format!("plaintext-{i:02}")).await.unwrap();
@@ -202,21 +202,21 @@ async fn n12_what_waits_survives_a_mapper_and_a_broker_in_its_order(system: Syst
     let waiting = system.waiting(topology::OFFLINE, 20).await;
     for message in &waiting {
         let readable = message.body.windows(9).any(|bytes| bytes == b"plaintext" || bytes == b"log/write");
-        assert_eq!(readable, !system.is_secure(), "at rest only a plain format can be read");
+        assert_eq!(readable, !system.is_secure(), "only a plain format is readable at rest");
     }
     let (m1, m2) = (offline_mapper(&system, "m1").await, offline_mapper(&system, "m2").await);
-    let (log, mut heard) = telling();
+    let (log, mut received) = recorder();
     let _fred = start(system.agent("fred").concurrency(1).actor(log)).await;
     for i in 0..20 {
-        assert_eq!(heard.recv().await.unwrap(), format!("plaintext-{i:02}"));
+        assert_eq!(received.recv().await.unwrap(), format!("plaintext-{i:02}"));
     }
     knows(&m2, &["fred"]).await;
     let last = m1.request("/log/write", "last").await.unwrap();
     assert_eq!(last.results().count(), 1);
-    assert_eq!(heard.recv().await.unwrap(), "last", "nothing came twice");
+    assert_eq!(received.recv().await.unwrap(), "last", "nothing is delivered twice");
 }
 
-async fn n12_a_cut_connection_neither_loses_nor_repeats_what_is_held(system: System) {
+async fn n12_lost_connection_neither_loses_nor_repeats_offline_messages(system: System) {
     let transport = system.connect();
     let identity = Identity::mapper("m1").unwrap();
     let mapper =
@@ -224,25 +224,25 @@ async fn n12_a_cut_connection_neither_loses_nor_repeats_what_is_held(system: Sys
     for i in 0..5 {
         mapper.push("/log/write", format!("{i}")).await.unwrap();
     }
-    wait_until("they are held", async || system.broker.waiting(topology::OFFLINE).is_empty()).await;
+    wait_until("the mapper holds them", async || system.broker.waiting(topology::OFFLINE).is_empty()).await;
     transport.cut();
     system.waiting(topology::OFFLINE, 5).await;
     transport.restore();
-    wait_until("they are held again", async || system.broker.waiting(topology::OFFLINE).is_empty()).await;
-    let (log, mut heard) = telling();
+    wait_until("the mapper holds them again", async || system.broker.waiting(topology::OFFLINE).is_empty()).await;
+    let (log, mut received) = recorder();
     let _fred = start(system.agent("fred").concurrency(1).actor(log)).await;
     for i in 0..5 {
-        assert_eq!(heard.recv().await.unwrap(), format!("{i}"));
+        assert_eq!(received.recv().await.unwrap(), format!("{i}"));
     }
-    // All are acknowledged: when the mapper goes, nothing comes back.
+    // All are acknowledged: nothing is redelivered when the mapper stops.
     mapper.request("/log/write", "last").await.unwrap();
-    assert_eq!(heard.recv().await.unwrap(), "last");
+    assert_eq!(received.recv().await.unwrap(), "last");
     drop(mapper);
     assert!(system.broker.waiting(topology::OFFLINE).is_empty());
 }
 
 async fn n13_persistent_messages_survive_a_restart_of_the_broker(system: System) {
-    let (log, mut heard) = telling();
+    let (log, mut received) = recorder();
     let transport = system.connect();
     let identity = agent_id("fred");
     let agent = nanite::agent::Agent::builder(system.serializer(&identity), transport.clone());
@@ -254,5 +254,5 @@ async fn n13_persistent_messages_survive_a_restart_of_the_broker(system: System)
     mapper.push("/log/write", "kept").await.unwrap();
     system.broker.restart();
     transport.restore();
-    assert_eq!(heard.recv().await.unwrap(), "kept");
+    assert_eq!(received.recv().await.unwrap(), "kept");
 }
