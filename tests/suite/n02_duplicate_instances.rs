@@ -40,7 +40,7 @@ fn n02_newest_agent_process_wins_and_both_are_told() {
     let site = site();
     let mut mapper = site.start(&["mapper"]);
     let first = fred(&site, "first", &[]);
-    mapper.wait_for("nanite-fred came");
+    mapper.wait_for("nanite-fred registered");
     assert_eq!(answering_process(&site), "first");
     let mut second = fred(&site, "second", &[]);
     let ended = first.wait();
@@ -79,7 +79,7 @@ fn n02_give_way_exits_if_another_process_runs() {
     let site = site();
     let mut mapper = site.start(&["mapper"]);
     let mut first = fred(&site, "first", &["--give-way"]);
-    mapper.wait_for("nanite-fred came");
+    mapper.wait_for("nanite-fred registered");
     let arguments = ["agent", "--token", "fred", "--actors-dir", "second", "--give-way"];
     let ended = site.run(&arguments);
     assert_eq!(ended.code(), 8, "{ended:?}");
@@ -116,9 +116,9 @@ fn n02_mappers_of_one_name_both_work_and_log_each_other() {
     let site = site();
     let mut first = site.start(&["mapper"]);
     let _fred = fred(&site, "first", &[]);
-    first.wait_for("nanite-fred came");
+    first.wait_for("nanite-fred registered");
     let mut second = site.start(&["mapper"]);
-    second.wait_for("nanite-fred came");
+    second.wait_for("nanite-fred registered");
     for mapper in [&mut first, &mut second] {
         mapper.wait_for("another process of mapper-ctl also takes requests");
     }

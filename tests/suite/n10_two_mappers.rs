@@ -87,7 +87,7 @@ fn n10_with_two_mappers_every_proxied_request_is_answered_once() {
     let mut mappers =
         [ready(&mut with_certs("mapper-m1", &["mapper"])), ready(&mut with_certs("mapper-m2", &["mapper"]))];
     for mapper in &mut mappers {
-        mapper.wait_for("nanite-fred came");
+        mapper.wait_for("nanite-fred registered");
     }
     for n in 0..REQUESTS {
         let payload = n.to_string();

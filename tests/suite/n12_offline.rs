@@ -95,7 +95,7 @@ async fn n12_offline_messages_sealed_to_another_mapper_are_left_to_it() {
     wait_until("the other mapper holds them", async || offline(&site) == (0, 5)).await;
     second.wait_for("returning offline messages that are sealed for other mappers");
     let (_fred, path) = writer(&site, "agent-fred");
-    second.wait_for("nanite-fred came");
+    second.wait_for("nanite-fred registered");
     assert_eq!(written(&path), [""; 0]);
     let _first = mapper("m1");
     wait_until("they are delivered", async || written(&path).len() == 5 && offline(&site) == (0, 0)).await;

@@ -95,7 +95,7 @@ fn n14_mapper_command_shares_agents_in_redis() {
     site.program("simple/echo", "cat");
     let mut agent = Running::start(&mut site.nanite(["agent", "--token", "fred", "--actors-dir", "actors"]));
     agent.wait_for("is ready");
-    mapper.wait_for("came");
+    mapper.wait_for("registered");
     let mut to = redis::Client::open(url.as_str()).unwrap().get_connection_info().clone();
     to = to.clone().set_redis_settings(to.redis_settings().clone().set_password("open sesame"));
     let mut to = redis::Client::open(to).unwrap().get_connection().unwrap();

@@ -158,10 +158,10 @@ fn s07_running_processes_reload_renewed_certificates() {
     request(&["--look", "60s"]);
     // A node that others refuse logs that, until it has another certificate.
     site.ok(&["certs", "revoke", "agent", "fred", "--dir", "certs"]);
-    fred.wait_for("others refuse what nanite-fred sends");
+    fred.wait_for("other nodes refuse messages of nanite-fred");
     m1.wait_for("claimed=nanite-fred");
     site.ok(&["certs", "issue", "agent", "fred", "--force", "--dir", "certs"]);
-    fred.wait_for("the certificate of nanite-fred is good");
+    fred.wait_for("the certificate of nanite-fred is valid");
     request(&["--via-mapper"]);
     // An unusable file changes nothing.
     site.write("certs/agent-fred.pem", "no certificate", 0o644);
