@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 use crate::harness::on_every_format;
 use crate::harness::program::Running;
 use crate::harness::site::Site;
-use crate::harness::system::{System, json, knows, start};
+use crate::harness::system::{System, json, start, wait_until_known};
 use crate::harness::wait_until;
 
 on_every_format!(n02_newest_process_replaces_the_older_one);
@@ -56,9 +56,9 @@ fn n02_newest_agent_process_wins_and_both_are_told() {
     drop(second);
     let third = fred(&site, "first", &[]);
     assert_eq!(answering_process(&site), "first");
-    let (_, said) = third.said();
+    let (_, said) = third.output();
     assert!(!said.contains("another"), "{said}");
-    let (_, said) = mapper.said();
+    let (_, said) = mapper.output();
     assert_eq!(said.matches("two processes of").count(), 1, "{said}");
 }
 
@@ -97,7 +97,7 @@ async fn n02_newest_process_replaces_the_older_one(system: System) {
     let named = |name: &'static str| actor("who").expose("am", move |(): ()| async move { reply(name) });
     let mapper = system.started_mapper("m1").await;
     let first = start(system.agent("fred").actor(named("first"))).await;
-    knows(&mapper, &["fred"]).await;
+    wait_until_known(&mapper, &["fred"]).await;
     let second = start(system.agent("fred").actor(named("second"))).await;
     let replaced = first.run_until(std::future::pending()).await;
     assert!(matches!(replaced, Err(AgentError::Replaced(_))), "{replaced:?}");
@@ -108,7 +108,7 @@ async fn n02_newest_process_replaces_the_older_one(system: System) {
     .await;
     // It unregisters when it stops.
     second.stop().await.unwrap();
-    knows(&mapper, &[]).await;
+    wait_until_known(&mapper, &[]).await;
 }
 
 #[test]
@@ -131,6 +131,6 @@ fn n02_mappers_of_one_name_both_work_and_log_each_other() {
     for _ in 0..3 {
         assert_eq!(site.ok(&["request", "/who/am", "--via-mapper", "--timeout", "60s"]), "first\n");
     }
-    let (_, said) = second.said();
+    let (_, said) = second.output();
     assert_eq!(said.matches("also takes requests").count(), 1, "{said}");
 }

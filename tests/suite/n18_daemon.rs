@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getsid};
 use serde_json::{Value, json};
 
-use crate::harness::PATIENCE;
+use crate::harness::WAIT_TIMEOUT;
 use crate::harness::program::{Ended, Running, run};
 use crate::harness::site::Site;
 
@@ -74,9 +74,9 @@ fn control(site: &Site, role: &str, arguments: &[&str]) -> Ended {
 }
 
 fn wait_until(what: &str, condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + WAIT_TIMEOUT;
     while !condition() {
-        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        assert!(Instant::now() < deadline, "not within {WAIT_TIMEOUT:?}: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
@@ -253,7 +253,7 @@ fn n18_notifies_systemd_when_ready_and_stopping() {
     let site = Site::new(&["agent fred"]);
     let name = format!("nanite-{}", site.broker.vhost());
     let socket = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
     let notification = || {
         let mut buffer = [0; 512];
         let length = socket.recv(&mut buffer).unwrap();

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::PATIENCE;
+use crate::harness::WAIT_TIMEOUT;
 use crate::harness::program::{Running, run};
 use crate::harness::site::Site;
 
@@ -91,13 +91,13 @@ fn n19_receiver_that_dies_is_lost_and_keeps_no_partial_file() {
     let (_a, b) = (receiver(&site, "a", &[]), receiver(&site, "b", &[]));
     random_file(&site.path("big.bin"), 40);
     let sender = Running::start(&mut site.nanite(send(&["big.bin", "--at-least", "2", "--json"])));
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + WAIT_TIMEOUT;
     let part = loop {
         let part = fs::read_dir(site.path("b")).unwrap().flatten().find(|e| e.metadata().unwrap().len() > 1 << 20);
         if let Some(part) = part {
             break part.file_name().into_string().unwrap();
         }
-        assert!(Instant::now() < deadline, "no part of it came: {:?}", sender.said());
+        assert!(Instant::now() < deadline, "no part of it came: {:?}", sender.output());
         std::thread::sleep(Duration::from_millis(1));
     };
     // While it is stopped it receives nothing, so the sender waits for it; then it dies while nothing is sent to it.

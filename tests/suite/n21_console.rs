@@ -144,14 +144,15 @@ fn n21_agent_output_cannot_control_terminal() {
 fn n21_script_exit_code_is_first_failure() {
     let (site, _fred) = with_agent("fred", &[("simple/echo", "cat")]);
     let good = b"# list the agents\nagents --json\n\nrequest /simple/echo 'two words'\n/simple/echo [1]\n";
-    let ended = site.fed(&["console"], good);
+    let ended = site.run_with_input(&["console"], good);
     assert_eq!(ended.code(), 0, "{ended:?}");
     let (json, rest) = ended.out.split_once("\ntwo words\n").unwrap();
     let agents: Value = serde_json::from_str(json).unwrap();
     assert_eq!(agents["agents"]["nanite-fred"]["tags"][0], "big");
     assert_eq!(rest, "[1]\n");
     assert!(!ended.out.contains(PROMPT), "a script gets no prompt");
-    let bad = site.fed(&["console"], b"/not/offered\nnonsense\n/simple/echo still\nquit\n/simple/echo never\n");
+    let bad =
+        site.run_with_input(&["console"], b"/not/offered\nnonsense\n/simple/echo still\nquit\n/simple/echo never\n");
     assert_eq!((bad.code(), bad.out.as_str()), (3, "still\n"), "{}", bad.err);
     assert!(!site.path("state/nanite/console-history").exists(), "a script leaves no history");
 }

@@ -186,7 +186,7 @@ fn n24_http_front_forwards_requests_to_agents() {
     use std::io::{Read, Write};
     let mut front = Running::start(&mut example("http_front"));
     front.wait_for("http://127.0.0.1:");
-    let (out, _) = front.said();
+    let (out, _) = front.output();
     let address = out.trim().strip_prefix("http://").unwrap().to_owned();
     let ask = |path: &str, body: &str| {
         let mut stream = std::net::TcpStream::connect(&address).unwrap();

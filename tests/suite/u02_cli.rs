@@ -16,7 +16,7 @@ use nanite::security::SecureSerializer;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::PATIENCE;
+use crate::harness::WAIT_TIMEOUT;
 use crate::harness::program::{Ended, Running, run};
 use crate::harness::site::{Site, ready};
 
@@ -42,9 +42,9 @@ fn assert_fails(ended: &Ended, code: i32, parts: &[&str]) {
 
 /// Waits for a condition that another process fulfils.
 fn wait_until(what: &str, condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + WAIT_TIMEOUT;
     while !condition() {
-        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        assert!(Instant::now() < deadline, "not within {WAIT_TIMEOUT:?}: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
@@ -99,7 +99,8 @@ fn u02_requests_with_targets_selectors_tags_and_payloads() {
     let tagged = request(&["/simple/echo", "--selector", "all", "--tag", "big", "--tag", "fast", "--json"]);
     assert_eq!(site.json(&tagged), json!({"results": {"nanite-bob": null}, "failures": {}}));
 
-    let piped = site.fed(&request(&["/simple/echo", "-", "--json", "--target", "fred"]), b"{\"from\": \"stdin\"}\n");
+    let piped =
+        site.run_with_input(&request(&["/simple/echo", "-", "--json", "--target", "fred"]), b"{\"from\": \"stdin\"}\n");
     let answer: Value = serde_json::from_str(&piped.out).unwrap();
     assert_eq!(answer, json!({"results": {"nanite-fred": {"from": "stdin"}}, "failures": {}}));
     let broken = site.run(&request(&["/simple/echo", "{broken", "--target", "fred"]));
@@ -391,9 +392,9 @@ fn u02_invalid_arguments_are_exit_code_2() {
     ] {
         assert_fails(&site.run(arguments), 2, &[part]);
     }
-    let bytes = site.fed(&["request", "/a/b", "-"], b"\xff\xfe");
+    let bytes = site.run_with_input(&["request", "/a/b", "-"], b"\xff\xfe");
     assert_fails(&bytes, 2, &["neither JSON nor text", "base64"]);
-    let mut certs = site.bare(["request", "/a/b"]);
+    let mut certs = site.unconfigured(["request", "/a/b"]);
     assert_fails(&run(&mut certs), 2, &["each node needs its own", "--certs DIR", "nanite certs issue mapper NAME"]);
 }
 
@@ -406,7 +407,7 @@ fn u02_sealed_message_opens_only_for_its_recipient() {
     let message = sealed.stdout;
     assert_eq!(message[0], 0x30, "DER");
 
-    let opened = site.fed(&["open", "--token", "fred"], &message);
+    let opened = site.run_with_input(&["open", "--token", "fred"], &message);
     assert_eq!(opened.code(), 0, "{opened:?}");
     let opened: Value = serde_json::from_str(&opened.out).unwrap();
     assert_eq!(opened["packet"]["json_class"], "Nanite::Request");
@@ -419,7 +420,7 @@ fn u02_sealed_message_opens_only_for_its_recipient() {
     assert_eq!(opened["signer"]["class"], "live");
 
     let refused = |token: &str, bytes: &[u8], kind: &str| {
-        let ended = site.fed(&["open", "--token", token], bytes);
+        let ended = site.run_with_input(&["open", "--token", token], bytes);
         assert_fails(&ended, 6, &[]);
         assert!(
             ended.err.starts_with(&format!("refused: {kind}: ")) && ended.err.lines().count() == 1,
@@ -452,7 +453,7 @@ fn u02_plaintext_needs_option_and_prints_warning() {
         let site = Site::new(&[]);
         let plain = ["--insecure-plaintext", "--format", format];
         let with = |arguments: &[&'static str]| {
-            let mut command = site.bare(arguments.iter().copied().chain(plain));
+            let mut command = site.unconfigured(arguments.iter().copied().chain(plain));
             command.env("NANITE_BROKER", site.broker.url());
             command
         };
@@ -622,6 +623,6 @@ fn u02_manual_and_completions_cover_every_command() {
     // A closed pipe is an error, without a panic.
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
-    let unread = site.bare(["completions", "bash"]).stdout(writer).stderr(Stdio::piped()).output().unwrap();
+    let unread = site.unconfigured(["completions", "bash"]).stdout(writer).stderr(Stdio::piped()).output().unwrap();
     assert_eq!((unread.status.code(), String::from_utf8(unread.stderr).unwrap().as_str()), (Some(1), ""));
 }
