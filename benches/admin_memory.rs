@@ -93,7 +93,7 @@ async fn measure(agents: usize, heartbeats: usize) {
         let destination = Destination::exchange(topology::REGISTRATION);
         link.send(Outbound::new(register, Audience::Mappers), destination).await.unwrap();
     }
-    let (_, err) = tower.said();
+    let (_, err) = tower.output();
     let (_, rest) = err.split_once("http://127.0.0.1:").unwrap();
     let (port, link) = rest.split_once('/').unwrap();
     let port: u16 = port.parse().unwrap();

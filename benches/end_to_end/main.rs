@@ -37,7 +37,7 @@ use broker::Broker;
 
 const PAYLOAD: usize = 256;
 const IN_FLIGHT: [usize; 2] = [1, 100];
-const PATIENCE: Duration = Duration::from_secs(30);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 type Trip = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
@@ -155,7 +155,7 @@ async fn over_transport(broker: &Broker) -> Way {
         PublishRequest::new(Destination::queue(queue), body)
             .content_type(id)
             .message_id("0")
-            .expires_in(PATIENCE)
+            .expires_in(WAIT_TIMEOUT)
             .persistent(false)
     };
     let (client, server) = (Arc::new(broker.connect().await), Arc::new(broker.connect().await));
@@ -165,7 +165,7 @@ async fn over_transport(broker: &Broker) -> Way {
             let server = Arc::clone(&server);
             tokio::spawn(async move {
                 let reply = message("transport-replies", request.content_type, request.body);
-                server.publish(reply, PATIENCE).await.unwrap();
+                server.publish(reply, WAIT_TIMEOUT).await.unwrap();
                 request.acker.ack().await.unwrap();
             });
         }
@@ -189,7 +189,7 @@ async fn over_transport(broker: &Broker) -> Way {
             let id = next.fetch_add(1, Ordering::Relaxed).to_string();
             let (asked, answered) = tokio::sync::oneshot::channel();
             pending.lock().unwrap().insert(id.clone(), asked);
-            client.publish(message("transport-work", id, [b'x'; PAYLOAD].into()), PATIENCE).await.unwrap();
+            client.publish(message("transport-work", id, [b'x'; PAYLOAD].into()), WAIT_TIMEOUT).await.unwrap();
             assert_eq!(answered.await.unwrap(), PAYLOAD);
         }
     })
@@ -206,7 +206,7 @@ async fn over_nanite(broker: &Broker, name: &'static str, secure: bool) -> (Way,
     let mapper = Mapper::builder(of_desk, Arc::new(broker.connect().await)).start().await.unwrap();
     let service = format!("/{kind}/echo");
     let payload = "x".repeat(PAYLOAD);
-    mapper.request(&service, &payload).wait_for_agents(PATIENCE).await.unwrap();
+    mapper.request(&service, &payload).wait_for_agents(WAIT_TIMEOUT).await.unwrap();
     let way = Way::new(name, move || {
         let request = mapper.request(&service, &payload);
         async move {
@@ -227,7 +227,7 @@ async fn over_proxy(broker: &Broker, name: &'static str, secure: bool) -> (Way, 
     let agent = agent.prefetch(256).start().await.unwrap();
     let mapper = Mapper::builder(of_desk, Arc::new(broker.connect().await)).start().await.unwrap();
     let payload = "x".repeat(PAYLOAD);
-    mapper.request("/simple/echo", &payload).wait_for_agents(PATIENCE).await.unwrap();
+    mapper.request("/simple/echo", &payload).wait_for_agents(WAIT_TIMEOUT).await.unwrap();
     let proxy = MapperProxy::builder(of_asker, Arc::new(broker.connect().await)).start().await.unwrap();
     let way = Way::new(name, move || {
         let request = proxy.request("/simple/echo", &payload);

@@ -1,231 +1,196 @@
 //! `nanite admin`: the Control Tower, and the hash of its password.
 
-use std::future::Future;
-use std::io::{BufRead, IsTerminal};
-use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::future::pending;
+use std::io::{BufRead, IsTerminal, Read};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
 
-use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
+use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 use tokio::net::TcpListener;
 use zeroize::Zeroizing;
 
-use super::error::{CliError, Exit};
-use super::{Global, broker, guard, node, output, remedy, runtime, signals};
+use super::config::AdminOptions;
+use super::error::{CliError, Exit, Result};
+use super::node::{NodeArgs, PolicyArgs, WithOption};
+use super::runtime::{self, Global};
+use super::{args, output, remedy};
 use crate::admin::{Access, AdminError, ControlTower, History, Invitations, PasswordError, PasswordHash, PublicUrl};
-use crate::mapper::Mapper;
-use crate::packet::{RandomnessError, Role};
+use crate::mapper::MapperBuilder;
+use crate::packet::Role;
 
-/// Where it listens, when nothing else is said.
-const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 4000);
+const DEFAULT_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 4000);
 
-/// Serve the Control Tower: pages that show the agents as they are now.
+/// Serve the Control Tower: web pages that show the agents.
 ///
-/// It is a mapper for itself, which takes no work of others. Without a password it prints a link that lets one browser in. It runs
+/// It is a mapper, which does not dispatch requests of others. Without a password it prints a link that lets one browser in. It runs
 /// until SIGINT or SIGTERM.
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub(super) struct Args {
     #[command(subcommand)]
-    other: Option<Other>,
+    command: Option<Command>,
     #[command(flatten)]
-    node: node::Args,
-    /// Where it listens [also: `listen` in nanite.toml; default: 127.0.0.1:4000].
-    #[arg(long, value_name = "ADDRESS:PORT", help_heading = "Pages")]
-    listen: Option<SocketAddr>,
-    /// The URL that browsers use, when it is not that address: that of a proxy with TLS, say [also: `public-url` in nanite.toml].
-    #[arg(long, value_name = "URL", help_heading = "Pages")]
-    public_url: Option<PublicUrl>,
-    /// A file with the hash of the password, by `nanite admin hash-password` [also: `password-hash-file` in nanite.toml].
-    #[arg(long, value_name = "FILE", help_heading = "Pages")]
-    password_hash_file: Option<PathBuf>,
-    /// Let requests be sent from the pages; they only show otherwise.
+    node: NodeArgs,
+    #[command(flatten)]
+    options: AdminOptions,
+    /// Let users send requests from the pages; otherwise the pages are read-only.
     #[arg(long, help_heading = "Pages")]
     allow_requests: bool,
     #[command(flatten)]
-    guard: guard::Args,
+    policy: PolicyArgs,
 }
 
 #[derive(Debug, clap::Subcommand)]
-enum Other {
-    /// Read a password from the terminal or stdin, and print what --password-hash-file takes.
+enum Command {
+    /// Read a password from the terminal or stdin, and print the content of the file for --password-hash-file.
     HashPassword,
 }
 
-pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
-    match args.other {
-        Some(Other::HashPassword) => hash_password(),
+pub(super) fn run(global: &Global, args: &Args) -> Result<Exit> {
+    match args.command {
+        Some(Command::HashPassword) => hash_password(),
         None => serve(global, args),
     }
 }
 
-fn serve(global: &Global, args: &Args) -> Result<Exit, CliError> {
+fn serve(global: &Global, args: &Args) -> Result<Exit> {
     let node = args.node.node(global, Role::Mapper)?;
-    let guard = args.guard.guard(global)?;
-    let file = &global.config.file.admin;
-    let hash = args.password_hash_file.as_ref().or(file.password_hash_file.as_ref());
-    let hash = hash.map(|path| read_hash(path)).transpose()?;
-    let public = match (&args.public_url, &file.public_url) {
-        (Some(url), _) => Some(url.clone()),
-        (None, Some(text)) => Some(text.parse().map_err(|error| {
-            CliError::of(Exit::Usage, &error).context("public-url in nanite.toml").help("mend it, or give --public-url")
-        })?),
-        (None, None) => None,
-    };
+    let (policy, audit) = (args.policy.policy(global)?, args.policy.audit(global)?);
+    let options = args.options.or(&global.config.file.admin);
+    let hash = options.password_hash_file.as_deref().map(read_hash).transpose()?;
+    let public_url: Option<PublicUrl> = options.public_url.as_deref().map(str::parse).transpose().map_err(|error| {
+        CliError::of(Exit::Usage, &error).help("correct `--public-url`, or public-url in nanite.toml")
+    })?;
     runtime::run(async {
-        // Before the broker: what is wrong here is said at once.
-        let listener = listen(args.listen.or(file.listen).unwrap_or(LISTEN)).await?;
+        // Before the connection to the broker, so that a mistake is reported at once.
+        let listener = listen(options.listen.unwrap_or(DEFAULT_ADDRESS)).await?;
         let address = listener.local_addr().map_err(|error| CliError::of(Exit::Failure, &error))?;
-        let transport = node.connect().await?;
+        let connection = node.connect().await?;
         let history = History::default();
-        let mut mapper = Mapper::builder(node.serializer.clone(), transport.clone());
-        if let Some(timeout) = global.config.file.mapper.agent_timeout {
-            mapper = mapper.agent_timeout(timeout);
-        }
-        if let Some(rules) = guard.rules {
-            mapper = mapper.policy(rules);
-        }
-        if let Some(audit) = guard.audit {
-            mapper = mapper.audit(audit);
-        }
-        // It asks and is answered, and leaves the requests of others to others.
-        let mapper = mapper.short_lived().on_agent(history.hook());
-        signals::run(global, async |stopped| {
+        let mapper = connection
+            .mapper()
+            .with_option(global.config.file.mapper.agent_timeout, MapperBuilder::agent_timeout)
+            .with_option(policy, MapperBuilder::policy)
+            .with_option(audit, MapperBuilder::audit)
+            .short_lived()
+            .on_agent(history.hook());
+        runtime::until_stopped(global, async |stop| {
             let mapper = mapper.start().await.map_err(|error| remedy::mapper(&error, &node.broker()))?;
-            let base = public.as_ref().map_or_else(|| format!("http://{address}"), PublicUrl::to_string);
+            let base = public_url.as_ref().map_or_else(|| format!("http://{address}"), PublicUrl::to_string);
             output::note(&format!("{} is ready: {}", node.identity, node.describe()));
-            let invitations = Invitations::default();
-            let access = match hash {
+            if public_url.as_ref().is_some_and(|url| !url.is_tls()) {
+                output::note(&output::stderr_paint().red(
+                    "WARNING: the pages are not encrypted: everybody on the network path can read and change them",
+                ));
+            }
+            let (access, invitations) = match hash {
                 Some(hash) => {
                     output::note(&format!("the Control Tower is at {base}: log in with the password"));
-                    Access::Password(hash)
+                    (Access::Password(hash), None)
                 }
-                None => Access::Invited(invitations.clone()),
+                None => {
+                    let invitations = Invitations::default();
+                    (Access::Invited(invitations.clone()), Some(invitations))
+                }
             };
-            let invited = matches!(access, Access::Invited(_));
-            let mut tower = ControlTower::new(mapper, history, access).allow_requests(args.allow_requests);
-            if let Some(url) = public {
-                if !url.is_tls() {
-                    let paint = output::stderr_paint();
-                    output::note(
-                        &paint.red("WARNING: the pages go unencrypted: whoever is on the way can read and change them"),
-                    );
-                }
-                tower = tower.public_url(url);
-            }
-            let served = tower.serve(listener, stopped.wait());
-            let result =
-                if invited { with_invitations(served, &invitations, &base).await } else { served.await.map_err(of) };
-            transport.close().await;
+            let tower = ControlTower::new(mapper, history, access).allow_requests(args.allow_requests);
+            let served = tower.with_option(public_url, ControlTower::public_url).serve(listener, stop.requested());
+            let result = tokio::select! {
+                result = served => result.map_err(|error| admin_error(&error)),
+                error = invite(invitations, &base) => Err(error),
+            };
+            connection.close().await;
             result.map(|()| Exit::Success)
         })
         .await
     })
 }
 
-/// Serves, and prints a link. When it was used, another follows, where somebody sees it and no file keeps it.
-async fn with_invitations(
-    served: impl Future<Output = Result<(), AdminError>>,
-    invitations: &Invitations,
-    base: &str,
-) -> Result<(), CliError> {
-    let inviting = async {
-        loop {
-            let path = invitations.issue()?;
-            output::note(&format!(
+/// Prints a link that lets one browser in. After it was used another follows, if stderr is a terminal: it must not end up in a log.
+/// Completes with an error only.
+async fn invite(invitations: Option<Invitations>, base: &str) -> CliError {
+    let Some(invitations) = invitations else { return pending().await };
+    loop {
+        match invitations.issue() {
+            Err(error) => return CliError::of(Exit::Failure, &error),
+            Ok(path) => output::note(&format!(
                 "the Control Tower is at {base}{}\nthis link lets one browser in, once",
                 path.as_str()
-            ));
-            invitations.used().await;
-            if !std::io::stderr().is_terminal() {
-                return std::future::pending::<Result<(), RandomnessError>>().await;
-            }
+            )),
         }
-    };
-    tokio::select! {
-        result = served => result.map_err(of),
-        result = inviting => result.map_err(|error| CliError::of(Exit::Failure, &error)),
+        invitations.used().await;
+        if !std::io::stderr().is_terminal() {
+            return pending().await;
+        }
     }
 }
 
-fn of(error: AdminError) -> CliError {
+fn admin_error(error: &AdminError) -> CliError {
     match error {
-        AdminError::NoPublicUrl(_) => CliError::of(Exit::Usage, &error).help(
-            "put a proxy with TLS in front and give its URL, `--public-url https://NAME`; or listen at 127.0.0.1 and come by \
+        AdminError::NoPublicUrl(_) => CliError::of(Exit::Usage, error).help(
+            "put a TLS proxy in front and give its URL, `--public-url https://NAME`; or listen on 127.0.0.1 and connect by \
              `ssh -L 4000:127.0.0.1:4000 HOST`",
         ),
-        _ => CliError::of(Exit::Failure, &error),
+        _ => CliError::of(Exit::Failure, error),
     }
 }
 
-async fn listen(address: SocketAddr) -> Result<TcpListener, CliError> {
+async fn listen(address: SocketAddr) -> Result<TcpListener> {
     TcpListener::bind(address).await.map_err(|error| {
         CliError::of(Exit::Failure, &error)
-            .context(format!("cannot listen at {address}"))
-            .help("another program may be there: give another with `--listen 127.0.0.1:PORT`")
+            .context(format!("cannot listen on {address}"))
+            .help("another program may use it: give another with `--listen 127.0.0.1:PORT`")
     })
 }
 
-fn read_hash(path: &Path) -> Result<PasswordHash, CliError> {
-    broker::read_password(path)?.parse().map_err(|error| {
+fn read_hash(path: &Path) -> Result<PasswordHash> {
+    args::read_password(path)?.parse().map_err(|error| {
         CliError::of(Exit::Usage, &error)
             .context(format!("the password file {}", path.display()))
             .help("make it with `nanite admin hash-password > FILE`; it holds a hash, not the password")
     })
 }
 
-fn hash_password() -> Result<Exit, CliError> {
-    let password = if std::io::stdin().is_terminal() {
-        let password = typed("password: ")?;
-        if typed("again: ")? != password {
-            return Err(CliError::new(Exit::Usage, "the passwords differ").help("try again"));
-        }
-        password
-    } else {
-        line()?
-    };
+fn hash_password() -> Result<Exit> {
+    let interactive = std::io::stdin().is_terminal();
+    let password = if interactive { read_hidden_line("password: ")? } else { read_stdin_line()? };
+    if interactive && read_hidden_line("again: ")? != password {
+        return Err(CliError::usage("the passwords differ").help("try again"));
+    }
     let hash = PasswordHash::new(&password).map_err(|error| match error {
         PasswordError::Length => CliError::of(Exit::Usage, &error).help("choose a longer one"),
         _ => CliError::of(Exit::Failure, &error),
     })?;
     output::line(&hash.to_string())?;
-    if std::io::stdin().is_terminal() {
-        output::note("keep it in a file of mode 0600, for `nanite admin --password-hash-file FILE`");
+    if interactive {
+        output::note("store it in a file of mode 0600, for `nanite admin --password-hash-file FILE`");
     }
     Ok(Exit::Success)
 }
 
-/// Reads a line from the terminal, which does not show it.
-fn typed(prompt: &str) -> Result<Zeroizing<String>, CliError> {
-    let failed = |error: rustix::io::Errno| CliError::of(Exit::Failure, &error).context("cannot use the terminal");
+/// Reads a line from the terminal without echo.
+fn read_hidden_line(prompt: &str) -> Result<Zeroizing<String>> {
+    let failed = CliError::failed(Exit::Failure, "cannot use the terminal");
     let stdin = std::io::stdin();
-    let before = tcgetattr(&stdin).map_err(failed)?;
-    let mut silent = before.clone();
-    silent.local_modes.remove(LocalModes::ECHO);
-    tcsetattr(&stdin, OptionalActions::Flush, &silent).map_err(failed)?;
-    let _restored = Restored(before);
+    let before = tcgetattr(&stdin).map_err(&failed)?;
+    let mut without_echo = before.clone();
+    without_echo.local_modes.remove(LocalModes::ECHO);
+    tcsetattr(&stdin, OptionalActions::Flush, &without_echo).map_err(&failed)?;
     output::prompt(prompt);
-    let text = line();
-    // The line end that was typed is not shown either.
+    let text = read_stdin_line();
+    // It fails only if the terminal is gone.
+    let _ = tcsetattr(&stdin, OptionalActions::Now, &before);
+    // The newline is not echoed either.
     output::note("");
     text
 }
 
-/// Gives the terminal back as it was.
-struct Restored(Termios);
-
-impl Drop for Restored {
-    fn drop(&mut self) {
-        // When it cannot be done, the terminal is gone.
-        let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, &self.0);
-    }
-}
-
-/// A line of stdin, without its end.
-fn line() -> Result<Zeroizing<String>, CliError> {
-    let failed = |error: std::io::Error| CliError::of(Exit::Usage, &error).context("cannot read the password");
+/// A line of stdin, without its newline.
+fn read_stdin_line() -> Result<Zeroizing<String>> {
     let mut text = Zeroizing::new(String::with_capacity(PasswordHash::MAX_PASSWORD_BYTES + 2));
     let limit = PasswordHash::MAX_PASSWORD_BYTES as u64 + 2;
-    std::io::Read::take(std::io::stdin().lock(), limit).read_line(&mut text).map_err(failed)?;
+    let read = std::io::stdin().lock().take(limit).read_line(&mut text);
+    read.map_err(CliError::failed(Exit::Usage, "cannot read the password"))?;
     let end = text.trim_end_matches(['\r', '\n']).len();
     text.truncate(end);
     Ok(text)

@@ -1,133 +1,74 @@
 //! `nanite agent`: a worker whose actors are programs in a directory.
 
-use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::json;
+use tokio::signal::unix::SignalKind;
 
-use super::config::Config;
-use super::daemon::Control;
-use super::error::{CliError, Exit};
-use super::text::{counted, printable};
-use super::{Global, daemon, duration, guard, node, remedy, runtime, signals, size};
-use crate::agent::{Actor, Agent, Handlers, ProgramActors, RunningJob, actor};
+use super::args::display_size;
+use super::config::AgentOptions;
+use super::daemon::DaemonArgs;
+use super::error::{CliError, Exit, Result};
+use super::node::{NodeArgs, PolicyArgs, WithOption};
+use super::output::{counted, printable};
+use super::remedy;
+use super::runtime::{self, Global};
+use crate::agent::{Actor, AgentBuilder, Handlers, ProgramActors, RunningJob, actor};
 use crate::files::FileRoot;
-use crate::packet::{Failure, Identity, Payload, Role, Tag};
+use crate::packet::{Failure, Identity, Payload, Role};
 
 /// How many running jobs are logged one by one.
-const JOBS: usize = 256;
+const MAX_LOGGED_JOBS: usize = 256;
 
 /// Run an agent: a worker that offers services.
 ///
 /// With --actors-dir every executable file DIR/PREFIX/NAME is the service /PREFIX/NAME. Without it the agent offers /agent/echo,
-/// which answers with what it was given, and /agent/info, which says who it is: enough to try a set-up. With --files-dir it takes
-/// files, too, that `nanite send-file` sends.
+/// which returns its payload, and /agent/info, which describes the agent: enough to try a set-up. With --files-dir it also receives
+/// files that `nanite send-file` sends.
 ///
-/// After a renewal of its certificate it uses the new one without a pause; SIGHUP makes it look at once.
+/// When its certificate is renewed, it uses the new one without a restart; SIGHUP makes it check at once.
 ///
-/// Of two processes of one agent the one that was started later has the place, and the earlier one ends with exit code 8.
+/// Of two processes of one agent the newest wins; the older one ends with exit code 8.
 ///
-/// It runs until SIGINT or SIGTERM; then it takes no new work, unregisters, and finishes what is running. A second signal stops it
-/// at once. At SIGUSR1 it logs the running jobs.
+/// It runs until SIGINT or SIGTERM; then it accepts no new requests, unregisters, and finishes its running jobs. A second signal stops
+/// it at once. At SIGUSR1 it logs the running jobs.
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub(super) struct Args {
-    #[command(subcommand)]
-    control: Option<Control>,
     #[command(flatten)]
-    node: node::Args,
+    node: NodeArgs,
     #[command(flatten)]
-    options: Options,
+    options: AgentOptions,
     #[command(flatten)]
-    guard: guard::Args,
+    policy: PolicyArgs,
     #[command(flatten)]
-    daemon: daemon::Options,
+    pub daemon: DaemonArgs,
 }
 
-impl Args {
-    /// Whether the log goes into a file.
-    pub(super) fn logs_to_file(&self, config: &Config) -> bool {
-        self.control.is_none() && self.daemon.logs_to_file(config)
-    }
-}
-
-/// What nanite.toml can say under [agent].
-#[derive(Debug, Default, clap::Args)]
-#[command(next_help_heading = "Agent")]
-#[group(skip)]
-struct Options {
-    /// The directory of programs: DIR/PREFIX/NAME is the service /PREFIX/NAME.
-    #[arg(long, value_name = "DIR")]
-    actors_dir: Option<PathBuf>,
-    /// Only these PREFIXes of the directory.
-    #[arg(long, value_name = "PREFIX,..", value_delimiter = ',', requires = "actors_dir")]
-    actors: Option<Vec<String>>,
-    /// A tag that requests can ask for; can be given several times.
-    #[arg(long = "tag", value_name = "TAG")]
-    tags: Option<Vec<Tag>>,
-    /// How often to say that the agent lives [default: 15s].
-    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
-    ping_time: Option<Duration>,
-    /// How many jobs run at a time; 1: strictly one after the other [default: 16].
-    #[arg(long, value_name = "N")]
-    concurrency: Option<usize>,
-    /// How many requests the broker hands out ahead [default: twice the concurrency].
-    #[arg(long, value_name = "N")]
-    prefetch: Option<u16>,
-    /// How long running jobs may take when the agent is stopped [default: 30s].
-    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
-    drain: Option<Duration>,
-    /// When another process of this agent runs already, end with exit code 8 instead of taking its place.
-    #[arg(long)]
-    give_way: bool,
-    /// The directory into which files are put that mappers send.
-    #[arg(long, value_name = "DIR", help_heading = "Files")]
-    files_dir: Option<PathBuf>,
-    /// What files are taken of; can be given several times.
-    #[arg(long = "files-domain", value_name = "D", help_heading = "Files")]
-    files_domains: Option<Vec<Tag>>,
-    /// The largest file that is taken, such as 100MiB [default: 16GiB].
-    #[arg(long, value_name = "SIZE", value_parser = size::parse, help_heading = "Files")]
-    files_max: Option<u64>,
-}
-
-pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
-    if let Some(control) = &args.control {
-        return control.run(global, Role::Agent);
-    }
-    if args.daemon.is_launch() {
-        return args.daemon.launch(global);
+pub(super) fn run(global: &Global, args: &Args) -> Result<Exit> {
+    if let Some(exit) = args.daemon.control(global, Role::Agent)? {
+        return Ok(exit);
     }
     let node = args.node.node(global, Role::Agent)?;
-    let guard = args.guard.guard(global)?;
-    let file = &global.config.file.agent;
-    let options = Options {
-        actors_dir: args.options.actors_dir.clone().or_else(|| file.actors_dir.clone()),
-        actors: args.options.actors.clone().or_else(|| file.actors.clone()),
-        tags: args.options.tags.clone().or_else(|| file.tags.clone()),
-        ping_time: args.options.ping_time.or(file.ping_time),
-        concurrency: args.options.concurrency.or(file.concurrency),
-        prefetch: args.options.prefetch.or(file.prefetch),
-        drain: args.options.drain.or(file.drain),
-        give_way: args.options.give_way || file.give_way.unwrap_or(false),
-        files_dir: args.options.files_dir.clone().or_else(|| file.files_dir.clone()),
-        files_domains: args.options.files_domains.clone().or_else(|| file.files_domains.clone()),
-        files_max: args.options.files_max.or(file.files_max),
-    };
-    let files = options.files()?;
+    let (policy, audit) = (args.policy.policy(global)?, args.policy.audit(global)?);
+    let options = args.options.or(&global.config.file.agent);
+    let files = file_root(&options)?;
     let mut process = args.daemon.begin(global, &node.identity)?;
     runtime::run(async {
-        let reports = signals::Reports::take()?;
-        let transport = node.connect().await?;
-        let mut agent = Agent::builder(node.serializer.clone(), transport.clone());
-        if let Some(rules) = guard.rules {
-            agent = agent.policy(rules);
-        }
-        if let Some(audit) = guard.audit {
-            agent = agent.audit(audit);
-        }
-        let services;
-        (agent, services) = match &options.actors_dir {
+        let report_signals = runtime::handle(SignalKind::user_defined1())?;
+        let connection = node.connect().await?;
+        let agent = connection
+            .agent()
+            .with_option(policy, AgentBuilder::policy)
+            .with_option(audit, AgentBuilder::audit)
+            .with_option(options.ping_time, AgentBuilder::ping_time)
+            .with_option(options.concurrency, AgentBuilder::concurrency)
+            .with_option(options.prefetch, AgentBuilder::prefetch)
+            .with_option(options.drain, AgentBuilder::drain)
+            .with_option(files, AgentBuilder::files)
+            .give_way(options.give_way);
+        let agent = options.tags.into_iter().flatten().fold(agent, AgentBuilder::tag);
+        let (agent, services) = match &options.actors_dir {
             Some(dir) => {
                 let programs = ProgramActors::open_prefixes(dir, options.actors.iter().flatten());
                 let programs = programs.map_err(|error| remedy::programs(&error))?;
@@ -135,46 +76,26 @@ pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
                 (agent.actor(programs), services)
             }
             None => {
-                let trial = trial(&node.identity);
-                let services = trial.services().len();
-                (agent.actor(trial), services)
+                let actor = trial_actor(&node.identity);
+                let services = actor.services().len();
+                (agent.actor(actor), services)
             }
         };
-        for tag in options.tags.iter().flatten() {
-            agent = agent.tag(tag.clone());
-        }
-        if let Some(every) = options.ping_time {
-            agent = agent.ping_time(every);
-        }
-        if let Some(jobs) = options.concurrency {
-            agent = agent.concurrency(jobs);
-        }
-        if let Some(messages) = options.prefetch {
-            agent = agent.prefetch(messages);
-        }
-        if let Some(limit) = options.drain {
-            agent = agent.drain(limit);
-        }
-        agent = agent.give_way(options.give_way);
-        if let Some(files) = files {
-            agent = agent.files(files);
-        }
-        let agent = agent;
         let failed = |error| remedy::agent(&error, &node.broker());
-        signals::run(global, async |stopped| {
+        runtime::until_stopped(global, async |stop| {
             let running = agent.start().await.map_err(failed)?;
             let announcer = running.announcer();
-            let reload = move || announcer.announce();
-            let _follower = node.reload.clone().map(|files| files.follow(reload)).transpose()?;
+            let _watcher = node.secure.clone().map(|node| node.watch(move || announcer.announce())).transpose()?;
             let services = counted(services, "service");
             process.ready(global, &format!("{} is ready: {services}, {}", node.identity, node.describe()))?;
             let jobs = running.jobs();
             let stop = async {
-                stopped.wait().await;
+                stop.requested().await;
                 process.stopping();
             };
-            reports.during(running.run_until(stop), async || log_jobs(&jobs.list())).await.map_err(failed)?;
-            transport.close().await;
+            let work = running.run_until(stop);
+            runtime::reporting(report_signals, work, async || log_jobs(&jobs.list())).await.map_err(failed)?;
+            connection.close().await;
             global.note(&format!("{} has stopped", node.identity));
             Ok(Exit::Success)
         })
@@ -182,42 +103,37 @@ pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
     })
 }
 
-/// Says in the log what runs now.
 fn log_jobs(jobs: &[RunningJob]) {
     tracing::info!("{} running", counted(jobs.len(), "job"));
-    for RunningJob { service, caller, since } in jobs.iter().take(JOBS) {
+    for RunningJob { service, caller, since } in jobs.iter().take(MAX_LOGGED_JOBS) {
         tracing::info!("running: {service} for {caller}, since {since}");
     }
 }
 
-impl Options {
-    /// Where files go, if any are taken.
-    fn files(&self) -> Result<Option<FileRoot>, CliError> {
-        let domains = self.files_domains.as_deref().unwrap_or_default();
-        let Some(dir) = &self.files_dir else {
-            return match domains {
-                [] => Ok(None),
-                [domain, ..] => Err(CliError::new(Exit::Usage, "it is not said where files go")
-                    .help(format!("`--files-dir DIR --files-domain {domain}`"))),
-            };
-        };
-        if domains.is_empty() {
-            return Err(CliError::new(Exit::Usage, "it is not said what files are taken of")
-                .help(format!("`--files-dir {} --files-domain D`; senders name the same D", dir.display())));
+/// Where received files are stored, if any are to be received.
+fn file_root(options: &AgentOptions) -> Result<Option<FileRoot>> {
+    let domains = options.files_domains.as_deref().unwrap_or_default();
+    let (dir, domains) = match (&options.files_dir, domains) {
+        (None, []) => return Ok(None),
+        (None, [domain, ..]) => {
+            return Err(CliError::usage("`--files-domain` requires `--files-dir`")
+                .help(format!("`--files-dir DIR --files-domain {domain}`")));
         }
-        let mut root = FileRoot::new(dir, domains.to_vec()).map_err(|error| remedy::file_root(&error))?;
-        if let Some(bytes) = self.files_max {
-            root = root.max_bytes(bytes);
+        (Some(dir), []) => {
+            return Err(CliError::usage("`--files-dir` requires `--files-domain`")
+                .help(format!("`--files-dir {} --files-domain D`; senders give the same D", dir.display())));
         }
-        Ok(Some(root.on_file(|file| {
-            let path = file.path.display().to_string();
-            tracing::info!("{} has sent {} ({})", file.sender, printable(&path, false), size::shown(file.size));
-        })))
-    }
+        (Some(dir), domains) => (dir, domains.to_vec()),
+    };
+    let root = FileRoot::new(dir, domains).map_err(|error| remedy::file_root(&error))?;
+    Ok(Some(root.with_option(options.files_max, FileRoot::max_bytes).on_file(|file| {
+        let path = file.path.display().to_string();
+        tracing::info!("received {} from {} ({})", printable(&path, false), file.sender, display_size(file.size));
+    })))
 }
 
 /// What an agent without programs offers.
-fn trial(identity: &Identity) -> Handlers {
+fn trial_actor(identity: &Identity) -> Handlers {
     let (identity, started) = (identity.clone(), Instant::now());
     let info = move |_: Payload| {
         let info = json!({

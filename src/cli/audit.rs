@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::error::{CliError, Exit};
 use super::output;
-use super::text::counted;
+use super::output::counted;
 use crate::audit::{Problem, verify};
 
 #[derive(Debug, clap::Subcommand)]

@@ -1,29 +1,29 @@
-//! Options of a node from the file `nanite.toml`, the environment and the command line; later ones win.
+//! Options from the command line, the environment and `nanite.toml`; the first that has an option wins.
 //!
-//! The file is the one that `--config` or NANITE_CONFIG names, or else `nanite.toml` in the working directory, if there is one.
-//! Paths in it are relative to it. What weakens security is not an option of the file: it has to be said each time.
+//! The file is the one that `--config` or NANITE_CONFIG names, or else `nanite.toml` in the working directory, if it exists. Paths in
+//! it are relative to it. Options that weaken security are not read from it: they must be given each time.
 
 use std::ffi::OsString;
-use std::fs::{File as OpenFile, Metadata};
 use std::io::Read;
+use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::process::geteuid;
 use serde::{Deserialize, Deserializer, de};
 use zeroize::Zeroizing;
 
-use super::error::{CliError, Exit};
-use super::text::without_passwords;
-use super::{broker, duration, size};
-use crate::packet::Tag;
+use super::args::{self, password_of};
+use super::error::{CliError, Result};
+use super::output::without_passwords;
+use crate::packet::{Role, Tag};
 
-/// The name of the file in the working directory.
-const NAME: &str = "nanite.toml";
-/// The longest file that is read, in bytes.
-const MAX: u64 = 1024 * 1024;
+/// The file in the working directory.
+const FILE_NAME: &str = "nanite.toml";
+const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
-/// What the file can say.
+/// The options in the file.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub(super) struct File {
@@ -38,85 +38,179 @@ pub(super) struct File {
     pub policy: Option<PathBuf>,
     pub audit: Option<PathBuf>,
     pub log: Option<String>,
-    pub log_format: Option<super::logging::Format>,
+    pub log_format: Option<LogFormat>,
     pub log_dir: Option<PathBuf>,
     pub pid_dir: Option<PathBuf>,
-    pub agent: AgentSection,
-    pub mapper: MapperSection,
-    #[cfg_attr(not(feature = "admin"), allow(dead_code, reason = "one file for programs with and without it"))]
-    pub admin: AdminSection,
+    pub agent: AgentOptions,
+    pub mapper: MapperOptions,
+    #[cfg_attr(not(feature = "admin"), allow(dead_code, reason = "the same file for programs with and without it"))]
+    pub admin: AdminOptions,
 }
 
-/// What the file can say for agents alone.
-#[derive(Debug, Default, Deserialize)]
+/// The format of the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum LogFormat {
+    /// Lines for people
+    #[default]
+    Text,
+    /// One JSON object per line
+    Json,
+}
+
+/// Options of `nanite agent`, which the file has under [agent].
+#[derive(Debug, Default, clap::Args, Deserialize)]
+#[command(next_help_heading = "Agent")]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
-pub(super) struct AgentSection {
+pub(super) struct AgentOptions {
+    #[arg(skip)]
     pub token: Option<String>,
+    /// The directory of programs: DIR/PREFIX/NAME is the service /PREFIX/NAME.
+    #[arg(long, value_name = "DIR")]
     pub actors_dir: Option<PathBuf>,
+    /// Only these PREFIXes of the directory.
+    #[arg(long, value_name = "PREFIX,..", value_delimiter = ',', requires = "actors_dir")]
     pub actors: Option<Vec<String>>,
+    /// A tag that requests can select; can be given several times.
+    #[arg(long = "tag", value_name = "TAG")]
     pub tags: Option<Vec<Tag>>,
-    #[serde(deserialize_with = "time")]
+    /// The heartbeat interval [default: 15s].
+    #[arg(long, value_name = "TIME", value_parser = args::duration)]
+    #[serde(deserialize_with = "duration")]
     pub ping_time: Option<Duration>,
-    #[serde(deserialize_with = "time")]
-    pub drain: Option<Duration>,
+    /// How many jobs run at a time; 1: strictly one after the other [default: 16].
+    #[arg(long, value_name = "N")]
     pub concurrency: Option<usize>,
+    /// How many requests the broker hands out ahead [default: twice the concurrency].
+    #[arg(long, value_name = "N")]
     pub prefetch: Option<u16>,
-    pub give_way: Option<bool>,
+    /// How long running jobs may take when the agent is stopped [default: 30s].
+    #[arg(long, value_name = "TIME", value_parser = args::duration)]
+    #[serde(deserialize_with = "duration")]
+    pub drain: Option<Duration>,
+    /// If another process of this agent is running, end with exit code 8 instead of replacing it.
+    #[arg(long)]
+    pub give_way: bool,
+    /// The directory for files that mappers send.
+    #[arg(long, value_name = "DIR", help_heading = "Files")]
     pub files_dir: Option<PathBuf>,
+    /// A domain of files to receive; can be given several times.
+    #[arg(long = "files-domain", value_name = "D", help_heading = "Files")]
     pub files_domains: Option<Vec<Tag>>,
-    #[serde(deserialize_with = "bytes")]
+    /// The largest file to receive, such as 100MiB [default: 16GiB].
+    #[arg(long, value_name = "SIZE", value_parser = args::size, help_heading = "Files")]
+    #[serde(deserialize_with = "size")]
     pub files_max: Option<u64>,
 }
 
-/// What the file can say for mappers alone: `nanite mapper`, and the commands that are a mapper for a short time.
-#[derive(Debug, Default, Deserialize)]
+/// Options of `nanite mapper`, which the file has under [mapper]. The other commands that are mappers use some of them, too.
+#[derive(Debug, Default, clap::Args, Deserialize)]
+#[command(next_help_heading = "Mapper")]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
-pub(super) struct MapperSection {
+pub(super) struct MapperOptions {
+    #[arg(skip)]
     pub token: Option<String>,
-    #[serde(deserialize_with = "time")]
+    /// After how long without a heartbeat an agent is removed [default: 60s].
+    #[arg(long, value_name = "TIME", value_parser = args::duration)]
+    #[serde(deserialize_with = "duration")]
     pub agent_timeout: Option<Duration>,
-    pub offline_failsafe: Option<bool>,
-    #[serde(deserialize_with = "time")]
+    /// Let requests and pushes of others wait in the offline queue while no agent offers their service.
+    #[arg(long)]
+    pub offline_failsafe: bool,
+    /// How often to retry what waits in the offline queue, besides when an agent registers [default: 10s].
+    #[arg(long, value_name = "TIME", value_parser = args::duration)]
+    #[serde(deserialize_with = "duration")]
     pub offline_redelivery_frequency: Option<Duration>,
+    /// Share the known agents with other mappers, in the Redis redis://HOST:PORT/DATABASE, rediss:// or unix:///PATH
+    /// [also: NANITE_REDIS, `redis` in nanite.toml].
     #[cfg(feature = "redis")]
+    #[arg(long, value_name = "URL", help_heading = "Shared state")]
     #[serde(deserialize_with = "secret")]
     pub redis: Option<Zeroizing<String>>,
+    /// A file with its password [also: NANITE_REDIS_PASSWORD, `redis-password-file` in nanite.toml].
     #[cfg(feature = "redis")]
+    #[arg(long, value_name = "FILE", help_heading = "Shared state")]
     pub redis_password_file: Option<PathBuf>,
+    /// A PEM file with the CA of its certificate, for rediss:// [also: `redis-ca` in nanite.toml].
     #[cfg(feature = "redis")]
+    #[arg(long, value_name = "FILE", help_heading = "Shared state")]
     pub redis_ca: Option<PathBuf>,
+    /// The prefix of its keys [also: `redis-prefix` in nanite.toml; default: nanite].
     #[cfg(feature = "redis")]
+    #[arg(long, value_name = "NAME", help_heading = "Shared state")]
     pub redis_prefix: Option<String>,
 }
 
-/// What the file can say for the Control Tower. That requests are sent from it has to be said each time.
-#[derive(Debug, Default, Deserialize)]
+/// Options of `nanite admin`, which the file has under [admin].
+#[derive(Debug, Default, clap::Args, Deserialize)]
+#[command(next_help_heading = "Pages")]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
-#[cfg_attr(not(feature = "admin"), allow(dead_code, reason = "one file for programs with and without it"))]
-pub(super) struct AdminSection {
-    pub listen: Option<std::net::SocketAddr>,
+#[cfg_attr(not(feature = "admin"), allow(dead_code, reason = "the same file for programs with and without it"))]
+pub(super) struct AdminOptions {
+    /// The address to listen on [also: `listen` in nanite.toml; default: 127.0.0.1:4000].
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// The URL that browsers use, if it is another, such as that of a TLS proxy [also: `public-url` in nanite.toml].
+    #[arg(long, value_name = "URL")]
     pub public_url: Option<String>,
+    /// A file with the hash of the password, by `nanite admin hash-password` [also: `password-hash-file` in nanite.toml].
+    #[arg(long, value_name = "FILE")]
     pub password_hash_file: Option<PathBuf>,
 }
+
+/// Gives options a method `or`, which takes what is not given from a lower layer.
+macro_rules! layered {
+    ($($options:ident { $($(#[$cfg:meta])* $field:ident),* $(,)? })*) => {$(
+        impl $options {
+            pub(super) fn or(&self, lower: &Self) -> Self {
+                Self { $($(#[$cfg])* $field: self.$field.clone().or(lower.$field.clone())),* }
+            }
+        }
+    )*};
+}
+
+/// For flags, what `Option::or` is for options.
+trait Flag {
+    fn or(self, lower: Self) -> Self;
+}
+
+impl Flag for bool {
+    fn or(self, lower: bool) -> bool {
+        self || lower
+    }
+}
+
+layered! {
+    AgentOptions {
+        token, actors_dir, actors, tags, ping_time, concurrency, prefetch, drain, give_way, files_dir, files_domains, files_max,
+    }
+    MapperOptions {
+        token, agent_timeout, offline_failsafe, offline_redelivery_frequency,
+        #[cfg(feature = "redis")] redis,
+        #[cfg(feature = "redis")] redis_password_file,
+        #[cfg(feature = "redis")] redis_ca,
+        #[cfg(feature = "redis")] redis_prefix,
+    }
+}
+#[cfg(feature = "admin")]
+layered! { AdminOptions { listen, public_url, password_hash_file } }
 
 fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Zeroizing<String>>, D::Error> {
     String::deserialize(deserializer).map(|text| Some(Zeroizing::new(text)))
 }
 
-fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    duration::parse(&text).map(Some).map_err(de::Error::custom)
+fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    args::duration(&String::deserialize(deserializer)?).map(Some).map_err(de::Error::custom)
 }
 
-fn bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    size::parse(&text).map(Some).map_err(de::Error::custom)
+fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    args::size(&String::deserialize(deserializer)?).map(Some).map_err(de::Error::custom)
 }
 
-/// What the environment can say. An empty variable says nothing.
+/// The options in the environment. Empty variables count as not set.
 #[derive(Default)]
 pub(super) struct Environment {
-    pub config: Option<PathBuf>,
+    config: Option<PathBuf>,
     pub token: Option<String>,
     pub certs: Option<PathBuf>,
     pub broker: Option<Zeroizing<String>>,
@@ -129,34 +223,29 @@ pub(super) struct Environment {
 }
 
 impl Environment {
-    /// Of this process.
-    pub(super) fn of_process() -> Result<Self, CliError> {
-        Self::read(|name| std::env::var_os(name))
-    }
-
-    fn read(variable: impl Fn(&str) -> Option<OsString>) -> Result<Self, CliError> {
-        let raw = |name: &str| variable(name).filter(|value| !value.is_empty());
-        let text = |name: &str| match raw(name).map(OsString::into_string) {
-            None => Ok(None),
-            Some(Ok(text)) => Ok(Some(text)),
-            Some(Err(_)) => Err(CliError::new(Exit::Usage, format!("{name} is not UTF-8"))),
+    fn read(variable: impl Fn(&str) -> Option<OsString>) -> Result<Self> {
+        let path = |name: &str| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let text = |name: &str| {
+            let text = path(name).map(|value| value.into_os_string().into_string()).transpose();
+            text.map_err(|_| CliError::usage(format!("{name} is not UTF-8")))
         };
+        let secret = |name: &str| text(name).map(|text| text.map(Zeroizing::new));
         Ok(Self {
-            config: raw("NANITE_CONFIG").map(PathBuf::from),
+            config: path("NANITE_CONFIG"),
             token: text("NANITE_TOKEN")?,
-            certs: raw("NANITE_CERTS").map(PathBuf::from),
-            broker: text("NANITE_BROKER")?.map(Zeroizing::new),
-            broker_password: text("NANITE_BROKER_PASSWORD")?.map(Zeroizing::new),
+            certs: path("NANITE_CERTS"),
+            broker: secret("NANITE_BROKER")?,
+            broker_password: secret("NANITE_BROKER_PASSWORD")?,
             #[cfg(feature = "redis")]
-            redis: text("NANITE_REDIS")?.map(Zeroizing::new),
+            redis: secret("NANITE_REDIS")?,
             #[cfg(feature = "redis")]
-            redis_password: text("NANITE_REDIS_PASSWORD")?.map(Zeroizing::new),
+            redis_password: secret("NANITE_REDIS_PASSWORD")?,
             log: text("NANITE_LOG")?,
         })
     }
 }
 
-/// File and environment: what a command asks for what its own arguments leave open.
+/// The file and the environment, for the options that are not given on the command line.
 #[derive(Default)]
 pub(super) struct Config {
     pub file: File,
@@ -164,15 +253,12 @@ pub(super) struct Config {
 }
 
 impl Config {
-    /// Reads the file that `--config` names, or else the one of the environment or the working directory.
-    ///
-    /// # Errors
-    /// [`CliError`] when a file that was named is not there, or the file cannot be used.
-    pub(super) fn load(named: Option<&Path>) -> Result<Self, CliError> {
-        let environment = Environment::of_process()?;
+    /// Reads the environment, and the file that `named` or else the environment names, or else the one in the working directory.
+    pub(super) fn load(named: Option<&Path>) -> Result<Self> {
+        let environment = Environment::read(|name| std::env::var_os(name))?;
         let file = match named.or(environment.config.as_deref()) {
-            Some(path) => read(path, false)?,
-            None if Path::new(NAME).exists() => read(Path::new(NAME), true)?,
+            Some(path) => read(path, true)?,
+            None if Path::new(FILE_NAME).exists() => read(Path::new(FILE_NAME), false)?,
             None => File::default(),
         };
         Ok(Self { file, environment })
@@ -183,82 +269,86 @@ impl Config {
         given.or(self.environment.certs.as_deref()).or(self.file.certs.as_deref()).map(Path::to_owned)
     }
 
-    /// The name of the node; `section` is what the file says for its role.
-    pub(super) fn token(&self, given: Option<&str>, section: Option<&str>) -> Option<String> {
-        given.or(self.environment.token.as_deref()).or(section).or(self.file.token.as_deref()).map(str::to_owned)
+    /// The name of the node.
+    pub(super) fn token(&self, given: Option<&str>, role: Role) -> Option<String> {
+        let section = match role {
+            Role::Agent => &self.file.agent.token,
+            Role::Mapper => &self.file.mapper.token,
+        };
+        let layers = [&self.environment.token, section, &self.file.token];
+        given.map(str::to_owned).or_else(|| layers.into_iter().flatten().next().cloned())
     }
 }
 
-/// Reads a file. One that nobody named is believed only when it can be the user's own: it says what programs to run.
-fn read(path: &Path, found: bool) -> Result<File, CliError> {
+/// Reads a file. One that was not named, but only found, must belong to the user: it says which programs run.
+fn read(path: &Path, named: bool) -> Result<File> {
     let shown = path.display();
     let unreadable = |error: std::io::Error| {
-        CliError::new(Exit::Usage, format!("cannot read the configuration {shown}: {error}"))
-            .help("name a file that can be read with `--config FILE` or NANITE_CONFIG")
+        CliError::usage(format!("cannot read the configuration {shown}: {error}"))
+            .help("name a readable file with `--config FILE` or NANITE_CONFIG")
     };
-    let mut file = OpenFile::open(path).map_err(unreadable)?;
+    let file = std::fs::File::open(path).map_err(unreadable)?;
     let metadata = file.metadata().map_err(unreadable)?;
-    if found && !may_be_ours(&metadata) {
-        return Err(CliError::new(Exit::Usage, format!("{shown} belongs to another user, or everybody can write it"))
+    let is_own = [0, geteuid().as_raw()].contains(&metadata.uid()) && metadata.mode() & 0o002 == 0;
+    if !named && !is_own {
+        return Err(CliError::usage(format!("{shown} belongs to another user, or is world-writable"))
             .help(format!("if you trust it, name it: `--config {shown}`")));
     }
     let mut text = Zeroizing::new(String::new());
-    (&mut file).take(MAX + 1).read_to_string(&mut text).map_err(unreadable)?;
-    if text.len() as u64 > MAX {
-        return Err(unreadable(std::io::Error::other(format!("longer than {MAX} bytes"))));
+    file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text).map_err(unreadable)?;
+    if text.len() as u64 > MAX_FILE_BYTES {
+        return Err(unreadable(std::io::Error::other(format!("longer than {MAX_FILE_BYTES} bytes"))));
     }
     let mut read = parse(&text, path)?;
-    #[cfg(feature = "redis")]
-    let redis = read.mapper.redis.as_ref();
-    #[cfg(not(feature = "redis"))]
-    let redis: Option<&Zeroizing<String>> = None;
-    let has_password = |url: &Zeroizing<String>| broker::password_of(url).is_some() || url.contains("pass=");
-    if read.broker.iter().chain(redis).any(has_password) && metadata.mode() & 0o077 != 0 {
-        let mode = metadata.mode() & 0o7777;
-        return Err(CliError::new(
-            Exit::Usage,
-            format!("{shown} holds a password and has mode {mode:04o}: others than its owner can use it"),
-        )
-        .help(format!("run `chmod 600 {shown}`, or keep the password in a file of its own: broker-password-file")));
+    let mode = metadata.mode() & 0o7777;
+    if read.has_password() && mode & 0o077 != 0 {
+        let message = format!("{shown} holds a password and has mode {mode:04o}: others than its owner can use it");
+        return Err(CliError::usage(message)
+            .help(format!("run `chmod 600 {shown}`, or put the password into a separate file: broker-password-file")));
     }
     let base = path.parent().unwrap_or(Path::new(""));
-    let paths = [
-        &mut read.certs,
-        &mut read.broker_password_file,
-        &mut read.broker_ca,
-        &mut read.broker_cert,
-        &mut read.broker_key,
-        &mut read.policy,
-        &mut read.audit,
-        &mut read.agent.actors_dir,
-        &mut read.admin.password_hash_file,
-        &mut read.log_dir,
-        &mut read.pid_dir,
-        &mut read.agent.files_dir,
-    ];
-    #[cfg(feature = "redis")]
-    let paths = paths.into_iter().chain([&mut read.mapper.redis_password_file, &mut read.mapper.redis_ca]);
-    for path in paths.into_iter().flatten() {
+    for path in read.paths() {
         *path = base.join(&*path);
     }
     Ok(read)
 }
 
-fn may_be_ours(metadata: &Metadata) -> bool {
-    // The owner of a process's own entry is its effective user.
-    let own = std::fs::metadata("/proc/self").map(|process| process.uid()).ok();
-    let owned = metadata.uid() == 0 || own.is_none_or(|own| own == metadata.uid());
-    owned && metadata.mode() & 0o002 == 0
+impl File {
+    fn has_password(&self) -> bool {
+        let urls = self.broker.iter();
+        #[cfg(feature = "redis")]
+        let urls = urls.chain(&self.mapper.redis);
+        urls.into_iter().any(|url| password_of(url).is_some() || url.contains("pass="))
+    }
+
+    fn paths(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        let paths = [
+            &mut self.certs,
+            &mut self.broker_password_file,
+            &mut self.broker_ca,
+            &mut self.broker_cert,
+            &mut self.broker_key,
+            &mut self.policy,
+            &mut self.audit,
+            &mut self.log_dir,
+            &mut self.pid_dir,
+            &mut self.agent.actors_dir,
+            &mut self.agent.files_dir,
+            &mut self.admin.password_hash_file,
+        ];
+        #[cfg(feature = "redis")]
+        let paths = paths.into_iter().chain([&mut self.mapper.redis_password_file, &mut self.mapper.redis_ca]);
+        paths.into_iter().flatten()
+    }
 }
 
-fn parse(text: &str, path: &Path) -> Result<File, CliError> {
+fn parse(text: &str, path: &Path) -> Result<File> {
     toml::from_str(text).map_err(|error| {
-        // The parser's own report shows the line, which may hold a password.
+        // Not the parser's own report: it repeats the line, which may hold a password.
         let start = error.span().map_or(0, |span| span.start);
         let line = text.bytes().take(start).filter(|byte| *byte == b'\n').count() + 1;
-        let message = error.message();
-        CliError::new(Exit::Usage, format!("{}:{line}: {}", path.display(), without_passwords(message)))
-            .help("mend that line; `nanite help` tells where the options are described")
+        let message = without_passwords(error.message());
+        CliError::usage(format!("{}:{line}: {message}", path.display())).help("correct that line")
     })
 }
 
@@ -275,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn n16_every_option_of_the_file_is_read() {
+    fn n16_file_accepts_every_option() {
         let text = r#"
             token = "fred"
             certs = "certs"
@@ -288,18 +378,8 @@ mod tests {
             log-format = "json"
             log-dir = "log"
             pid-dir = "run"
-            [agent]
-            token = "worker"
-            actors-dir = "actors"
-            actors = ["a", "b"]
-            tags = ["big"]
-            ping-time = "15s"
-            drain = "1m"
-            concurrency = 4
-            prefetch = 8
-            files-dir = "files"
-            files-domains = ["photos"]
-            files-max = "100MiB"
+            agent = { token = "worker", actors-dir = "actors", actors = ["a", "b"], tags = ["big"], ping-time = "15s", drain = "1m",
+                concurrency = 4, prefetch = 8, files-dir = "files", files-domains = ["photos"], files-max = "100MiB" }
             [mapper]
             token = "control"
             agent-timeout = "30s"
@@ -310,37 +390,40 @@ mod tests {
             public-url = "https://tower.example.org"
             password-hash-file = "tower.hash"
         "#;
-        let file = parse(text, Path::new("x")).unwrap();
-        assert_eq!(file.agent.ping_time, Some(Duration::from_secs(15)));
-        assert_eq!(file.agent.drain, Some(Duration::from_secs(60)));
-        assert_eq!(file.agent.tags, Some(vec!["big".parse().unwrap()]));
-        assert_eq!((file.agent.concurrency, file.agent.prefetch), (Some(4), Some(8)));
-        assert_eq!(file.agent.files_domains, Some(vec!["photos".parse().unwrap()]));
-        assert_eq!((file.agent.files_dir, file.agent.files_max), (Some("files".into()), Some(100 << 20)));
-        assert_eq!(file.mapper.agent_timeout, Some(Duration::from_secs(30)));
-        assert_eq!(file.mapper.offline_failsafe, Some(true));
-        assert_eq!(file.mapper.offline_redelivery_frequency, Some(Duration::from_secs(60)));
-        assert_eq!(file.mapper.token.as_deref(), Some("control"));
-        assert_eq!(file.admin.listen, Some(([127, 0, 0, 1], 4001).into()));
-        assert_eq!(file.admin.public_url.as_deref(), Some("https://tower.example.org"));
-        assert_eq!(file.admin.password_hash_file.as_deref(), Some(Path::new("tower.hash")));
+        let File { agent, mapper, admin, .. } = parse(text, Path::new("x")).unwrap();
+        let seconds = |n| Some(Duration::from_secs(n));
+        assert_eq!((agent.ping_time, agent.drain), (seconds(15), seconds(60)));
+        assert_eq!((agent.concurrency, agent.prefetch), (Some(4), Some(8)));
+        let tags = |tag: &str| Some(vec![tag.parse().unwrap()]);
+        assert_eq!((agent.tags, agent.files_domains), (tags("big"), tags("photos")));
+        assert_eq!((agent.files_dir, agent.files_max), (Some("files".into()), Some(100 << 20)));
+        assert_eq!((mapper.agent_timeout, mapper.offline_redelivery_frequency), (seconds(30), seconds(60)));
+        assert_eq!((mapper.offline_failsafe, mapper.token.as_deref()), (true, Some("control")));
+        assert_eq!(admin.listen, Some(([127, 0, 0, 1], 4001).into()));
+        assert_eq!(admin.public_url.as_deref(), Some("https://tower.example.org"));
+        assert_eq!(admin.password_hash_file.as_deref(), Some(Path::new("tower.hash")));
     }
 
     #[test]
-    fn n16_unknown_keys_and_bad_values_are_errors_with_their_line() {
-        assert!(refused("certs = \"a\"\ntokn = \"b\"").starts_with("nanite.toml:2: unknown field `tokn`"));
-        assert!(refused("[agent]\nagent-timeout = \"1s\"").starts_with("nanite.toml:2: unknown field"));
-        assert!(refused("\n\n[agents]").starts_with("nanite.toml:3: unknown field `agents`"));
-        assert!(refused("[agent]\nping-time = \"15\"").contains(":2: '15' is no duration"));
-        assert!(refused("[agent]\nping-time = 15").contains(":2: "));
-        assert!(refused("[agent]\n\ntags = [\"\"]").contains(":3: a tag is"));
-        assert!(refused("[admin]\nallow-requests = true").contains("unknown field"), "it has to be said each time");
-        assert!(refused("insecure-plaintext = true").contains("unknown field"), "it has to be said each time");
-        assert!(refused("token = \"a\"\ntoken = \"b\"").starts_with("nanite.toml:2: duplicate key"));
+    fn n16_invalid_file_error_names_line() {
+        for (text, error) in [
+            ("certs = \"a\"\ntokn = \"b\"", "nanite.toml:2: unknown field `tokn`"),
+            ("[agent]\nagent-timeout = \"1s\"", "nanite.toml:2: unknown field"),
+            ("\n\n[agents]", "nanite.toml:3: unknown field `agents`"),
+            ("[agent]\nping-time = \"15\"", "nanite.toml:2: '15' is not a duration"),
+            ("[agent]\nping-time = 15", "nanite.toml:2: "),
+            ("[agent]\n\ntags = [\"\"]", "nanite.toml:3: a tag is"),
+            ("token = \"a\"\ntoken = \"b\"", "nanite.toml:2: duplicate key"),
+            // Must be given each time.
+            ("[admin]\nallow-requests = true", "nanite.toml:2: unknown field"),
+            ("insecure-plaintext = true", "nanite.toml:1: unknown field"),
+        ] {
+            assert!(refused(text).starts_with(error), "{text}: {}", refused(text));
+        }
     }
 
     #[test]
-    fn s14_no_error_of_the_file_repeats_a_password() {
+    fn s14_file_errors_do_not_contain_passwords() {
         for text in [
             "[agent]\nconcurrency = \"amqp://user:secret@host\"",
             "broker = \"amqp://user:secret@host\" trailing",
@@ -353,54 +436,60 @@ mod tests {
     }
 
     #[test]
-    fn n16_later_layers_win_and_empty_variables_say_nothing() {
+    fn n16_command_line_overrides_environment_overrides_file() {
         let file = parse("token = \"file\"\ncerts = \"file\"\n[agent]\ntoken = \"section\"", Path::new("x")).unwrap();
         let environment = |value: &'static str| Environment::read(move |_| Some(value.into())).unwrap();
         let mut config = Config { file, environment: environment("") };
-        assert_eq!(config.token(None, config.file.agent.token.as_deref()).as_deref(), Some("section"));
-        assert_eq!(config.token(None, config.file.mapper.token.as_deref()).as_deref(), Some("file"));
+        assert_eq!(config.token(None, Role::Agent).as_deref(), Some("section"));
+        assert_eq!(config.token(None, Role::Mapper).as_deref(), Some("file"));
         assert_eq!(config.certs(None), Some("file".into()));
         config.environment = environment("environment");
-        assert_eq!(config.token(None, Some("section")).as_deref(), Some("environment"));
+        assert_eq!(config.token(None, Role::Agent).as_deref(), Some("environment"));
         assert_eq!(config.certs(None), Some("environment".into()));
-        assert_eq!(config.token(Some("given"), Some("section")).as_deref(), Some("given"));
+        assert_eq!(config.token(Some("given"), Role::Agent).as_deref(), Some("given"));
         assert_eq!(config.certs(Some(Path::new("given"))), Some("given".into()));
+
+        let given = AgentOptions { prefetch: Some(1), give_way: true, ..AgentOptions::default() };
+        let lower = AgentOptions { prefetch: Some(2), concurrency: Some(3), ..AgentOptions::default() };
+        let merged = given.or(&lower);
+        assert_eq!((merged.prefetch, merged.concurrency, merged.give_way), (Some(1), Some(3), true));
+        assert!(lower.or(&given).give_way);
+    }
+
+    /// A file with these contents and permissions.
+    fn file(text: &str, mode: u32) -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("nanite.toml");
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        (dir, path)
     }
 
     #[test]
-    fn n16_paths_in_the_file_are_relative_to_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("n.toml");
-        std::fs::write(&path, "certs = \"certs\"\n[agent]\nactors-dir = \"/actors\"").unwrap();
-        let file = read(&path, false).unwrap();
+    fn n16_file_paths_are_relative_to_file() {
+        let (dir, path) = file("certs = \"certs\"\n[agent]\nactors-dir = \"/actors\"", 0o644);
+        let file = read(&path, true).unwrap();
         assert_eq!(file.certs, Some(dir.path().join("certs")));
         assert_eq!(file.agent.actors_dir, Some("/actors".into()));
     }
 
     #[test]
-    fn s14_a_file_with_a_password_is_for_its_owner_only() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("n.toml");
-        std::fs::write(&path, "broker = \"amqp://user:secret@host\"").unwrap();
-        let mode = |mode| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
-        mode(0o640);
-        let error = read(&path, false).err().unwrap();
+    fn s14_file_with_password_must_be_private() {
+        let (_dir, path) = file("broker = \"amqp://user:secret@host\"", 0o640);
+        let error = read(&path, true).err().unwrap();
         assert!(error.message().contains("mode 0640") && error.remedy().unwrap().contains("chmod 600"), "{error:?}");
-        mode(0o600);
-        assert!(read(&path, false).is_ok());
-        std::fs::write(&path, "broker = \"amqp://user@host\"").unwrap();
-        mode(0o644);
-        assert!(read(&path, false).is_ok());
+        for (text, mode) in [("broker = \"amqp://user:secret@host\"", 0o600), ("broker = \"amqp://user@host\"", 0o644)]
+        {
+            let (_dir, path) = file(text, mode);
+            assert!(read(&path, true).is_ok());
+        }
     }
 
     #[test]
-    fn n16_a_file_that_everybody_can_write_is_used_only_when_named() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("nanite.toml");
-        std::fs::write(&path, "").unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).unwrap();
-        assert!(read(&path, true).is_err());
-        assert!(read(&path, false).is_ok());
-        assert!(read(&dir.path().join("none.toml"), false).err().unwrap().message().contains("cannot read"));
+    fn n16_world_writable_file_must_be_named() {
+        let (dir, path) = file("", 0o666);
+        assert!(read(&path, false).is_err());
+        assert!(read(&path, true).is_ok());
+        assert!(read(&dir.path().join("none.toml"), true).err().unwrap().message().contains("cannot read"));
     }
 }

@@ -1,36 +1,33 @@
-//! How a command ends: its exit code, and for a failure one message with what to do about it.
+//! Exit codes, and the error type of all commands: a message, a remedy and an exit code. How they are printed is in `output`.
 
 use std::fmt;
 use std::process::ExitCode;
-
-use super::output;
-use super::text::printable;
 
 /// The exit codes of the program. Part of its contract.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Exit {
     /// Done; all answered.
     Success = 0,
-    /// Anything that has no code of its own.
+    /// Any failure without a code of its own.
     Failure = 1,
-    /// The arguments, the configuration or the payload are not understood.
+    /// Invalid arguments, configuration or payload.
     Usage = 2,
-    /// Nobody offers the service, or the target is not there.
+    /// No agent offers the service, or the target is not running.
     NotOffered = 3,
     /// Timed out, or only some answered.
     Incomplete = 4,
     /// Denied.
     Denied = 5,
-    /// Certificates or keys that cannot be used, or a message that was refused.
+    /// Unusable certificates or keys, or a refused message.
     Security = 6,
-    /// The broker cannot be reached or refuses the connection.
+    /// The broker is unreachable or refuses the connection.
     Unreachable = 7,
-    /// Another process of the same agent runs in the place of this one.
+    /// Replaced by a newer process of the same agent.
     Replaced = 8,
 }
 
 impl Exit {
-    /// The exit that another process of this program ended with.
+    /// The exit of another process of this program.
     pub(super) fn of_code(code: i32) -> Self {
         use Exit as E;
         let all =
@@ -45,80 +42,86 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// A command failed: what went wrong, what to do about it, and the exit code.
+/// What commands return.
+pub(super) type Result<T, E = CliError> = std::result::Result<T, E>;
+
+/// Why a command failed, what to do about it, and the exit code.
 #[derive(Debug)]
 pub(super) struct CliError {
     exit: Exit,
     message: String,
     help: Option<String>,
-    quiet: bool,
+    silent: bool,
 }
 
 impl CliError {
-    /// A failure with this message: lower case, one sentence, no full stop.
+    /// An error with this message: lower case, one sentence, no full stop.
     pub(super) fn new(exit: Exit, message: impl fmt::Display) -> Self {
-        Self { exit, message: message.to_string(), help: None, quiet: false }
+        Self { exit, message: message.to_string(), help: None, silent: false }
     }
 
-    /// A failure with the message of an error and of all that caused it.
+    /// The arguments, the configuration or the payload are invalid.
+    pub(super) fn usage(message: impl fmt::Display) -> Self {
+        Self::new(Exit::Usage, message)
+    }
+
+    /// An error with the message of `error` and of its sources.
     pub(super) fn of(exit: Exit, error: &dyn std::error::Error) -> Self {
         Self::new(exit, chain(error))
     }
 
-    /// With what to do about it: a sentence, or a command to run.
+    /// For `map_err`: an error with the message of its argument, after `context`.
+    pub(super) fn failed<E: std::error::Error>(exit: Exit, context: impl fmt::Display) -> impl Fn(E) -> Self {
+        move |error| Self::of(exit, &error).context(&context)
+    }
+
+    /// The reader of stdout is gone. Nothing is printed about it.
+    pub(super) fn broken_pipe() -> Self {
+        Self { silent: true, ..Self::new(Exit::Failure, "stdout is closed") }
+    }
+
+    /// Adds the remedy: a sentence, or a command to run.
     #[must_use]
     pub(super) fn help(mut self, remedy: impl fmt::Display) -> Self {
         self.help = Some(remedy.to_string());
         self
     }
 
-    /// With something in front of the message: where it happened.
+    /// Puts the place of the failure in front of the message.
     #[must_use]
     pub(super) fn context(mut self, place: impl fmt::Display) -> Self {
         self.message = format!("{place}: {}", self.message);
         self
     }
 
-    /// The reader of stdout has gone: there is nothing to say, and nobody to say it to.
-    pub(super) fn broken_pipe() -> Self {
-        Self { exit: Exit::Failure, message: "nobody reads the output".into(), help: None, quiet: true }
-    }
-
-    /// The exit code.
     pub(super) fn exit(&self) -> Exit {
         self.exit
     }
 
-    /// The message, for JSON output.
     pub(super) fn message(&self) -> &str {
         &self.message
     }
 
-    /// What to do about it, for JSON output.
     pub(super) fn remedy(&self) -> Option<&str> {
         self.help.as_deref()
     }
 
-    /// Prints it to stderr; gives the exit code.
-    pub(super) fn report(&self) -> ExitCode {
-        if !self.quiet {
-            let paint = output::stderr_paint();
-            // Names and words in them can be strangers'.
-            output::note(&format!("{} {}", paint.red("error:"), printable(&self.message, true)));
-            if let Some(help) = &self.help {
-                output::note(&format!("{} {}", paint.cyan("help:"), printable(help, true)));
-            }
-        }
-        self.exit.into()
+    /// Whether nothing is to be printed.
+    pub(super) fn is_silent(&self) -> bool {
+        self.silent
     }
 }
 
-/// The message of an error and of what caused it, in one line.
+/// The message of an error and of its sources, in one line. A source that the message repeats is left out.
 pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
         source = cause.source();
     }
     text

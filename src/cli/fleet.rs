@@ -1,157 +1,228 @@
-//! A mapper for one question: it starts, gets to know the agents, asks, and ends.
+//! The agents, as a command sees them: each command runs a short-lived mapper, which connects, waits for registrations, and ends.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::error::{CliError, Exit};
-use super::node::Node;
-use super::remedy;
-use super::text::counted;
-use crate::mapper::{AgentEvent, AgentRecord, Mapper, MapperBuilder};
-use crate::packet::Identity;
-use crate::transport::Transport;
+use super::error::{CliError, Exit, Result, chain};
+use super::node::{Node, NodeArgs};
+use super::output::counted;
+use super::runtime::{self, Global};
+use super::{args, remedy};
+use crate::mapper::{AgentEvent, AgentRecord, Mapper};
+use crate::packet::{Failure, FailureCode, Identity, Role};
 
-/// How long agents are listened for at least, so that the choice is among all of them.
-const LOOK: Duration = Duration::from_millis(300);
-/// The agents count as known when none has registered for so long.
-const QUIET: Duration = Duration::from_millis(150);
-/// How long it may take to say goodbye to the broker.
-const CLOSE: Duration = Duration::from_secs(2);
+/// How long to wait for registrations at least, so that the choice is among all agents.
+const MIN_DISCOVERY_TIME: Duration = Duration::from_millis(300);
+/// All agents count as known when none has registered for this long.
+const QUIET_PERIOD: Duration = Duration::from_millis(150);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How many registrations are queued. While the queue is full, further ones are ignored.
+const REGISTRATION_QUEUE: usize = 4096;
 
-/// A mapper that lives for one command.
+/// How many agents to wait for, and how long.
+#[derive(Debug, clap::Args)]
+pub(super) struct DiscoveryArgs {
+    /// How many suitable agents to wait for; fewer are an error.
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Agents")]
+    pub at_least: usize,
+    /// How long to wait for them; for a target as long as for its answer.
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = args::duration, help_heading = "Agents")]
+    pub look: Duration,
+}
+
+/// A short-lived mapper.
 pub(super) struct Fleet {
     pub mapper: Mapper,
-    transport: Arc<dyn Transport>,
-    broker: String,
+    connection: crate::Node,
+    /// The broker's URL, without a password.
+    pub broker: String,
     started: Instant,
     /// When the last agent registered.
-    registered: watch::Receiver<Option<Instant>>,
+    last_registration: Instant,
+    registrations: mpsc::Receiver<(Identity, Instant)>,
 }
 
 impl Fleet {
     /// Connects, and asks all agents to register.
-    ///
-    /// # Errors
-    /// [`CliError`] when the broker cannot be reached or used.
-    pub(super) async fn start(node: &Node) -> Result<Self, CliError> {
-        Self::start_with(node, |mapper| mapper).await
+    pub(super) async fn start(node: &Node) -> Result<Self> {
+        Self::start_at(node.connect().await?, node.broker()).await
     }
 
-    /// The same, with more options for the mapper.
-    pub(super) async fn start_with(
-        node: &Node,
-        options: impl FnOnce(MapperBuilder) -> MapperBuilder,
-    ) -> Result<Self, CliError> {
-        let transport = node.connect().await?;
-        let mapper = Mapper::builder(node.serializer.clone(), transport.clone());
-        Self::of(options(mapper), transport, node.broker()).await
-    }
-
-    async fn of(mapper: MapperBuilder, transport: Arc<dyn Transport>, broker: String) -> Result<Self, CliError> {
-        let (note, registered) = watch::channel(None);
-        let mapper = mapper.short_lived().on_agent(move |event| {
-            if let AgentEvent::Registered(_) = event {
-                note.send_replace(Some(Instant::now()));
+    async fn start_at(connection: crate::Node, broker: String) -> Result<Self> {
+        let (sender, registrations) = mpsc::channel(REGISTRATION_QUEUE);
+        let mapper = connection.mapper().short_lived().on_agent(move |event| {
+            if let AgentEvent::Registered(record) = event {
+                let _ = sender.try_send((record.identity.clone(), Instant::now()));
             }
         });
         let started = Instant::now();
         let mapper = mapper.start().await.map_err(|error| remedy::mapper(&error, &broker))?;
-        Ok(Self { mapper, transport, broker, started, registered })
+        Ok(Self { mapper, connection, broker, started, last_registration: started, registrations })
     }
 
-    /// The broker's URL, without a password.
-    pub(super) fn broker(&self) -> &str {
-        &self.broker
-    }
-
-    /// The agents that are known by now.
-    pub(super) async fn agents(&self) -> Result<Vec<Arc<AgentRecord>>, CliError> {
+    /// The agents that have registered by now.
+    pub(super) async fn agents(&self) -> Result<Vec<Arc<AgentRecord>>> {
         self.mapper.agents().await.map_err(|error| CliError::of(Exit::Failure, &error))
     }
 
-    /// Waits until the agents are known: those that are `enough` have come and no more are coming, or the limit is reached.
-    pub(super) async fn settle(
+    /// Waits until enough agents match and no more are registering, or until the limit. Returns all agents, and how many match.
+    pub(super) async fn discover(
         &mut self,
+        at_least: usize,
         limit: Duration,
-        enough: impl Fn(&[Arc<AgentRecord>]) -> bool,
-    ) -> Result<Vec<Arc<AgentRecord>>, CliError> {
-        let until = self.started + limit;
+        matches: impl Fn(&AgentRecord) -> bool,
+    ) -> Result<(Vec<Arc<AgentRecord>>, usize)> {
+        let deadline = self.started + limit;
         loop {
-            // Looked at before the agents: one that comes in between wakes the wait below.
-            let last = *self.registered.borrow_and_update();
+            // Before the agents are read: one that registers in between ends the wait below.
+            self.drain_registrations();
             let agents = self.agents().await?;
-            let all_here = (self.started + LOOK).max(last.map_or(self.started, |last| last + QUIET)).min(until);
-            let next = if enough(&agents) { all_here } else { until };
+            let count = agents.iter().filter(|record| matches(record)).count();
+            let complete = (self.started + MIN_DISCOVERY_TIME).max(self.last_registration + QUIET_PERIOD);
+            let next = if count >= at_least.max(1) { complete.min(deadline) } else { deadline };
             if Instant::now() >= next {
-                return Ok(agents);
+                return Ok((agents, count));
             }
-            let _ = timeout_at(next, self.registered.changed()).await;
+            self.next_registration(next).await;
         }
     }
 
-    /// Waits until an agent is there.
-    pub(super) async fn present(
-        &mut self,
-        agent: &Identity,
-        limit: Duration,
-    ) -> Result<Option<Arc<AgentRecord>>, CliError> {
-        let until = self.started + limit;
+    /// Waits until an agent has registered; none if it has not until the limit.
+    pub(super) async fn wait_for(&mut self, agent: &Identity, limit: Duration) -> Result<Option<Arc<AgentRecord>>> {
+        let deadline = self.started + limit;
         loop {
-            self.registered.mark_unchanged();
+            self.drain_registrations();
             if let Some(record) = self.agents().await?.into_iter().find(|record| record.identity == *agent) {
                 return Ok(Some(record));
             }
-            if timeout_at(until, self.registered.changed()).await.is_err() {
+            if self.next_registration(deadline).await.is_none() {
                 return Ok(None);
             }
         }
     }
 
-    /// What was refused meanwhile, in words; none when nothing was. It often says why nobody seems to be there.
-    pub(super) fn refused(&self) -> Option<String> {
+    /// Pings each agent once, one after the other, so that they do not delay each other: it is asked to register again.
+    pub(super) async fn ping(
+        &mut self,
+        agents: &[Arc<AgentRecord>],
+        timeout: Duration,
+    ) -> BTreeMap<Identity, Result<Duration, Failure>> {
+        let mut results = BTreeMap::new();
+        for record in agents {
+            // Earlier registrations are no responses.
+            self.drain_registrations();
+            let sent = Instant::now();
+            let result = match self.mapper.request_registration(record).await {
+                Ok(()) => loop {
+                    match self.next_registration(sent + timeout).await {
+                        Some((agent, at)) if agent == record.identity => break Ok(at.saturating_duration_since(sent)),
+                        Some(_) => {}
+                        None => {
+                            let message = format!("no answer within {timeout:?}");
+                            break Err(Failure::new(FailureCode::TimedOut, message));
+                        }
+                    }
+                },
+                Err(error) => Err(Failure::new(FailureCode::Lost, chain(&error))),
+            };
+            results.insert(record.identity.clone(), result);
+        }
+        results
+    }
+
+    fn drain_registrations(&mut self) {
+        while let Ok((_, at)) = self.registrations.try_recv() {
+            self.last_registration = at;
+        }
+    }
+
+    /// The next registration, and when it arrived; none at the deadline.
+    async fn next_registration(&mut self, deadline: Instant) -> Option<(Identity, Instant)> {
+        let registration = timeout_at(deadline, self.registrations.recv()).await.ok()??;
+        self.last_registration = registration.1;
+        Some(registration)
+    }
+
+    /// How many messages were refused, and why; none if no message was. It often explains why an agent is missing.
+    pub(super) fn refusals(&self) -> Option<String> {
         let refused: Vec<_> = self.mapper.refusals().into_iter().filter(|(_, count)| *count > 0).collect();
         let total = refused.iter().map(|(_, count)| usize::try_from(*count).unwrap_or(usize::MAX)).sum();
         let kinds: Vec<String> = refused.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
         (!kinds.is_empty()).then(|| format!("{} refused ({})", counted(total, "message"), kinds.join(", ")))
     }
 
-    /// Says goodbye to the broker.
+    /// The error that an agent is missing, with the refused messages in its remedy.
+    pub(super) fn not_offered(&self, message: impl std::fmt::Display, help: &str) -> CliError {
+        let failure = CliError::new(Exit::NotOffered, message);
+        match self.refusals() {
+            Some(refusals) => failure
+                .help(format!("{refusals}: the certificates of their senders may be unknown here; otherwise {help}")),
+            None => failure.help(help),
+        }
+    }
+
+    /// Disconnects.
     pub(super) async fn close(self) {
-        close(&self.transport).await;
+        close(self.connection.close()).await;
     }
 }
 
-/// Closes a connection in order, so that the broker has no reason to complain; not for long.
-pub(super) async fn close(transport: &Arc<dyn Transport>) {
-    let _ = timeout(CLOSE, transport.close()).await;
+/// Runs a command with a short-lived mapper.
+pub(super) fn run<T>(
+    global: &Global,
+    node: &NodeArgs,
+    command: impl AsyncFnOnce(&mut Fleet) -> Result<T>,
+) -> Result<T> {
+    let node = node.node(global, Role::Mapper)?;
+    runtime::run(async {
+        let mut fleet = Fleet::start(&node).await?;
+        let result = command(&mut fleet).await;
+        fleet.close().await;
+        result
+    })
+}
+
+/// Waits until a connection is closed properly, but not for long.
+pub(super) async fn close(closing: impl Future<Output = ()>) {
+    let _ = timeout(CLOSE_TIMEOUT, closing).await;
+}
+
+/// The first of many names.
+pub(super) fn listed<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
+    const SHOWN: usize = 8;
+    let names: Vec<&str> = names.into_iter().collect();
+    match names.split_at_checked(SHOWN) {
+        Some((shown, more)) if !more.is_empty() => format!("{} and {} more", shown.join(", "), more.len()),
+        _ if names.is_empty() => "nothing".into(),
+        _ => names.join(", "),
+    }
 }
 
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
     use crate::agent::{Agent, actor};
-    use crate::packet::{Failure, Payload};
+    use crate::packet::Payload;
     use crate::serializer::PlainSerializer;
     use crate::transport::MemoryBroker;
 
     pub(in crate::cli) async fn fleet(broker: &MemoryBroker) -> Fleet {
-        let transport: Arc<dyn Transport> = Arc::new(broker.connect());
-        let mapper = Mapper::builder(PlainSerializer::json(Identity::mapper("m").unwrap()), transport.clone());
-        Fleet::of(mapper, transport, "memory".into()).await.unwrap()
+        let serializer = PlainSerializer::json(Identity::mapper("m").unwrap());
+        let connection = crate::Node::new(serializer, broker.connect());
+        Fleet::start_at(connection, "memory".into()).await.unwrap()
     }
 
     pub(in crate::cli) async fn agent(broker: &MemoryBroker, name: &str, prefix: &str, tags: &[&str]) -> Agent {
         let echo = actor(prefix)
             .expose("echo", async |payload: Payload| Ok::<_, Failure>(payload))
             .expose("fail", async |_: Payload| Err::<(), _>(Failure::failed("on purpose")));
-        let identity = Identity::agent(name).unwrap();
-        let mut agent = Agent::builder(PlainSerializer::json(identity), broker.connect()).actor(echo);
-        for tag in tags {
-            agent = agent.tag(tag.parse().unwrap());
-        }
+        let serializer = PlainSerializer::json(Identity::agent(name).unwrap());
+        let agent = crate::Node::new(serializer, broker.connect()).agent().actor(echo);
+        let agent = tags.iter().fold(agent, |agent, tag| agent.tag(tag.parse().unwrap()));
         agent.start().await.unwrap()
     }
 
@@ -160,17 +231,17 @@ pub(super) mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn u02_the_choice_is_among_all_that_are_there() {
+    async fn u02_discovery_finds_all_running_agents() {
         let broker = MemoryBroker::new();
         let _agents = (agent(&broker, "a", "x", &[]).await, agent(&broker, "b", "x", &[]).await);
         let mut fleet = fleet(&broker).await;
-        let found = fleet.settle(Duration::from_secs(5), |agents| !agents.is_empty()).await.unwrap();
-        assert_eq!(names(&found), ["a", "b"]);
-        assert!(fleet.started.elapsed() < Duration::from_secs(1), "it waits no longer than it has to");
+        let found = fleet.discover(1, Duration::from_secs(5), |_| true).await.unwrap();
+        assert_eq!((names(&found.0), found.1), (vec!["a", "b"], 2));
+        assert!(fleet.started.elapsed() < Duration::from_secs(1), "it does not wait for the limit");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn u02_one_that_comes_late_is_waited_for_up_to_the_limit() {
+    async fn u02_discovery_waits_for_late_agents_up_to_limit() {
         let broker = MemoryBroker::new();
         let _early = agent(&broker, "early", "x", &[]).await;
         let mut fleet = fleet(&broker).await;
@@ -178,22 +249,23 @@ pub(super) mod tests {
             tokio::time::sleep(Duration::from_secs(1)).await;
             agent(&broker, "late", "x", &[]).await
         };
-        let is_late = |agents: &[Arc<AgentRecord>]| names(agents).contains(&"late");
-        let (_late, found) = tokio::join!(late, fleet.settle(Duration::from_secs(2), is_late));
-        assert_eq!(names(&found.unwrap()), ["early", "late"]);
-        let never = fleet.settle(Duration::from_secs(3), |_| false).await.unwrap();
-        assert_eq!((never.len(), fleet.started.elapsed()), (2, Duration::from_secs(3)));
+        let is_late = |agent: &AgentRecord| agent.identity.name() == "late";
+        let (_late, found) = tokio::join!(late, fleet.discover(1, Duration::from_secs(2), is_late));
+        let (agents, count) = found.unwrap();
+        assert_eq!((names(&agents), count), (vec!["early", "late"], 1));
+        let (agents, count) = fleet.discover(1, Duration::from_secs(3), |_| false).await.unwrap();
+        assert_eq!((agents.len(), count, fleet.started.elapsed()), (2, 0, Duration::from_secs(3)));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn u02_a_target_is_asked_as_soon_as_it_is_there_and_missed_at_the_limit() {
+    async fn u02_target_is_found_at_once_or_missing_at_limit() {
         let broker = MemoryBroker::new();
         let _a = agent(&broker, "a", "x", &[]).await;
         let mut fleet = fleet(&broker).await;
         let (a, b) = (Identity::agent("a").unwrap(), Identity::agent("b").unwrap());
-        assert_eq!(fleet.present(&a, Duration::from_secs(1)).await.unwrap().unwrap().identity, a);
-        assert!(fleet.started.elapsed() < LOOK);
-        assert!(fleet.present(&b, Duration::from_secs(1)).await.unwrap().is_none());
+        assert_eq!(fleet.wait_for(&a, Duration::from_secs(1)).await.unwrap().unwrap().identity, a);
+        assert!(fleet.started.elapsed() < MIN_DISCOVERY_TIME);
+        assert!(fleet.wait_for(&b, Duration::from_secs(1)).await.unwrap().is_none());
         assert_eq!(fleet.started.elapsed(), Duration::from_secs(1));
     }
 }

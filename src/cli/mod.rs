@@ -1,50 +1,37 @@
-//! The command line: a file for each command. Commands put data on stdout and everything else on stderr.
+//! The command line: a file for each command or group of commands. Data goes to stdout, everything else to stderr.
 
 #[cfg(feature = "admin")]
 mod admin;
 mod agent;
 mod agents;
-mod answers;
 mod args;
-mod ask;
 mod audit;
-mod broker;
 mod certs;
 mod config;
+mod connection;
 mod console;
 mod daemon;
 mod demo;
+mod dispatch;
 mod doctor;
-mod duration;
 mod error;
 mod fleet;
 mod generate;
-mod guard;
+mod identity;
 mod inspect;
-mod kept;
 mod logging;
 mod mapper;
 mod node;
 mod output;
-mod passphrase;
-mod payload;
-mod ping;
 mod policy;
-mod push;
-#[cfg(feature = "redis")]
-mod redis;
-mod reload;
+
 mod remedy;
 mod request;
 mod runtime;
 mod seal;
 mod send_file;
 mod setup;
-mod signals;
-mod size;
-mod table;
-mod text;
-mod way;
+mod state_dir;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -53,17 +40,18 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use config::Config;
-use error::{CliError, Exit};
-use logging::Usual;
+use error::{Exit, Result};
+use logging::DefaultLevel;
+use runtime::Global;
 
-/// Security-first messaging: agents, mappers and requests over a broker that nobody has to trust.
+/// Security-first messaging: agents, mappers and requests over an untrusted broker.
 ///
-/// Options of a node can also stand in nanite.toml in the working directory, and in NANITE_CERTS, NANITE_TOKEN and NANITE_BROKER;
-/// the environment wins over the file, the command line over both.
+/// Options of a node can also be set in nanite.toml in the working directory, and in NANITE_CERTS, NANITE_TOKEN and NANITE_BROKER.
+/// The environment overrides the file, the command line overrides both.
 #[derive(Debug, Parser)]
 #[command(name = "nanite", version, propagate_version = true, disable_help_subcommand = true)]
 struct Cli {
-    /// The file with options, in place of nanite.toml in the working directory [also: NANITE_CONFIG].
+    /// The file with options, instead of nanite.toml in the working directory [also: NANITE_CONFIG].
     #[arg(long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
     #[command(flatten)]
@@ -74,19 +62,19 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Make, look at and check certificates.
+    /// Make, show and check certificates.
     #[command(subcommand)]
     Certs(certs::Command),
     Agent(agent::Args),
     Mapper(mapper::Args),
-    Request(request::Command),
-    Push(push::Command),
+    Request(request::RequestCommand),
+    Push(request::PushCommand),
     SendFile(send_file::Args),
-    /// Show the agents that are there, with their load, services and tags.
+    /// List the registered agents, with their load, services and tags.
     Agents(agents::Args),
-    /// Show the services that are offered, and by whom.
+    /// List the services that agents offer, and the agents that offer them.
     Services(agents::Args),
-    Ping(ping::Command),
+    Ping(agents::PingCommand),
     Console(console::Args),
     #[cfg(feature = "admin")]
     Admin(admin::Args),
@@ -94,36 +82,19 @@ enum Command {
     Open(seal::Open),
     Inspect(inspect::Args),
     Doctor(doctor::Args),
-    /// See a whole system work in this process: no broker is needed, and nothing is left behind.
+    /// Run a whole system in this process: it needs no broker, and leaves nothing behind.
     Demo(demo::Args),
-    /// Check rules about who may do what, and see what they decide.
+    /// Check the rules for who may do what, and show what they decide.
     #[command(subcommand)]
     Policy(policy::Command),
     /// Check an audit log.
     #[command(subcommand)]
     Audit(audit::Command),
-    /// Set a broker up.
+    /// Set up a broker.
     #[command(subcommand)]
     Broker(setup::Command),
     Completions(generate::Completions),
     Man(generate::Manual),
-}
-
-/// What every command is given beside its own arguments.
-struct Global {
-    config: Config,
-    quiet: bool,
-    /// The arguments of this process, its name first.
-    args: Vec<OsString>,
-}
-
-impl Global {
-    /// Says something on stderr, unless only errors are wanted.
-    fn note(&self, text: &str) {
-        if !self.quiet {
-            output::note(text);
-        }
-    }
 }
 
 /// Runs the program with these arguments, the first of which is its own name.
@@ -132,67 +103,63 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version come this way, too. When they cannot be printed there is nobody to tell.
+            // Also for help and version. A failure to print is ignored: there is nowhere to report it.
             let _ = error.print();
             return if error.use_stderr() { Exit::Usage.into() } else { Exit::Success.into() };
         }
     };
-    match command(cli, args) {
+    match cli.run(args) {
         Ok(exit) => exit.into(),
-        Err(error) => error.report(),
+        Err(error) => output::report(&error),
     }
 }
 
-fn command(cli: Cli, args: Vec<OsString>) -> Result<Exit, CliError> {
-    let config = match &cli.command {
-        // They have no options in the file, and mend what is wrong with it, if need be.
-        Command::Certs(_)
-        | Command::Demo(_)
-        | Command::Policy(_)
-        | Command::Audit(_)
-        | Command::Broker(_)
-        | Command::Completions(_)
-        | Command::Man(_) => Config::default(),
-        _ => Config::load(cli.config.as_deref())?,
-    };
-    let usual = match &cli.command {
-        Command::Agent(_) | Command::Mapper(_) => Usual::Events,
-        // It has messages refused on purpose, and says so itself.
-        Command::Demo(_) => Usual::Errors,
-        // Somebody types where warnings would appear; what matters shows in the answers.
-        Command::Console(_) => Usual::Errors,
-        _ => Usual::Warnings,
-    };
-    let into_file = match &cli.command {
-        Command::Agent(args) => args.logs_to_file(&config),
-        Command::Mapper(args) => args.logs_to_file(&config),
-        _ => false,
-    };
-    cli.log.init(&config, usual, into_file)?;
-    let global = Global { config, quiet: cli.log.is_quiet(), args };
-    match cli.command {
-        Command::Certs(command) => certs::run(command),
-        Command::Agent(args) => agent::run(&global, &args),
-        Command::Mapper(args) => mapper::run(&global, &args),
-        Command::Request(args) => request::run(&global, &args),
-        Command::Push(args) => push::run(&global, &args),
-        Command::SendFile(args) => send_file::run(&global, &args),
-        Command::Agents(args) => agents::agents(&global, &args),
-        Command::Services(args) => agents::services(&global, &args),
-        Command::Ping(args) => ping::run(&global, &args),
-        Command::Console(args) => console::run(&global, &args),
-        #[cfg(feature = "admin")]
-        Command::Admin(args) => admin::run(&global, &args),
-        Command::Seal(args) => seal::seal(&global, &args),
-        Command::Open(args) => seal::open(&global, &args),
-        Command::Inspect(args) => inspect::run(&global, &args),
-        Command::Doctor(args) => doctor::run(&global, &args),
-        Command::Demo(args) => args.run(),
-        Command::Policy(command) => policy::run(command),
-        Command::Audit(command) => audit::run(command),
-        Command::Broker(command) => setup::run(&global, &command),
-        Command::Completions(args) => generate::completions(&args),
-        Command::Man(args) => generate::manual(&global, &args),
+impl Cli {
+    fn run(self, args: Vec<OsString>) -> Result<Exit> {
+        let config = match &self.command {
+            // They have no options in the file, and may be needed to correct it.
+            Command::Certs(_)
+            | Command::Demo(_)
+            | Command::Policy(_)
+            | Command::Audit(_)
+            | Command::Broker(_)
+            | Command::Completions(_)
+            | Command::Man(_) => Config::default(),
+            _ => Config::load(self.config.as_deref())?,
+        };
+        let (level, log_dir) = match &self.command {
+            Command::Agent(args) => (DefaultLevel::Info, args.daemon.log_dir(&config)),
+            Command::Mapper(args) => (DefaultLevel::Info, args.daemon.log_dir(&config)),
+            // The demo provokes warnings, and the console would print them where the user types.
+            Command::Demo(_) | Command::Console(_) => (DefaultLevel::Error, None),
+            _ => (DefaultLevel::Warn, None),
+        };
+        self.log.init(&config, level, log_dir.is_some())?;
+        let global = &Global { config, quiet: self.log.quiet, args };
+        match self.command {
+            Command::Certs(command) => certs::run(command),
+            Command::Agent(args) => agent::run(global, &args),
+            Command::Mapper(args) => mapper::run(global, &args),
+            Command::Request(args) => request::request(global, &args),
+            Command::Push(args) => request::push(global, &args),
+            Command::SendFile(args) => send_file::run(global, &args),
+            Command::Agents(args) => agents::list(global, &args, agents::show_agents),
+            Command::Services(args) => agents::list(global, &args, agents::show_services),
+            Command::Ping(args) => agents::ping(global, &args),
+            Command::Console(args) => console::run(global, &args),
+            #[cfg(feature = "admin")]
+            Command::Admin(args) => admin::run(global, &args),
+            Command::Seal(args) => seal::seal(global, &args),
+            Command::Open(args) => seal::open(global, &args),
+            Command::Inspect(args) => inspect::run(global, &args),
+            Command::Doctor(args) => doctor::run(global, &args),
+            Command::Demo(args) => args.run(),
+            Command::Policy(command) => policy::run(command),
+            Command::Audit(command) => audit::run(command),
+            Command::Broker(command) => setup::run(global, &command),
+            Command::Completions(args) => generate::completions(&args),
+            Command::Man(args) => generate::manual(global, &args),
+        }
     }
 }
 
@@ -202,7 +169,7 @@ mod tests {
     use clap::CommandFactory;
 
     #[test]
-    fn u02_the_description_of_the_arguments_is_sound() {
+    fn u02_clap_definition_is_valid() {
         Cli::command().debug_assert();
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::error::{CliError, Exit, chain};
 use super::output;
-use super::text::counted;
+use super::output::counted;
 use crate::packet::{Identity, Payload, Request, SelectorName, Service, Tag};
 #[cfg(feature = "cedar")]
 use crate::policy::CedarPolicy;

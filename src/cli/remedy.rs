@@ -1,4 +1,4 @@
-//! What to do about failures: of certificates and keys, of the broker, of messages and nodes.
+//! The exit code and the remedy of each error: of certificates and keys, of the broker, of messages and nodes.
 
 use std::path::Path;
 
@@ -13,57 +13,53 @@ use crate::request::RequestError;
 use crate::serializer::SealError;
 use crate::transport::TransportError;
 
-/// A failure of what a directory of certificates holds.
+const SEND_LESS: &str = "send less: put large data elsewhere, and send its location as the payload";
+
+/// A directory of certificates.
 pub(super) fn directory(error: &DirectoryError, directory: &CertificateDirectory) -> CliError {
     use DirectoryError as E;
     let dir = directory.path().display();
     let issue = |identity: &Identity| format!("nanite certs issue {} {} --dir {dir}", identity.role(), identity.name());
-    let again = |path: &Path| match path.file_name().and_then(|name| name.to_str()).and_then(file_identity) {
+    let reissue = |path: &Path| match path.file_name().and_then(|name| name.to_str()).and_then(file_identity) {
         Some((role, name)) => format!("issue a new one with `nanite certs issue {role} {name} --dir {dir} --force`"),
-        None => "put a certificate that `nanite certs issue` made in its place".to_owned(),
+        None => "replace it with a certificate that `nanite certs issue` made".to_owned(),
     };
+    let check_access = |path: &Path| format!("check who may read {}", path.display());
     let failure = CliError::of(Exit::Security, error);
-    match error {
-        E::NoDirectory(path) => {
-            failure.help(format!("make it, and a CA in it, with `nanite certs init --dir {}`", path.display()))
-        }
-        E::NoAuthority(_) => failure.help(format!(
-            "copy ca.pem from where your certificates are issued, or make a new CA with `nanite certs init --dir {dir}`"
-        )),
-        E::NoCertificate { identity, .. } => failure.help(format!("issue one with `{}`", issue(identity))),
+    let help = match error {
+        E::Key { path, source, .. } => return key(failure, path, source),
+        E::NoDirectory(path) => format!("create it, with a CA in it: `nanite certs init --dir {}`", path.display()),
+        E::NoAuthority(_) => format!(
+            "copy ca.pem from the machine that issues your certificates, or make a new CA with `nanite certs init --dir {dir}`"
+        ),
+        E::NoCertificate { identity, .. } => format!("issue one with `{}`", issue(identity)),
         E::NoKey { identity, .. } => {
-            failure.help(format!("copy the key to this machine, or issue both anew with `{} --force`", issue(identity)))
+            format!(
+                "copy the key to this machine, or issue a new certificate and key with `{} --force`",
+                issue(identity)
+            )
         }
-        E::AmbiguousName(_) => failure.help("choose a name that does not end in '-key'"),
-        E::Key { path, source, .. } => key(failure, path, source),
-        E::Mismatch { certificate, .. } => failure.help(again(certificate)),
-        E::Expired { path, .. } => failure.help(again(path)),
-        E::NotYetValid { .. } => failure.help("check the clock of this machine, and that of the CA's"),
-        E::OtherIdentity { found, .. } => failure.help(format!("name the file after {found}, or start as {found}")),
-        E::Unreadable { path, .. } => failure.help(format!("check who may read {}", path.display())),
-        E::Invalid { path, .. } => failure.help(again(path)),
-        E::FileName { path } => failure.help(format!("rename {}", path.display())),
-        E::Revocation { path, source } => match source {
-            AuthorityError::Unreadable { .. } => failure.help(format!("check who may read {}", path.display())),
-            _ => failure.help(format!(
-                "make {} anew with `nanite certs crl` where the CA's key is, and copy it here",
-                path.display()
-            )),
-        },
-        E::Authority { path, source } => match source {
-            AuthorityError::Unreadable { .. } => failure.help(format!("check who may read {}", path.display())),
-            _ => failure.help(format!("{} has to hold the PEM of CA certificates only", path.display())),
-        },
-    }
+        E::AmbiguousName(_) => "choose a name that does not end in '-key'".to_owned(),
+        E::Mismatch { certificate: path, .. } | E::Expired { path, .. } | E::Invalid { path, .. } => reissue(path),
+        E::NotYetValid { .. } => "check the clocks of this machine and of the CA's machine".to_owned(),
+        E::OtherIdentity { found, .. } => format!("name the file after {found}, or start as {found}"),
+        E::FileName { path } => format!("rename {}", path.display()),
+        E::Unreadable { path, .. }
+        | E::Revocation { path, source: AuthorityError::Unreadable { .. } }
+        | E::Authority { path, source: AuthorityError::Unreadable { .. } } => check_access(path),
+        E::Revocation { path, .. } => format!(
+            "make {} again with `nanite certs crl` on the machine with the CA's key, and copy it here",
+            path.display()
+        ),
+        E::Authority { path, .. } => format!("{} must hold the PEM of CA certificates only", path.display()),
+    };
+    failure.help(help)
 }
 
-/// A failure of a key file.
+/// A key file.
 pub(super) fn key(failure: CliError, path: &Path, error: &KeyError) -> CliError {
     match error {
-        KeyError::TooOpen { .. } => failure.help(format!(
-            "if nobody else has read it: `chmod 600 {}`; otherwise make a new key and certificate",
-            path.display()
-        )),
+        KeyError::TooOpen { .. } => failure.help(key_mode(path)),
         KeyError::Unreadable { .. } => failure.help(format!("check the owner and the mode of {}", path.display())),
         KeyError::NeedsPassphrase => failure.help(
             "write the passphrase into a file of mode 0600, and name it with `--passphrase-file` or NANITE_KEY_PASSPHRASE_FILE (the \
@@ -75,74 +71,69 @@ pub(super) fn key(failure: CliError, path: &Path, error: &KeyError) -> CliError 
     }
 }
 
-/// A certificate could not be issued.
-pub(super) fn issue(error: &IssueError) -> CliError {
-    use IssueError as E;
-    match error {
-        E::Domain(_) => CliError::of(Exit::Usage, error).help("give a domain such as `--domain example.org`"),
-        E::Validity => CliError::of(Exit::Usage, error).help("give a time such as `--valid-for 30d`"),
-        _ => {
-            let failure = CliError::of(Exit::Security, error);
-            match error {
-                E::OutlivesAuthority(_) => failure.help("give a shorter time with `--valid-for`, or make a new CA"),
-                E::AuthorityNotValid(..) => {
-                    failure.help("check the clock of this machine; a CA that has expired has to be made anew")
-                }
-                E::MalformedList => {
-                    failure.help("put the last good list there, or remove the file: what it revoked is then believed")
-                }
-                E::NoProofOfPossession | E::MalformedRequest => failure.help("make a request with `nanite certs csr`"),
-                E::NoDomain => failure.help("use a CA that `nanite certs init` made"),
-                _ => failure,
-            }
-        }
-    }
+fn key_mode(path: &Path) -> String {
+    let path = path.display();
+    format!("if no other user has read it: `chmod 600 {path}`; otherwise make a new key and certificate")
 }
 
-/// What to do when a certificate is not believed.
+/// Issuing a certificate.
+pub(super) fn issue(error: &IssueError) -> CliError {
+    use IssueError as E;
+    let (exit, help) = match error {
+        E::Domain(_) => (Exit::Usage, "give a domain such as `--domain example.org`"),
+        E::Validity => (Exit::Usage, "give a time such as `--valid-for 30d`"),
+        E::OutlivesAuthority(_) => (Exit::Security, "give a shorter time with `--valid-for`, or make a new CA"),
+        E::AuthorityNotValid(..) => {
+            (Exit::Security, "check the clock of this machine; if the CA has expired, make a new one")
+        }
+        E::MalformedList => (
+            Exit::Security,
+            "restore the last good list, or remove the file: the certificates that it revoked are then trusted",
+        ),
+        E::NoProofOfPossession | E::MalformedRequest => (Exit::Security, "make a request with `nanite certs csr`"),
+        E::NoDomain => (Exit::Security, "use a CA that `nanite certs init` made"),
+        _ => return CliError::of(Exit::Security, error),
+    };
+    CliError::of(exit, error).help(help)
+}
+
+/// The remedy for a certificate that is not trusted.
 pub(super) fn trust(error: &TrustError) -> &'static str {
     use TrustError as E;
     match error {
-        E::Expired(_) => "issue a new one with `nanite certs issue ... --force`",
-        E::NotYetValid(_) | E::AuthorityNotYetValid => "check the clock of this machine, and that of the CA's",
-        E::UnknownIssuer => "it is of another CA than ca.pem: issue it again here, or add its CA to ca.pem",
-        E::AuthorityExpired => "make a new CA, and issue the certificates anew",
-        E::Domain { .. } => "all nodes that talk to each other need certificates of one domain",
+        E::NotYetValid(_) | E::AuthorityNotYetValid => "check the clocks of this machine and of the CA's machine",
+        E::UnknownIssuer => "its CA is not in ca.pem: issue it again with this CA, or add its CA to ca.pem",
+        E::AuthorityExpired => "make a new CA, and issue all certificates again",
+        E::Domain { .. } => "nodes that talk to each other need certificates of one domain",
         E::Revoked | E::AuthorityRevoked => "issue a new one, with a new key",
         E::NoCrl | E::StaleCrl => {
-            "make a current list with `nanite certs crl` where the CA's key is, and copy crl.pem here"
+            "make a current list with `nanite certs crl` on the machine with the CA's key, and copy crl.pem here"
         }
         _ => "issue a new one with `nanite certs issue ... --force`",
     }
 }
 
-/// A failure of the broker, or on the way to it; `broker` is its URL without a password, where it is known.
+/// The broker, or the connection to it; `broker` is its URL without a password, where it is known.
 pub(super) fn transport(error: &TransportError, broker: Option<&str>) -> CliError {
     use TransportError as E;
-    let failure = |exit| {
-        let failure = CliError::of(exit, error);
-        match broker {
-            Some(broker) => failure.context(broker),
-            None => failure,
-        }
+    let failure = |exit| match broker {
+        Some(broker) => CliError::of(exit, error).context(broker),
+        None => CliError::of(exit, error),
     };
     match error {
         E::Address(_) => failure(Exit::Usage).help("give a URL such as `--broker amqp://USER@HOST:5672/VHOST`"),
         E::Unreachable(_) => failure(Exit::Unreachable)
             .help("is RabbitMQ running there? Name another with `--broker URL`, NANITE_BROKER or nanite.toml"),
         E::Tls(_) => failure(Exit::Unreachable).help(
-            "`--broker-ca` has to be the CA of the broker's certificate, the host of the URL has to be a name in that certificate, \
-             and a certificate given with `--broker-cert` has to be valid and of a CA that the broker trusts; look at one with \
+            "`--broker-ca` must be the CA of the broker's certificate, the host of the URL must be a name in that certificate, \
+             and a certificate given with `--broker-cert` must be valid and of a CA that the broker trusts; look at one with \
              `openssl x509 -in FILE -noout -text`",
         ),
         E::TlsFile { path, .. } => failure(Exit::Security)
-            .help(format!("check the owner, the mode and the content of {}: it has to be PEM", path.display())),
-        E::TlsKeyMode { path, .. } => failure(Exit::Security).help(format!(
-            "if nobody else has read it: `chmod 600 {}`; otherwise make a new key and certificate",
-            path.display()
-        )),
+            .help(format!("check the owner, the mode and the content of {}: it must be PEM", path.display())),
+        E::TlsKeyMode { path, .. } => failure(Exit::Security).help(key_mode(path)),
         E::Credentials => failure(Exit::Unreachable).help(
-            "put the user in the URL, and the password in NANITE_BROKER_PASSWORD, a file named by \
+            "put the user into the URL, and the password into NANITE_BROKER_PASSWORD, a file named by \
              `--broker-password-file`, or nanite.toml",
         ),
         E::VirtualHost(_) => failure(Exit::Unreachable).help(
@@ -150,38 +141,39 @@ pub(super) fn transport(error: &TransportError, broker: Option<&str>) -> CliErro
              add_vhost VHOST` and lets a user in with `rabbitmqctl set_permissions -p VHOST USER '.*' '.*' '.*'`",
         ),
         E::Forbidden(_) => failure(Exit::Unreachable).help(
-            "the broker's administrator permits it with `nanite broker setup`, or `rabbitmqctl set_permissions -p VHOST USER CONFIGURE WRITE READ`",
+            "the broker's administrator permits it with `nanite broker setup`, or `rabbitmqctl set_permissions -p VHOST USER \
+             CONFIGURE WRITE READ`",
         ),
         E::QueueConflict { queue, .. } => failure(Exit::Failure)
             .help(format!("another program uses the queue {queue}: stop it, or delete the queue at the broker")),
-        E::TooLarge { .. } => failure(Exit::Usage).help("send less: put large data elsewhere, and its place in the payload"),
-        E::Unroutable(_) => failure(Exit::NotOffered).help("it has just gone; see who is there with `nanite agents`"),
+        E::TooLarge { .. } => failure(Exit::Usage).help(SEND_LESS),
+        E::Unroutable(_) => failure(Exit::NotOffered).help("it has just stopped; list the agents with `nanite agents`"),
         E::Nacked | E::TimedOut(_) | E::Disconnected | E::Closed | E::Broker(_) => {
-            failure(Exit::Unreachable).help("look at the state and the log of the broker, then try again")
+            failure(Exit::Unreachable).help("check the state and the log of the broker, then try again")
         }
         E::Name(_) => failure(Exit::Failure),
     }
 }
 
-/// A message could not be sealed.
+/// Sealing a message.
 pub(super) fn seal(error: &SealError) -> CliError {
     use SealError as E;
+    let failure = |exit| CliError::of(exit, error);
     match error {
-        E::NoRecipient(whom) => CliError::of(Exit::Security, error).help(format!(
-            "{whom} makes its certificate known when it runs; with `--pinned` put it into the directory of certificates (its key \
-             stays with {whom})"
+        E::NoRecipient(recipient) => failure(Exit::Security).help(format!(
+            "{recipient} announces its certificate when it runs; with `--pinned` put it into the directory of certificates (its \
+             key stays with {recipient})"
         )),
-        E::OwnCertificate(_) => CliError::of(Exit::Security, error)
-            .help("see what is wrong with `nanite certs verify`, and issue a new one"),
-        E::Store(_) => CliError::of(Exit::Security, error).help("see what is wrong with `nanite certs verify`"),
-        E::TooLarge(..) => {
-            CliError::of(Exit::Usage, error).help("send less: put large data elsewhere, and its place in the payload")
+        E::OwnCertificate(_) => {
+            failure(Exit::Security).help("check it with `nanite certs verify`, and issue a new one")
         }
-        _ => CliError::of(Exit::Failure, error),
+        E::Store(_) => failure(Exit::Security).help("check the certificates with `nanite certs verify`"),
+        E::TooLarge(..) => failure(Exit::Usage).help(SEND_LESS),
+        _ => failure(Exit::Failure),
     }
 }
 
-/// A message could not be sent.
+/// Sending a message.
 pub(super) fn send(error: &SendError, broker: &str) -> CliError {
     match error {
         SendError::Seal(error) => seal(error),
@@ -190,47 +182,44 @@ pub(super) fn send(error: &SendError, broker: &str) -> CliError {
     }
 }
 
-/// A request was not given to anybody.
+/// A request that reached no agent.
 pub(super) fn request(error: &RequestError, broker: &str) -> CliError {
+    use RequestError as E;
+    let failure = |exit| CliError::of(exit, error);
     match error {
-        RequestError::Send(error) => send(error, broker),
-        RequestError::NoTarget(_) => {
-            CliError::of(Exit::NotOffered, error).help("see what is offered with `nanite services`")
+        E::Send(error) => send(error, broker),
+        E::NoTarget(_) => failure(Exit::NotOffered).help("list the services with `nanite services`"),
+        E::NoMapper => failure(Exit::NotOffered).help("start one with `nanite mapper`, or leave out `--via-mapper`"),
+        E::Refused(refusal) if matches!(refusal.code, FailureCode::TimedOut | FailureCode::Lost) => {
+            failure(Exit::Incomplete).help("give it more time with `--timeout`")
         }
-        RequestError::NoMapper => {
-            CliError::of(Exit::NotOffered, error).help("start one with `nanite mapper`, or ask without `--via-mapper`")
-        }
-        RequestError::Refused(failure) if matches!(failure.code, FailureCode::TimedOut | FailureCode::Lost) => {
-            CliError::of(Exit::Incomplete, error).help("give it more time with `--timeout`")
-        }
-        RequestError::Denied(_) => CliError::of(Exit::Denied, error),
-        RequestError::Service(_) | RequestError::Payload(_) => CliError::of(Exit::Usage, error),
-        _ => CliError::of(Exit::Failure, error),
+        E::Denied(_) => failure(Exit::Denied),
+        E::Service(_) | E::Payload(_) => failure(Exit::Usage),
+        _ => failure(Exit::Failure),
     }
 }
 
-/// A file was sent to nobody.
+/// A file that was sent to no agent.
 pub(super) fn broadcast(error: &BroadcastError, broker: &str) -> CliError {
+    use BroadcastError as E;
+    let failure = |exit| CliError::of(exit, error);
     match error {
-        BroadcastError::Send(error) => send(error, broker),
-        BroadcastError::Name(_) => CliError::of(Exit::Usage, error)
-            .help("give the name that it has at the receivers, without a directory: `--dest NAME`"),
-        BroadcastError::Unreadable { .. } => CliError::of(Exit::Usage, error),
-        BroadcastError::NoSubscribers(domain) => CliError::of(Exit::NotOffered, error)
-            .help(format!("start one with `nanite agent --files-dir DIR --files-domain {domain}`")),
-        BroadcastError::State(_) => CliError::of(Exit::Failure, error),
+        E::Send(error) => send(error, broker),
+        E::Name(_) => failure(Exit::Usage).help("give the name for the receivers, without a directory: `--dest NAME`"),
+        E::Unreadable { .. } => failure(Exit::Usage),
+        E::NoSubscribers(domain) => failure(Exit::NotOffered)
+            .help(format!("start an agent with `nanite agent --files-dir DIR --files-domain {domain}`")),
+        E::State(_) => failure(Exit::Failure),
     }
 }
 
-/// A directory cannot take files.
+/// A directory for received files.
 pub(super) fn file_root(error: &FileRootError) -> CliError {
-    CliError::of(Exit::Usage, error).help(format!(
-        "`--files-dir` names a directory that exists and can be written: `mkdir -p {}`",
-        error.path.display()
-    ))
+    CliError::of(Exit::Usage, error)
+        .help(format!("`--files-dir` must name a writable directory: `mkdir -p {}`", error.path.display()))
 }
 
-/// A mapper could not start.
+/// Starting a mapper.
 pub(super) fn mapper(error: &MapperError, broker: &str) -> CliError {
     match error {
         MapperError::Transport(error) => transport(error, Some(broker)),
@@ -239,30 +228,49 @@ pub(super) fn mapper(error: &MapperError, broker: &str) -> CliError {
     }
 }
 
-/// A directory of programs cannot be used.
+/// Connecting a mapper to Redis.
+#[cfg(feature = "redis")]
+pub(super) fn redis(error: &crate::mapper::RedisError) -> CliError {
+    use crate::mapper::RedisError as E;
+    let failure = |exit| CliError::of(exit, error);
+    match error {
+        E::Unreachable { .. } => failure(Exit::Unreachable).help(
+            "check that it runs and that the URL is right; its password is given by NANITE_REDIS_PASSWORD or \
+             `--redis-password-file FILE`",
+        ),
+        E::MissingCa | E::InvalidCa => {
+            failure(Exit::Usage).help("name the PEM file of the CA that issued its certificate: `--redis-ca FILE`")
+        }
+        E::NotSigned => failure(Exit::Usage).help("leave out `--redis` or `--insecure-plaintext`"),
+        _ => failure(Exit::Usage),
+    }
+}
+
+/// A directory of programs.
 pub(super) fn programs(error: &ProgramError) -> CliError {
     let failure = CliError::of(Exit::Usage, error);
     match error {
         ProgramError::Unsafe { path, .. } => failure.help(format!(
-            "whoever can write there decides what runs: let {} belong to you or root, and run `chmod go-w` on it",
+            "its writers decide what runs: {0} must belong to you or root; run `chmod go-w {0}`",
             path.display()
         )),
         ProgramError::InvalidPrefix(_) | ProgramError::NoSuchPrefix { .. } => {
-            failure.help("`--actors` picks directories of `--actors-dir` by name; without it all are offered")
+            failure.help("`--actors` selects directories in `--actors-dir` by name; without it all are offered")
         }
-        _ => failure.help("`--actors-dir DIR` names a directory with the programs DIR/PREFIX/NAME"),
+        _ => failure.help("`--actors-dir DIR` names a directory with programs DIR/PREFIX/NAME"),
     }
 }
 
-/// An agent has stopped by itself.
+/// An agent that cannot start, or has stopped by itself.
 pub(super) fn agent(error: &AgentError, broker: &str) -> CliError {
     match error {
         AgentError::Role(_) | AgentError::Expose(_) | AgentError::Option(_) => CliError::of(Exit::Usage, error),
         AgentError::Transport(error) => transport(error, Some(broker)),
-        AgentError::Replaced(_) => CliError::of(Exit::Replaced, error)
-            .help("each agent has a name and a certificate of its own; `--give-way` has one that is started later end instead"),
+        AgentError::Replaced(_) => CliError::of(Exit::Replaced, error).help(
+            "give each agent its own name and certificate; with `--give-way` the process that starts later ends instead",
+        ),
         AgentError::RunsAlready(_) => CliError::of(Exit::Replaced, error)
-            .help("stop the other one, or start this one without `--give-way`: it takes the other's place then"),
+            .help("stop the other process, or start this one without `--give-way` to replace it"),
         _ => CliError::of(Exit::Unreachable, error).context(broker),
     }
 }

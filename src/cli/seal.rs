@@ -8,9 +8,9 @@ use std::time::Duration;
 use data_encoding::HEXLOWER;
 use serde::Serialize;
 
-use super::ask::agent;
+use super::args::agent;
 use super::error::{CliError, Exit};
-use super::{Global, node, output, payload, remedy};
+use super::{Global, args, identity, output, remedy};
 use crate::clock::{Clock, SystemClock};
 use crate::packet::{Identity, MessageId, Packet, Request, Role, Service, Token};
 use crate::serializer::{
@@ -35,7 +35,7 @@ pub(super) struct Seal {
     #[arg(long, value_name = "AGENT", value_parser = agent)]
     to: Identity,
     #[command(flatten)]
-    who: node::Who,
+    who: identity::IdentityArgs,
 }
 
 /// Open one message that was sealed to an agent: DER on stdin; the packet and its signer as JSON on stdout.
@@ -45,7 +45,7 @@ pub(super) struct Seal {
 #[derive(Debug, clap::Args)]
 pub(super) struct Open {
     #[command(flatten)]
-    who: node::Who,
+    who: identity::IdentityArgs,
 }
 
 #[derive(Serialize)]
@@ -74,7 +74,8 @@ pub(super) fn seal(global: &Global, args: &Seal) -> Result<Exit, CliError> {
             .help("write it to a file: `nanite seal ... > message.der`, or pipe it to `nanite open`"));
     }
     let secure = args.who.secure(&global.config, Role::Mapper, None)?;
-    let mut request = Request::new(args.service.resolved(), payload::read(args.payload.as_deref(), global)?);
+    let mut request =
+        Request::new(args.service.resolved(), args::payload(args.payload.as_deref(), |text| global.note(text))?);
     request.from = Some(secure.identity);
     request.token = Some(Token::random().map_err(|error| remedy::seal(&SealError::Random(error)))?);
     let audience = Audience::One(args.to.clone());

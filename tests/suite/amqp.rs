@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use crate::harness::broker::Broker;
 use crate::harness::program::{nanite, run};
 use crate::harness::proxy::Proxy;
-use crate::harness::{PATIENCE, wait_until};
+use crate::harness::{WAIT_TIMEOUT, wait_until};
 use crate::transport::{durable, next, receive, text, to_exchange, to_queue};
 
 /// Publishes and consumes without pause, and records the results.
@@ -54,7 +54,7 @@ impl Traffic {
             tasks.push(tokio::spawn(async move {
                 while !results.stop.load(Ordering::Relaxed) {
                     let number = results.count.fetch_add(1, Ordering::Relaxed);
-                    match transport.publish(to_queue("work", number.to_string()), PATIENCE).await {
+                    match transport.publish(to_queue("work", number.to_string()), WAIT_TIMEOUT).await {
                         Ok(()) => drop(results.confirmed.lock().unwrap().insert(number)),
                         Err(error) => results.failed.lock().unwrap().push(error),
                     }
@@ -156,7 +156,7 @@ async fn connect_times_out_on_a_server_that_is_not_a_broker() {
         let options = AmqpOptions::new(&format!("amqp://user:secret@127.0.0.1:{port}")).unwrap();
         let error = AmqpTransport::connect(options.connect_timeout(Duration::from_secs(1))).await.unwrap_err();
         assert!(matches!(error, TransportError::Unreachable(_)), "{error:?}");
-        let read = tokio::time::timeout(PATIENCE, server).await.expect("the client disconnects").unwrap();
+        let read = tokio::time::timeout(WAIT_TIMEOUT, server).await.expect("the client disconnects").unwrap();
         assert!(
             !read.windows(6).any(|window| window == b"secret"),
             "the password is not sent before the server asks for it"
@@ -190,7 +190,7 @@ async fn d04_reconnects_after_connections_are_closed() {
     traffic.wait_for_flow().await;
     // Exclusive queues were deleted with their connection, and are declared and bound again, consumed or not.
     wait_until("the exclusive queue receives messages", async || {
-        one.publish(to_exchange("news", "x"), PATIENCE).await.unwrap();
+        one.publish(to_exchange("news", "x"), WAIT_TIMEOUT).await.unwrap();
         tokio::time::timeout(Duration::from_millis(100), own.next()).await.is_ok_and(|delivery| delivery.is_some())
     })
     .await;
@@ -234,9 +234,9 @@ async fn d04_confirmed_messages_survive_broker_restart_and_kill() {
     let (one, two) = (connect(&broker).await, connect(&broker).await);
     one.declare(&durable("kept")).await.unwrap();
     for n in 0..100 {
-        one.publish(to_queue("kept", n.to_string()), PATIENCE).await.unwrap();
+        one.publish(to_queue("kept", n.to_string()), WAIT_TIMEOUT).await.unwrap();
     }
-    one.publish(to_queue("kept", "not persistent").persistent(false), PATIENCE).await.unwrap();
+    one.publish(to_queue("kept", "not persistent").persistent(false), WAIT_TIMEOUT).await.unwrap();
     let traffic = Traffic::start(&one, &two).await;
     traffic.wait_for_flow().await;
     tokio::task::block_in_place(|| {
@@ -286,13 +286,13 @@ async fn d04_redeclares_and_consumes_a_deleted_queue() {
     let broker = Broker::shared();
     let transport = connect(&broker).await;
     let mut consumer = transport.consume(&durable("q").bind("news"), 10).await.unwrap();
-    transport.publish(to_queue("q", "1"), PATIENCE).await.unwrap();
+    transport.publish(to_queue("q", "1"), WAIT_TIMEOUT).await.unwrap();
     let held = next(&mut consumer).await;
     broker.delete_queue("q");
     wait_until("the queue is declared again", async || transport.depth("q").await == Ok(Some(0))).await;
     wait_until("the queue is consumed", async || broker.queue("q")["consumers"] == 1).await;
     assert_eq!(held.acker.ack().await, Err(TransportError::Disconnected), "its message was deleted with the queue");
-    transport.publish(to_exchange("news", "2"), PATIENCE).await.unwrap();
+    transport.publish(to_exchange("news", "2"), WAIT_TIMEOUT).await.unwrap();
     assert_eq!(receive(&mut consumer, 1).await, ["2"]);
 }
 
@@ -302,7 +302,7 @@ async fn deliveries_of_a_lost_connection_cannot_be_settled() {
     let transport = connect(&broker).await;
     let mut consumer = transport.consume(&durable("q"), 10).await.unwrap();
     for body in ["1", "2", "3"] {
-        transport.publish(to_queue("q", body), PATIENCE).await.unwrap();
+        transport.publish(to_queue("q", body), WAIT_TIMEOUT).await.unwrap();
     }
     let old = [next(&mut consumer).await, next(&mut consumer).await];
     // The third has been delivered and is still buffered.
@@ -338,14 +338,14 @@ async fn d01_publish_to_a_full_queue_is_nacked() {
     let transport = broker.connect().await;
     transport.declare(&durable("q")).await.unwrap();
     wait_until("the queue is full", async || {
-        transport.publish(to_queue("q", "x"), PATIENCE).await == Err(TransportError::Nacked)
+        transport.publish(to_queue("q", "x"), WAIT_TIMEOUT).await == Err(TransportError::Nacked)
     })
     .await;
     assert_eq!(transport.depth("q").await, Ok(Some(2)));
     let mut consumer = transport.consume(&durable("q"), 1).await.unwrap();
     receive(&mut consumer, 2).await;
     wait_until("the queue has capacity again", async || {
-        transport.publish(to_queue("q", "x"), PATIENCE).await == Ok(())
+        transport.publish(to_queue("q", "x"), WAIT_TIMEOUT).await == Ok(())
     })
     .await;
 }
@@ -360,14 +360,14 @@ async fn forbidden_publish_does_not_affect_others() {
     broker.permit(&user, "^$", "^(amq.default|open)$", "");
     let options = AmqpOptions::new(&broker.url_for(&user, "secret")).unwrap();
     let transport = AmqpTransport::connect(options).await.unwrap();
-    transport.publish(to_exchange("open", "known"), PATIENCE).await.unwrap();
+    transport.publish(to_exchange("open", "known"), WAIT_TIMEOUT).await.unwrap();
     let publishes = (0..200).map(|n| {
         let message = match n % 50 {
             17 => to_exchange("shut", "x"),
             n if n % 2 == 0 => to_exchange("open", "x"),
             _ => to_queue("mine", "x"),
         };
-        transport.publish(message, PATIENCE)
+        transport.publish(message, WAIT_TIMEOUT)
     });
     for (n, result) in join_all(publishes).await.into_iter().enumerate() {
         match n % 50 {
@@ -387,12 +387,12 @@ async fn forbidden_publish_does_not_affect_others() {
 async fn redeclares_a_deleted_exchange() {
     let broker = Broker::shared();
     let transport = broker.connect().await;
-    transport.publish(to_exchange("news", "1"), PATIENCE).await.unwrap();
+    transport.publish(to_exchange("news", "1"), WAIT_TIMEOUT).await.unwrap();
     let (status, _) = broker.api("DELETE", &format!("/api/exchanges/{}/news", broker.vhost()), &json!(null));
     assert_eq!(status, 204);
-    transport.publish(to_exchange("news", "2"), PATIENCE).await.unwrap();
+    transport.publish(to_exchange("news", "2"), WAIT_TIMEOUT).await.unwrap();
     let mut consumer = transport.consume(&durable("q").bind("news"), 1).await.unwrap();
-    transport.publish(to_exchange("news", "3"), PATIENCE).await.unwrap();
+    transport.publish(to_exchange("news", "3"), WAIT_TIMEOUT).await.unwrap();
     assert_eq!(receive(&mut consumer, 1).await, ["3"]);
 }
 
@@ -408,7 +408,7 @@ async fn drops_oversized_message_and_continues() {
     let body = vec![1; MAX_BODY_BYTES + 1];
     let properties = lapin::BasicProperties::default();
     channel.basic_publish("".into(), "q".into(), Default::default(), &body, properties).await.unwrap().await.unwrap();
-    transport.publish(to_queue("q", "small"), PATIENCE).await.unwrap();
+    transport.publish(to_queue("q", "small"), WAIT_TIMEOUT).await.unwrap();
     assert_eq!(receive(&mut consumer, 1).await, ["small"]);
     drop(consumer);
     wait_until("the queue is empty", async || transport.depth("q").await == Ok(Some(0))).await;

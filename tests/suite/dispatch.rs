@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::harness::on_every_format;
-use crate::harness::system::{System, json, knows, start};
+use crate::harness::system::{System, json, start, wait_until_known};
 
 fn agent_id(name: &str) -> Identity {
     Identity::agent(name).unwrap()
@@ -68,7 +68,7 @@ async fn n01_typed_handlers_with_and_without_context(system: System) {
     )
     .await;
     let mapper = system.started_mapper("m1").await;
-    knows(&mapper, &["fred"]).await;
+    wait_until_known(&mapper, &["fred"]).await;
     let ask = async |service: &str, payload: Payload| {
         let mut answers = mapper.request(service, payload).await.unwrap();
         answers.outcomes.remove(&agent_id("fred")).unwrap()
@@ -92,7 +92,7 @@ async fn n01_only_exposed_services_can_be_called(system: System) {
 
     let _agent = start(system.agent("fred").actor(echo())).await;
     let mapper = system.started_mapper("m1").await;
-    knows(&mapper, &["fred"]).await;
+    wait_until_known(&mapper, &["fred"]).await;
     assert_eq!(mapper.agents().await.unwrap()[0].services, ["/simple/echo".parse().unwrap()]);
     for service in ["/simple/drop", "/simple/to_string", "/simple"] {
         let refused = mapper.request(service, ()).await.unwrap_err();
@@ -106,12 +106,12 @@ async fn n02_starting_mapper_finds_running_agents_and_new_ones(system: System) {
     let quiet = |name| system.agent(name).ping_time(Duration::from_secs(3600)).actor(echo());
     let (_a, b) = (start(quiet("a")).await, start(quiet("b").tag("eu".parse().unwrap())).await);
     let mapper = system.started_mapper("m1").await;
-    knows(&mapper, &["a", "b"]).await;
+    wait_until_known(&mapper, &["a", "b"]).await;
     assert_eq!(mapper.agents().await.unwrap()[1].tags, ["eu".parse().unwrap()]);
     let _c = start(quiet("c")).await;
-    knows(&mapper, &["a", "b", "c"]).await;
+    wait_until_known(&mapper, &["a", "b", "c"]).await;
     b.stop().await.unwrap();
-    knows(&mapper, &["a", "c"]).await;
+    wait_until_known(&mapper, &["a", "c"]).await;
 }
 
 async fn n02_heartbeat_of_an_unknown_agent_makes_it_register_again(system: System) {
@@ -124,12 +124,12 @@ async fn n02_heartbeat_of_an_unknown_agent_makes_it_register_again(system: Syste
         .start()
         .await
         .unwrap();
-    knows(&mapper, &["fred"]).await;
+    wait_until_known(&mapper, &["fred"]).await;
     assert!(matches!(seen.recv().await, Some(AgentEvent::Registered(_))));
     // The mapper loses its record, as if it were deleted from a shared state. The next heartbeat restores it.
     mapper.forget(&agent_id("fred")).await.unwrap();
     assert!(matches!(seen.recv().await, Some(AgentEvent::Registered(_))));
-    knows(&mapper, &["fred"]).await;
+    wait_until_known(&mapper, &["fred"]).await;
 }
 
 async fn n03_status_is_read_for_every_heartbeat(system: System) {
@@ -142,7 +142,7 @@ async fn n03_status_is_read_for_every_heartbeat(system: System) {
     };
     let _agent = start(system.agent("fred").status(status).ping_time(Duration::from_millis(5)).actor(echo())).await;
     let mapper = system.started_mapper("m1").await;
-    knows(&mapper, &["fred"]).await;
+    wait_until_known(&mapper, &["fred"]).await;
     while mapper.agents().await.unwrap()[0].status.load().is_none_or(|load| load < 5.0) {
         tokio::task::yield_now().await;
     }
@@ -167,7 +167,7 @@ async fn n04_silent_agent_times_out_and_returns(system: System) {
         .start()
         .await
         .unwrap();
-    knows(&mapper, &["fred"]).await;
+    wait_until_known(&mapper, &["fred"]).await;
     transport.disconnect();
     loop {
         if let AgentEvent::TimedOut(record) = seen.recv().await.unwrap() {
@@ -177,7 +177,7 @@ async fn n04_silent_agent_times_out_and_returns(system: System) {
     }
     assert!(matches!(mapper.request("/simple/echo", "hi").await, Err(RequestError::NoTarget(_))));
     transport.reconnect();
-    knows(&mapper, &["fred"]).await;
+    wait_until_known(&mapper, &["fred"]).await;
     let answers = mapper.request("/simple/echo", "hi").await.unwrap();
     assert_eq!(answers.outcomes[&identity], ok(r#""hi""#));
 }
@@ -188,7 +188,7 @@ async fn n05_selectors_and_target(system: System) {
         agents.push(start(system.agent(name).status(move || load).actor(echo())).await);
     }
     let mapper = system.started_mapper("m1").await;
-    knows(&mapper, &["a", "b", "c"]).await;
+    wait_until_known(&mapper, &["a", "b", "c"]).await;
     let ask = async |selector| {
         let answers = mapper.request("/simple/echo", 1).selector(selector).await.unwrap();
         answers.outcomes.into_keys().map(|id| id.name().to_owned()).collect::<Vec<_>>()
@@ -221,7 +221,7 @@ async fn n05_custom_selector(system: System) {
     let _a = start(system.agent("a").actor(echo())).await;
     let _b = start(system.agent("b").actor(echo())).await;
     let mapper = system.started_mapper("m1").await;
-    knows(&mapper, &["a", "b"]).await;
+    wait_until_known(&mapper, &["a", "b"]).await;
     let answers = mapper.request("/simple/echo", 1).custom_selector(Last).await.unwrap();
     assert_eq!(answers.outcomes.keys().collect::<Vec<_>>(), [&agent_id("b")]);
 }
@@ -233,7 +233,7 @@ async fn n06_tags_must_all_match(system: System) {
     let _a = start(tagged("a", &["eu"])).await;
     let _b = start(tagged("b", &["eu", "gpu"])).await;
     let mapper = system.started_mapper("m1").await;
-    knows(&mapper, &["a", "b"]).await;
+    wait_until_known(&mapper, &["a", "b"]).await;
     let all = |tags: &[&str]| {
         let request = mapper.request("/simple/echo", 1).selector(SelectorName::All);
         tags.iter().fold(request, |request, tag| request.tag(tag.parse().unwrap()))
@@ -256,7 +256,7 @@ async fn n07_answers_of_all_targets_are_collected_and_push_has_none(system: Syst
         agents.push(start(system.agent(name).actor(log)).await);
     }
     let mapper = system.started_mapper("m1").await;
-    knows(&mapper, &["a", "b"]).await;
+    wait_until_known(&mapper, &["a", "b"]).await;
     let answers = mapper.request("/log/write", "x").selector(SelectorName::All).await.unwrap();
     let expected = [(agent_id("a"), ok(r#""a""#)), (agent_id("b"), ok(r#""b""#))];
     assert_eq!(answers.outcomes, expected.into());
@@ -286,7 +286,7 @@ async fn n08_intermediate_results_arrive_in_order(system: System) {
     });
     let _agent = start(system.agent("fred").actor(count)).await;
     let mapper = system.started_mapper("m1").await;
-    knows(&mapper, &["fred"]).await;
+    wait_until_known(&mapper, &["fred"]).await;
     let mut events = mapper.request("/count/to", 5).events().await.unwrap();
     let mut seen = Vec::new();
     while let Some(event) = events.next().await {
@@ -312,7 +312,7 @@ async fn n09_handler_errors_and_panics_become_failures(system: System) {
         .on_exception(move |service, failure| drop(hooked.send(format!("{service} {}", failure.code))));
     let _agent = start(system.agent("fred").actor(bad).actor(echo())).await;
     let mapper = system.started_mapper("m1").await;
-    knows(&mapper, &["fred"]).await;
+    wait_until_known(&mapper, &["fred"]).await;
     for (service, code, message) in [
         ("/bad/error", FailureCode::Failed, "disk on fire"),
         ("/bad/own", FailureCode::Other("quota".into()), "no more"),
@@ -331,16 +331,16 @@ async fn d01_agent_without_a_queue_is_replaced_by_another(system: System) {
     let _a = start(system.agent("a").status(|| 0.0).ping_time(Duration::from_secs(3600)).actor(echo())).await;
     let _b = start(system.agent("b").status(|| 9.0).actor(echo())).await;
     let mapper = system.started_mapper("m1").await;
-    knows(&mapper, &["a", "b"]).await;
+    wait_until_known(&mapper, &["a", "b"]).await;
     // An agent whose queue does not exist: it only registered.
-    system.ghost("c", &["/simple/echo", "/only/ghost"]).await;
-    knows(&mapper, &["a", "b", "c"]).await;
+    system.register_without_agent("c", &["/simple/echo", "/only/ghost"]).await;
+    wait_until_known(&mapper, &["a", "b", "c"]).await;
     let answers = mapper.request("/simple/echo", 1).await.unwrap();
     assert_eq!(answers.outcomes.keys().collect::<Vec<_>>(), [&agent_id("a")], "the ghost's queue does not exist");
     assert!(matches!(mapper.request("/only/ghost", 1).await, Err(RequestError::NoTarget(_))));
     // Among several targets, the unreachable one gets an outcome too.
-    system.ghost("c", &["/simple/echo"]).await;
-    knows(&mapper, &["a", "b", "c"]).await;
+    system.register_without_agent("c", &["/simple/echo"]).await;
+    wait_until_known(&mapper, &["a", "b", "c"]).await;
     let answers = mapper.request("/simple/echo", 1).selector(SelectorName::All).await.unwrap();
     assert_eq!(answers.results().count(), 2);
     assert_eq!(answers.outcomes[&agent_id("c")].clone().unwrap_err().code, FailureCode::Lost);
@@ -360,7 +360,7 @@ async fn d02_every_target_gets_an_outcome(system: System) {
     let quick = actor("slow").expose("never", |(): ()| async { reply("quick") });
     let _b = start(system.agent("b").actor(quick)).await;
     let mapper = system.mapper("m1").agent_timeout(Duration::from_millis(600)).start().await.unwrap();
-    knows(&mapper, &["a", "b"]).await;
+    wait_until_known(&mapper, &["a", "b"]).await;
     let request = || mapper.request("/slow/never", ()).selector(SelectorName::All);
     let answers = request().timeout(Duration::from_millis(200)).await.unwrap();
     assert_eq!(answers.outcomes[&agent_id("b")], ok(r#""quick""#));

@@ -11,7 +11,7 @@ use nanite::packet::{Failure, FailureCode, Identity, Tag};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
-use crate::harness::system::{System, knows, start};
+use crate::harness::system::{System, start, wait_until_known};
 use crate::harness::{on_every_format, wait_until};
 
 on_every_format!(
@@ -51,7 +51,7 @@ async fn n19_every_subscriber_receives_the_complete_file(system: System) {
     let (_b, mut from_b) = receiver(&system, "b", two.path()).await;
     let _c = start(system.agent("c")).await;
     let mapper = system.started_mapper("m1").await;
-    knows(&mapper, &["a", "b", "c"]).await;
+    wait_until_known(&mapper, &["a", "b", "c"]).await;
     for (name, length) in [("empty", 0), ("small.txt", 1), ("big.bin", 10_000_000)] {
         let path = source.path().join(name);
         fs::write(&path, content(length)).unwrap();
@@ -81,7 +81,7 @@ async fn n19_failed_transfer_leaves_no_files(system: System) {
     let agent = nanite::agent::Agent::builder(system.serializer(&identity), transport.clone());
     let _agent = start(agent.files(files)).await;
     let mapper = system.started_mapper("m1").await;
-    knows(&mapper, &["a"]).await;
+    wait_until_known(&mapper, &["a"]).await;
     let path = source.path().join("big.bin");
     fs::write(&path, content(20_000_000)).unwrap();
     let mut chunks = 0;
@@ -97,7 +97,7 @@ async fn n19_failed_transfer_leaves_no_files(system: System) {
     // After the reconnect the agent registers again, and the failed transfer leaves nothing.
     transport.reconnect();
     assert!(!root.path().join("big.bin").exists());
-    knows(&mapper, &["a"]).await;
+    wait_until_known(&mapper, &["a"]).await;
     drop(_agent);
     wait_until("the directory is empty", async || names(root.path()).is_empty()).await;
     fs::write(root.path().join(".nanite-left.part"), "x").unwrap();
@@ -109,7 +109,7 @@ async fn n19_rejects_paths_symlinks_and_directories(system: System) {
     let (source, root, outside) = (TempDir::new().unwrap(), TempDir::new().unwrap(), TempDir::new().unwrap());
     let (_agent, _received) = receiver(&system, "a", root.path()).await;
     let mapper = system.started_mapper("m1").await;
-    knows(&mapper, &["a"]).await;
+    wait_until_known(&mapper, &["a"]).await;
     let path = source.path().join("x");
     fs::write(&path, "evil").unwrap();
     for name in ["../x", "/etc/x", "", ".", "..", "a/b", "a\0b", ".ssh"] {
@@ -136,7 +136,7 @@ async fn n19_enforces_size_limit_and_domains(system: System) {
     let (source, root) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     let (_agent, _received) = receiver(&system, "a", root.path()).await;
     let mapper = system.started_mapper("m1").await;
-    knows(&mapper, &["a"]).await;
+    wait_until_known(&mapper, &["a"]).await;
     let path = source.path().join("x");
     fs::write(&path, "x").unwrap();
     let error = mapper.broadcast(Broadcast::new(&path, domain("music")), |_| ()).await.unwrap_err();

@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 use crate::harness::on_every_format;
 use crate::harness::program::Running;
 use crate::harness::site::Site;
-use crate::harness::system::{System, json, knows, start};
+use crate::harness::system::{System, json, start, wait_until_known};
 use crate::harness::wait_until;
 
 on_every_format!(n02_newest_process_replaces_the_older_one);
@@ -40,7 +40,7 @@ fn n02_newest_agent_process_wins_and_both_are_told() {
     let site = site();
     let mut mapper = site.start(&["mapper"]);
     let first = fred(&site, "first", &[]);
-    mapper.wait_for("nanite-fred came");
+    mapper.wait_for("nanite-fred registered");
     assert_eq!(answering_process(&site), "first");
     let mut second = fred(&site, "second", &[]);
     let ended = first.wait();
@@ -56,9 +56,9 @@ fn n02_newest_agent_process_wins_and_both_are_told() {
     drop(second);
     let third = fred(&site, "first", &[]);
     assert_eq!(answering_process(&site), "first");
-    let (_, said) = third.said();
+    let (_, said) = third.output();
     assert!(!said.contains("another"), "{said}");
-    let (_, said) = mapper.said();
+    let (_, said) = mapper.output();
     assert_eq!(said.matches("two processes of").count(), 1, "{said}");
 }
 
@@ -79,7 +79,7 @@ fn n02_give_way_exits_if_another_process_runs() {
     let site = site();
     let mut mapper = site.start(&["mapper"]);
     let mut first = fred(&site, "first", &["--give-way"]);
-    mapper.wait_for("nanite-fred came");
+    mapper.wait_for("nanite-fred registered");
     let arguments = ["agent", "--token", "fred", "--actors-dir", "second", "--give-way"];
     let ended = site.run(&arguments);
     assert_eq!(ended.code(), 8, "{ended:?}");
@@ -97,7 +97,7 @@ async fn n02_newest_process_replaces_the_older_one(system: System) {
     let named = |name: &'static str| actor("who").expose("am", move |(): ()| async move { reply(name) });
     let mapper = system.started_mapper("m1").await;
     let first = start(system.agent("fred").actor(named("first"))).await;
-    knows(&mapper, &["fred"]).await;
+    wait_until_known(&mapper, &["fred"]).await;
     let second = start(system.agent("fred").actor(named("second"))).await;
     let replaced = first.run_until(std::future::pending()).await;
     assert!(matches!(replaced, Err(AgentError::Replaced(_))), "{replaced:?}");
@@ -108,7 +108,7 @@ async fn n02_newest_process_replaces_the_older_one(system: System) {
     .await;
     // It unregisters when it stops.
     second.stop().await.unwrap();
-    knows(&mapper, &[]).await;
+    wait_until_known(&mapper, &[]).await;
 }
 
 #[test]
@@ -116,9 +116,9 @@ fn n02_mappers_of_one_name_both_work_and_log_each_other() {
     let site = site();
     let mut first = site.start(&["mapper"]);
     let _fred = fred(&site, "first", &[]);
-    first.wait_for("nanite-fred came");
+    first.wait_for("nanite-fred registered");
     let mut second = site.start(&["mapper"]);
-    second.wait_for("nanite-fred came");
+    second.wait_for("nanite-fred registered");
     for mapper in [&mut first, &mut second] {
         mapper.wait_for("another process of mapper-ctl also takes requests");
     }
@@ -131,6 +131,6 @@ fn n02_mappers_of_one_name_both_work_and_log_each_other() {
     for _ in 0..3 {
         assert_eq!(site.ok(&["request", "/who/am", "--via-mapper", "--timeout", "60s"]), "first\n");
     }
-    let (_, said) = second.said();
+    let (_, said) = second.output();
     assert_eq!(said.matches("also takes requests").count(), 1, "{said}");
 }

@@ -19,8 +19,8 @@ use nanite::transport::{MemoryBroker, topology};
 
 use crate::harness::pki::{Pki, agent, mapper};
 use crate::harness::program::run;
-use crate::harness::site::{Site, apart, ready};
-use crate::harness::system::knows;
+use crate::harness::site::{Site, ready, separate_directories};
+use crate::harness::system::wait_until_known;
 use crate::harness::wait_until;
 
 /// How many requests each test makes.
@@ -46,8 +46,8 @@ async fn n10_request_sealed_to_another_mapper_is_left_to_it() {
     });
     let worker = nanite::agent::Agent::builder(serializer(&fred), Arc::new(broker.connect())).actor(count);
     let _worker = worker.start().await.unwrap();
-    knows(&first, &["fred"]).await;
-    knows(&second, &["fred"]).await;
+    wait_until_known(&first, &["fred"]).await;
+    wait_until_known(&second, &["fred"]).await;
 
     // The caller knows only one mapper. Both take its requests from the same queue.
     let certificate = |name| pki.credentials(name).certificate().clone();
@@ -76,7 +76,7 @@ async fn n10_request_sealed_to_another_mapper_is_left_to_it() {
 #[test]
 fn n10_with_two_mappers_every_proxied_request_is_answered_once() {
     let site = Site::new(&["agent fred", "mapper m1", "mapper m2", "mapper caller"]);
-    apart(&site, &["agent-fred", "mapper-m1", "mapper-m2", "mapper-caller"]);
+    separate_directories(&site, &["agent-fred", "mapper-m1", "mapper-m2", "mapper-caller"]);
     let with_certs = |certs: &str, arguments: &[&str]| {
         let mut command = site.nanite(arguments);
         command.env("NANITE_CERTS", certs);
@@ -87,7 +87,7 @@ fn n10_with_two_mappers_every_proxied_request_is_answered_once() {
     let mut mappers =
         [ready(&mut with_certs("mapper-m1", &["mapper"])), ready(&mut with_certs("mapper-m2", &["mapper"]))];
     for mapper in &mut mappers {
-        mapper.wait_for("nanite-fred came");
+        mapper.wait_for("nanite-fred registered");
     }
     for n in 0..REQUESTS {
         let payload = n.to_string();

@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 
 use crate::harness::broker::Broker;
 use crate::harness::program::Running;
-use crate::harness::site::{Site, apart, ready};
+use crate::harness::site::{Site, ready, separate_directories};
 use crate::harness::wait_until;
 
 /// An agent that appends its payloads to a file, one at a time.
@@ -80,7 +80,7 @@ async fn n12_offline_messages_survive_kill_9_of_mapper_and_broker() {
 #[tokio::test(flavor = "multi_thread")]
 async fn n12_offline_messages_sealed_to_another_mapper_are_left_to_it() {
     let site = Site::new(&["agent fred", "mapper m1", "mapper m2", "mapper caller"]);
-    apart(&site, &["agent-fred", "mapper-m1", "mapper-m2", "mapper-caller"]);
+    separate_directories(&site, &["agent-fred", "mapper-m1", "mapper-m2", "mapper-caller"]);
     let mapper = |name: &str| {
         let mut command = site.nanite(["mapper", "--offline-redelivery-frequency", "500ms"]);
         ready(command.env("NANITE_CERTS", format!("mapper-{name}")))
@@ -95,7 +95,7 @@ async fn n12_offline_messages_sealed_to_another_mapper_are_left_to_it() {
     wait_until("the other mapper holds them", async || offline(&site) == (0, 5)).await;
     second.wait_for("returning offline messages that are sealed for other mappers");
     let (_fred, path) = writer(&site, "agent-fred");
-    second.wait_for("nanite-fred came");
+    second.wait_for("nanite-fred registered");
     assert_eq!(written(&path), [""; 0]);
     let _first = mapper("m1");
     wait_until("they are delivered", async || written(&path).len() == 5 && offline(&site) == (0, 0)).await;

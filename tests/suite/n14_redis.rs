@@ -21,9 +21,9 @@ use nanite::transport::{MemoryBroker, Transport};
 use crate::harness::pki::{agent, mapper};
 use crate::harness::redis::RedisServer;
 use crate::harness::sharing::{
-    AGENT_TIMEOUT, Deaf, Stage, deaf, field, names, nothing_refused, options, sharing, version,
+    AGENT_TIMEOUT, Stage, WithoutPresence, field, names, nothing_refused, options, sharing, version, without_presence,
 };
-use crate::harness::system::{System, json, knows, start};
+use crate::harness::system::{System, json, start, wait_until_known};
 use crate::harness::wait_until;
 
 fn echo() -> impl Actor {
@@ -72,12 +72,12 @@ async fn n14_agent_heard_by_one_mapper_is_selected_by_another() {
         let first = sharing(&system, &redis, "first").await.0.start().await.unwrap();
         let fred = start_echo(&system, "fred", &["eu", "gpu"]).await;
         let bob = start_echo(&system, "bob", &["eu"]).await;
-        knows(&first, &["bob", "fred"]).await;
+        wait_until_known(&first, &["bob", "fred"]).await;
 
-        let (builder, state) = deaf(&system, &redis, "second").await;
+        let (builder, state) = without_presence(&system, &redis, "second").await;
         let (builder, events) = recording(builder);
         let second = builder.start().await.unwrap();
-        knows(&second, &["bob", "fred"]).await;
+        wait_until_known(&second, &["bob", "fred"]).await;
         assert_eq!(answering_agents(&second, &[]).await.unwrap(), ["bob", "fred"]);
         assert_eq!(answering_agents(&second, &["gpu", "eu"]).await.unwrap(), ["fred"]);
         assert!(matches!(answering_agents(&second, &["gpu", "us"]).await, Err(RequestError::NoTarget(_))));
@@ -93,11 +93,11 @@ async fn n14_agent_heard_by_one_mapper_is_selected_by_another() {
 
         // An agent that unregisters at one mapper is removed at the other.
         bob.stop().await.unwrap();
-        knows(&second, &["fred", "late"]).await;
+        wait_until_known(&second, &["fred", "late"]).await;
         assert_eq!(answering_agents(&second, &[]).await.unwrap(), ["fred"]);
         fred.stop().await.unwrap();
         late.stop().await.unwrap();
-        knows(&second, &[]).await;
+        wait_until_known(&second, &[]).await;
         assert!(matches!(answering_agents(&second, &[]).await, Err(RequestError::NoTarget(_))));
         assert!(nothing_refused(&state), "{:?}", state.refusals());
         assert!(events.lock().unwrap().is_empty(), "it receives no messages of agents: {events:?}");
@@ -126,9 +126,9 @@ async fn n14_mapper_learns_certificates_from_redis() {
     let first = start("first", connect()).await;
     let fred = Agent::builder(node(&agent("fred")), connect()).actor(echo());
     let fred = fred.ping_time(Duration::from_millis(50)).start().await.unwrap();
-    knows(&first, &["fred"]).await;
-    let second = start("second", Arc::new(Deaf(connect()))).await;
-    knows(&second, &["fred"]).await;
+    wait_until_known(&first, &["fred"]).await;
+    let second = start("second", Arc::new(WithoutPresence(connect()))).await;
+    wait_until_known(&second, &["fred"]).await;
     assert_eq!(answering_agents(&second, &[]).await.unwrap(), ["fred"]);
     drop(fred);
 }
@@ -141,12 +141,12 @@ async fn n14_all_mappers_dispatch_and_report_each_agent_once() {
     let (first, second) = (first.start().await.unwrap(), second.start().await.unwrap());
     let fred = start_echo(&system, "fred", &[]).await;
     for mapper in [&first, &second] {
-        knows(mapper, &["fred"]).await;
+        wait_until_known(mapper, &["fred"]).await;
         assert_eq!(answering_agents(mapper, &[]).await.unwrap(), ["fred"]);
     }
     fred.stop().await.unwrap();
     for (mapper, events) in [(&first, &first_events), (&second, &second_events)] {
-        knows(mapper, &[]).await;
+        wait_until_known(mapper, &[]).await;
         wait_until("it reports that fred left", async || count(events, "fred left") == 1).await;
         assert_eq!(count(events, "fred timed out"), 0);
     }
@@ -157,10 +157,10 @@ async fn n14_silent_agent_times_out_once_at_every_mapper() {
     let (system, redis) = (System::secure(), RedisServer::start());
     let timeout = Duration::from_millis(1500);
     let (first, first_events) = recording(sharing(&system, &redis, "first").await.0.agent_timeout(timeout));
-    let (second, second_events) = recording(deaf(&system, &redis, "second").await.0.agent_timeout(timeout));
+    let (second, second_events) = recording(without_presence(&system, &redis, "second").await.0.agent_timeout(timeout));
     let (first, second) = (first.start().await.unwrap(), second.start().await.unwrap());
     let fred = start_echo(&system, "fred", &[]).await;
-    knows(&second, &["fred"]).await;
+    wait_until_known(&second, &["fred"]).await;
     let registered_at = second.agents().await.unwrap()[0].last_seen;
     // Heartbeats at one mapper keep the agent alive at the other.
     wait_until("it stays registered for longer than the timeout", async || {
@@ -170,16 +170,16 @@ async fn n14_silent_agent_times_out_once_at_every_mapper() {
     // The agent is killed, and does not unregister.
     drop(fred);
     for (mapper, events) in [(&first, &first_events), (&second, &second_events)] {
-        knows(mapper, &[]).await;
+        wait_until_known(mapper, &[]).await;
         wait_until("it reports that fred timed out", async || count(events, "fred timed out") > 0).await;
     }
     let again = start_echo(&system, "fred", &[]).await;
-    knows(&second, &["fred"]).await;
+    wait_until_known(&second, &["fred"]).await;
     drop(again);
     for events in [&first_events, &second_events] {
         wait_until("it reports it a second time", async || count(events, "fred timed out") == 2).await;
     }
-    knows(&first, &[]).await;
+    wait_until_known(&first, &[]).await;
     wait_until("Redis is empty", async || redis.run::<i64>(&["HLEN", "{nanite}:r"]) == 0).await;
     for key in ["{nanite}:v", "{nanite}:b", "{nanite}:m", "{nanite}:l", "{nanite}:s:/simple/echo"] {
         assert_eq!(redis.run::<i64>(&["EXISTS", key]), 0, "{key}");
@@ -190,11 +190,11 @@ async fn n14_silent_agent_times_out_once_at_every_mapper() {
 async fn n14_mappers_work_through_a_redis_outage_and_resynchronize() {
     let (system, mut redis) = (System::secure(), RedisServer::start());
     let (first, first_state) = sharing(&system, &redis, "first").await;
-    let (second, second_state) = deaf(&system, &redis, "second").await;
+    let (second, second_state) = without_presence(&system, &redis, "second").await;
     let (first, second) = (first.start().await.unwrap(), second.start().await.unwrap());
     let fred = start_echo(&system, "fred", &["eu"]).await;
     let bob = start_echo(&system, "bob", &[]).await;
-    knows(&second, &["bob", "fred"]).await;
+    wait_until_known(&second, &["bob", "fred"]).await;
 
     redis.kill();
     assert_eq!(answering_agents(&first, &["eu"]).await.unwrap(), ["fred"]);
@@ -202,9 +202,9 @@ async fn n14_mappers_work_through_a_redis_outage_and_resynchronize() {
     wait_until("both mappers notice", async || !first_state.is_connected() && !second_state.is_connected()).await;
     // One agent starts and another stops, which only one mapper hears.
     let late = start_echo(&system, "late", &["eu"]).await;
-    knows(&first, &["bob", "fred", "late"]).await;
+    wait_until_known(&first, &["bob", "fred", "late"]).await;
     bob.stop().await.unwrap();
-    knows(&first, &["fred", "late"]).await;
+    wait_until_known(&first, &["fred", "late"]).await;
     assert_eq!(answering_agents(&first, &["eu"]).await.unwrap(), ["fred", "late"]);
     assert_eq!(answering_agents(&second, &["eu"]).await.unwrap(), ["fred"], "the agents it knew");
 
@@ -224,16 +224,16 @@ async fn n14_agent_that_left_during_an_outage_stays_removed() {
     let (system, mut redis) = (System::secure(), RedisServer::durable());
     let first = sharing(&system, &redis, "first").await.0.start().await.unwrap();
     let (fred, bob) = (start_echo(&system, "fred", &[]).await, start_echo(&system, "bob", &[]).await);
-    let (second, second_state) = deaf(&system, &redis, "second").await;
+    let (second, second_state) = without_presence(&system, &redis, "second").await;
     let second = second.start().await.unwrap();
-    knows(&second, &["bob", "fred"]).await;
+    wait_until_known(&second, &["bob", "fred"]).await;
     redis.kill();
     bob.stop().await.unwrap();
-    knows(&first, &["fred"]).await;
+    wait_until_known(&first, &["fred"]).await;
     redis.restart();
     assert_eq!(redis.run::<i64>(&["HEXISTS", "{nanite}:r", &field("fred")]), 1, "Redis kept its data");
     wait_until("the other mapper reconnects", async || second_state.is_connected()).await;
-    knows(&second, &["fred"]).await;
+    wait_until_known(&second, &["fred"]).await;
     assert_eq!(answering_agents(&second, &[]).await.unwrap(), ["fred"]);
     wait_until("bob is removed", async || redis.run::<i64>(&["HEXISTS", "{nanite}:r", &field("bob")]) == 0).await;
     drop(fred);
@@ -247,7 +247,7 @@ async fn n14_hanging_redis_counts_as_unavailable() {
     let state = RedisState::connect(&redis.url(), options).await.unwrap();
     let first = Mapper::builder(serializer, system.connect()).state(state.clone()).start().await.unwrap();
     let fred = start_echo(&system, "fred", &[]).await;
-    knows(&first, &["fred"]).await;
+    wait_until_known(&first, &["fred"]).await;
     redis.pause();
     assert_eq!(answering_agents(&first, &[]).await.unwrap(), ["fred"]);
     wait_until("Redis counts as unavailable", async || !state.is_connected()).await;
@@ -262,10 +262,10 @@ async fn n14_hanging_redis_counts_as_unavailable() {
 async fn n14_data_lost_by_redis_is_written_again() {
     let (system, redis) = (System::secure(), RedisServer::start());
     let first = sharing(&system, &redis, "first").await.0.start().await.unwrap();
-    let (second, _) = deaf(&system, &redis, "second").await;
+    let (second, _) = without_presence(&system, &redis, "second").await;
     let second = second.start().await.unwrap();
     let fred = start_echo(&system, "fred", &["eu"]).await;
-    knows(&second, &["fred"]).await;
+    wait_until_known(&second, &["fred"]).await;
     for loss in
         [&["FLUSHALL"][..], &["DEL", "{nanite}:t:eu"], &["DEL", "{nanite}:r"], &["HDEL", "{nanite}:v", "nanite-fred"]]
     {

@@ -95,11 +95,11 @@ fn n14_mapper_command_shares_agents_in_redis() {
     site.program("simple/echo", "cat");
     let mut agent = Running::start(&mut site.nanite(["agent", "--token", "fred", "--actors-dir", "actors"]));
     agent.wait_for("is ready");
-    mapper.wait_for("came");
+    mapper.wait_for("registered");
     let mut to = redis::Client::open(url.as_str()).unwrap().get_connection_info().clone();
     to = to.clone().set_redis_settings(to.redis_settings().clone().set_password("open sesame"));
     let mut to = redis::Client::open(to).unwrap().get_connection().unwrap();
-    let deadline = std::time::Instant::now() + crate::harness::PATIENCE;
+    let deadline = std::time::Instant::now() + crate::harness::WAIT_TIMEOUT;
     let listed = |to: &mut redis::Connection| -> Vec<String> {
         redis::cmd("SMEMBERS").arg("{ours}:s:/simple/echo").query(to).unwrap()
     };
@@ -107,7 +107,7 @@ fn n14_mapper_command_shares_agents_in_redis() {
         assert!(std::time::Instant::now() < deadline, "fred is not listed");
         std::thread::sleep(Duration::from_millis(10));
     }
-    let (out, err) = mapper.said();
+    let (out, err) = mapper.output();
     assert!(!format!("{out}{err}").contains("sesame"));
     drop((agent, mapper));
 

@@ -13,7 +13,7 @@ use nanite::transport::topology;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 
-use crate::harness::system::{System, knows, start};
+use crate::harness::system::{System, start, wait_until_known};
 
 /// Jobs of the service /gate/pass: they report their start, and end when the test adds a permit.
 struct Jobs {
@@ -90,7 +90,7 @@ async fn results(pending: Vec<PendingAnswer>) -> Vec<usize> {
 async fn start_both(system: &System, agent: nanite::agent::AgentBuilder) -> (Agent, Mapper) {
     let agent = start(agent).await;
     let mapper = system.started_mapper("m1").await;
-    knows(&mapper, &["fred"]).await;
+    wait_until_known(&mapper, &["fred"]).await;
     (agent, mapper)
 }
 

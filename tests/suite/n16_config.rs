@@ -1,4 +1,4 @@
-//! Options from the file, the environment and the command line, as the program takes them.
+//! Options from the file, the environment and the command line.
 
 use std::os::unix::fs::PermissionsExt;
 
@@ -8,7 +8,7 @@ use crate::harness::program::run;
 use crate::harness::site::{Site, ready};
 
 #[test]
-fn n16_everything_a_node_needs_can_stand_in_the_file() {
+fn n16_node_runs_from_file_options() {
     let site = Site::new(&["agent fred", "agent bob", "mapper ctl"]);
     site.program("simple/echo", "cat");
     site.program("other/echo", "cat");
@@ -19,41 +19,50 @@ fn n16_everything_a_node_needs_can_stand_in_the_file() {
         site.broker.url(),
     );
     site.write("nanite.toml", &file, 0o600);
-    let mut fred = ready(&mut site.bare(["agent"]));
+    let mut fred = ready(&mut site.unconfigured(["agent"]));
     fred.wait_for("nanite-fred is ready: 1 service, ");
-    let asked =
-        run(&mut site.bare(["request", "/simple/echo", "hi", "--tag", "filed", "--look", "60s", "--timeout", "60s"]));
-    assert_eq!((asked.code(), asked.out.as_str()), (0, "hi\n"), "{asked:?}");
+    let answer = run(&mut site.unconfigured([
+        "request",
+        "/simple/echo",
+        "hi",
+        "--tag",
+        "filed",
+        "--look",
+        "60s",
+        "--timeout",
+        "60s",
+    ]));
+    assert_eq!((answer.code(), answer.out.as_str()), (0, "hi\n"), "{answer:?}");
 
-    // The environment wins over the file, the command line over both.
-    let mut bob = ready(site.bare(["agent", "--tag", "given"]).env("NANITE_TOKEN", "bob"));
+    // The environment overrides the file, the command line overrides both.
+    let mut bob = ready(site.unconfigured(["agent", "--tag", "given"]).env("NANITE_TOKEN", "bob"));
     bob.wait_for("nanite-bob is ready");
-    let agents = run(&mut site.bare(["agents", "--json", "--at-least", "2", "--look", "60s"]));
+    let agents = run(&mut site.unconfigured(["agents", "--json", "--at-least", "2", "--look", "60s"]));
     let agents: serde_json::Value = serde_json::from_str(&agents.out).unwrap();
     assert_eq!(agents["agents"]["nanite-bob"]["tags"], json!(["given"]));
     assert_eq!(agents["agents"]["nanite-fred"]["tags"], json!(["filed"]));
-    let given = run(site.bare(["agent", "--token", "nobody"]).env("NANITE_TOKEN", "bob"));
+    let given = run(site.unconfigured(["agent", "--token", "unknown"]).env("NANITE_TOKEN", "bob"));
     assert_eq!(given.code(), 6);
-    assert!(given.err.contains("no certificate for nanite-nobody"), "{}", given.err);
+    assert!(given.err.contains("no certificate for nanite-unknown"), "{}", given.err);
 
-    // Somewhere else the file has to be named; paths in it are relative to it.
+    // In another directory the file must be named; paths in it are relative to it.
     let elsewhere = tempfile::tempdir().unwrap();
     let named = site.path("nanite.toml");
     let ask = ["request", "/simple/echo", "hi", "--target", "fred", "--timeout", "60s"];
-    let without = run(site.bare(ask).current_dir(elsewhere.path()));
+    let without = run(site.unconfigured(ask).current_dir(elsewhere.path()));
     assert_eq!(without.code(), 2, "{without:?}");
-    let by_option = run(site.bare(ask).arg("--config").arg(&named).current_dir(elsewhere.path()));
+    let by_option = run(site.unconfigured(ask).arg("--config").arg(&named).current_dir(elsewhere.path()));
     assert_eq!((by_option.code(), by_option.out.as_str()), (0, "hi\n"), "{by_option:?}");
-    let by_variable = run(site.bare(ask).env("NANITE_CONFIG", &named).current_dir(elsewhere.path()));
+    let by_variable = run(site.unconfigured(ask).env("NANITE_CONFIG", &named).current_dir(elsewhere.path()));
     assert_eq!((by_variable.code(), by_variable.out.as_str()), (0, "hi\n"), "{by_variable:?}");
 }
 
 #[test]
-fn n16_a_file_with_a_mistake_stops_the_program() {
+fn n16_invalid_file_is_an_error() {
     let site = Site::new(&["mapper ctl"]);
     let refused = |text: &str, mode: u32, parts: &[&str]| {
         site.write("nanite.toml", text, mode);
-        let ended = run(&mut site.bare(["agents"]));
+        let ended = run(&mut site.unconfigured(["agents"]));
         assert_eq!(ended.code(), 2, "{text}: {ended:?}");
         assert!(parts.iter().all(|part| ended.err.contains(part)), "{text}: {}", ended.err);
         assert!(!ended.err.contains("hidden"), "{text}: {}", ended.err);
@@ -68,16 +77,16 @@ fn n16_a_file_with_a_mistake_stops_the_program() {
     refused("insecure-plaintext = true\n", 0o644, &["unknown field `insecure-plaintext`"]);
     refused("broker = \"amqp://u:hidden@h\n", 0o644, &["nanite.toml:1: "]);
     refused("broker = \"amqp://u:hidden@h\"\n", 0o644, &["mode 0644", "chmod 600 nanite.toml"]);
-    refused("certs = \"certs\"\n", 0o666, &["everybody can write it", "--config nanite.toml"]);
-    let missing = run(&mut site.bare(["agents", "--config", "none.toml"]));
+    refused("certs = \"certs\"\n", 0o666, &["world-writable", "--config nanite.toml"]);
+    let missing = run(&mut site.unconfigured(["agents", "--config", "none.toml"]));
     assert_eq!(missing.code(), 2);
     assert!(missing.err.contains("cannot read the configuration none.toml"), "{}", missing.err);
-    // Commands that have no options in it do not read it.
-    assert_eq!(run(&mut site.bare(["certs", "list", "--dir", "certs"])).code(), 0);
+    // Commands without options in the file do not read it.
+    assert_eq!(run(&mut site.unconfigured(["certs", "list", "--dir", "certs"])).code(), 0);
 }
 
 #[test]
-fn n16_the_only_key_says_who_a_node_is_and_several_are_listed() {
+fn n16_token_defaults_to_only_key_and_lists_several() {
     let site = Site::new(&["agent fred", "agent bob", "mapper ctl"]);
     let several = site.run(&["agent"]);
     assert_eq!(several.code(), 2);
@@ -97,17 +106,17 @@ fn n16_the_only_key_says_who_a_node_is_and_several_are_listed() {
 }
 
 #[test]
-fn n16_a_name_that_nobody_gave_is_made_once_and_kept() {
+fn n16_plaintext_node_gets_saved_generated_name() {
     let site = Site::new(&[]);
     let plain = |command: &'static str| {
-        let mut plain = site.bare([command, "--insecure-plaintext"]);
+        let mut plain = site.unconfigured([command, "--insecure-plaintext"]);
         plain.env("NANITE_BROKER", site.broker.url());
         plain
     };
     let name = |command: &'static str| {
         let running = ready(&mut plain(command));
-        let (_, said) = running.said();
-        let line = said.lines().find(|line| line.contains(" is ready: ")).unwrap();
+        let (_, stderr) = running.output();
+        let line = stderr.lines().find(|line| line.contains(" is ready: ")).unwrap();
         line.split_once(" is ready: ").unwrap().0.to_owned()
     };
     let agent = name("agent");
@@ -123,7 +132,7 @@ fn n16_a_name_that_nobody_gave_is_made_once_and_kept() {
 }
 
 #[test]
-fn s14_the_password_comes_from_environment_or_file_and_is_warned_of_in_arguments() {
+fn s14_broker_password_sources_and_warning() {
     let site = Site::new(&["mapper ctl"]);
     let user = site.broker.add_user("hidden-right");
     site.broker.permit(&user, ".*", ".*", ".*");
@@ -134,7 +143,7 @@ fn s14_the_password_comes_from_environment_or_file_and_is_warned_of_in_arguments
     let agents = |options: &[&str], environment: &[(&str, &str)], file: &str| {
         site.write("nanite.toml", &format!("certs = \"certs\"\n{file}"), 0o600);
         let all = ["agents", "--look", "10ms"].iter().chain(options);
-        let ended = run(site.bare(all).envs(environment.iter().copied()));
+        let ended = run(site.unconfigured(all).envs(environment.iter().copied()));
         assert!(!format!("{ended:?}").contains("hidden"), "{ended:?}");
         ended
     };
@@ -150,7 +159,7 @@ fn s14_the_password_comes_from_environment_or_file_and_is_warned_of_in_arguments
     let file = format!("broker = \"{}\"", url("hidden-wrong"));
     assert!(!works(&["--broker-password-file", "right"], &[("NANITE_BROKER_PASSWORD", "hidden-wrong")], &file));
     assert!(works(&["--broker", &url("hidden-right")], &[("NANITE_BROKER_PASSWORD", "hidden-wrong")], ""));
-    // The password of one URL does not go to another broker.
+    // The password of one URL is not used for another broker.
     let other = agents(&["--broker", &bare], &[], &format!("broker = \"{}\"", url("hidden-right")));
     assert_eq!(other.code(), 7, "{other:?}");
     let wrong = agents(&["--broker", &bare, "--broker-password-file", "wrong"], &[], "");

@@ -15,7 +15,7 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use serde::Serialize;
 use tempfile::TempDir;
 
-use crate::harness::system::{System, json, knows};
+use crate::harness::system::{System, json, wait_until_known};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -72,7 +72,7 @@ impl TestSystem {
         let alive = actor("test").expose("alive", |(): ()| async { Ok::<_, Failure>("yes") });
         let agent = system.agent("fred").actor(actors).actor(alive).drain(Duration::ZERO).start().await.unwrap();
         let mapper = system.mapper("m1").request_timeout(TIMEOUT).start().await.unwrap();
-        knows(&mapper, &["fred"]).await;
+        wait_until_known(&mapper, &["fred"]).await;
         Self { agent, mapper, _system: system }
     }
 

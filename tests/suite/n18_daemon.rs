@@ -1,4 +1,4 @@
-//! Nodes in the background, with pid and log files, stopped and looked at by commands, known to systemd.
+//! Nodes in the background, with pid and log files, controlled by commands, and known to systemd.
 
 use std::fs;
 use std::os::linux::net::SocketAddrExt;
@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getsid};
 use serde_json::{Value, json};
 
-use crate::harness::PATIENCE;
+use crate::harness::WAIT_TIMEOUT;
 use crate::harness::program::{Ended, Running, run};
 use crate::harness::site::Site;
 
@@ -50,15 +50,15 @@ impl<'a> Daemon<'a> {
         self.site.path(&format!("run/{prefix}-{}.pid", self.name))
     }
 
-    fn lives(&self) -> bool {
-        // One that has ended stays as a zombie where nobody collects it.
+    fn is_alive(&self) -> bool {
+        // Without a parent that waits for it, an ended process stays as a zombie.
         fs::read_to_string(format!("/proc/{}/stat", self.pid)).is_ok_and(|stat| !stat.contains(") Z "))
     }
 }
 
 impl Drop for Daemon<'_> {
     fn drop(&mut self) {
-        if self.pid.as_raw() > 0 && self.lives() {
+        if self.pid.as_raw() > 0 && self.is_alive() {
             let _ = kill(self.pid, Signal::SIGKILL);
         }
     }
@@ -73,10 +73,10 @@ fn control(site: &Site, role: &str, arguments: &[&str]) -> Ended {
     site.run(&[&[role], arguments, &["--pid-dir", "run"]].concat())
 }
 
-fn wait_until(what: &str, so: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !so() {
-        assert!(Instant::now() < deadline, "not so within {PATIENCE:?}: {what}");
+fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + WAIT_TIMEOUT;
+    while !condition() {
+        assert!(Instant::now() < deadline, "not within {WAIT_TIMEOUT:?}: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
@@ -89,7 +89,7 @@ fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_default()
 }
 
-/// A program that says that it began, and ends when it is let.
+/// A program that creates the file `began`, and ends when the file `go` exists.
 fn slow_program(site: &Site) {
     let (began, go) = (site.path("began"), site.path("go"));
     let wait = format!("until [ -e {} ]; do sleep 0.02; done", go.display());
@@ -97,13 +97,13 @@ fn slow_program(site: &Site) {
 }
 
 fn begin_slow_job(site: &Site) -> Running {
-    let asked = Running::start(&mut site.nanite(request(&["/slow/job"])));
+    let running = Running::start(&mut site.nanite(request(&["/slow/job"])));
     wait_until("the job runs", || site.path("began").exists());
-    asked
+    running
 }
 
 #[test]
-fn n18_an_agent_in_the_background_is_ready_when_the_command_ends_and_stops_when_told() {
+fn n18_background_agent_is_ready_logs_and_stops() {
     let site = Site::new(&["agent fred", "mapper ctl"]);
     slow_program(&site);
     let options = ["--actors-dir", "actors", "--log-dir", "log"];
@@ -120,7 +120,7 @@ fn n18_an_agent_in_the_background_is_ready_when_the_command_ends_and_stops_when_
     let table = control(&site, "agent", &["status"]).out;
     assert!(table.contains("NODE") && table.contains(&format!("nanite-fred  running  {}", fred.pid)), "{table}");
 
-    let asked = begin_slow_job(&site);
+    let request = begin_slow_job(&site);
     kill(fred.pid, Signal::SIGUSR1).unwrap();
     let log = site.path("log/nanite-fred.log");
     wait_until("the running job is in the log", || read(&log).contains("running: /slow/job for mapper-ctl, since 20"));
@@ -133,20 +133,20 @@ fn n18_an_agent_in_the_background_is_ready_when_the_command_ends_and_stops_when_
     assert!(early.err.contains("has not ended yet") && early.err.contains("--now"), "{}", early.err);
     assert_eq!(fred.state(), "stopping");
     let again = control(&site, "agent", &["stop", "--timeout", "100ms"]);
-    assert_eq!(again.code(), 4, "asking twice is not the second signal, which stops at once");
+    assert_eq!(again.code(), 4, "a repeated stop is not the second signal, which stops at once");
     fs::write(site.path("go"), "").unwrap();
     let stopped = control(&site, "agent", &["stop"]);
     assert!(matches!(stopped.code(), 0 | 3), "{stopped:?}");
-    let answer = asked.wait();
+    let answer = request.wait();
     assert_eq!((answer.code(), answer.out.as_str()), (0, "done\n"), "the running job was finished");
-    wait_until("it has ended", || !fred.lives());
+    wait_until("it has ended", || !fred.is_alive());
     assert!(!fred.pid_file().exists());
     assert_eq!(control(&site, "agent", &["stop"]).code(), 3);
     assert_eq!(fred.state(), "stopped");
 }
 
 #[test]
-fn n18_what_keeps_a_node_from_starting_is_said_by_the_command_that_starts_it() {
+fn n18_daemonize_reports_startup_errors() {
     let site = Site::new(&["agent fred"]);
     let refused = |name: &str, options: &[&str], code: i32, parts: &[&str]| {
         let ended = daemonize(&site, "agent", name, options);
@@ -163,7 +163,7 @@ fn n18_what_keeps_a_node_from_starting_is_said_by_the_command_that_starts_it() {
     assert!(fs::read_dir(site.path("run")).unwrap().next().is_none(), "nothing is left");
 
     let fred = Daemon::start(&site, "agent", "fred", &[]);
-    let runs = format!("nanite-fred runs already (pid {})", fred.pid);
+    let runs = format!("nanite-fred is already running (pid {})", fred.pid);
     refused("fred", &[], 1, &[&runs, "nanite agent stop --token fred --pid-dir run"]);
     let foreground = run(&mut site.nanite(["agent", "--token", "fred", "--pid-dir", "run"]));
     assert_eq!(foreground.code(), 1);
@@ -173,22 +173,22 @@ fn n18_what_keeps_a_node_from_starting_is_said_by_the_command_that_starts_it() {
 }
 
 #[test]
-fn n18_a_stale_pid_file_is_recognised_and_nobody_else_is_signalled() {
+fn n18_stale_pid_file_signals_no_other_process() {
     let site = Site::new(&["agent fred", "agent bob", "mapper ctl"]);
     let killed = Daemon::start(&site, "agent", "fred", &[]);
     kill(killed.pid, Signal::SIGKILL).unwrap();
-    wait_until("it is dead", || !killed.lives());
+    wait_until("it is dead", || !killed.is_alive());
     assert!(killed.pid_file().exists());
     assert_eq!(killed.status(), json!({"identity": "nanite-fred", "state": "stale", "pid": null, "since": null}));
     assert_eq!(control(&site, "agent", &["status"]).code(), 3);
 
-    // As if its number belonged to another program by now.
+    // As if its pid now belonged to another program.
     let bystander = Running::start(std::process::Command::new("sleep").arg("600"));
     let content = read(&killed.pid_file()).replacen(&killed.pid.to_string(), &bystander.id().to_string(), 1);
     fs::write(killed.pid_file(), &content).unwrap();
     let stopped = control(&site, "agent", &["stop"]);
     assert_eq!(stopped.code(), 3, "{stopped:?}");
-    assert!(stopped.err.contains("had ended without removing its pid file"), "{}", stopped.err);
+    assert!(stopped.err.contains("ended without removing its pid file"), "{}", stopped.err);
     assert!(!killed.pid_file().exists());
     fs::write(killed.pid_file(), &content).unwrap();
     let fred = Daemon::start(&site, "agent", "fred", &[]);
@@ -199,33 +199,33 @@ fn n18_a_stale_pid_file_is_recognised_and_nobody_else_is_signalled() {
     assert_eq!(which.code(), 2);
     assert!(which.err.contains("which agent? There are several: bob, fred"), "{}", which.err);
     assert_eq!(control(&site, "agent", &["stop", "--token", "bob"]).code(), 0);
-    assert!(!bob.lives() && fred.lives());
+    assert!(!bob.is_alive() && fred.is_alive());
     let at_once = control(&site, "agent", &["stop", "--now"]);
     assert_eq!(at_once.code(), 0, "{at_once:?}");
     assert!(!fred.pid_file().exists());
-    assert!(!fs::read_to_string(format!("/proc/{}/stat", bystander.id())).unwrap().contains(") Z "), "it lives");
+    assert!(!fs::read_to_string(format!("/proc/{}/stat", bystander.id())).unwrap().contains(") Z "), "it is alive");
     assert_eq!(control(&site, "mapper", &["status"]).code(), 3, "a mapper has files of its own");
 }
 
 #[test]
-fn n18_the_second_signal_ends_a_node_at_once() {
+fn n18_second_signal_stops_at_once() {
     let site = Site::new(&["agent fred", "mapper ctl"]);
     slow_program(&site);
     let fred = Daemon::start(&site, "agent", "fred", &["--actors-dir", "actors", "--log-dir", "log"]);
-    let _asked = begin_slow_job(&site);
+    let _request = begin_slow_job(&site);
     kill(fred.pid, Signal::SIGTERM).unwrap();
     wait_until("it stops", || fred.state() == "stopping");
     kill(fred.pid, Signal::SIGUSR1).unwrap();
     let log = site.path("log/nanite-fred.log");
-    wait_until("it still says what it does", || read(&log).contains("running: /slow/job"));
+    wait_until("it still logs its jobs", || read(&log).contains("running: /slow/job"));
     kill(fred.pid, Signal::SIGTERM).unwrap();
-    wait_until("it has ended", || !fred.lives());
+    wait_until("it has ended", || !fred.is_alive());
     assert!(!fred.pid_file().exists());
-    assert!(read(&log).contains("stopped at once: what was running is lost"), "{}", read(&log));
+    assert!(read(&log).contains("stopped at once: running jobs are lost"), "{}", read(&log));
 }
 
 #[test]
-fn n18_a_mapper_is_no_different() {
+fn n18_background_mapper() {
     let site = Site::new(&["agent fred", "mapper ctl", "mapper m1"]);
     slow_program(&site);
     let _fred = site.agent("fred", &[]);
@@ -236,34 +236,34 @@ fn n18_a_mapper_is_no_different() {
     let pid = Pid::from_raw(i32::try_from(status["nodes"][0]["pid"].as_i64().unwrap()).unwrap());
     let m1 = Daemon { site: &site, role: "mapper", name: "m1", pid };
     let via = ["request", "/slow/job", "--token", "ctl", "--via-mapper", "--timeout", "60s"];
-    let asked = Running::start(&mut site.nanite(via));
+    let request = Running::start(&mut site.nanite(via));
     wait_until("the job runs", || site.path("began").exists());
     kill(m1.pid, Signal::SIGUSR1).unwrap();
     let log = site.path("log/mapper-m1.log");
-    wait_until("it says what is under way", || read(&log).contains("under way: 1 request at nanite-fred"));
-    assert!(read(&log).contains("1 agent, 1 request under way"), "{}", read(&log));
+    wait_until("the requests in flight are in the log", || read(&log).contains("in flight: 1 request at nanite-fred"));
+    assert!(read(&log).contains("1 agent, 1 request in flight"), "{}", read(&log));
     fs::write(site.path("go"), "").unwrap();
-    assert_eq!(asked.wait().out, "done\n");
+    assert_eq!(request.wait().out, "done\n");
     assert_eq!(site.run(&["mapper", "stop"]).code(), 0);
-    assert!(!m1.lives() && !m1.pid_file().exists());
+    assert!(!m1.is_alive() && !m1.pid_file().exists());
 }
 
 #[test]
-fn n18_systemd_is_told_when_a_node_is_ready_and_when_it_stops() {
+fn n18_notifies_systemd_when_ready_and_stopping() {
     let site = Site::new(&["agent fred"]);
     let name = format!("nanite-{}", site.broker.vhost());
     let socket = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    let told = || {
+    socket.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
+    let notification = || {
         let mut buffer = [0; 512];
         let length = socket.recv(&mut buffer).unwrap();
         String::from_utf8_lossy(&buffer[..length]).into_owned()
     };
     let mut command = site.nanite(["agent", "--token", "fred"]);
     let fred = Running::start(command.env("NOTIFY_SOCKET", format!("@{name}")));
-    let ready = told();
+    let ready = notification();
     assert!(ready.starts_with(&format!("READY=1\nMAINPID={}\nSTATUS=nanite-fred is ready: ", fred.id())), "{ready}");
     fred.signal(Signal::SIGTERM);
-    assert_eq!(told(), "STOPPING=1");
+    assert_eq!(notification(), "STOPPING=1");
     assert_eq!(fred.wait().code(), 0);
 }

@@ -1,4 +1,4 @@
-//! File broadcast as the program does it, in processes of its own against a real broker.
+//! File broadcast by the program, as real processes with a real broker.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::PATIENCE;
+use crate::harness::WAIT_TIMEOUT;
 use crate::harness::program::{Running, run};
 use crate::harness::site::Site;
 
-/// The most memory that a process may ever have had, in KiB: less than the file that goes through it.
-const MEMORY: u64 = 64 * 1024;
+/// The peak memory of a process, in KiB: less than the file that it sends or receives.
+const MAX_PEAK_MEMORY_KIB: u64 = 64 * 1024;
 
 /// A file of random bytes.
 fn random_file(path: &Path, mebibytes: usize) {
@@ -26,8 +26,8 @@ fn random_file(path: &Path, mebibytes: usize) {
     }
 }
 
-/// An agent that takes files of `photos` into the directory of its name.
-fn taker(site: &Site, name: &str, options: &[&str]) -> Running {
+/// An agent that receives files of `photos` in the directory of its name.
+fn receiver(site: &Site, name: &str, options: &[&str]) -> Running {
     fs::create_dir_all(site.path(name)).unwrap();
     let all = ["agent", "--token", name, "--files-dir", name, "--files-domain", "photos"].into_iter();
     site.start(&all.chain(options.iter().copied()).collect::<Vec<_>>())
@@ -37,14 +37,14 @@ fn send<'a>(arguments: &[&'a str]) -> Vec<&'a str> {
     ["send-file", "--domain", "photos", "--look", "60s"].into_iter().chain(arguments.iter().copied()).collect()
 }
 
-/// The most memory that a process has had so far, in KiB; none when it has ended.
-fn most_memory(id: u32) -> Option<u64> {
+/// The peak memory of a process so far, in KiB; none when it has ended.
+fn peak_memory(id: u32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{id}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     line.trim().strip_suffix(" kB")?.parse().ok()
 }
 
-/// What `sha256sum` says of files, without their names.
+/// The sums that `sha256sum` prints for files.
 fn sha256sum(files: &[PathBuf]) -> Vec<String> {
     let output = Command::new("sha256sum").args(files).output().unwrap();
     assert!(output.status.success(), "{output:?}");
@@ -59,14 +59,14 @@ fn names(directory: &Path) -> Vec<String> {
 }
 
 #[test]
-fn n19_a_hundred_mebibytes_reach_two_agents_in_constant_memory() {
+fn n19_sends_100_mib_to_two_agents_in_constant_memory() {
     let site = Site::new(&["agent a", "agent b", "agent c", "mapper ctl"]);
-    let (mut a, b) = (taker(&site, "a", &[]), taker(&site, "b", &[]));
+    let (mut a, b) = (receiver(&site, "a", &[]), receiver(&site, "b", &[]));
     let _without = site.start(&["agent", "--token", "c"]);
     random_file(&site.path("big.bin"), 100);
     let sender = Running::start(&mut site.nanite(send(&["big.bin", "--at-least", "2"])));
     let mut senders_most = 0;
-    while let Some(most) = most_memory(sender.id()) {
+    while let Some(most) = peak_memory(sender.id()) {
         senders_most = most;
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -76,31 +76,31 @@ fn n19_a_hundred_mebibytes_reach_two_agents_in_constant_memory() {
     let sums = sha256sum(&[site.path("big.bin"), site.path("a/big.bin"), site.path("b/big.bin")]);
     assert!(sums[0] == sums[1] && sums[0] == sums[2], "{sums:?}");
     for (who, most) in
-        [("sender", senders_most), ("agent a", most_memory(a.id()).unwrap()), ("agent b", most_memory(b.id()).unwrap())]
+        [("sender", senders_most), ("agent a", peak_memory(a.id()).unwrap()), ("agent b", peak_memory(b.id()).unwrap())]
     {
-        assert!(0 < most && most < MEMORY, "{who} has had {most} KiB");
+        assert!(0 < most && most < MAX_PEAK_MEMORY_KIB, "{who}: {most} KiB");
         println!("{who}: at most {most} KiB");
     }
-    a.wait_for("mapper-ctl has sent ");
+    a.wait_for("big.bin from mapper-ctl (100.0 MiB)");
     assert_eq!((names(&site.path("a")), names(&site.path("b"))), (vec!["big.bin".into()], vec!["big.bin".into()]));
 }
 
 #[test]
-fn n19_who_goes_away_meanwhile_is_missed_and_keeps_nothing() {
+fn n19_receiver_that_dies_is_lost_and_keeps_no_partial_file() {
     let site = Site::new(&["agent a", "agent b", "mapper ctl"]);
-    let (_a, b) = (taker(&site, "a", &[]), taker(&site, "b", &[]));
+    let (_a, b) = (receiver(&site, "a", &[]), receiver(&site, "b", &[]));
     random_file(&site.path("big.bin"), 40);
     let sender = Running::start(&mut site.nanite(send(&["big.bin", "--at-least", "2", "--json"])));
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + WAIT_TIMEOUT;
     let part = loop {
         let part = fs::read_dir(site.path("b")).unwrap().flatten().find(|e| e.metadata().unwrap().len() > 1 << 20);
         if let Some(part) = part {
             break part.file_name().into_string().unwrap();
         }
-        assert!(Instant::now() < deadline, "no part of it came: {:?}", sender.said());
+        assert!(Instant::now() < deadline, "no part of it came: {:?}", sender.output());
         std::thread::sleep(Duration::from_millis(1));
     };
-    // It takes nothing more, so the sender waits for it; then it is gone while nobody sends to it.
+    // While it is stopped it receives nothing, so the sender waits for it; then it dies while nothing is sent to it.
     b.signal(Signal::SIGSTOP);
     let length = |name: &str| fs::metadata(site.path("a").join(name)).map_or(0, |data| data.len());
     let (mut came, mut since) = (0, Instant::now());
@@ -121,14 +121,14 @@ fn n19_who_goes_away_meanwhile_is_missed_and_keeps_nothing() {
     assert_eq!(answers["failures"]["nanite-b"]["code"], "lost");
     assert!(sent.err.contains("nanite-b: ") && sent.err.contains("1 agent has it, 1 without it"), "{}", sent.err);
     assert_eq!(names(&site.path("a")), ["big.bin"]);
-    let _b = taker(&site, "b", &[]);
+    let _b = receiver(&site, "b", &[]);
     assert!(names(&site.path("b")).is_empty(), "its next start removes what was left");
 }
 
 #[test]
-fn n19_what_cannot_be_sent_or_taken_is_said_with_its_exit_code() {
+fn n19_send_file_errors_and_exit_codes() {
     let site = Site::new(&["agent a", "mapper ctl"]);
-    let a = taker(&site, "a", &["--files-max", "1KiB"]);
+    let a = receiver(&site, "a", &["--files-max", "1KiB"]);
     fs::write(site.path("small"), "hello").unwrap();
     fs::write(site.path("large"), vec![b'x'; 1025]).unwrap();
     let check = |arguments: &[&str], code: i32, parts: &[&str]| {
@@ -142,30 +142,33 @@ fn n19_what_cannot_be_sent_or_taken_is_said_with_its_exit_code() {
     check(&["small"], 0, &["1 agent has it, 0 without it (5 B, "]);
     check(&["small", "--dest", "other name"], 0, &[]);
     assert_eq!(fs::read(site.path("a/other name")).unwrap(), b"hello");
-    check(&["large"], 5, &["nanite-a: denied: the file is larger than this agent allows"]);
+    check(&["large"], 5, &["nanite-a: denied: the file is larger than is taken here"]);
     check(&["none"], 2, &["there is no file none"]);
-    check(&["a"], 2, &["a is not a plain file", "tar"]);
+    check(&["a"], 2, &["a is not a regular file", "tar"]);
     for name in ["../x", "/etc/x", "", ".hidden", "a/b"] {
-        check(&["small", "--dest", name], 2, &["is not a plain file name", "--dest NAME"]);
+        check(&["small", "--dest", name], 2, &["is not one plain file name", "--dest NAME"]);
     }
     assert_eq!(names(&site.path("a")), ["other name", "small"]);
 
     let other = |arguments: &[&str]| run(&mut site.nanite(arguments));
-    let nobody = other(&["send-file", "small", "--domain", "music", "--look", "1s", "--json"]);
-    assert_eq!(nobody.code(), 3, "{nobody:?}");
+    let missing = other(&["send-file", "small", "--domain", "music", "--look", "1s", "--json"]);
+    assert_eq!(missing.code(), 3, "{missing:?}");
     assert!(
-        nobody.err.contains("no agent receives files of music") && nobody.err.contains("files are taken of photos")
+        missing.err.contains("no agent receives files of music") && missing.err.contains("available domains: photos")
     );
-    assert_eq!(serde_json::from_str::<Value>(&nobody.out).unwrap(), json!({"results": {}, "failures": {}}));
+    assert_eq!(serde_json::from_str::<Value>(&missing.out).unwrap(), json!({"results": {}, "failures": {}}));
     let few = other(&["send-file", "small", "--domain", "photos", "--look", "1s", "--at-least", "2"]);
     assert_eq!(few.code(), 3, "{few:?}");
-    assert!(few.err.contains("files of photos are taken by 1 agent, not 2"), "{}", few.err);
+    assert!(few.err.contains("files of photos are received by 1 agent, not 2"), "{}", few.err);
     drop(a);
     for (arguments, parts) in [
-        (&["--files-dir", "a"][..], ["it is not said what files are taken of", "--files-domain D"]),
-        (&["--files-domain", "photos"], ["it is not said where files go", "--files-dir DIR --files-domain photos"]),
-        (&["--files-dir", "none", "--files-domain", "x"], ["cannot receive files in none", "mkdir -p none"]),
-        (&["--files-max", "1GB"], ["'1GB' is no size", "100MiB"]),
+        (&["--files-dir", "a"][..], ["`--files-dir` requires `--files-domain`", "--files-domain D"]),
+        (
+            &["--files-domain", "photos"],
+            ["`--files-domain` requires `--files-dir`", "--files-dir DIR --files-domain photos"],
+        ),
+        (&["--files-dir", "none", "--files-domain", "x"], ["none cannot take files", "mkdir -p none"]),
+        (&["--files-max", "1GB"], ["'1GB' is not a size", "100MiB"]),
     ] {
         let refused = other(&[&["agent", "--token", "a"], arguments].concat());
         assert_eq!(refused.code(), 2, "{refused:?}");

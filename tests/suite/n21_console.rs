@@ -1,4 +1,4 @@
-//! The console, on a terminal and fed by a script.
+//! The console, on a terminal and with a script.
 
 use std::os::unix::fs::PermissionsExt;
 
@@ -16,9 +16,9 @@ const PROMPT: &str = "nanite> ";
 /// A console on a terminal, at its prompt.
 fn console(site: &Site) -> Terminal {
     let mut console = Terminal::run(&site.nanite(["console", "--token", "ctl"]));
-    console.wait_for("`help` shows the commands");
+    console.wait_for("`help` lists the commands");
     console.wait_for(PROMPT);
-    // On a slow machine its agent may come later. The blank keeps it out of the history.
+    // On a slow machine the agent may register later. The space keeps the line out of the history.
     while !console.shown().contains(r#""nanite-fred": {"#) {
         console.press(" agents --json\r");
         console.wait_for(r#""agents": {"#);
@@ -37,7 +37,7 @@ fn with_agent(name: &'static str, programs: &[(&str, &str)]) -> (Site, Running) 
 }
 
 #[test]
-fn n21_requests_are_typed_with_completion_and_history() {
+fn n21_console_has_completion_and_history() {
     let (site, _fred) = with_agent("fred", &[("simple/echo", "cat"), ("simple/fail", "echo broken >&2; exit 3")]);
     let mut first = console(&site);
     first.press("/simple/e\t");
@@ -57,11 +57,11 @@ fn n21_requests_are_typed_with_completion_and_history() {
     for (line, answer) in [
         ("agents --json", r#""nanite-fred": {"#),
         ("ping all", "nanite-fred: "),
-        ("push /simple/echo work", "given to nanite-fred"),
-        ("help", "RequestSpec agents to do something"),
+        ("push /simple/echo work", "sent to nanite-fred"),
+        ("help", "Send a request to agents"),
         ("help request", "--selector"),
         ("nonsense", "unrecognized subcommand 'nonsense'"),
-        ("/nobody/offers", "no agent offers /nobody/offers"),
+        ("/not/offered", "no agent offers /not/offered"),
         ("/simple/echo -", "`-` reads a payload from stdin"),
         ("/simple/echo x --via-mapper", "the console is a mapper itself"),
     ] {
@@ -80,7 +80,7 @@ fn n21_requests_are_typed_with_completion_and_history() {
     assert_eq!(std::fs::metadata(&history).unwrap().permissions().mode() & 0o777, 0o600);
     let kept = std::fs::read_to_string(&history).unwrap();
     assert!(kept.starts_with("/simple/echo {\"a\": [1, \"b c\"]} --target fred\nservices\n"), "{kept}");
-    assert!(!kept.contains("secret"), "a line that begins with a blank is not kept");
+    assert!(!kept.contains("secret"), "a line that begins with a space is not saved");
     let mut second = console(&site);
     second.press(UP);
     second.wait_for("/simple/echo x --via-mapper");
@@ -92,7 +92,7 @@ fn n21_requests_are_typed_with_completion_and_history() {
 }
 
 #[test]
-fn n21_parts_are_shown_as_they_come_and_ctrl_c_ends_the_request_alone() {
+fn n21_console_shows_intermediate_results_and_ctrl_c_ends_request() {
     let (site, mut fred) = with_agent(
         "fred",
         &[("slow/count", r#"echo '{"key": "step", "value": 1}' >&3; exec sleep 600"#), ("simple/echo", "cat")],
@@ -101,7 +101,7 @@ fn n21_parts_are_shown_as_they_come_and_ctrl_c_ends_the_request_alone() {
     console.press("request /slow/count --timeout 10m\r");
     console.wait_for("nanite-fred step: 1");
     console.press(CTRL_C);
-    console.wait_for("interrupted: nobody waits for the answers any more");
+    console.wait_for("interrupted: further answers are ignored");
     console.wait_for(PROMPT);
     console.press("/simple/echo again\r");
     console.wait_for("again\r\n");
@@ -112,7 +112,7 @@ fn n21_parts_are_shown_as_they_come_and_ctrl_c_ends_the_request_alone() {
 }
 
 #[test]
-fn n21_nothing_that_an_agent_says_steers_the_terminal() {
+fn n21_agent_output_cannot_control_terminal() {
     let evil = r"printf '\033]0;owned\007\033[2J\302\233 31m'";
     let part = r#"echo '{"key": "\u001b]0;owned\u0007", "value": "\u001b[2J"}' >&3; echo ok"#;
     let fail = r"printf '\033]0;owned\007' >&2; exit 1";
@@ -121,7 +121,7 @@ fn n21_nothing_that_an_agent_says_steers_the_terminal() {
         assert!(!shown.contains("\x1b]0;") && !shown.contains("\x1b[2J") && !shown.contains('\u{9b}'), "{shown:?}");
     };
     let mut console = console(&site);
-    // What stands in an error of a program has no control characters by then.
+    // The agent has already replaced control characters in the error of a program.
     let shown =
         [("say", r"\u{1b}]0;owned\u{7}"), ("part", r"\u{1b}]0;owned\u{7}"), ("fail", "\u{fffd}]0;owned\u{fffd}")];
     for (service, harmless) in shown {
@@ -133,25 +133,26 @@ fn n21_nothing_that_an_agent_says_steers_the_terminal() {
     check(&console.wait().1);
     for (service, harmless) in shown {
         let service = format!("/evil/{service}");
-        let asked = ["request", &service, "--follow", "--token", "ctl", "--look", "60s", "--timeout", "60s"];
-        let mut request = Terminal::run(&site.nanite(asked));
+        let arguments = ["request", &service, "--follow", "--token", "ctl", "--look", "60s", "--timeout", "60s"];
+        let mut request = Terminal::run(&site.nanite(arguments));
         request.wait_for(harmless);
         check(&request.wait().1);
     }
 }
 
 #[test]
-fn n21_a_script_runs_to_its_end_and_its_first_failure_is_the_exit_code() {
+fn n21_script_exit_code_is_first_failure() {
     let (site, _fred) = with_agent("fred", &[("simple/echo", "cat")]);
-    let good = b"# who is there\nagents --json\n\nrequest /simple/echo 'two words'\n/simple/echo [1]\n";
-    let ended = site.fed(&["console"], good);
+    let good = b"# list the agents\nagents --json\n\nrequest /simple/echo 'two words'\n/simple/echo [1]\n";
+    let ended = site.run_with_input(&["console"], good);
     assert_eq!(ended.code(), 0, "{ended:?}");
     let (json, rest) = ended.out.split_once("\ntwo words\n").unwrap();
     let agents: Value = serde_json::from_str(json).unwrap();
     assert_eq!(agents["agents"]["nanite-fred"]["tags"][0], "big");
     assert_eq!(rest, "[1]\n");
-    assert!(!ended.out.contains(PROMPT), "nobody is prompted");
-    let bad = site.fed(&["console"], b"/nobody/offers\nnonsense\n/simple/echo still\nquit\n/simple/echo never\n");
+    assert!(!ended.out.contains(PROMPT), "a script gets no prompt");
+    let bad =
+        site.run_with_input(&["console"], b"/not/offered\nnonsense\n/simple/echo still\nquit\n/simple/echo never\n");
     assert_eq!((bad.code(), bad.out.as_str()), (3, "still\n"), "{}", bad.err);
     assert!(!site.path("state/nanite/console-history").exists(), "a script leaves no history");
 }

@@ -39,7 +39,7 @@ impl SetupTest {
         let management = format!("http://localhost:{}", self.site.broker.management());
         let all = ["broker", "setup", "--management", &management, "--vhost", &self.vhost];
         let nodes = ["--agent", &self.agents[0], "--agent", &self.agents[1], "--mapper", &self.mapper];
-        run(&mut self.site.bare([&all[..], &nodes, options].concat()))
+        run(&mut self.site.unconfigured([&all[..], &nodes, options].concat()))
     }
 
     pub fn password(&self, identity: &str) -> String {
@@ -55,7 +55,8 @@ impl SetupTest {
     /// The program as a node, with its own broker user.
     pub fn node(&self, role: &str, name: &str, arguments: &[&str]) -> std::process::Command {
         let identity = if role == "agent" { format!("nanite-{name}") } else { format!("mapper-{name}") };
-        let mut command = self.site.bare(arguments.iter().copied().chain(["--token", name, "--certs", "certs"]));
+        let mut command =
+            self.site.unconfigured(arguments.iter().copied().chain(["--token", name, "--certs", "certs"]));
         command.args(["--broker", &self.url(&identity)]);
         command.args(["--broker-password-file", &format!("broker-passwords/{identity}.password")]);
         command
@@ -125,12 +126,12 @@ fn n22_errors_are_reported_and_a_dry_run_changes_nothing() {
     let worker = test.site.broker.add_user("hunter2");
     fails(test.setup(&["--user", &worker, "--password-file", "secret"]), 5, "is not an administrator");
     fails(test.setup(&["--agent", "a b"]), 2, "'a b' cannot be the name of an agent");
-    let other = |url: &str| run(&mut test.site.bare(["broker", "setup", "--agent", "x", "--management", url]));
+    let other = |url: &str| run(&mut test.site.unconfigured(["broker", "setup", "--agent", "x", "--management", url]));
     fails(other("http://127.0.0.1:1"), 7, "rabbitmq-plugins enable rabbitmq_management");
     fails(other("http://192.0.2.1:15672"), 2, "without TLS, the password would be sent to another machine");
     fails(other("http://guest:guest@localhost:1"), 2, "--password-file");
     fails(other("https://localhost:1"), 2, "--ca FILE");
-    fails(run(&mut test.site.bare(["broker", "setup"])), 2, "no node is named");
+    fails(run(&mut test.site.unconfigured(["broker", "setup"])), 2, "no node is named");
     assert_eq!(test.api(&format!("/api/vhosts/{}", test.vhost)).0, 404, "nothing was created");
 
     assert_eq!(test.setup(&[]).code(), 0);

@@ -1,4 +1,4 @@
-//! n24: the examples do what their documents say, as processes of their own, through RabbitMQ.
+//! n24: the examples do what their documentation says, as real processes with RabbitMQ.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -49,7 +49,7 @@ fn certificates(nodes: &[(&str, &str)]) -> tempfile::TempDir {
 }
 
 #[test]
-fn n24_simple_runs_in_memory_and_through_rabbitmq() {
+fn n24_simple_runs_in_memory_and_with_rabbitmq() {
     let expected = "/simple/echo: nanite-fred says \"hello\"\n/simple/sum: nanite-fred says 42\n\
                     /simple/sum: nanite-fred fails: bad_payload\n\
                     /simple/count: nanite-fred counted 1\n/simple/count: nanite-fred counted 2\n\
@@ -98,10 +98,10 @@ fn u09_readme_programs_run_as_printed() {
 }
 
 #[test]
-fn n24_secure_agents_and_a_mapper_are_programs_of_their_own() {
+fn n24_secure_agents_and_mapper_run_as_processes() {
     let broker = Broker::shared();
     let dir = certificates(&[("agent", "fred"), ("agent", "bob"), ("mapper", "desk")]);
-    // Of the same domain and on the same broker, but of another CA: nobody listens to it.
+    // Of the same domain and on the same broker, but of another CA: its messages are refused.
     let others = certificates(&[("agent", "eve")]);
     let start = |dir: &tempfile::TempDir, name| {
         let mut agent =
@@ -130,14 +130,14 @@ fn n24_secure_agents_and_a_mapper_are_programs_of_their_own() {
 }
 
 #[test]
-fn n24_a_custom_certificate_store_serves_a_secure_serializer() {
+fn n24_custom_certificate_store() {
     let ended = run(&mut example("custom_store"));
     assert_eq!(ended.code(), 0, "{ended:?}");
     assert!(ended.out.ends_with("opened: the same packet, signed by mapper-control\n"), "{ended:?}");
 }
 
 #[test]
-fn n24_an_example_without_its_certificates_says_what_is_missing() {
+fn n24_examples_report_missing_certificates() {
     let dir = tempfile::tempdir().unwrap();
     let ended = run(example("secure_agent").arg(dir.path()).arg("fred"));
     assert_eq!(ended.code(), 1);
@@ -147,7 +147,7 @@ fn n24_an_example_without_its_certificates_says_what_is_missing() {
 }
 
 #[test]
-fn n24_a_client_agent_asks_others_in_its_own_name() {
+fn n24_client_agent_sends_requests_with_own_identity() {
     let broker = Broker::shared();
     let ended = run(example("client_agent").env("NANITE_BROKER", broker.url()));
     assert_eq!(ended.code(), 0, "{ended:?}");
@@ -158,13 +158,13 @@ fn n24_a_client_agent_asks_others_in_its_own_name() {
 }
 
 #[test]
-fn n24_a_selector_and_a_status_of_ones_own() {
+fn n24_custom_selector_and_status() {
     let ended = run(&mut example("selector_status"));
     assert_eq!((ended.code(), ended.out.as_str()), (0, "nanite-b: \"backup.tar is stored\"\n"), "{ended:?}");
 }
 
 #[test]
-fn n24_a_file_is_broadcast() {
+fn n24_file_broadcast() {
     let ended = run(example("file_broadcast").arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")));
     assert_eq!(ended.code(), 0, "{ended:?}");
     assert_eq!(ended.out.lines().last(), Some("2 have it, 0 do not"), "{ended:?}");
@@ -172,7 +172,7 @@ fn n24_a_file_is_broadcast() {
 }
 
 #[test]
-fn n24_a_crew_shares_the_work() {
+fn n24_crew_distributes_requests() {
     let broker = Broker::shared();
     let ended = run(example("crew").args(["8", "40"]).env("NANITE_BROKER", broker.url()));
     assert_eq!(ended.code(), 0, "{ended:?}");
@@ -182,11 +182,11 @@ fn n24_a_crew_shares_the_work() {
 
 #[cfg(feature = "admin")]
 #[test]
-fn n24_http_in_front_agents_behind() {
+fn n24_http_front_forwards_requests_to_agents() {
     use std::io::{Read, Write};
     let mut front = Running::start(&mut example("http_front"));
     front.wait_for("http://127.0.0.1:");
-    let (out, _) = front.said();
+    let (out, _) = front.output();
     let address = out.trim().strip_prefix("http://").unwrap().to_owned();
     let ask = |path: &str, body: &str| {
         let mut stream = std::net::TcpStream::connect(&address).unwrap();
@@ -209,7 +209,7 @@ fn n24_http_in_front_agents_behind() {
 }
 
 #[test]
-fn n24_the_brokers_queues_are_a_service() {
+fn n24_rabbitmqctl_service_lists_queues() {
     let site = Site::new(&["agent keeper", "mapper desk"]);
     let program = include_str!("../../examples/rabbitmqctl/rabbitmq/queues");
     site.write("actors/rabbitmq/queues", program, 0o755);

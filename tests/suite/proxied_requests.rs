@@ -13,7 +13,7 @@ use nanite::request::{Event, RequestError};
 use nanite::transport::topology;
 use tokio::sync::mpsc;
 
-use crate::harness::system::{System, json, knows, start};
+use crate::harness::system::{System, json, start, wait_until_known};
 use crate::harness::{on_every_format, wait_until};
 
 on_every_format!(
@@ -63,7 +63,7 @@ async fn n10_agents_call_other_agents_through_a_mapper(system: System) {
     let _bob = start(system.agent("bob").actor(echo())).await;
     let _eve = start(system.agent("eve").actor(echo())).await;
     let mapper = system.started_mapper("m1").await;
-    knows(&mapper, &["bob", "eve", "fred"]).await;
+    wait_until_known(&mapper, &["bob", "eve", "fred"]).await;
     let answers = mapper.request("/ask/all", "hi").await.unwrap();
     // The caller is the agent, not the mapper that dispatched it.
     let seen = json(
@@ -83,8 +83,8 @@ async fn n10_each_request_is_handled_by_one_of_several_mappers(system: System) {
     let _bob = start(system.agent("bob").actor(count)).await;
     let fred = start(system.agent("fred").actor(echo())).await;
     let (m1, m2) = (system.started_mapper("m1").await, system.started_mapper("m2").await);
-    knows(&m1, &["bob", "fred"]).await;
-    knows(&m2, &["bob", "fred"]).await;
+    wait_until_known(&m1, &["bob", "fred"]).await;
+    wait_until_known(&m2, &["bob", "fred"]).await;
     for _ in 0..20 {
         let answers = fred.proxy().request("/count/up", ()).await.unwrap();
         assert_eq!(answers.results().count(), 1);
@@ -99,7 +99,7 @@ async fn n10_program_without_a_mapper_uses_another_mapper(system: System) {
     let tool = Identity::mapper("tool").unwrap();
     let proxy = MapperProxy::builder(system.serializer(&tool), system.connect()).start().await.unwrap();
     let mapper = system.started_mapper("m1").await;
-    knows(&mapper, &["bob"]).await;
+    wait_until_known(&mapper, &["bob"]).await;
     let answers = proxy.request("/simple/echo", 7).await.unwrap();
     assert_eq!(answers.outcomes[&agent_id("bob")], Ok(json("7")));
     let no_target = proxy.request("/no/thing", ()).await.unwrap_err();
@@ -137,7 +137,7 @@ async fn n11_policy_decides_with_the_verified_signer(system: System) {
     let _evil = start(system.agent("evil").actor(root)).await;
     let (boss, fred) = (start(system.agent("boss")).await, start(system.agent("fred")).await);
     let mapper = system.mapper("m1").policy(Rules { secure }).start().await.unwrap();
-    knows(&mapper, &["boss", "fred", "vault"]).await;
+    wait_until_known(&mapper, &["boss", "fred", "vault"]).await;
     let read = |by: &MapperProxy| by.request("/secret/read", ());
     assert_eq!(read(boss.proxy()).await.unwrap().results().count(), 1);
     let denied = read(fred.proxy()).await.unwrap_err();
@@ -145,7 +145,7 @@ async fn n11_policy_decides_with_the_verified_signer(system: System) {
 
     // The agent applies its own policy: the mapper m1 is not `boss`.
     let _guarded = start(system.agent("guarded").policy(Rules { secure }).actor(secret())).await;
-    knows(&mapper, &["boss", "fred", "guarded", "vault"]).await;
+    wait_until_known(&mapper, &["boss", "fred", "guarded", "vault"]).await;
     let answers = mapper.request("/secret/read", ()).target(agent_id("guarded")).await.unwrap();
     let failure = answers.outcomes[&agent_id("guarded")].clone().unwrap_err();
     assert_eq!(failure, Failure::new(FailureCode::Denied, "Denied"));
@@ -210,7 +210,7 @@ async fn n12_offline_messages_keep_their_order_through_restarts(system: System) 
     for i in 0..20 {
         assert_eq!(received.recv().await.unwrap(), format!("plaintext-{i:02}"));
     }
-    knows(&m2, &["fred"]).await;
+    wait_until_known(&m2, &["fred"]).await;
     let last = m1.request("/log/write", "last").await.unwrap();
     assert_eq!(last.results().count(), 1);
     assert_eq!(received.recv().await.unwrap(), "last", "nothing is delivered twice");
@@ -249,7 +249,7 @@ async fn n13_persistent_messages_survive_a_restart_of_the_broker(system: System)
     let agent = nanite::agent::Agent::builder(system.serializer(&identity), transport.clone());
     let _fred = start(agent.actor(log)).await;
     let mapper = system.mapper("m1").persistent(true).start().await.unwrap();
-    knows(&mapper, &["fred"]).await;
+    wait_until_known(&mapper, &["fred"]).await;
     transport.disconnect();
     mapper.request("/log/write", "lost").persistent(false).push().await.unwrap();
     mapper.push("/log/write", "kept").await.unwrap();

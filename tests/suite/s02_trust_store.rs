@@ -19,8 +19,8 @@ use nanite::transport::{
 
 use crate::harness::pki::{agent, mapper};
 use crate::harness::program::run;
-use crate::harness::site::{Site, apart, ready};
-use crate::harness::system::{json, knows};
+use crate::harness::site::{Site, ready, separate_directories};
+use crate::harness::system::{json, wait_until_known};
 use crate::harness::wait_until;
 
 /// A CA and a broker; each node has a store of its own.
@@ -126,15 +126,15 @@ async fn s02_nodes_that_hold_only_their_own_certificate_work_together_whoever_st
     let (early, late, m1) = (apart.node(agent("early")), apart.node(agent("late")), apart.node(mapper("m1")));
     let _early = apart.agent(&early).await;
     let m1 = apart.mapper(&m1).await;
-    knows(&m1, &["early"]).await;
+    wait_until_known(&m1, &["early"]).await;
     let _late = apart.agent(&late).await;
-    knows(&m1, &["early", "late"]).await;
+    wait_until_known(&m1, &["early", "late"]).await;
     echoes(&m1, "early").await;
     echoes(&m1, "late").await;
     // One mapper more: it, too, comes to know them, and the first still does.
     let second = apart.node(mapper("m2"));
     let m2 = apart.mapper(&second).await;
-    knows(&m2, &["early", "late"]).await;
+    wait_until_known(&m2, &["early", "late"]).await;
     echoes(&m2, "late").await;
     echoes(&m1, "early").await;
     // The mappers know each other: what one seals for the mappers, the other can open.
@@ -150,7 +150,7 @@ async fn s02_a_program_without_a_mapper_learns_the_mappers_before_it_asks() {
     let (fred, m1) = (apart.node(agent("fred")), apart.node(mapper("m1")));
     let m1 = apart.mapper(&m1).await;
     let _fred = apart.agent(&fred).await;
-    knows(&m1, &["fred"]).await;
+    wait_until_known(&m1, &["fred"]).await;
     for identity in [agent("asker"), mapper("asker")] {
         let node = apart.node(identity);
         let connection = Arc::new(apart.broker.connect());
@@ -167,12 +167,12 @@ async fn s02_an_agent_that_missed_a_mappers_start_is_asked_who_it_is() {
     let fred = apart.node(agent("fred"));
     let first = apart.mapper(&m1).await;
     let _fred = apart.agent(&fred).await;
-    knows(&first, &["fred"]).await;
+    wait_until_known(&first, &["fred"]).await;
     // It never hears that the second comes: what it says is for the first only, and the second does not know its certificate.
     let connection = Arc::new(Mute { inner: apart.broker.connect(), missed: AtomicUsize::new(0) });
     let builder = Mapper::builder(m2.serializer.clone(), connection.clone());
     let second = builder.start().await.unwrap();
-    knows(&second, &["fred"]).await;
+    wait_until_known(&second, &["fred"]).await;
     assert!(connection.missed.load(Ordering::SeqCst) > 0);
     echoes(&second, "fred").await;
 }
@@ -227,7 +227,7 @@ fn s02_nothing_is_learned_from_what_was_not_verified() {
 #[test]
 fn s02_processes_that_hold_only_their_own_certificate_answer_over_rabbitmq() {
     let site = Site::new(&["agent fred", "agent asker", "mapper m1", "mapper ctl"]);
-    apart(&site, &["agent-fred", "agent-asker", "mapper-m1", "mapper-ctl"]);
+    separate_directories(&site, &["agent-fred", "agent-asker", "mapper-m1", "mapper-ctl"]);
     site.program("simple/echo", "cat");
     let by = |certs: &str, arguments: &[&str]| {
         let mut command = site.nanite(arguments);

@@ -23,8 +23,8 @@ use tempfile::TempDir;
 
 use crate::harness::forge::{Forge, Forged};
 use crate::harness::pki::{T0, agent, at, mapper};
-use crate::harness::system::knows;
-use crate::harness::{PATIENCE, wait_until};
+use crate::harness::system::wait_until_known;
+use crate::harness::{WAIT_TIMEOUT, wait_until};
 
 /// One clock for all nodes.
 #[derive(Clone, Debug)]
@@ -125,7 +125,7 @@ impl World {
 
 /// The agent's answer to an echo request.
 async fn echo(mapper: &Mapper, name: &str) -> Result<Payload, String> {
-    let request = mapper.request("/simple/echo", name).target(agent(name)).wait_for_agents(PATIENCE);
+    let request = mapper.request("/simple/echo", name).target(agent(name)).wait_for_agents(WAIT_TIMEOUT);
     let answers = request.await.map_err(|error| {
         let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
         format!("{error}: {source}")
@@ -140,7 +140,7 @@ async fn s04_running_mapper_rejects_agents_of_revoked_ca() {
     let mapper = world.mapper(&trust).await;
     let _fred = world.agent(&world.one, "fred").await;
     let _bob = world.agent(&world.other, "bob").await;
-    knows(&mapper, &["bob", "fred"]).await;
+    wait_until_known(&mapper, &["bob", "fred"]).await;
     for name in ["fred", "bob"] {
         assert_eq!(echo(&mapper, name).await, Ok(name.into()));
     }
@@ -158,7 +158,7 @@ async fn s04_running_mapper_rejects_all_while_revocation_list_is_outdated() {
     let trust = Arc::new(world.trust_with_lists(&[], at(600)));
     let mapper = world.mapper(&trust).await;
     let _fred = world.agent(&world.one, "fred").await;
-    knows(&mapper, &["fred"]).await;
+    wait_until_known(&mapper, &["fred"]).await;
     assert_eq!(echo(&mapper, "fred").await, Ok("fred".into()));
     world.clock.0.set(at(599));
     assert_eq!(echo(&mapper, "fred").await, Ok("fred".into()), "until the last second");

@@ -17,7 +17,7 @@ use nix::sys::signal::Signal;
 use crate::harness::pki::{agent, mapper};
 use crate::harness::program::run;
 use crate::harness::site::Site;
-use crate::harness::system::{json, knows};
+use crate::harness::system::{json, wait_until_known};
 use crate::harness::wait_until;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -73,7 +73,7 @@ async fn s07_renewal_under_load_loses_no_request() {
     let connection = Arc::new(world.broker.connect());
     let m1 = Mapper::builder(by_mapper.clone(), connection).start().await.unwrap();
     let agents = [world.agent("a").await, world.agent("b").await];
-    knows(&m1, &["a", "b"]).await;
+    wait_until_known(&m1, &["a", "b"]).await;
 
     let (finished, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
     let clients = ["a", "b", "a", "b"].map(|name| {
@@ -158,15 +158,15 @@ fn s07_running_processes_reload_renewed_certificates() {
     request(&["--look", "60s"]);
     // A node that others refuse logs that, until it has another certificate.
     site.ok(&["certs", "revoke", "agent", "fred", "--dir", "certs"]);
-    fred.wait_for("others refuse what nanite-fred sends");
+    fred.wait_for("other nodes refuse messages of nanite-fred");
     m1.wait_for("claimed=nanite-fred");
     site.ok(&["certs", "issue", "agent", "fred", "--force", "--dir", "certs"]);
-    fred.wait_for("the certificate of nanite-fred is good");
+    fred.wait_for("the certificate of nanite-fred is valid");
     request(&["--via-mapper"]);
     // An unusable file changes nothing.
     site.write("certs/agent-fred.pem", "no certificate", 0o644);
     fred.signal(Signal::SIGHUP);
     fred.wait_for("the certificate of nanite-fred stays as it is");
-    let said = fred.said().1;
+    let said = fred.output().1;
     assert!(!said.contains("panicked"), "{said}");
 }

@@ -12,7 +12,7 @@ use nanite::serializer::{InboundQueue, OpenError, OpenErrorKind};
 use tempfile::TempDir;
 
 use crate::harness::program::{nanite, run};
-use crate::harness::system::{System, knows, start};
+use crate::harness::system::{System, start, wait_until_known};
 
 fn lines(path: &Path) -> Vec<serde_json::Value> {
     fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
@@ -43,7 +43,7 @@ async fn s09_records_every_message_and_decision() {
     let agent = system.agent("fred").audit(open(&at_agent)).policy(Rules::from_toml(rules).unwrap()).actor(work);
     let agent = start(agent).await;
     let mapper = system.mapper("m1").audit(open(&at_mapper)).start().await.unwrap();
-    knows(&mapper, &["fred"]).await;
+    wait_until_known(&mapper, &["fred"]).await;
     mapper.request("/work/light", "SECRET").await.unwrap();
     mapper.request("/work/heavy", ()).await.unwrap();
     agent.stop().await.unwrap();

@@ -24,8 +24,8 @@ use tokio::task::JoinSet;
 
 use crate::harness::hostile::{Action, HostileBroker, Ledger, Process, Random, RecordingSerializer};
 use crate::harness::pki::{agent, mapper};
-use crate::harness::system::{System, knows, start};
-use crate::harness::{PATIENCE, wait_until};
+use crate::harness::system::{System, start, wait_until_known};
+use crate::harness::{WAIT_TIMEOUT, wait_until};
 
 /// The least number of messages that are delivered to the nodes.
 const MIN_DELIVERIES: u64 = 100_000;
@@ -306,8 +306,8 @@ async fn s10_hostile_broker_causes_no_forged_or_repeated_execution() {
     let (ann, ann_process) = world.agent("ann", KeyType::P256, Some(&roots[0])).await;
     let (bob, bob_process) = world.agent("bob", KeyType::P256, None).await;
     let (rosa, rosa_process) = world.agent("rosa", KeyType::Rsa2048, Some(&roots[1])).await;
-    knows(&m1, &["ann", "bob", "rosa"]).await;
-    knows(&m2, &["ann", "bob", "rosa"]).await;
+    wait_until_known(&m1, &["ann", "bob", "rosa"]).await;
+    wait_until_known(&m2, &["ann", "bob", "rosa"]).await;
 
     world.broker.set_hostile(true);
     let mut requesters = JoinSet::new();
@@ -330,7 +330,7 @@ async fn s10_hostile_broker_causes_no_forged_or_repeated_execution() {
         for identity in ["ann", "bob", "rosa"].map(agent) {
             let number = world.jobs.request("/work/do", false);
             let request = mapper.request("/work/do", number).target(identity.clone());
-            let answers = request.wait_for_agents(PATIENCE).timeout(PATIENCE).await.unwrap();
+            let answers = request.wait_for_agents(WAIT_TIMEOUT).timeout(WAIT_TIMEOUT).await.unwrap();
             assert_eq!(answers.outcomes, BTreeMap::from([(identity.clone(), Ok(answer(number, &identity)))]));
         }
     }
@@ -392,7 +392,7 @@ async fn stored(system: &System) -> Vec<Arc<[u8]>> {
 /// Puts a message into a queue, as the broker could.
 async fn inject(system: &System, queue: &str, body: &Arc<[u8]>) {
     let message = PublishRequest::new(Destination::queue(queue), body.clone()).content_type(CONTENT_TYPE);
-    system.connect().publish(message, PATIENCE).await.unwrap();
+    system.connect().publish(message, WAIT_TIMEOUT).await.unwrap();
 }
 
 #[tokio::test]
@@ -409,7 +409,7 @@ async fn s10_replayed_stored_message_is_executed_once() {
         }
     });
     let _agent = start(system.agent("late").actor(late).concurrency(1)).await;
-    knows(&m2, &["late"]).await;
+    wait_until_known(&m2, &["late"]).await;
     for _ in 0..100 {
         inject(&system, topology::OFFLINE, &stored[0]).await;
     }

@@ -11,7 +11,7 @@ use nanite::transport::{AmqpOptions, AmqpTransport, Destination, PublishRequest,
 use openssl::nid::Nid;
 use openssl::ssl::{SslAcceptor, SslMethod};
 
-use crate::harness::PATIENCE;
+use crate::harness::WAIT_TIMEOUT;
 use crate::harness::broker::Broker;
 use crate::harness::forge::{Forge, Forged};
 use crate::harness::program::{nanite, run};
@@ -129,7 +129,7 @@ impl TlsBroker {
 
     async fn connect(&self, host: &str, ca: &str, client: Option<&str>) -> Result<AmqpTransport, TransportError> {
         let options = AmqpOptions::new(&self.url(host)).unwrap().tls(self.tls(ca, client));
-        AmqpTransport::connect(options.connect_timeout(PATIENCE)).await
+        AmqpTransport::connect(options.connect_timeout(WAIT_TIMEOUT)).await
     }
 
     async fn refused(&self, host: &str, ca: &str, client: Option<&str>) -> TransportError {
@@ -152,8 +152,8 @@ async fn s14_connects_only_with_valid_certificates_on_both_sides() {
     let queue = nanite::transport::topology::agent_inbox("nanite-fred");
     let mut consumer = transport.consume(&queue, 1).await.unwrap();
     let message = PublishRequest::new(Destination::queue(&queue.name), vec![7; 200_000]).persistent(false);
-    transport.publish(message, PATIENCE).await.unwrap();
-    let delivery = tokio::time::timeout(PATIENCE, consumer.next()).await.unwrap().unwrap();
+    transport.publish(message, WAIT_TIMEOUT).await.unwrap();
+    let delivery = tokio::time::timeout(WAIT_TIMEOUT, consumer.next()).await.unwrap().unwrap();
     assert_eq!(delivery.body.len(), 200_000);
     delivery.acker.ack().await.unwrap();
     // The broker updates its statistics with a delay.
@@ -261,7 +261,7 @@ fn server(certificate: &Forged) -> u16 {
 
 async fn connect_error(port: u16, ca: &Path) -> TransportError {
     let options = AmqpOptions::new(&format!("amqps://127.0.0.1:{port}")).unwrap().tls(Tls::new(ca));
-    AmqpTransport::connect(options.connect_timeout(PATIENCE)).await.unwrap_err()
+    AmqpTransport::connect(options.connect_timeout(WAIT_TIMEOUT)).await.unwrap_err()
 }
 
 #[tokio::test(flavor = "multi_thread")]

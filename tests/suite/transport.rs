@@ -12,7 +12,7 @@ use nanite::transport::{
 };
 
 use crate::harness::broker::Broker;
-use crate::harness::{PATIENCE, wait_until};
+use crate::harness::{WAIT_TIMEOUT, wait_until};
 
 /// The broker of one test, without any queues.
 #[derive(Debug)]
@@ -48,7 +48,7 @@ fn message(destination: Destination, body: impl AsRef<[u8]>) -> PublishRequest {
 }
 
 pub async fn next(consumer: &mut Consumer) -> Delivery {
-    tokio::time::timeout(PATIENCE, consumer.next()).await.expect("a delivery in time").expect("an open consumer")
+    tokio::time::timeout(WAIT_TIMEOUT, consumer.next()).await.expect("a delivery in time").expect("an open consumer")
 }
 
 pub fn text(delivery: &Delivery) -> String {
@@ -100,7 +100,7 @@ for_both! {
         let large = vec![7; 1_000_000];
         for body in [&every_byte[..], b"", &large] {
             let message = to_queue("q", body).content_type("application/x-test");
-            transport.publish(message, PATIENCE).await.unwrap();
+            transport.publish(message, WAIT_TIMEOUT).await.unwrap();
         }
         assert_eq!(transport.depth("q").await, Ok(Some(3)));
         let mut consumer = transport.consume(&durable("q"), 10).await.unwrap();
@@ -116,11 +116,11 @@ for_both! {
 
     async fn d01_publish_to_missing_queue_is_unroutable(broker) {
         let transport = broker.connect().await;
-        let error = transport.publish(to_queue("nowhere", "x"), PATIENCE).await.unwrap_err();
+        let error = transport.publish(to_queue("nowhere", "x"), WAIT_TIMEOUT).await.unwrap_err();
         assert_eq!(error, TransportError::Unroutable("nowhere".into()));
         assert!(!error.is_retryable());
         transport.declare(&durable("nowhere")).await.unwrap();
-        transport.publish(to_queue("nowhere", "x"), PATIENCE).await.unwrap();
+        transport.publish(to_queue("nowhere", "x"), WAIT_TIMEOUT).await.unwrap();
     }
 
     async fn d01_concurrent_publishes_get_their_own_results(broker) {
@@ -131,7 +131,7 @@ for_both! {
                 let queue = if (n + round) % 3 == 0 { "nowhere" } else { "here" };
                 // Confirms of transient messages arrive together with those of returned messages.
                 let message = to_queue(queue, format!("{n}")).persistent(n % 2 == 0);
-                transport.publish(message, PATIENCE)
+                transport.publish(message, WAIT_TIMEOUT)
             });
             for (n, result) in join_all(publishes).await.into_iter().enumerate() {
                 let expected = if (n + round) % 3 == 0 {
@@ -146,12 +146,12 @@ for_both! {
 
     async fn exchange_delivers_to_every_bound_queue(broker) {
         let (sender, receiver) = (broker.connect().await, broker.connect().await);
-        sender.publish(to_exchange("news", "unrouted"), PATIENCE).await.unwrap();
+        sender.publish(to_exchange("news", "unrouted"), WAIT_TIMEOUT).await.unwrap();
         let mut one = receiver.consume(&Queue::exclusive("one").bind("news").bind("other"), 10).await.unwrap();
         let mut two = receiver.consume(&durable("two").bind("news"), 10).await.unwrap();
-        sender.publish(to_exchange("news", "1"), PATIENCE).await.unwrap();
-        sender.publish(to_exchange("other", "2"), PATIENCE).await.unwrap();
-        sender.publish(to_exchange("news", "3"), PATIENCE).await.unwrap();
+        sender.publish(to_exchange("news", "1"), WAIT_TIMEOUT).await.unwrap();
+        sender.publish(to_exchange("other", "2"), WAIT_TIMEOUT).await.unwrap();
+        sender.publish(to_exchange("news", "3"), WAIT_TIMEOUT).await.unwrap();
         assert_eq!(receive(&mut one, 3).await, ["1", "2", "3"]);
         assert_eq!(receive(&mut two, 2).await, ["1", "3"]);
     }
@@ -160,8 +160,8 @@ for_both! {
         let transport = broker.connect().await;
         transport.declare(&durable("q").bind("a")).await.unwrap();
         transport.declare(&durable("q").bind("b")).await.unwrap();
-        transport.publish(to_exchange("a", "1"), PATIENCE).await.unwrap();
-        transport.publish(to_exchange("b", "2"), PATIENCE).await.unwrap();
+        transport.publish(to_exchange("a", "1"), WAIT_TIMEOUT).await.unwrap();
+        transport.publish(to_exchange("b", "2"), WAIT_TIMEOUT).await.unwrap();
         assert_eq!(transport.depth("q").await, Ok(Some(2)));
     }
 
@@ -172,7 +172,7 @@ for_both! {
         let publishing = async {
             for chunk in bodies.chunks(300) {
                 let mut publishes: Vec<_> =
-                    chunk.iter().map(|body| transport.publish(to_queue("q", body), PATIENCE)).collect();
+                    chunk.iter().map(|body| transport.publish(to_queue("q", body), WAIT_TIMEOUT)).collect();
                 let mut in_flight = Vec::new();
                 for mut publish in publishes.drain(..) {
                     match (&mut publish).now_or_never() {
@@ -194,7 +194,7 @@ for_both! {
         let transport = broker.connect().await;
         let mut consumer = transport.consume(&durable("q"), 10).await.unwrap();
         for body in ["1", "2", "3"] {
-            transport.publish(to_queue("q", body), PATIENCE).await.unwrap();
+            transport.publish(to_queue("q", body), WAIT_TIMEOUT).await.unwrap();
         }
         let first = next(&mut consumer).await;
         drop(next(&mut consumer).await);
@@ -216,7 +216,7 @@ for_both! {
         let transport = broker.connect().await;
         for body in ["1", "2", "3"] {
             transport.declare(&durable("q")).await.unwrap();
-            transport.publish(to_queue("q", body), PATIENCE).await.unwrap();
+            transport.publish(to_queue("q", body), WAIT_TIMEOUT).await.unwrap();
         }
         let mut consumer = transport.consume(&durable("q"), 1).await.unwrap();
         let delivery = next(&mut consumer).await;
@@ -232,7 +232,7 @@ for_both! {
         let transport = broker.connect().await;
         transport.declare(&durable("q")).await.unwrap();
         for n in 0..10 {
-            transport.publish(to_queue("q", n.to_string()), PATIENCE).await.unwrap();
+            transport.publish(to_queue("q", n.to_string()), WAIT_TIMEOUT).await.unwrap();
         }
         let mut consumer = transport.consume(&durable("q"), 3).await.unwrap();
         let mut held = Vec::new();
@@ -256,7 +256,7 @@ for_both! {
         let mut consumers =
             [one.consume(&durable("q"), 5).await.unwrap(), one.consume(&durable("q"), 5).await.unwrap(), two.consume(&durable("q"), 5).await.unwrap()];
         for n in 0..15 {
-            one.publish(to_queue("q", n.to_string()), PATIENCE).await.unwrap();
+            one.publish(to_queue("q", n.to_string()), WAIT_TIMEOUT).await.unwrap();
         }
         let mut seen = BTreeSet::new();
         for consumer in &mut consumers {
@@ -285,11 +285,11 @@ for_both! {
             assert!(matches!(&error, TransportError::QueueConflict { queue, .. } if queue == "own"), "{error:?}");
             assert!(!error.is_retryable());
         }
-        other.publish(to_queue("own", "hello"), PATIENCE).await.unwrap();
+        other.publish(to_queue("own", "hello"), WAIT_TIMEOUT).await.unwrap();
         assert_eq!(receive(&mut consumer, 1).await, ["hello"]);
         owner.close().await;
         wait_until("the queue is deleted with its connection", async || {
-            other.publish(to_queue("own", "x"), PATIENCE).await == Err(TransportError::Unroutable("own".into()))
+            other.publish(to_queue("own", "x"), WAIT_TIMEOUT).await == Err(TransportError::Unroutable("own".into()))
         })
         .await;
         other.declare(&Queue::exclusive("own")).await.unwrap();
@@ -298,7 +298,7 @@ for_both! {
     async fn declaring_a_queue_with_other_properties_is_a_conflict(broker) {
         let transport = broker.connect().await;
         transport.declare(&durable("q")).await.unwrap();
-        transport.publish(to_queue("q", "kept"), PATIENCE).await.unwrap();
+        transport.publish(to_queue("q", "kept"), WAIT_TIMEOUT).await.unwrap();
         let other = Queue::durable("q");
         for wrong in [Queue::exclusive("q"), other] {
             let error = transport.declare(&wrong).await.unwrap_err();
@@ -312,7 +312,7 @@ for_both! {
     async fn durable_queue_survives_its_connection(broker) {
         let first = broker.connect().await;
         first.declare(&durable("q")).await.unwrap();
-        first.publish(to_queue("q", "kept"), PATIENCE).await.unwrap();
+        first.publish(to_queue("q", "kept"), WAIT_TIMEOUT).await.unwrap();
         first.close().await;
         let second = broker.connect().await;
         let mut consumer = second.consume(&durable("q"), 1).await.unwrap();
@@ -324,7 +324,7 @@ for_both! {
         let quorum = Queue::new("q", DurableOptions::new().quorum(true));
         transport.declare(&quorum).await.unwrap();
         for body in ["1", "2"] {
-            transport.publish(to_queue("q", body), PATIENCE).await.unwrap();
+            transport.publish(to_queue("q", body), WAIT_TIMEOUT).await.unwrap();
         }
         let mut consumer = transport.consume(&quorum, 10).await.unwrap();
         next(&mut consumer).await.acker.requeue().await.unwrap();
@@ -344,7 +344,7 @@ for_both! {
         let mut first = transports[0].consume(&ordered, 2).await.unwrap();
         let mut second = transports[1].consume(&ordered, 2).await.unwrap();
         for n in 0..6 {
-            transports[0].publish(to_queue("q", n.to_string()), PATIENCE).await.unwrap();
+            transports[0].publish(to_queue("q", n.to_string()), WAIT_TIMEOUT).await.unwrap();
         }
         assert_eq!(receive(&mut first, 3).await, ["0", "1", "2"]);
         drop(first);
@@ -356,7 +356,7 @@ for_both! {
         let options = DurableOptions::new().expires_after(Duration::from_millis(200));
         transport.declare(&Queue::new("q", options)).await.unwrap();
         wait_until("the queue is deleted", async || {
-            transport.publish(to_queue("q", "x"), PATIENCE).await == Err(TransportError::Unroutable("q".into()))
+            transport.publish(to_queue("q", "x"), WAIT_TIMEOUT).await == Err(TransportError::Unroutable("q".into()))
         })
         .await;
         assert_eq!(transport.depth("q").await, Ok(None));
@@ -366,9 +366,9 @@ for_both! {
         let transport = broker.connect().await;
         transport.declare(&durable("q")).await.unwrap();
         let short = to_queue("q", "short").expires_in(Duration::from_millis(50));
-        transport.publish(short, PATIENCE).await.unwrap();
+        transport.publish(short, WAIT_TIMEOUT).await.unwrap();
         let long = to_queue("q", "long").expires_in(Duration::MAX);
-        transport.publish(long, PATIENCE).await.unwrap();
+        transport.publish(long, WAIT_TIMEOUT).await.unwrap();
         wait_for_depth(&*transport, "q", Some(1)).await;
         let mut consumer = transport.consume(&durable("q"), 1).await.unwrap();
         assert_eq!(receive(&mut consumer, 1).await, ["long"]);
@@ -378,14 +378,14 @@ for_both! {
         let (transport, other) = (broker.connect().await, broker.connect().await);
         let mut consumer = transport.consume(&durable("q"), 10).await.unwrap();
         for body in ["1", "2", "3"] {
-            transport.publish(to_queue("q", body), PATIENCE).await.unwrap();
+            transport.publish(to_queue("q", body), WAIT_TIMEOUT).await.unwrap();
         }
         let held = next(&mut consumer).await;
         transport.close().await;
-        assert!(tokio::time::timeout(PATIENCE, consumer.next()).await.unwrap().is_none());
+        assert!(tokio::time::timeout(WAIT_TIMEOUT, consumer.next()).await.unwrap().is_none());
         assert_eq!(held.acker.ack().await, Err(TransportError::Disconnected));
         wait_for_depth(&*other, "q", Some(3)).await;
-        assert_eq!(transport.publish(to_queue("q", "x"), PATIENCE).await, Err(TransportError::Closed));
+        assert_eq!(transport.publish(to_queue("q", "x"), WAIT_TIMEOUT).await, Err(TransportError::Closed));
         assert_eq!(transport.declare(&durable("q")).await, Err(TransportError::Closed));
         assert_eq!(transport.depth("q").await, Err(TransportError::Closed));
         assert_eq!(transport.consume(&durable("q"), 1).await.unwrap_err(), TransportError::Closed);
@@ -396,7 +396,7 @@ for_both! {
         let (transport, other) = (broker.connect().await, broker.connect().await);
         let mut consumer = transport.consume(&Queue::exclusive("own").bind("e"), 1).await.unwrap();
         drop(transport);
-        assert!(tokio::time::timeout(PATIENCE, consumer.next()).await.unwrap().is_none());
+        assert!(tokio::time::timeout(WAIT_TIMEOUT, consumer.next()).await.unwrap().is_none());
         wait_for_depth(&*other, "own", None).await;
     }
 
@@ -408,20 +408,20 @@ for_both! {
             assert_eq!(transport.declare(&durable("q").bind(name)).await, refused);
             assert_eq!(transport.consume(&durable(name), 1).await.map(drop), refused);
             assert_eq!(transport.depth(name).await.map(drop), refused);
-            assert_eq!(transport.publish(to_queue(name, "x"), PATIENCE).await, refused);
-            assert_eq!(transport.publish(to_exchange(name, "x"), PATIENCE).await, refused);
+            assert_eq!(transport.publish(to_queue(name, "x"), WAIT_TIMEOUT).await, refused);
+            assert_eq!(transport.publish(to_exchange(name, "x"), WAIT_TIMEOUT).await, refused);
         }
         let name = "ü".repeat(127);
         transport.declare(&durable(&name)).await.unwrap();
-        transport.publish(to_queue(&name, "x"), PATIENCE).await.unwrap();
+        transport.publish(to_queue(&name, "x"), WAIT_TIMEOUT).await.unwrap();
     }
 
     async fn rejects_bodies_over_the_limit(broker) {
         let transport = broker.connect().await;
         let mut consumer = transport.consume(&durable("q"), 1).await.unwrap();
-        let too_large = transport.publish(to_queue("q", vec![1; MAX_BODY_BYTES + 1]), PATIENCE).await;
+        let too_large = transport.publish(to_queue("q", vec![1; MAX_BODY_BYTES + 1]), WAIT_TIMEOUT).await;
         assert_eq!(too_large, Err(TransportError::TooLarge { length: MAX_BODY_BYTES + 1, limit: MAX_BODY_BYTES }));
-        transport.publish(to_queue("q", vec![2; MAX_BODY_BYTES]), PATIENCE).await.unwrap();
+        transport.publish(to_queue("q", vec![2; MAX_BODY_BYTES]), WAIT_TIMEOUT).await.unwrap();
         let delivery = next(&mut consumer).await;
         assert!(delivery.body.len() == MAX_BODY_BYTES && delivery.body.iter().all(|byte| *byte == 2));
         delivery.acker.ack().await.unwrap();
@@ -432,7 +432,7 @@ for_both! {
         let mut consumer = transport.consume(&durable("q"), 10).await.unwrap();
         let publishing = async {
             for n in 0..200 {
-                transport.publish(to_queue("q", n.to_string()), PATIENCE).await.unwrap();
+                transport.publish(to_queue("q", n.to_string()), WAIT_TIMEOUT).await.unwrap();
             }
         };
         tokio::pin!(publishing);

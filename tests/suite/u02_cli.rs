@@ -1,4 +1,4 @@
-//! The program as its users run it, in processes of its own against a real broker, with certificates that it made itself.
+//! The program as users run it, as real processes with a real broker, with certificates that it made itself.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::FileTypeExt;
@@ -16,16 +16,16 @@ use nanite::security::SecureSerializer;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::PATIENCE;
+use crate::harness::WAIT_TIMEOUT;
 use crate::harness::program::{Ended, Running, run};
 use crate::harness::site::{Site, ready};
 
-/// Options with which a slow machine fails no test.
-const PATIENT: [&str; 4] = ["--look", "60s", "--timeout", "60s"];
+/// Timeouts for slow machines.
+const LONG_TIMEOUTS: [&str; 4] = ["--look", "60s", "--timeout", "60s"];
 
-/// `nanite request` with these arguments, patiently.
+/// `nanite request` with these arguments and long timeouts.
 fn request<'a>(arguments: &[&'a str]) -> Vec<&'a str> {
-    ["request"].into_iter().chain(arguments.iter().copied()).chain(PATIENT).collect()
+    ["request"].into_iter().chain(arguments.iter().copied()).chain(LONG_TIMEOUTS).collect()
 }
 
 fn keys(value: &Value) -> BTreeSet<&str> {
@@ -40,16 +40,16 @@ fn assert_fails(ended: &Ended, code: i32, parts: &[&str]) {
     assert!(!ended.err.contains("panicked"), "{}", ended.err);
 }
 
-/// Waits for something that another process does.
-fn wait_until(what: &str, so: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !so() {
-        assert!(Instant::now() < deadline, "not so within {PATIENCE:?}: {what}");
+/// Waits for a condition that another process fulfils.
+fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + WAIT_TIMEOUT;
+    while !condition() {
+        assert!(Instant::now() < deadline, "not within {WAIT_TIMEOUT:?}: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
 
-/// Waits until exactly these agents are there.
+/// Waits until exactly these agents are registered.
 fn wait_for_agents(site: &Site, names: &[&str]) {
     wait_until(&format!("agents are {names:?}"), || {
         let count = names.len().max(1).to_string();
@@ -59,7 +59,7 @@ fn wait_for_agents(site: &Site, names: &[&str]) {
     });
 }
 
-/// A fleet of two: fred, and bob who is big.
+/// Two agents: fred, and bob with the tags big and fast.
 fn two_agents(site: &Site) -> (Running, Running) {
     site.program("simple/echo", "cat");
     site.program("simple/who", "echo $NANITE_CALLER");
@@ -69,7 +69,7 @@ fn two_agents(site: &Site) -> (Running, Running) {
 }
 
 #[test]
-fn u02_from_certificates_to_answers() {
+fn u02_requests_with_targets_selectors_tags_and_payloads() {
     let site = Site::new(&["agent fred", "agent bob", "mapper ctl"]);
     let _agents = two_agents(&site);
 
@@ -99,17 +99,18 @@ fn u02_from_certificates_to_answers() {
     let tagged = request(&["/simple/echo", "--selector", "all", "--tag", "big", "--tag", "fast", "--json"]);
     assert_eq!(site.json(&tagged), json!({"results": {"nanite-bob": null}, "failures": {}}));
 
-    let piped = site.fed(&request(&["/simple/echo", "-", "--json", "--target", "fred"]), b"{\"from\": \"stdin\"}\n");
+    let piped =
+        site.run_with_input(&request(&["/simple/echo", "-", "--json", "--target", "fred"]), b"{\"from\": \"stdin\"}\n");
     let answer: Value = serde_json::from_str(&piped.out).unwrap();
     assert_eq!(answer, json!({"results": {"nanite-fred": {"from": "stdin"}}, "failures": {}}));
-    let told = site.run(&request(&["/simple/echo", "{broken", "--target", "fred"]));
-    assert_eq!((told.code(), told.out.as_str()), (0, "{broken\n"));
-    assert!(told.err.contains("the payload is not JSON"), "{}", told.err);
+    let broken = site.run(&request(&["/simple/echo", "{broken", "--target", "fred"]));
+    assert_eq!((broken.code(), broken.out.as_str()), (0, "{broken\n"));
+    assert!(broken.err.contains("the payload is not JSON"), "{}", broken.err);
     assert_eq!(site.run(&request(&["/simple/echo", "x", "--target", "fred", "-q"])).err, "", "-q: no notes");
 }
 
 #[test]
-fn u02_a_killed_agent_is_not_asked_again() {
+fn u02_killed_agent_gets_no_further_requests() {
     let site = Site::new(&["agent fred", "agent bob", "mapper ctl"]);
     let (fred, _bob) = two_agents(&site);
     fred.signal(Signal::SIGKILL);
@@ -121,14 +122,14 @@ fn u02_a_killed_agent_is_not_asked_again() {
 }
 
 #[test]
-fn u02_a_push_is_given_to_agents_and_done_by_them() {
+fn u02_push_is_delivered_and_executed() {
     let site = Site::new(&["agent fred", "agent bob", "mapper ctl"]);
     site.program("file/keep", "cat > \"$1kept.$$\"");
     let _agents = (site.agent("fred", &[]), site.agent("bob", &[]));
     wait_for_agents(&site, &["nanite-fred", "nanite-bob"]);
     let pushed = site.run(&["push", "/file/keep", "work", "--selector", "all", "--at-least", "2", "--look", "60s"]);
     assert_eq!((pushed.code(), pushed.out.as_str()), (0, ""));
-    assert!(pushed.err.contains("given to nanite-bob, nanite-fred"), "{}", pushed.err);
+    assert!(pushed.err.contains("sent to nanite-bob, nanite-fred"), "{}", pushed.err);
     let kept = || {
         std::fs::read_dir(site.path("actors/file"))
             .unwrap()
@@ -136,17 +137,17 @@ fn u02_a_push_is_given_to_agents_and_done_by_them() {
             .filter(|e| e.file_name().to_string_lossy().starts_with("kept"))
             .count()
     };
-    wait_until("both have done it", || kept() == 2);
+    wait_until("both have run it", || kept() == 2);
     let sent = site.json(&["push", "/file/keep", "--target", "bob", "--json"]);
     assert_eq!(sent, json!({"sent": ["nanite-bob"]}));
-    wait_until("bob has done it", || kept() == 3);
-    let nobody = site.run(&["push", "/file/lose", "--look", "1s", "--json"]);
-    assert_fails(&nobody, 3, &["no agent offers /file/lose", "offered are /file/keep"]);
-    assert_eq!(serde_json::from_str::<Value>(&nobody.out).unwrap(), json!({"sent": []}));
+    wait_until("bob has run it", || kept() == 3);
+    let missing = site.run(&["push", "/file/lose", "--look", "1s", "--json"]);
+    assert_fails(&missing, 3, &["no agent offers /file/lose", "available services: /file/keep"]);
+    assert_eq!(serde_json::from_str::<Value>(&missing.out).unwrap(), json!({"sent": []}));
 }
 
 #[test]
-fn u02_agents_services_and_ping_say_who_is_there() {
+fn u02_agents_services_and_ping_list_running_agents() {
     let site = Site::new(&["agent fred", "agent bob", "mapper ctl"]);
     let _agents = two_agents(&site);
     let agents = site.json(&["agents", "--json", "--at-least", "2", "--look", "60s"]);
@@ -175,18 +176,18 @@ fn u02_agents_services_and_ping_say_who_is_there() {
     let three = site.run(&["ping", "all", "--at-least", "3", "--timeout", "2s"]);
     assert_fails(&three, 4, &["2 answered, 0 missing"]);
     assert_eq!(site.run(&["agents", "--at-least", "3", "--look", "1s"]).code(), 4);
-    assert_fails(&site.run(&["ping", "nobody", "--timeout", "1s"]), 3, &["nanite-nobody is not there"]);
+    assert_fails(&site.run(&["ping", "nobody", "--timeout", "1s"]), 3, &["nanite-nobody is not registered"]);
 
     let empty = Site::new(&["mapper ctl"]);
-    let nobody = empty.run(&["agents", "--look", "1s"]);
-    assert_eq!((nobody.code(), nobody.out.as_str(), nobody.err.as_str()), (0, "", "no agents\n"));
+    let none = empty.run(&["agents", "--look", "1s"]);
+    assert_eq!((none.code(), none.out.as_str(), none.err.as_str()), (0, "", "no agents\n"));
     assert_eq!(empty.json(&["agents", "--json", "--look", "1s"]), json!({"agents": {}}));
     assert_eq!(empty.json(&["services", "--json", "--look", "1s"]), json!({"services": {}}));
-    assert_fails(&empty.run(&["ping", "all", "--timeout", "1s"]), 3, &["no agent is there"]);
+    assert_fails(&empty.run(&["ping", "all", "--timeout", "1s"]), 3, &["no agent is registered"]);
 }
 
 #[test]
-fn u02_an_agent_without_programs_can_be_tried() {
+fn u02_agent_without_programs_offers_echo_and_info() {
     let site = Site::new(&["agent fred", "mapper ctl"]);
     let mut fred = site.start(&["agent"]);
     fred.wait_for("nanite-fred is ready: 2 services, broker amqp://guest@127.0.0.1:");
@@ -198,7 +199,7 @@ fn u02_an_agent_without_programs_can_be_tried() {
 }
 
 #[test]
-fn u02_nobody_offers_it_is_exit_code_3() {
+fn u02_not_offered_is_exit_code_3() {
     let site = Site::new(&["agent fred", "mapper ctl"]);
     site.program("simple/echo", "cat");
     let fred = site.agent("fred", &["--tag", "small"]);
@@ -208,20 +209,24 @@ fn u02_nobody_offers_it_is_exit_code_3() {
             ["request"].iter().chain(arguments).copied().chain(["--look", "1s", "--timeout", "1s"]).collect();
         site.run(&all)
     };
-    assert_fails(&brief(&["/simple/none"]), 3, &["error: no agent offers /simple/none\n", "offered are /simple/echo"]);
+    assert_fails(
+        &brief(&["/simple/none"]),
+        3,
+        &["error: no agent offers /simple/none\n", "available services: /simple/echo"],
+    );
     assert_fails(&brief(&["/simple/echo", "--tag", "big"]), 3, &["no agent offers /simple/echo with the tag big"]);
-    assert_fails(&brief(&["/simple/echo", "--target", "bob"]), 3, &["nanite-bob is not there"]);
+    assert_fails(&brief(&["/simple/echo", "--target", "bob"]), 3, &["nanite-bob is not registered"]);
     assert_fails(&brief(&["/simple/echo", "--at-least", "2"]), 3, &["1 agent offers it, not 2"]);
     let json = brief(&["/simple/none", "--json"]);
     assert_fails(&json, 3, &["no agent offers"]);
     assert_eq!(serde_json::from_str::<Value>(&json.out).unwrap(), json!({"results": {}, "failures": {}}));
     drop(fred);
     wait_for_agents(&site, &[]);
-    assert_fails(&brief(&["/simple/echo"]), 3, &["none is there"]);
+    assert_fails(&brief(&["/simple/echo"]), 3, &["no agent is registered"]);
 }
 
 #[test]
-fn u02_no_answer_and_half_an_answer_are_exit_code_4_and_failures_are_told() {
+fn u02_timeout_and_partial_answers_are_exit_code_4() {
     let site = Site::new(&["agent fred", "agent bob", "mapper ctl"]);
     site.program("simple/hang", "sleep 1000");
     site.program("simple/fail", "echo it broke >&2; exit 3");
@@ -249,11 +254,11 @@ fn u02_no_answer_and_half_an_answer_are_exit_code_4_and_failures_are_told() {
     assert_eq!(keys(failure), BTreeSet::from(["code", "message"]));
 }
 
-/// Lets nobody do anything.
+/// A policy that denies everything.
 #[derive(Debug)]
-struct Closed;
+struct DenyAll;
 
-impl Policy for Closed {
+impl Policy for DenyAll {
     fn authorize_registration(&self, _: &Caller<'_>, _: &Register) -> Decision {
         Decision::denied()
     }
@@ -275,18 +280,17 @@ async fn u02_denied_is_exit_code_5() {
     let serializer = SecureSerializer::builder(credentials, Arc::new(store), trust).build().unwrap();
     let transport = Arc::new(site.broker.connect().await);
     let echo = actor("simple").expose("echo", async |payload: Payload| Ok::<_, Failure>(payload));
-    let _agent = Agent::builder(serializer, transport).actor(echo).policy(Closed).start().await.unwrap();
+    let _agent = Agent::builder(serializer, transport).actor(echo).policy(DenyAll).start().await.unwrap();
     let denied = tokio::task::block_in_place(|| site.run(&request(&["/simple/echo", "--json"])));
-    assert_fails(&denied, 5, &["nanite-fred: denied: Denied", "0 answered, 1 failed, 0 missing"]);
+    assert_fails(&denied, 5, &["nanite-fred: denied\n", "0 answered, 1 failed, 0 missing"]);
     let json: Value = serde_json::from_str(&denied.out).unwrap();
     assert_eq!(json, json!({"results": {}, "failures": {"nanite-fred": {"code": "denied", "message": "Denied"}}}));
 }
 
 #[test]
-fn u02_certificates_and_keys_that_cannot_be_used_are_exit_code_6_with_a_remedy() {
+fn u02_unusable_certificates_are_exit_code_6_with_remedy() {
     let site = Site::new(&["agent fred", "mapper ctl"]);
-    let asked = |command: &str| site.run(&[command, "/simple/echo", "--look", "1s"]);
-    let expect = |parts: &[&str]| assert_fails(&asked("request"), 6, parts);
+    let expect = |parts: &[&str]| assert_fails(&site.run(&["request", "/simple/echo", "--look", "1s"]), 6, parts);
 
     let mut nowhere = site.nanite(["request", "/simple/echo", "--certs", "nowhere"]);
     assert_fails(&run(&mut nowhere), 6, &["there is no directory nowhere", "nanite certs init --dir nowhere"]);
@@ -319,12 +323,12 @@ fn u02_certificates_and_keys_that_cannot_be_used_are_exit_code_6_with_a_remedy()
     wait_until("the certificate has expired", || brief().err.contains("expired at"));
     assert_fails(&brief(), 6, &["certs/mapper-brief.pem expired at", "nanite certs issue mapper brief"]);
 
-    // A refusal before the broker is asked: nothing has been connected.
+    // All were refused before a connection was made.
     assert_eq!(site.broker.connections(), Vec::<String>::new());
 }
 
 #[test]
-fn u02_a_node_of_another_ca_is_not_there_and_its_refused_messages_are_told() {
+fn u02_agent_of_other_ca_is_missing_and_refusals_are_reported() {
     let site = Site::new(&["mapper ctl"]);
     for command in ["init --dir other", "issue agent eve --dir other", "issue mapper ctl --dir other"] {
         let arguments: Vec<&str> = ["certs"].into_iter().chain(command.split(' ')).collect();
@@ -333,18 +337,18 @@ fn u02_a_node_of_another_ca_is_not_there_and_its_refused_messages_are_told() {
     let mut eve = site.nanite(["agent", "--ping-time", "50ms", "--certs", "other"]);
     let _eve = ready(&mut eve);
     let refused = site.run(&["request", "/agent/echo", "--target", "eve", "--timeout", "2s"]);
-    assert_fails(&refused, 3, &["nanite-eve is not there", "refused (UnknownSigner "]);
+    assert_fails(&refused, 3, &["nanite-eve is not registered", "refused (UnknownSigner "]);
     let listed = site.run(&["agents", "--look", "2s"]);
     assert_eq!(listed.code(), 0);
     assert!(listed.err.contains("no agents; ") && listed.err.contains("refused (UnknownSigner "), "{}", listed.err);
 }
 
 #[test]
-fn u02_an_unreachable_broker_is_exit_code_7_and_no_password_is_shown() {
+fn u02_unreachable_broker_is_exit_code_7_without_password() {
     let site = Site::new(&["agent fred", "mapper ctl"]);
-    // A port on which nobody listens: it was free a moment ago.
+    // A port without a listener: it was free a moment ago.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let nobody = format!("amqp://user:hidden-1@127.0.0.1:{port}/v");
+    let unreachable = format!("amqp://user:hidden-1@127.0.0.1:{port}/v");
     let user = site.broker.add_user("hidden-2");
     let right = site.broker.url_for(&user, "hidden-2");
     let wrong = site.broker.url_for(&user, "hidden-3");
@@ -353,7 +357,10 @@ fn u02_an_unreachable_broker_is_exit_code_7_and_no_password_is_shown() {
     for command in [&["request", "/a/b"][..], &["agent"], &["mapper"], &["agents"], &["ping", "all"], &["push", "/a/b"]]
     {
         for (url, parts) in [
-            (&nobody, &[&format!("amqp://user@127.0.0.1:{port}/v: "), "unreachable", "is RabbitMQ running there"][..]),
+            (
+                &unreachable,
+                &[&format!("amqp://user@127.0.0.1:{port}/v: "), "unreachable", "is RabbitMQ running there"][..],
+            ),
             (&wrong, &["refused the user name or password", "NANITE_BROKER_PASSWORD"]),
             (&vhost, &["no-such-vhost", "rabbitmqctl add_vhost"]),
             (&right, &["rabbitmqctl set_permissions"]),
@@ -366,33 +373,33 @@ fn u02_an_unreachable_broker_is_exit_code_7_and_no_password_is_shown() {
 }
 
 #[test]
-fn u02_arguments_that_are_not_understood_are_exit_code_2() {
+fn u02_invalid_arguments_are_exit_code_2() {
     let site = Site::new(&["mapper ctl"]);
     for (arguments, part) in [
         (&["request"][..], "<SERVICE>"),
         (&["request", "no-service"], "a service is /PREFIX/METHOD"),
         (&["request", "/a/b", "--selector", "system"], "possible values: least_loaded, random, rr, all"),
-        (&["request", "/a/b", "--timeout", "5"], "is no duration"),
+        (&["request", "/a/b", "--timeout", "5"], "is not a duration"),
         (&["request", "/a/b", "--target", "a b"], "a name is"),
         (&["request", "/a/b", "--tag", ""], "a tag is"),
         (&["request", "/a/b", "--token", "a/b"], "'a/b' cannot be the name of a mapper"),
         (&["request", "/a/b", "--broker", "http://x"], "it must begin with amqp://"),
         (&["request", "/a/b", "--format", "yaml"], "--insecure-plaintext"),
         (&["agent", "--actors", "a"], "--actors-dir"),
-        (&["agent", "--log", "=,="], "is no log filter"),
+        (&["agent", "--log", "=,="], "is not a log filter"),
         (&["ping", "all", "--count", "0"], "0 is not in 1..=1000000"),
         (&["frobnicate"], "unrecognized subcommand"),
     ] {
         assert_fails(&site.run(arguments), 2, &[part]);
     }
-    let bytes = site.fed(&["request", "/a/b", "-"], b"\xff\xfe");
+    let bytes = site.run_with_input(&["request", "/a/b", "-"], b"\xff\xfe");
     assert_fails(&bytes, 2, &["neither JSON nor text", "base64"]);
-    let mut certs = site.bare(["request", "/a/b"]);
+    let mut certs = site.unconfigured(["request", "/a/b"]);
     assert_fails(&run(&mut certs), 2, &["each node needs its own", "--certs DIR", "nanite certs issue mapper NAME"]);
 }
 
 #[test]
-fn u02_a_sealed_message_is_opened_by_its_agent_alone() {
+fn u02_sealed_message_opens_only_for_its_recipient() {
     let site = Site::new(&["agent fred", "agent bob", "mapper ctl"]);
     let seal = ["seal", "/simple/echo", r#"{"x":1}"#, "--to", "fred"];
     let sealed = site.nanite(seal).stderr(Stdio::null()).output().unwrap();
@@ -400,7 +407,7 @@ fn u02_a_sealed_message_is_opened_by_its_agent_alone() {
     let message = sealed.stdout;
     assert_eq!(message[0], 0x30, "DER");
 
-    let opened = site.fed(&["open", "--token", "fred"], &message);
+    let opened = site.run_with_input(&["open", "--token", "fred"], &message);
     assert_eq!(opened.code(), 0, "{opened:?}");
     let opened: Value = serde_json::from_str(&opened.out).unwrap();
     assert_eq!(opened["packet"]["json_class"], "Nanite::Request");
@@ -413,7 +420,7 @@ fn u02_a_sealed_message_is_opened_by_its_agent_alone() {
     assert_eq!(opened["signer"]["class"], "live");
 
     let refused = |token: &str, bytes: &[u8], kind: &str| {
-        let ended = site.fed(&["open", "--token", token], bytes);
+        let ended = site.run_with_input(&["open", "--token", token], bytes);
         assert_fails(&ended, 6, &[]);
         assert!(
             ended.err.starts_with(&format!("refused: {kind}: ")) && ended.err.lines().count() == 1,
@@ -435,18 +442,18 @@ fn u02_a_sealed_message_is_opened_by_its_agent_alone() {
     refused("fred", &message, "UnknownSigner");
     site.issue("mapper ctl --force");
     refused("fred", &message, "UnknownSigner");
-    let nobody = site.run(&["seal", "/simple/echo", "--to", "nobody"]);
-    assert_fails(&nobody, 6, &["no valid certificate for nanite-nobody", "directory of certificates"]);
-    assert_eq!(nobody.out, "");
+    let unknown = site.run(&["seal", "/simple/echo", "--to", "nobody"]);
+    assert_fails(&unknown, 6, &["no valid certificate for nanite-nobody", "directory of certificates"]);
+    assert_eq!(unknown.out, "");
 }
 
 #[test]
-fn u02_plain_messages_need_a_word_and_are_warned_of() {
+fn u02_plaintext_needs_option_and_prints_warning() {
     for format in ["json", "msgpack", "yaml"] {
         let site = Site::new(&[]);
         let plain = ["--insecure-plaintext", "--format", format];
         let with = |arguments: &[&'static str]| {
-            let mut command = site.bare(arguments.iter().copied().chain(plain));
+            let mut command = site.unconfigured(arguments.iter().copied().chain(plain));
             command.env("NANITE_BROKER", site.broker.url());
             command
         };
@@ -460,22 +467,22 @@ fn u02_plain_messages_need_a_word_and_are_warned_of() {
 }
 
 #[test]
-fn u02_a_mapper_says_who_comes_and_goes() {
+fn u02_mapper_logs_registrations() {
     let site = Site::new(&["agent fred", "agent bob", "mapper ctl"]);
     let mut mapper = site.start(&["mapper", "--agent-timeout", "1s"]);
     mapper.wait_for("mapper-ctl is ready: broker amqp://guest@127.0.0.1:");
     let fred = site.start(&["agent", "--token", "fred", "--tag", "big", "--ping-time", "100ms"]);
-    mapper.wait_for("nanite-fred came: 2 services, tags big");
+    mapper.wait_for("nanite-fred registered: 2 services, tags big");
     fred.signal(Signal::SIGTERM);
     let fred = fred.wait();
     assert_eq!(fred.code(), 0, "{fred:?}");
     assert!(fred.err.contains("nanite-fred has stopped"), "{}", fred.err);
-    mapper.wait_for("nanite-fred left");
+    mapper.wait_for("nanite-fred unregistered");
     let bob = site.start(&["agent", "--token", "bob", "--ping-time", "100ms"]);
-    mapper.wait_for("nanite-bob came: 2 services");
+    mapper.wait_for("nanite-bob registered: 2 services");
     bob.signal(Signal::SIGKILL);
     drop(bob.wait());
-    mapper.wait_for("nanite-bob has been silent for too long");
+    mapper.wait_for("nanite-bob timed out");
     mapper.signal(Signal::SIGINT);
     let mapper = mapper.wait();
     assert_eq!(mapper.code(), 0, "{mapper:?}");
@@ -483,7 +490,7 @@ fn u02_a_mapper_says_who_comes_and_goes() {
 }
 
 #[test]
-fn u02_an_agent_finishes_its_work_at_the_first_signal_and_drops_it_at_the_second() {
+fn u02_first_signal_drains_second_stops_at_once() {
     let site = Site::new(&["agent fred", "mapper ctl"]);
     site.program("job/wait", "echo $$ > pid; cat gate; echo done");
     site.program("job/hang", "echo $$ > pid; exec sleep 1000");
@@ -496,21 +503,21 @@ fn u02_an_agent_finishes_its_work_at_the_first_signal_and_drops_it_at_the_second
 
     let mut fred = site.agent("fred", &[]);
     wait_for_agents(&site, &["nanite-fred"]);
-    let mut asking = Running::start(&mut site.nanite(request(&["/job/wait"])));
+    let mut request_process = Running::start(&mut site.nanite(request(&["/job/wait"])));
     wait_until("the job runs", || alive().is_some());
     fred.signal(Signal::SIGTERM);
     fred.wait_for("stopping: running jobs are finished");
     wait_for_agents(&site, &[]);
     std::fs::write(&gate, "").unwrap();
-    asking.wait_for("done");
-    let asked = asking.wait();
-    assert_eq!((asked.code(), asked.out.as_str()), (0, "done\n"), "{asked:?}");
+    request_process.wait_for("done");
+    let ended = request_process.wait();
+    assert_eq!((ended.code(), ended.out.as_str()), (0, "done\n"), "{ended:?}");
     assert_eq!(fred.wait().code(), 0);
 
     std::fs::remove_file(&pid).unwrap();
     let mut fred = site.agent("fred", &[]);
     wait_for_agents(&site, &["nanite-fred"]);
-    let _asking = Running::start(&mut site.nanite(request(&["/job/hang"])));
+    let _request = Running::start(&mut site.nanite(request(&["/job/hang"])));
     wait_until("the job runs", || alive().is_some());
     let job = alive().unwrap();
     fred.signal(Signal::SIGINT);
@@ -522,28 +529,28 @@ fn u02_an_agent_finishes_its_work_at_the_first_signal_and_drops_it_at_the_second
 }
 
 #[test]
-fn n08_parts_of_an_answer_are_shown_as_they_come() {
+fn n08_follow_prints_intermediate_results() {
     let site = Site::new(&["agent fred", "mapper ctl"]);
     site.program("job/count", "for n in 1 2; do echo '{\"key\":\"k\",\"value\":'$n'}' >&3; done; cat gate; echo done");
     nix::unistd::mkfifo(&site.path("actors/job/gate"), nix::sys::stat::Mode::S_IRWXU).unwrap();
     let _fred = site.agent("fred", &[]);
     wait_for_agents(&site, &["nanite-fred"]);
-    let mut asking = Running::start(&mut site.nanite(request(&["/job/count", "--follow"])));
-    asking.wait_for("nanite-fred k: 1\nnanite-fred k: 2\n");
+    let mut following = Running::start(&mut site.nanite(request(&["/job/count", "--follow"])));
+    following.wait_for("nanite-fred k: 1\nnanite-fred k: 2\n");
     std::fs::write(site.path("actors/job/gate"), "").unwrap();
-    let asked = asking.wait();
-    assert_eq!((asked.code(), asked.out.as_str()), (0, "nanite-fred k: 1\nnanite-fred k: 2\ndone\n"));
+    let ended = following.wait();
+    assert_eq!((ended.code(), ended.out.as_str()), (0, "nanite-fred k: 1\nnanite-fred k: 2\ndone\n"));
 
-    let mut asking = Running::start(&mut site.nanite(request(&["/job/count", "--follow", "--json"])));
-    asking.wait_for("\"value\":2");
+    let mut following = Running::start(&mut site.nanite(request(&["/job/count", "--follow", "--json"])));
+    following.wait_for("\"value\":2");
     std::fs::write(site.path("actors/job/gate"), "").unwrap();
-    let lines: Vec<Value> = asking.wait().out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let lines: Vec<Value> = following.wait().out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let part = |value: u8| json!({"from": "nanite-fred", "key": "k", "value": value});
     assert_eq!(lines, [part(1), part(2), json!({"results": {"nanite-fred": "done"}, "failures": {}})]);
 }
 
 #[test]
-fn n10_a_running_mapper_dispatches_for_others() {
+fn n10_request_via_mapper() {
     let site = Site::new(&["agent fred", "mapper ctl", "mapper prog"]);
     site.program("simple/who", "echo $NANITE_CALLER");
     site.program("simple/fail", "exit 1");
@@ -556,7 +563,7 @@ fn n10_a_running_mapper_dispatches_for_others() {
     assert_fails(&ask(&["/simple/who"]), 3, &["no mapper is there", "nanite mapper"]);
     let mut mapper = site.start(&["mapper", "--token", "ctl"]);
     let _fred = site.agent("fred", &[]);
-    mapper.wait_for("nanite-fred came");
+    mapper.wait_for("nanite-fred registered");
     let answer = ask(&["/simple/who"]);
     assert_eq!((answer.code(), answer.out.as_str()), (0, "mapper-prog\n"), "{answer:?}");
     assert_fails(&ask(&["/simple/fail"]), 1, &["nanite-fred: failed"]);
@@ -565,7 +572,7 @@ fn n10_a_running_mapper_dispatches_for_others() {
 }
 
 #[test]
-fn n12_work_waits_for_an_agent_when_it_may() {
+fn n12_offline_push_waits_for_agent() {
     let site = Site::new(&["agent fred", "mapper ctl", "mapper prog"]);
     site.program("file/keep", "cat > kept");
     let offer = |offline: &[&str]| {
@@ -580,14 +587,14 @@ fn n12_work_waits_for_an_agent_when_it_may() {
     assert_fails(&late, 4, &["no answer", "--timeout"]);
     let _mapper = site.start(&["mapper", "--token", "ctl"]);
     let _fred = site.agent("fred", &[]);
-    wait_until("fred has done what waited", || {
+    wait_until("fred has run what waited", || {
         std::fs::read_to_string(site.path("actors/file/kept"))
             .is_ok_and(|kept| kept == "\"later\"\n" || kept == "\"later\"")
     });
 }
 
 #[test]
-fn u02_commands_leave_nothing_at_the_broker() {
+fn u02_commands_leave_no_queues_behind() {
     let site = Site::new(&["agent fred", "mapper ctl"]);
     let _fred = site.start(&["agent"]);
     site.ok(&request(&["/agent/echo"]));
@@ -601,7 +608,7 @@ fn u02_commands_leave_nothing_at_the_broker() {
 }
 
 #[test]
-fn u02_manual_and_completions_describe_every_command() {
+fn u02_manual_and_completions_cover_every_command() {
     let site = Site::new(&[]);
     site.ok(&["man", "man1"]);
     let page = |name: &str| std::fs::read_to_string(site.path("man1").join(name)).unwrap();
@@ -613,9 +620,9 @@ fn u02_manual_and_completions_describe_every_command() {
         let script = site.ok(&["completions", shell]);
         assert!(["insecure-plaintext", "least_loaded", "services"].iter().all(|word| script.contains(word)), "{shell}");
     }
-    // A reader that goes away early is no reason to panic.
+    // A closed pipe is an error, without a panic.
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
-    let unread = site.bare(["completions", "bash"]).stdout(writer).stderr(Stdio::piped()).output().unwrap();
+    let unread = site.unconfigured(["completions", "bash"]).stdout(writer).stderr(Stdio::piped()).output().unwrap();
     assert_eq!((unread.status.code(), String::from_utf8(unread.stderr).unwrap().as_str()), (Some(1), ""));
 }

@@ -110,7 +110,7 @@ fn u03_each_fault_of_the_files_is_reported_and_other_checks_go_on() {
     doctor(&site, &[]).assert(2, "identity", "fail", "nanite-bob, nanite-fred", "--token NAME");
     let missing = doctor(&site, &["--certs", "nowhere"]);
     missing.assert(6, "identity", "fail", "no directory nowhere", "nanite certs init --dir nowhere");
-    let unnamed = run(&mut site.bare(["doctor"]));
+    let unnamed = run(&mut site.unconfigured(["doctor"]));
     assert!(unnamed.code() == 2 && unnamed.err.contains("--certs DIR"), "{unnamed:?}");
     assert_eq!(doctor(&site, &FRED).0, 0, "without a fault");
 }

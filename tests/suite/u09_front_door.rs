@@ -16,7 +16,7 @@ use nanite::transport::MemoryBroker;
 use nanite::{Node, NodeError};
 
 use crate::harness::program::{nanite, run};
-use crate::harness::system::knows;
+use crate::harness::system::wait_until_known;
 
 /// A directory of certificates that the program made for these nodes.
 fn directory(nodes: &[&str]) -> tempfile::TempDir {
@@ -133,6 +133,6 @@ async fn u09_store_codec_clock_and_policy_are_reachable_from_the_front_door() ->
         DirectoryCertificateStore::open(dir.path(), now)?,
     );
     assert!(pinned.attach(broker.connect())?.serializer().verification().is_some_and(|own| !own.learns_peers()));
-    knows(&desk, &["fred"]).await;
+    wait_until_known(&desk, &["fred"]).await;
     Ok(())
 }

@@ -12,9 +12,9 @@ use crate::certs::files;
 use crate::certs::{
     Certificate, CertificateAuthority, CertificateDirectory, Content, DirectoryError, IssueError, KeyError, PrivateKey,
 };
+use crate::cli::args::CaPassphrase;
 use crate::cli::error::{CliError, Exit};
-use crate::cli::passphrase::CaArgs;
-use crate::cli::{node, remedy};
+use crate::cli::{identity, remedy};
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::packet::{Identity, Role};
 
@@ -43,7 +43,7 @@ pub(super) struct NodeArgs {
 
 impl NodeArgs {
     pub(super) fn identity(&self) -> Result<Identity, CliError> {
-        node::identity(self.role, &self.name)
+        identity::named(self.role, &self.name)
     }
 }
 
@@ -84,7 +84,7 @@ pub(super) struct Issuer {
 }
 
 impl Issuer {
-    pub(super) fn load(directory: CertificateDirectory, passphrase: &CaArgs) -> Result<Self, CliError> {
+    pub(super) fn load(directory: CertificateDirectory, passphrase: &CaPassphrase) -> Result<Self, CliError> {
         // For its more precise errors: the same file is parsed below.
         directory.trust().map_err(|error| remedy::directory(&error, &directory))?;
         let (path, key_path, now) = (directory.ca_path(), directory.ca_key_path(), SystemClock.now());

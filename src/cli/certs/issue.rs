@@ -11,9 +11,9 @@ use zeroize::Zeroizing;
 use super::files::{DirectoryArgs, Issuer, NodeArgs, cannot_write, node_paths, read, write, write_key};
 use crate::certs::files::create_directory;
 use crate::certs::{CertificateAuthority, CertificateRequest, IssueError, KeyType, PrivateKey};
+use crate::cli::args::{self, CaPassphrase, Passphrase};
 use crate::cli::error::{CliError, Exit};
-use crate::cli::passphrase::{self, CaArgs};
-use crate::cli::{duration, output};
+use crate::cli::output;
 use crate::clock::{Clock, SystemClock};
 use crate::packet::Identity;
 
@@ -31,10 +31,10 @@ pub(in crate::cli) struct Init {
     #[arg(long, value_name = "TYPE", default_value_t)]
     key_type: KeyType,
     /// How long the CA is valid.
-    #[arg(long, value_name = "TIME", default_value = "3652d", value_parser = duration::parse)]
+    #[arg(long, value_name = "TIME", default_value = "3652d", value_parser = args::duration)]
     valid_for: Duration,
     #[command(flatten)]
-    passphrase: CaArgs,
+    passphrase: CaPassphrase,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -46,10 +46,10 @@ pub(in crate::cli) struct Issue {
     #[command(flatten)]
     key: NewKeyArgs,
     /// How long the certificate is valid.
-    #[arg(long, value_name = "TIME", default_value = "30d", value_parser = duration::parse)]
+    #[arg(long, value_name = "TIME", default_value = "30d", value_parser = args::duration)]
     valid_for: Duration,
     #[command(flatten)]
-    ca: CaArgs,
+    ca: CaPassphrase,
 }
 
 #[derive(Debug, Args)]
@@ -68,10 +68,10 @@ pub(in crate::cli) struct Sign {
     #[arg(value_name = "REQUEST")]
     request: PathBuf,
     /// How long the certificate is valid.
-    #[arg(long, value_name = "TIME", default_value = "30d", value_parser = duration::parse)]
+    #[arg(long, value_name = "TIME", default_value = "30d", value_parser = args::duration)]
     valid_for: Duration,
     #[command(flatten)]
-    ca: CaArgs,
+    ca: CaPassphrase,
 }
 
 /// Arguments of every command that creates files for a node.
@@ -91,7 +91,7 @@ struct NewKeyArgs {
     #[arg(long, value_name = "TYPE", default_value_t)]
     key_type: KeyType,
     #[command(flatten)]
-    passphrase: passphrase::Args,
+    passphrase: Passphrase,
 }
 
 #[derive(Debug, Args)]

@@ -14,9 +14,9 @@ use super::files::{
 use crate::certs::{
     Certificate, CertificateDirectory, Content, KeyType, PrivateKey, RevocationList, RevocationReason, Suite, timestamp,
 };
+use crate::cli::args::{self, CaPassphrase, Passphrase};
 use crate::cli::error::{CliError, Exit};
-use crate::cli::passphrase::{self, CaArgs};
-use crate::cli::{duration, node, output, remedy};
+use crate::cli::{identity, output, remedy};
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::packet::{Identity, Role};
 
@@ -34,7 +34,7 @@ struct Selection {
     #[command(flatten)]
     directory: DirectoryArgs,
     /// Renewal is due when less than this is left [default: a third of the validity].
-    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    #[arg(long, value_name = "TIME", value_parser = args::duration)]
     before: Option<Duration>,
 }
 
@@ -46,7 +46,7 @@ pub(in crate::cli) struct Renew {
     #[arg(long)]
     if_needed: bool,
     /// How long the new certificate is valid.
-    #[arg(long, value_name = "TIME", default_value = "30d", value_parser = duration::parse)]
+    #[arg(long, value_name = "TIME", default_value = "30d", value_parser = args::duration)]
     valid_for: Duration,
     /// The type of the new key [default: as before].
     #[arg(long, value_name = "TYPE")]
@@ -55,9 +55,9 @@ pub(in crate::cli) struct Renew {
     #[arg(long, value_name = "COMMAND")]
     exec: Option<String>,
     #[command(flatten)]
-    ca: CaArgs,
+    ca: CaPassphrase,
     #[command(flatten)]
-    passphrase: passphrase::Args,
+    passphrase: Passphrase,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
@@ -94,10 +94,10 @@ pub(in crate::cli) struct Crl {
 #[derive(Debug, Args)]
 struct ListArgs {
     /// How long the list is valid; without a newer one, nodes then refuse every certificate.
-    #[arg(long, value_name = "TIME", default_value = "30d", value_parser = duration::parse)]
+    #[arg(long, value_name = "TIME", default_value = "30d", value_parser = args::duration)]
     valid_for: Duration,
     #[command(flatten)]
-    passphrase: CaArgs,
+    passphrase: CaPassphrase,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
@@ -126,7 +126,7 @@ struct Published<'a> {
 impl Selection {
     fn identities(&self, directory: &CertificateDirectory) -> Result<Vec<Identity>, CliError> {
         if let (Some(role), Some(name)) = (self.role, &self.name) {
-            return Ok(vec![node::identity(role, name)?]);
+            return Ok(vec![identity::named(role, name)?]);
         }
         if !self.all {
             return Err(CliError::new(Exit::Usage, "no certificate is named")

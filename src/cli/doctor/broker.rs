@@ -9,9 +9,8 @@ use super::finding::Finding;
 use crate::cli::error::{CliError, Exit};
 use crate::cli::fleet::{self, Fleet};
 use crate::cli::node::Node;
-use crate::cli::ping::{once, registrations};
+use crate::cli::output::counted;
 use crate::cli::remedy;
-use crate::cli::text::counted;
 use crate::clock::{Clock, SystemClock};
 use crate::packet::{Identity, Role};
 use crate::serializer::OpenErrorKind;
@@ -92,7 +91,7 @@ pub(super) async fn connection(identity: &Identity, options: &AmqpOptions) -> Ve
             Err(error) => failed("round trip", &error),
         });
     }
-    fleet::close(&transport).await;
+    fleet::close(transport.close()).await;
     findings
 }
 
@@ -132,22 +131,21 @@ async fn receive(mut consumer: Consumer, body: &[u8]) -> Result<(), TransportErr
 
 /// Starts a mapper, waits for the agents to register, and asks some of them to register again.
 pub(super) async fn agents(node: &Node, limit: Duration) -> Vec<Finding> {
-    let (hook, mut registered) = registrations();
-    let mut fleet = match Fleet::start_with(node, |mapper| mapper.on_agent(hook)).await {
+    let mut fleet = match Fleet::start(node).await {
         Ok(fleet) => fleet,
         Err(error) => return vec![Finding::fail("queues", &error), Finding::skip("agents", "the mapper cannot start")],
     };
     let mut findings = vec![Finding::ok("queues", "a mapper's queues can be declared")];
-    match fleet.settle(limit, |agents| !agents.is_empty()).await {
-        Ok(agents) if agents.is_empty() => findings.push(Finding::warn(
+    match fleet.discover(1, limit, |_| true).await {
+        Ok((_, 0)) => findings.push(Finding::warn(
             "agents",
             format!("no agent has registered within {limit:?}"),
             "start one with `nanite agent`, at the same broker and virtual host, with a certificate of the same CA",
         )),
-        Ok(mut agents) => {
+        Ok((mut agents, _)) => {
             findings.push(Finding::ok("agents", format!("{} registered", counted(agents.len(), "agent"))));
             agents.truncate(MAX_PINGED_AGENTS);
-            for (agent, result) in once(&fleet, &agents, &mut registered, limit).await {
+            for (agent, result) in fleet.ping(&agents, limit).await {
                 findings.push(match result {
                     Ok(elapsed) => Finding::ok("round trip", format!("{agent} answers within {elapsed:.1?}")),
                     Err(failure) => {

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::cli::error::{CliError, Exit};
 use crate::cli::output;
-use crate::cli::text::printable;
+use crate::cli::output::printable;
 
 /// Aligns further lines of a message, and the remedy, with the first line.
 const INDENT: &str = "                    ";

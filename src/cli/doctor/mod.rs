@@ -14,8 +14,8 @@ use serde::Serialize;
 
 use super::error::{CliError, Exit};
 use super::node::Node;
-use super::text::counted;
-use super::{Global, duration, node, output, runtime};
+use super::output::counted;
+use super::{Global, args, identity, output, runtime};
 use crate::clock::{Clock, SystemClock};
 use crate::packet::{Identity, Role};
 use finding::{Finding, State, exit_code};
@@ -27,9 +27,9 @@ use finding::{Finding, State, exit_code};
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
-    who: node::Who,
+    who: identity::IdentityArgs,
     #[command(flatten)]
-    broker: super::broker::Args,
+    broker: super::connection::BrokerArgs,
     /// The role of the node, if the directory has keys for both.
     #[arg(long, value_name = "agent|mapper")]
     role: Option<Role>,
@@ -40,7 +40,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE")]
     audit: Option<PathBuf>,
     /// How long to wait for agents to register and to answer.
-    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = duration::parse)]
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = args::duration)]
     timeout: Duration,
     /// Print one JSON object: {"node": ID, "ok": BOOL, "checks": [{"check": .., "state": .., "message": .., "remedy": ..}]}.
     #[arg(long)]
@@ -72,9 +72,9 @@ fn check(global: &Global, args: &Args) -> Result<(Option<Identity>, Vec<Finding>
     let (now, config) = (SystemClock.now(), &global.config);
     let roles = args.role.map_or(vec![Role::Agent, Role::Mapper], |role| vec![role]);
     let directory = args.who.directory(config, args.role.unwrap_or(Role::Agent))?;
-    let names = roles.iter().filter_map(|role| Some(node::identity(*role, &args.who.token(config, *role)?)));
+    let names = roles.iter().filter_map(|role| Some(identity::named(*role, &args.who.token(config, *role)?)));
     let names = names.collect::<Result<Vec<_>, _>>()?;
-    let options = node::broker_options(&args.broker, config)?;
+    let options = args.broker.options(config)?;
     let identity = match files::identity(&directory, &roles, &names) {
         Ok(identity) => identity,
         Err(error) => {
@@ -100,7 +100,7 @@ fn check(global: &Global, args: &Args) -> Result<(Option<Identity>, Vec<Finding>
     let options = options.connection_name(identity.as_str());
     findings.push(broker::protection(&options));
     let node = match args.who.secure(config, identity.role(), None) {
-        Ok(secure) => Some(Node::of(secure, options.clone())),
+        Ok(secure) => Some(Node::new(secure, options.clone())),
         Err(error) => {
             if !findings.iter().any(|finding| finding.state == State::Fail) {
                 findings.push(Finding::fail("certificates", &error));

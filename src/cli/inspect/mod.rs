@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::{CliError, Exit};
 use super::seal::read_message;
-use super::{Global, node, output};
+use super::{Global, identity, output};
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::packet::{Kind, Role};
 use crate::security::{Header, inspect};
@@ -26,7 +26,7 @@ pub(super) struct Args {
     /// The file with the message; `-` or none: stdin.
     file: Option<PathBuf>,
     #[command(flatten)]
-    who: node::Who,
+    who: identity::IdentityArgs,
     /// The kind of queue it was found in [default: the one where such a message belongs].
     #[arg(long, value_name = "QUEUE")]
     channel: Option<InboundQueue>,
@@ -77,7 +77,7 @@ fn open(
     // As a node that was already running when the message was issued: one that started later refuses live messages.
     let node = args.who.secure(&global.config, queue.reader(), Some(now.min(header.issued_at)))?;
     if let Some(claims) = &mut report.claims {
-        claims.name_keys(&node.reload.store.certificates());
+        claims.name_keys(&node.store.certificates());
     }
     let open_at = |at: Timestamp| node.serializer.open(bytes, &OpenContext::new(queue, at));
     let verdict = |at, error| Verdict::new(Some((node.identity.clone(), queue)), at, error);

@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use super::error::{CliError, Exit};
-use super::text::printable;
-use super::{Global, broker, node, output, runtime};
+use super::output::printable;
+use super::{Global, args, identity, output, runtime};
 use crate::packet::{Identity, Role};
 use crate::transport::percent_encode;
 use api::{Api, ApiUrl};
@@ -95,8 +95,8 @@ pub(super) fn run(global: &Global, command: &Command) -> Result<Exit, CliError> 
 
 impl Args {
     fn nodes(&self) -> Result<Vec<Identity>, CliError> {
-        let agents = self.agents.iter().map(|name| node::identity(Role::Agent, name));
-        let mappers = self.mappers.iter().map(|name| node::identity(Role::Mapper, name));
+        let agents = self.agents.iter().map(|name| identity::named(Role::Agent, name));
+        let mappers = self.mappers.iter().map(|name| identity::named(Role::Mapper, name));
         let nodes: BTreeSet<Identity> = agents.chain(mappers).collect::<Result<_, _>>()?;
         if nodes.is_empty() {
             return Err(CliError::new(Exit::Usage, "no node is named")
@@ -125,7 +125,7 @@ impl Args {
                 line.truncate(length);
                 Ok(line)
             }
-            Some(path) => broker::read_password(path),
+            Some(path) => args::read_password(path),
             None => match std::env::var(PASSWORD_VARIABLE) {
                 Ok(password) if !password.is_empty() => Ok(Zeroizing::new(password)),
                 // RabbitMQ creates this user, and accepts it from the same machine only.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{PATIENCE, web};
+use super::{WAIT_TIMEOUT, web};
 
 /// The JSON key of an element's id (W3C WebDriver, section 12).
 const ELEMENT_KEY: &str = "element-6066-11e4-a52e-4f735466cecf";
@@ -174,11 +174,11 @@ impl Browser {
 
     /// Waits until a condition is true; panics with the page if it never is.
     pub fn wait(&self, what: &str, mut condition: impl FnMut() -> bool) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + WAIT_TIMEOUT;
         while !condition() {
             assert!(
                 Instant::now() < deadline,
-                "not within {PATIENCE:?}: {what}\n{}\n{}",
+                "not within {WAIT_TIMEOUT:?}: {what}\n{}\n{}",
                 self.address(),
                 self.source()
             );

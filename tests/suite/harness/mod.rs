@@ -26,7 +26,7 @@ pub mod web;
 use std::time::Duration;
 
 /// How long a test waits for something that must happen: much longer than it takes.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Waits until a condition is true, and panics with `what` if it never is.
 pub async fn wait_until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
@@ -35,7 +35,7 @@ pub async fn wait_until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    assert!(tokio::time::timeout(PATIENCE, waiting).await.is_ok(), "not within {PATIENCE:?}: {what}");
+    assert!(tokio::time::timeout(WAIT_TIMEOUT, waiting).await.is_ok(), "not within {WAIT_TIMEOUT:?}: {what}");
 }
 
 /// Runs async tests that take a [`system::System`], once with plain JSON and once with the secure envelope.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::PATIENCE;
+use super::WAIT_TIMEOUT;
 
 /// The program with these arguments and none of the caller's `NANITE_` settings.
 pub fn nanite<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Command {
@@ -95,21 +95,21 @@ impl Running {
     }
 
     /// Its output so far: standard output and standard error.
-    pub fn said(&self) -> (String, String) {
+    pub fn output(&self) -> (String, String) {
         (self.out.text(), self.err.text())
     }
 
     /// Waits until standard output or standard error contains this text.
     pub fn wait_for(&mut self, text: &str) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + WAIT_TIMEOUT;
         loop {
             let ended = self.child.try_wait().unwrap();
-            let (out, err) = self.said();
+            let (out, err) = self.output();
             if out.contains(text) || err.contains(text) {
                 return;
             }
             assert!(ended.is_none(), "ended ({ended:?}) without printing {text:?}:\n{out}\n{err}");
-            assert!(Instant::now() < deadline, "did not print {text:?} within {PATIENCE:?}:\n{out}\n{err}");
+            assert!(Instant::now() < deadline, "did not print {text:?} within {WAIT_TIMEOUT:?}:\n{out}\n{err}");
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -120,12 +120,12 @@ impl Running {
 
     /// Waits until it ends.
     pub fn wait(mut self) -> Ended {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + WAIT_TIMEOUT;
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 break status;
             }
-            assert!(Instant::now() < deadline, "did not end within {PATIENCE:?}: {:?}", self.said());
+            assert!(Instant::now() < deadline, "did not end within {WAIT_TIMEOUT:?}: {:?}", self.output());
             std::thread::sleep(Duration::from_millis(5));
         };
         Ended { status, out: self.out.join(), err: self.err.join() }

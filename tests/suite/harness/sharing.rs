@@ -23,10 +23,10 @@ pub const AGENT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A transport that delivers no registration and no heartbeat.
 #[derive(Debug)]
-pub struct Deaf(pub Arc<MemoryTransport>);
+pub struct WithoutPresence(pub Arc<MemoryTransport>);
 
 #[async_trait]
-impl Transport for Deaf {
+impl Transport for WithoutPresence {
     async fn publish(&self, message: PublishRequest, timeout: Duration) -> Result<(), TransportError> {
         self.0.publish(message, timeout).await
     }
@@ -62,8 +62,8 @@ pub async fn sharing(system: &System, redis: &RedisServer, name: &str) -> (Mappe
 }
 
 /// A mapper that knows agents only from Redis.
-pub async fn deaf(system: &System, redis: &RedisServer, name: &str) -> (MapperBuilder, RedisState) {
-    with_transport(system, redis, name, Arc::new(Deaf(system.connect()))).await
+pub async fn without_presence(system: &System, redis: &RedisServer, name: &str) -> (MapperBuilder, RedisState) {
+    with_transport(system, redis, name, Arc::new(WithoutPresence(system.connect()))).await
 }
 
 async fn with_transport(

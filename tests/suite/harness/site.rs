@@ -64,7 +64,7 @@ impl Site {
     }
 
     /// The program in this directory, without settings for certificates and broker.
-    pub fn bare<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
+    pub fn unconfigured<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
         let mut command = nanite(arguments);
         command.current_dir(self.dir.path()).env("HOME", self.dir.path()).env("XDG_STATE_HOME", self.path("state"));
         command
@@ -72,7 +72,7 @@ impl Site {
 
     /// The program, with certificates and broker in its environment.
     pub fn nanite<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
-        let mut command = self.bare(arguments);
+        let mut command = self.unconfigured(arguments);
         command.env("NANITE_CERTS", "certs").env("NANITE_BROKER", self.broker.url());
         command
     }
@@ -96,7 +96,7 @@ impl Site {
     }
 
     /// Runs the program with this standard input.
-    pub fn fed(&self, arguments: &[&str], input: &[u8]) -> Ended {
+    pub fn run_with_input(&self, arguments: &[&str], input: &[u8]) -> Ended {
         let path = self.path("stdin");
         fs::write(&path, input).unwrap();
         run(self.nanite(arguments).stdin(Stdio::from(fs::File::open(path).unwrap())))
@@ -154,7 +154,7 @@ impl Offline {
 }
 
 /// Splits the `certs` of a site into one directory for each node, with its own certificate and key and the CA's certificate.
-pub fn apart(site: &Site, nodes: &[&str]) {
+pub fn separate_directories(site: &Site, nodes: &[&str]) {
     let certs = site.path("certs");
     for node in nodes {
         let own = site.path(node);

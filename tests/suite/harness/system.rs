@@ -89,7 +89,7 @@ pub async fn start(agent: AgentBuilder) -> Agent {
 }
 
 /// Waits until a mapper knows exactly the agents with these names.
-pub async fn knows(mapper: &Mapper, names: &[&str]) {
+pub async fn wait_until_known(mapper: &Mapper, names: &[&str]) {
     let known = async {
         loop {
             let registered = mapper.agent_registered();
@@ -113,7 +113,7 @@ pub fn json(text: &str) -> Payload {
 
 impl System {
     /// Registers an agent that does not run: it has no queue and does nothing.
-    pub async fn ghost(&self, name: &str, services: &[&str]) {
+    pub async fn register_without_agent(&self, name: &str, services: &[&str]) {
         let identity = Identity::agent(name).unwrap();
         let link = Link::builder(self.serializer(&identity), self.connect()).build();
         let register = Register::new(identity, services.iter().map(|service| service.parse().unwrap()))
@@ -136,7 +136,7 @@ impl System {
         let (serializer, transport) = (self.serializer(&from), self.connect());
         let mapper = Mapper::builder(serializer.clone(), transport.clone()).short_lived().start().await;
         let mapper = mapper.unwrap();
-        knows(&mapper, &[to.name()]).await;
+        wait_until_known(&mapper, &[to.name()]).await;
         let instance = mapper.agents().await.unwrap()[0].instance;
         drop(mapper);
         let link = Link::builder(serializer, transport).build();

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::pty::{Winsize, openpty};
 
-use super::PATIENCE;
+use super::WAIT_TIMEOUT;
 
 /// A program with its own terminal; it is killed when this is dropped.
 #[derive(Debug)]
@@ -57,14 +57,18 @@ impl Terminal {
 
     /// Waits until this text is shown, after the text of the previous wait.
     pub fn wait_for(&mut self, text: &str) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + WAIT_TIMEOUT;
         loop {
             let shown = self.shown.lock().unwrap().clone();
             if let Some(at) = shown[self.seen..].find(text) {
                 self.seen += at + text.len();
                 return;
             }
-            assert!(Instant::now() < deadline, "{text:?} was not shown within {PATIENCE:?}: {:?}", &shown[self.seen..]);
+            assert!(
+                Instant::now() < deadline,
+                "{text:?} was not shown within {WAIT_TIMEOUT:?}: {:?}",
+                &shown[self.seen..]
+            );
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -80,12 +84,12 @@ impl Terminal {
 
     /// Waits until the program ends.
     pub fn wait(mut self) -> (ExitStatus, String) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + WAIT_TIMEOUT;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return (status, self.shown());
             }
-            assert!(Instant::now() < deadline, "did not end within {PATIENCE:?}: {:?}", self.shown());
+            assert!(Instant::now() < deadline, "did not end within {WAIT_TIMEOUT:?}: {:?}", self.shown());
             std::thread::sleep(Duration::from_millis(10));
         }
     }

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::{HOSTILE, Site, counter, work};
 use crate::harness::browser::Browser;
-use crate::harness::system::{System, knows, start};
+use crate::harness::system::{System, start, wait_until_known};
 
 /// The code of the Enter key (W3C WebDriver, section 17.4.2).
 const ENTER: &str = "\u{e007}";
@@ -33,7 +33,7 @@ async fn n20_agent_table_updates_live() {
     };
     let _fred = agent("fred", 0.25, "eu").await;
     let _bob = agent("bob", 3.5, "us").await;
-    knows(&site.mapper, &["bob", "fred"]).await;
+    wait_until_known(&site.mapper, &["bob", "fred"]).await;
     let browser = site.browser();
     assert_eq!(browser.address(), site.url("/"), "the URL no longer has the token");
     browser.wait("both agents are listed", || names(&browser) == ["bob", "fred"]);
@@ -85,7 +85,7 @@ async fn n20_agent_table_updates_live() {
 async fn n20_updated_row_keeps_keyboard_focus() {
     let site = Site::new().await;
     let _fred = start(site.system.agent("fred").actor(work(&counter()))).await;
-    knows(&site.mapper, &["fred"]).await;
+    wait_until_known(&site.mapper, &["fred"]).await;
     let browser = site.browser();
     browser.wait("fred is listed", || names(&browser) == ["fred"]);
     browser.script("document.querySelector('#rows a').focus(); window.row = document.querySelector('#rows tr')");
@@ -102,7 +102,7 @@ async fn n20_request_page_shows_results_live() {
         start(site.system.agent("fred").actor(work(&counter()))).await,
         start(site.system.agent("bob").actor(work(&counter()))).await,
     );
-    knows(&site.mapper, &["bob", "fred"]).await;
+    wait_until_known(&site.mapper, &["bob", "fred"]).await;
     let browser = site.browser();
     browser.click("nav a[href='/request']");
     browser.element("#services option[value='/work/steps']");
@@ -166,7 +166,7 @@ async fn n20_hostile_input_is_escaped_on_every_page() {
     let site = Site::new().await;
     let agent = HOSTILE.iter().fold(site.system.agent("fred"), |agent, text| agent.tag(text.parse().unwrap()));
     let _agent = start(agent.actor(work(&counter()))).await;
-    knows(&site.mapper, &["fred"]).await;
+    wait_until_known(&site.mapper, &["fred"]).await;
     let browser = site.browser();
     let harmless = |browser: &Browser, place: &str| {
         let found = browser.script(
@@ -279,7 +279,7 @@ async fn n20_content_security_policy_blocks_injected_scripts() {
 async fn n20_pages_work_without_javascript() {
     let site = Site::with(System::plain(), Some("correct horse"), true).await;
     let _agent = start(site.system.agent("fred").actor(work(&counter()))).await;
-    knows(&site.mapper, &["fred"]).await;
+    wait_until_known(&site.mapper, &["fred"]).await;
     let browser = Browser::start();
     browser.devtools("Emulation.setScriptExecutionDisabled", json!({"value": true}));
     browser.open(&site.url("/"));

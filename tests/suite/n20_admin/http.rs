@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::{Site, counter, work};
-use crate::harness::system::{System, knows, start};
+use crate::harness::system::{System, start, wait_until_known};
 use crate::harness::web::{self, Answer, events};
 
 fn assert_security_headers(what: &str, answer: &Answer) {
@@ -91,7 +91,7 @@ async fn n20_all_pages_and_actions_require_login() {
     let site = Site::new().await;
     let ran = counter();
     let _agent = start(site.system.agent("fred").actor(work(&ran))).await;
-    knows(&site.mapper, &["fred"]).await;
+    wait_until_known(&site.mapper, &["fred"]).await;
     let paths = ["/", "/events", "/agents/fred", "/agents/fred/events", "/request", "/requests", "/requests/x/events"];
     for cookie in ["", "Cookie: nanite=x\r\n", &format!("Cookie: nanite-{}={}\r\n", site.port, "0".repeat(64))] {
         for path in paths {
@@ -168,7 +168,7 @@ async fn n20_rejects_forms_without_valid_csrf_token_or_origin() {
     let site = Site::new().await;
     let ran = counter();
     let _agent = start(site.system.agent("fred").actor(work(&ran))).await;
-    knows(&site.mapper, &["fred"]).await;
+    wait_until_known(&site.mapper, &["fred"]).await;
     let (mine, other) = (site.logged_in(), site.logged_in());
     let (csrf, others) = (site.get("/request", &mine), site.get("/request", &other));
     let (csrf, others) = (csrf.csrf(), others.csrf());
@@ -246,7 +246,7 @@ async fn n20_read_only_tower_sends_no_requests() {
     let site = Site::with(System::secure(), None, false).await;
     let ran = counter();
     let _agent = start(site.system.agent("fred").actor(work(&ran))).await;
-    knows(&site.mapper, &["fred"]).await;
+    wait_until_known(&site.mapper, &["fred"]).await;
     let cookie = site.logged_in();
     let table = site.get("/", &cookie);
     assert!(table.body.contains("fred") && table.body.contains("read-only"), "{table:?}");
@@ -312,7 +312,7 @@ async fn n20_event_streams_require_session_and_are_limited() {
 async fn n20_running_requests_are_limited_and_can_be_stopped() {
     let site = Site::new().await;
     let _agent = start(site.system.agent("fred").actor(work(&counter())).concurrency(32)).await;
-    knows(&site.mapper, &["fred"]).await;
+    wait_until_known(&site.mapper, &["fred"]).await;
     let cookie = site.logged_in();
     let csrf = site.get("/request", &cookie);
     let csrf = csrf.csrf();

@@ -10,7 +10,7 @@ use crate::harness::web;
 
 /// The port in the URL that the program prints.
 fn port(tower: &Running) -> u16 {
-    let (_, err) = tower.said();
+    let (_, err) = tower.output();
     let (_, rest) = err.split_once("http://127.0.0.1:").unwrap();
     rest.chars().take_while(char::is_ascii_digit).collect::<String>().parse().unwrap()
 }
@@ -37,7 +37,7 @@ fn n20_program_shows_agents_of_real_broker() {
     let mut tower = site.start(&["admin", "--token", "tower", "--listen", "127.0.0.1:0", "--allow-requests"]);
     tower.wait_for("lets one browser in, once");
     let port = port(&tower);
-    let (out, err) = tower.said();
+    let (out, err) = tower.output();
     assert_eq!(out, "", "stdout is for data only");
     let link = err.split_whitespace().find_map(|word| word.strip_prefix(&format!("http://127.0.0.1:{port}"))).unwrap();
     let entered = web::get(port, link, "");
@@ -70,7 +70,7 @@ fn n20_program_shows_agents_of_real_broker() {
 #[test]
 fn n20_program_accepts_password_hash_file() {
     let site = Site::new(&["mapper tower"]);
-    let hash = site.fed(&["admin", "hash-password"], b"correct horse\n");
+    let hash = site.run_with_input(&["admin", "hash-password"], b"correct horse\n");
     assert_eq!((hash.code(), hash.err.as_str()), (0, ""), "{hash:?}");
     assert!(hash.out.starts_with("$scrypt$ln=15,r=8,p=3$") && !hash.out.contains("horse"), "{hash:?}");
     site.write("tower.hash", &hash.out, 0o600);
@@ -82,7 +82,7 @@ fn n20_program_accepts_password_hash_file() {
     let cookie = format!("Cookie: {}\r\n", page.cookie("nanite-login").unwrap());
     let login = |password| web::post(port, "/login", &cookie, &[("secret", password), ("csrf", page.csrf())]).status;
     assert_eq!((login("correct horsf"), login("correct horse")), (403, 303));
-    let (_, err) = tower.said();
+    let (_, err) = tower.output();
     assert!(!err.contains("token=") && !err.contains("horse"), "{err}");
 }
 
@@ -109,7 +109,7 @@ fn n20_program_reports_startup_errors_with_remedy() {
     );
     site.write("open", "x\n", 0o644);
     refused(&["--password-hash-file", "open"], 2, &["mode 0644", "chmod 600"]);
-    let short = site.fed(&["admin", "hash-password"], b"short\n");
+    let short = site.run_with_input(&["admin", "hash-password"], b"short\n");
     assert_eq!((short.code(), short.out.as_str()), (2, ""), "{short:?}");
     assert!(short.err.contains("a password must have 8 to 1024 bytes"), "{short:?}");
     let both = site.run(&["admin", "--token", "tower", "hash-password"]);
