@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::error::{CliError, Exit};
+use super::error::{CliError, Exit, Result};
 use super::output;
 use super::output::counted;
 use crate::audit::{Problem, verify};
@@ -23,7 +23,7 @@ pub(super) enum Command {
     },
 }
 
-pub(super) fn run(command: Command) -> Result<Exit, CliError> {
+pub(super) fn run(command: Command) -> Result<Exit> {
     let Command::Verify { file, json } = command;
     let report = verify(&file)
         .map_err(|error| CliError::of(Exit::Security, &error).context(format!("cannot read {}", file.display())))?;

@@ -6,7 +6,7 @@ use clap::{Command, CommandFactory};
 use clap_complete::Shell;
 use clap_mangen::Man;
 
-use super::error::{CliError, Exit};
+use super::error::{CliError, Exit, Result};
 use super::{Cli, Global, output};
 
 /// Print a script that completes the command line in a shell.
@@ -23,14 +23,14 @@ pub(super) struct Manual {
     directory: Option<PathBuf>,
 }
 
-pub(super) fn completions(args: &Completions) -> Result<Exit, CliError> {
+pub(super) fn completions(args: &Completions) -> Result<Exit> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "nanite", &mut script);
     output::write(&script)?;
     Ok(Exit::Success)
 }
 
-pub(super) fn manual(global: &Global, args: &Manual) -> Result<Exit, CliError> {
+pub(super) fn manual(global: &Global, args: &Manual) -> Result<Exit> {
     let mut root = Cli::command();
     root.build();
     let Some(directory) = &args.directory else {
@@ -53,7 +53,7 @@ pub(super) fn manual(global: &Global, args: &Manual) -> Result<Exit, CliError> {
 }
 
 /// The file name and the content of a command's page.
-fn page(command: &Command) -> Result<(String, Vec<u8>), CliError> {
+fn page(command: &Command) -> Result<(String, Vec<u8>)> {
     let man = Man::new(command.clone());
     let mut text = Vec::new();
     man.render(&mut text).map_err(|error| CliError::of(Exit::Failure, &error))?;

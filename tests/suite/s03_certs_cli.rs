@@ -328,9 +328,9 @@ fn s03_issue_fails_without_a_usable_ca() {
     fs::write(certs.file("ca-key.pem"), "nothing").unwrap();
     certs.refused(6, &["issue", "agent", "bob"], "not a private key", "right file");
     fs::write(certs.file("ca.pem"), "nothing").unwrap();
-    certs.refused(6, &["issue", "agent", "bob"], "no CA certificate in PEM", "ca.pem has to hold");
+    certs.refused(6, &["issue", "agent", "bob"], "no CA certificate in PEM", "ca.pem must hold");
     fs::copy(certs.file("agent-fred.pem"), certs.file("ca.pem")).unwrap();
-    certs.refused(6, &["issue", "agent", "bob"], "is not a CA's", "ca.pem has to hold");
+    certs.refused(6, &["issue", "agent", "bob"], "is not a CA's", "ca.pem must hold");
     certs.refused(6, &["issue", "agent", "fred-key"], "its name ends in '-key'", "choose a name");
     assert!(!certs.file("agent-bob.pem").exists() && !certs.file("agent-bob-key.pem").exists());
 }

@@ -11,7 +11,7 @@ fn demo(arguments: &[&str]) -> (Command, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_nanite"));
     command.arg("demo").args(arguments).current_dir(&dir).stdin(Stdio::null());
-    command.env_clear().env("TMPDIR", dir.path()).env("HOME", dir.path());
+    command.env_clear().env("TMPDIR", dir.path()).env("HOME", dir.path()).env("TERM", "xterm");
     (command, dir)
 }
 

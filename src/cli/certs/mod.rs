@@ -6,7 +6,7 @@ mod lifecycle;
 mod show;
 mod verify;
 
-use super::error::{CliError, Exit};
+use super::error::{Exit, Result};
 pub(super) use verify::{authority, revocation_list};
 
 #[derive(Debug, clap::Subcommand)]
@@ -35,7 +35,7 @@ pub(super) enum Command {
     Sign(issue::Sign),
 }
 
-pub(super) fn run(command: Command) -> Result<Exit, CliError> {
+pub(super) fn run(command: Command) -> Result<Exit> {
     match command {
         Command::Init(args) => args.run(),
         Command::Issue(args) => args.run(),

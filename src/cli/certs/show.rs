@@ -13,7 +13,7 @@ use crate::certs::{
     CaCertificate, Certificate, Content, KeyId, Trust, TrustError, distinguished_name as name, read_certificates,
     timestamp,
 };
-use crate::cli::error::{CliError, Exit, chain};
+use crate::cli::error::{CliError, Exit, Result, chain};
 use crate::cli::{output, remedy};
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::packet::Identity;
@@ -72,7 +72,7 @@ struct Listing {
 }
 
 impl List {
-    pub(super) fn run(self) -> Result<Exit, CliError> {
+    pub(super) fn run(self) -> Result<Exit> {
         let directory = self.directory.open();
         let now = SystemClock.now();
         let trust = directory.trust().ok();
@@ -139,7 +139,7 @@ impl Row {
 }
 
 impl Listing {
-    fn print(&self, directory: &Path) -> Result<(), CliError> {
+    fn print(&self, directory: &Path) -> Result<()> {
         if self.certificates.is_empty() {
             output::note(&format!("no certificates in {}", directory.display()));
         } else {
@@ -185,7 +185,7 @@ struct CertificateInfo {
 }
 
 impl Show {
-    pub(super) fn run(self) -> Result<Exit, CliError> {
+    pub(super) fn run(self) -> Result<Exit> {
         let certificates = read_certificates(&self.file).map_err(|error| {
             CliError::of(Exit::Security, &error)
                 .help("give a file with certificates in PEM; keys and signing requests are not shown")
@@ -240,7 +240,7 @@ impl CertificateInfo {
         Self { not_before, not_after, days_left, ..info }
     }
 
-    fn print(&self, after_another: bool) -> Result<(), CliError> {
+    fn print(&self, after_another: bool) -> Result<()> {
         let paint = output::stdout_paint();
         let separator = if after_another { "\n" } else { "" };
         let domain = self.domain.as_deref().unwrap_or("an unnamed domain");

@@ -12,7 +12,7 @@ use crate::certs::{
     CaCertificate, CertificateDirectory, Content, Credentials, KeyError, PrivateKey, TrustError, distinguished_name,
     timestamp,
 };
-use crate::cli::error::{CliError, Exit};
+use crate::cli::error::{CliError, Exit, Result};
 use crate::cli::{output, remedy};
 use crate::clock::{Clock, SystemClock, Timestamp};
 
@@ -37,7 +37,7 @@ struct Finding {
 }
 
 impl Finding {
-    fn new(file: &Path, result: Result<String, CliError>) -> Self {
+    fn new(file: &Path, result: Result<String>) -> Self {
         let (ok, message, remedy) = match result {
             Ok(message) => (true, message, None),
             Err(error) => (false, error.message().to_owned(), error.remedy().map(str::to_owned)),
@@ -47,7 +47,7 @@ impl Finding {
 }
 
 impl Verify {
-    pub(super) fn run(self) -> Result<Exit, CliError> {
+    pub(super) fn run(self) -> Result<Exit> {
         let directory = self.directory.open();
         let mut findings = verify(&directory, SystemClock.now())?;
         if !self.files.is_empty() {
@@ -69,7 +69,7 @@ impl Verify {
     }
 }
 
-fn verify(directory: &CertificateDirectory, now: Timestamp) -> Result<Vec<Finding>, CliError> {
+fn verify(directory: &CertificateDirectory, now: Timestamp) -> Result<Vec<Finding>> {
     let failed = |error| remedy::directory(&error, directory);
     let trust = directory.trust().map_err(failed)?;
     let mut findings = Vec::new();
@@ -112,7 +112,7 @@ fn verify(directory: &CertificateDirectory, now: Timestamp) -> Result<Vec<Findin
 }
 
 /// Whether a CA may issue certificates now.
-pub(in crate::cli) fn authority(ca: &CaCertificate, now: Timestamp) -> Result<String, CliError> {
+pub(in crate::cli) fn authority(ca: &CaCertificate, now: Timestamp) -> Result<String> {
     let (message, help) = if now < ca.not_before {
         (format!("is not valid before {}", ca.not_before), "check the clock of this machine")
     } else if now >= ca.not_after {
@@ -127,7 +127,7 @@ pub(in crate::cli) fn authority(ca: &CaCertificate, now: Timestamp) -> Result<St
 }
 
 /// Whether a revocation list is current.
-pub(in crate::cli) fn revocation_list(list: &X509CrlRef, now: Timestamp) -> Result<String, CliError> {
+pub(in crate::cli) fn revocation_list(list: &X509CrlRef, now: Timestamp) -> Result<String> {
     let issuer = distinguished_name(list.issuer_name());
     match list.next_update().and_then(timestamp) {
         Some(until) if now < until => Ok(format!("revocation list of {issuer}, valid until {until}")),
@@ -150,7 +150,7 @@ fn key(path: &Path, certificate: &Path, name: &str, matches: impl FnOnce(&Privat
     Some(Finding::new(path, result))
 }
 
-fn print(finding: &Finding) -> Result<(), CliError> {
+fn print(finding: &Finding) -> Result<()> {
     let paint = output::stdout_paint();
     let mark = if finding.ok { paint.green("ok  ") } else { paint.red("bad ") };
     output::line(&format!("{mark}  {}: {}", finding.file.display(), finding.message))?;

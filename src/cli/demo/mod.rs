@@ -8,7 +8,7 @@ mod system;
 
 use std::time::Instant;
 
-use super::error::{CliError, Exit};
+use super::error::{Exit, Result};
 use super::{output, runtime};
 use report::{Rates, Report, millis};
 use system::{Pki, SHOUT, System, TEXT};
@@ -21,7 +21,7 @@ pub(super) struct Args {
 }
 
 impl Args {
-    pub(super) fn run(self) -> Result<Exit, CliError> {
+    pub(super) fn run(self) -> Result<Exit> {
         let report = runtime::run(demonstrate(!self.json))?;
         if self.json {
             output::json(&report)?;
@@ -31,7 +31,7 @@ impl Args {
 }
 
 /// Plays all scenes, and prints each if `visible`. Unexpected results are in the report; an error means that it could not go on.
-async fn demonstrate(visible: bool) -> Result<Report, CliError> {
+async fn demonstrate(visible: bool) -> Result<Report> {
     let print = |lines: Vec<String>| if visible { output::line(&lines.join("\n")) } else { Ok(()) };
     let start = Instant::now();
     let mut report = Report::default();

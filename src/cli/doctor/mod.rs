@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::error::{CliError, Exit};
+use super::error::{Exit, Result};
 use super::node::Node;
 use super::output::counted;
 use super::{Global, args, identity, output, runtime};
@@ -55,7 +55,7 @@ struct Report {
     checks: Vec<Finding>,
 }
 
-pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
+pub(super) fn run(global: &Global, args: &Args) -> Result<Exit> {
     let (node, checks) = check(global, args)?;
     let exit = exit_code(&checks);
     let report = Report { node, ok: exit == Exit::Success, checks };
@@ -68,7 +68,7 @@ pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
     Ok(exit)
 }
 
-fn check(global: &Global, args: &Args) -> Result<(Option<Identity>, Vec<Finding>), CliError> {
+fn check(global: &Global, args: &Args) -> Result<(Option<Identity>, Vec<Finding>)> {
     let (now, config) = (SystemClock.now(), &global.config);
     let roles = args.role.map_or(vec![Role::Agent, Role::Mapper], |role| vec![role]);
     let directory = args.who.directory(config, args.role.unwrap_or(Role::Agent))?;

@@ -7,7 +7,7 @@ mod report;
 
 use std::path::{Path, PathBuf};
 
-use super::error::{CliError, Exit};
+use super::error::{Exit, Result};
 use super::seal::read_message;
 use super::{Global, identity, output};
 use crate::clock::{Clock, SystemClock, Timestamp};
@@ -35,7 +35,7 @@ pub(super) struct Args {
     json: bool,
 }
 
-pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
+pub(super) fn run(global: &Global, args: &Args) -> Result<Exit> {
     let limit = Kind::ALL.into_iter().map(Kind::max_bytes).max().unwrap_or(0);
     let file = args.file.as_deref().filter(|path| *path != Path::new("-"));
     let help = "name its file: `nanite inspect FILE`, or pipe it to stdin";
@@ -72,7 +72,7 @@ fn open(
     queue: InboundQueue,
     bytes: &[u8],
     report: &mut Report,
-) -> Result<(), CliError> {
+) -> Result<()> {
     let now = SystemClock.now();
     // As a node that was already running when the message was issued: one that started later refuses live messages.
     let node = args.who.secure(&global.config, queue.reader(), Some(now.min(header.issued_at)))?;

@@ -6,7 +6,7 @@ use data_encoding::HEXLOWER;
 use serde::Serialize;
 
 use crate::certs::{Certificate, KeyId, Suite};
-use crate::cli::error::{CliError, Exit};
+use crate::cli::error::{CliError, Exit, Result};
 use crate::cli::output;
 use crate::cli::output::{counted, printable};
 use crate::cli::seal::class_name;
@@ -125,7 +125,7 @@ impl Claims {
         }
     }
 
-    fn print(&self) -> Result<(), CliError> {
+    fn print(&self) -> Result<()> {
         let protection = if self.encrypted { "signed and encrypted" } else { "signed, not encrypted" };
         let mut fields = vec![
             ("from", self.from.to_string()),
@@ -185,7 +185,7 @@ impl Verdict {
         }
     }
 
-    fn print(&self) -> Result<(), CliError> {
+    fn print(&self) -> Result<()> {
         let paint = output::stdout_paint();
         let node = self.node.as_ref().map_or("every node", Identity::as_str);
         let queue = self.channel.map(|queue| format!(" in {queue}")).unwrap_or_default();
@@ -252,7 +252,7 @@ impl Opened {
         Some(Self { signer, certificate, packet: inbound.packet })
     }
 
-    fn print(&self) -> Result<(), CliError> {
+    fn print(&self) -> Result<()> {
         let signer = output::stdout_paint().bold(&format!("signed by {}, VERIFIED", self.signer));
         output::line(&format!("{signer} (certificate {})", self.certificate))?;
         let packet = serde_json::to_string_pretty(&self.packet).map_err(|error| CliError::of(Exit::Failure, &error))?;
@@ -261,7 +261,7 @@ impl Opened {
 }
 
 impl Report {
-    pub(super) fn print(&self) -> Result<(), CliError> {
+    pub(super) fn print(&self) -> Result<()> {
         let paint = output::stdout_paint();
         let length = counted(self.bytes, "byte");
         match &self.claims {
