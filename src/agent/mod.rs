@@ -1,6 +1,7 @@
 //! Agents: long-running workers whose actors expose services.
 //!
 //! [`Agent::builder`] takes actors, made by [`actor`] from closures or by [`ProgramActors`] from programs, and starts the agent.
+//! This file holds the builder.
 
 mod actor;
 mod dispatch;
