@@ -1,11 +1,13 @@
 # make demo   build nanite and run a whole system in one process, without a broker
 # make test   formatting, clippy, tests, doctests, examples, and each fuzz target for 20 seconds
 # make fuzz   each fuzz target for FUZZ_SECONDS seconds
-# make audit  licences, bans and sources of the dependencies (installs cargo-deny)
+# make audit  licences, bans and sources of the dependencies, changes of the public API (installs cargo-deny, cargo-semver-checks)
 # make bench  the benchmarks, with ratios
 # make evidence  run all tests, and write their results for each promise into SECURITY.md
 
 CARGO ?= cargo
+# The commit that the public API is compared with: its last reviewed state. Move it with every breaking change, and say so in CHANGELOG.md.
+API_BASELINE := $(shell cat .api-baseline)
 NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
 
 .PHONY: demo test fmt clippy unit doc examples fuzz audit bench evidence deps-build deps-test
@@ -45,6 +47,8 @@ audit:
 	$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-deny
 	$(CARGO) deny check licenses bans sources
 	$(CARGO) deny --manifest-path fuzz/Cargo.toml --config deny.toml check licenses bans sources
+	$(CARGO) semver-checks --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-semver-checks
+	$(CARGO) semver-checks --all-features --release-type minor --baseline-rev $(API_BASELINE)
 
 bench:
 	$(CARGO) bench --locked --all-features

@@ -97,7 +97,7 @@ enum Command {
     Man(generate::Manual),
 }
 
-/// Runs the program with these arguments, the first of which is its own name.
+/// Runs the program with these arguments, starting with its own name.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();
     let cli = match Cli::try_parse_from(&args) {

@@ -15,7 +15,7 @@
 //! # Not guaranteed
 //!
 //! * Delivery or order: the broker can drop and delay messages.
-//! * Hiding who communicates with whom, when, how much, and the kind of each message: the header is not encrypted.
+//! * Hiding sender, recipients, time, size and kind of a message: the header is not encrypted.
 //! * Secrecy of past messages after a recipient's private key is stolen.
 //! * Anything about a node whose key is stolen or whose clock is wrong. A clock that is more than 30 s behind cannot open what others send;
 //!   a clock that is set back far can be made to open old messages, up to the limits of the replay memory and the start of the process.

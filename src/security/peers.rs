@@ -175,11 +175,11 @@ impl PeerCertificates {
                 }
         });
         if certificates.is_empty() {
-            let whom = match recipient {
+            let name = match recipient {
                 Recipient::One(identity) => identity.to_string(),
                 Recipient::Mappers => "any mapper".to_owned(),
             };
-            return Err(SealError::NoRecipient(why.map_or(whom.clone(), |why| format!("{whom}: {why}"))));
+            return Err(SealError::NoRecipient(why.map_or(name.clone(), |why| format!("{name}: {why}"))));
         }
         Ok(certificates)
     }

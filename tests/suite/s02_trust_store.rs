@@ -121,7 +121,7 @@ async fn echoes(mapper: &Mapper, name: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn s02_nodes_that_hold_only_their_own_certificate_work_together_whoever_starts_first() {
+async fn s02_nodes_with_only_their_own_certificate_cooperate_in_any_start_order() {
     let apart = Apart::new();
     let (early, late, m1) = (apart.node(agent("early")), apart.node(agent("late")), apart.node(mapper("m1")));
     let _early = apart.agent(&early).await;
@@ -145,7 +145,7 @@ async fn s02_nodes_that_hold_only_their_own_certificate_work_together_whoever_st
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn s02_a_program_without_a_mapper_learns_the_mappers_before_it_asks() {
+async fn s02_proxy_learns_mapper_certificates_before_its_request() {
     let apart = Apart::new();
     let (fred, m1) = (apart.node(agent("fred")), apart.node(mapper("m1")));
     let m1 = apart.mapper(&m1).await;
@@ -161,7 +161,7 @@ async fn s02_a_program_without_a_mapper_learns_the_mappers_before_it_asks() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn s02_an_agent_that_missed_a_mappers_start_is_asked_who_it_is() {
+async fn s02_mapper_asks_an_unknown_agent_for_its_certificate() {
     let apart = Apart::new();
     let (m1, m2) = (apart.node(mapper("m1")), apart.node(mapper("m2")));
     let fred = apart.node(agent("fred"));
@@ -178,7 +178,7 @@ async fn s02_an_agent_that_missed_a_mappers_start_is_asked_who_it_is() {
 }
 
 #[test]
-fn s02_nothing_is_learned_from_what_was_not_verified() {
+fn s02_nothing_is_learned_from_unverified_messages() {
     let apart = Apart::new();
     let (fred, m1) = (apart.node(agent("fred")), apart.node(mapper("m1")));
     let seal = |node: &Node, packet: &Packet, to: &Audience| {
@@ -225,7 +225,7 @@ fn s02_nothing_is_learned_from_what_was_not_verified() {
 }
 
 #[test]
-fn s02_processes_that_hold_only_their_own_certificate_answer_over_rabbitmq() {
+fn s02_processes_with_only_their_own_certificate_cooperate_over_rabbitmq() {
     let site = Site::new(&["agent fred", "agent asker", "mapper m1", "mapper ctl"]);
     separate_directories(&site, &["agent-fred", "agent-asker", "mapper-m1", "mapper-ctl"]);
     site.program("simple/echo", "cat");
