@@ -42,6 +42,7 @@ use clap::{Parser, Subcommand};
 use config::Config;
 use error::{Exit, Result};
 use logging::DefaultLevel;
+use node::WithNode;
 use runtime::Global;
 
 /// Security-first messaging: agents, mappers and requests over an untrusted broker.
@@ -67,14 +68,14 @@ enum Command {
     Certs(certs::Command),
     Agent(agent::Args),
     Mapper(mapper::Args),
-    Request(request::RequestCommand),
-    Push(request::PushCommand),
+    Request(WithNode<request::RequestArgs>),
+    Push(WithNode<request::PushArgs>),
     SendFile(send_file::Args),
     /// List the registered agents, with their load, services and tags.
     Agents(agents::Args),
     /// List the services that agents offer, and the agents that offer them.
     Services(agents::Args),
-    Ping(agents::PingCommand),
+    Ping(WithNode<agents::PingArgs>),
     Console(console::Args),
     #[cfg(feature = "admin")]
     Admin(admin::Args),
