@@ -20,7 +20,7 @@ use nanite::link::{Link, Outbound};
 use nanite::packet::{Identity, Ping, Register, Status};
 use nanite::security::SecureSerializer;
 use nanite::serializer::Audience;
-use nanite::transport::{Destination, Exchange, topology};
+use nanite::transport::{Destination, topology};
 
 use harness::program::Running;
 use harness::site::Site;
@@ -84,15 +84,13 @@ async fn measure(agents: usize, heartbeats: usize) {
         })
         .collect();
     for link in &links {
-        let register = Register {
-            identity: link.identity().clone(),
-            services: (0..8).map(|number| format!("/service/number{number}").parse().unwrap()).collect(),
-            status: Status::new(1.0),
-            tags: ["eu-west", "big"].map(|tag| tag.parse().unwrap()).into(),
-            files: Vec::new(),
-            instance: None,
-        };
-        let destination = Destination::Exchange(Exchange(topology::REGISTRATION.into()));
+        let register = Register::new(
+            link.identity().clone(),
+            (0..8).map(|number| format!("/service/number{number}").parse().unwrap()),
+        )
+        .with_status(Status::new(1.0))
+        .with_tags(["eu-west", "big"].map(|tag| tag.parse().unwrap()));
+        let destination = Destination::exchange(topology::REGISTRATION);
         link.send(Outbound::new(register, Audience::Mappers), destination).await.unwrap();
     }
     let (_, err) = tower.said();
@@ -109,8 +107,8 @@ async fn measure(agents: usize, heartbeats: usize) {
         let round_start = Instant::now();
         for link in &links {
             let status = Status::new((round % 7) as f64);
-            let ping = Ping { identity: link.identity().clone(), status, instance: None };
-            let destination = Destination::Exchange(Exchange(topology::HEARTBEAT.into()));
+            let ping = Ping::new(link.identity().clone(), status);
+            let destination = Destination::exchange(topology::HEARTBEAT);
             link.send(Outbound::new(ping, Audience::Mappers), destination).await.unwrap();
         }
         tokio::time::sleep(Duration::from_millis(1100).saturating_sub(round_start.elapsed())).await;

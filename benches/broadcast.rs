@@ -1,9 +1,9 @@
-//! n19: the throughput of a file that is sent to agents, against `cp`, and against lapin alone that carries the same chunks.
+//! n19: the throughput of file broadcast, compared with `cp`, and with lapin alone that transfers the same chunks.
 //!
-//! `cargo bench --bench broadcast` starts a broker of its own and does all of them in turn, several times over; it prints medians, and
-//! ratios of them. Lapin alone publishes chunks of the same size, mandatory and confirmed, as many ahead as a transfer has, to one
-//! consumer that writes them to a file and acknowledges them. All nodes are in this one process. `-- --rounds N` and
-//! `-- --mebibytes N` (the file) change how long it takes.
+//! `cargo bench --bench broadcast` starts its own broker, runs all of them in turn for several rounds, and prints medians and their
+//! ratios. Lapin alone publishes chunks of the same size, mandatory and confirmed, with as many in flight as a transfer, to one consumer
+//! that writes them to a file and acknowledges them. All nodes run in this process. `-- --rounds N` and `-- --mebibytes N` (the file)
+//! change how long it takes.
 
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
@@ -40,9 +40,10 @@ use nanite::serializer::{PlainSerializer, Serializer};
 
 use broker::Broker;
 
-/// The size of a chunk and how many are sent ahead, as a transfer has them.
-const CHUNK: usize = 256 * 1024;
-const AHEAD: usize = 16;
+/// The size of a chunk, as in a file transfer.
+const CHUNK_BYTES: usize = 256 * 1024;
+/// The most chunks in flight, as in a file transfer.
+const MAX_IN_FLIGHT: usize = 16;
 
 fn main() {
     let rounds = option("--rounds", 5);
@@ -57,16 +58,18 @@ fn main() {
             .map(|name| (name, vec![]))
             .into();
     runtime.block_on(async {
-        let bare = Bare::start(&broker.url()).await;
-        let places = [broker.another(), broker.another(), broker.another()];
+        let lapin_alone = LapinAlone::start(&broker.url()).await;
+        let brokers = [broker.new_vhost(), broker.new_vhost(), broker.new_vhost()];
         let fleets = [
-            Fleet::start(&places[0], dir.path(), 1, false).await,
-            Fleet::start(&places[1], dir.path(), 1, true).await,
-            Fleet::start(&places[2], dir.path(), 2, true).await,
+            Fleet::start(&brokers[0], dir.path(), 1, false).await,
+            Fleet::start(&brokers[1], dir.path(), 1, true).await,
+            Fleet::start(&brokers[2], dir.path(), 2, true).await,
         ];
         for round in 0..=rounds {
-            let mut took =
-                vec![copy(&file, &dir.path().join("copy")), bare.carry(&file, &dir.path().join("carried")).await];
+            let mut took = vec![
+                copy(&file, &dir.path().join("copy")),
+                lapin_alone.transfer(&file, &dir.path().join("transferred")).await,
+            ];
             for fleet in &fleets {
                 took.push(fleet.send(&file).await);
             }
@@ -97,14 +100,14 @@ fn copy(from: &Path, to: &Path) -> Duration {
     start.elapsed()
 }
 
-/// A publisher and a consumer by lapin alone.
-struct Bare {
+/// A publisher and a consumer that use lapin alone.
+struct LapinAlone {
     _connections: [Connection; 2],
     publish: Channel,
     consume: Channel,
 }
 
-impl Bare {
+impl LapinAlone {
     async fn start(url: &str) -> Self {
         let connect = || Connection::connect(url, ConnectionProperties::default());
         let (client, server) = (connect().await.unwrap(), connect().await.unwrap());
@@ -112,30 +115,30 @@ impl Bare {
         publish.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
         let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
         consume.queue_declare("chunks".into(), options, FieldTable::default()).await.unwrap();
-        consume.basic_qos(u16::try_from(AHEAD).unwrap(), BasicQosOptions::default()).await.unwrap();
+        consume.basic_qos(u16::try_from(MAX_IN_FLIGHT).unwrap(), BasicQosOptions::default()).await.unwrap();
         Self { _connections: [client, server], publish, consume }
     }
 
-    async fn carry(&self, from: &Path, to: &Path) -> Duration {
+    async fn transfer(&self, from: &Path, to: &Path) -> Duration {
         let size = std::fs::metadata(from).unwrap().len();
         let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
         let mut chunks =
             self.consume.basic_consume("chunks".into(), "writer".into(), options, arguments).await.unwrap();
         let start = Instant::now();
         let mut written = File::create(to).unwrap();
-        let received = async {
-            let mut got = 0;
-            while got < size {
+        let receive = async {
+            let mut received = 0;
+            while received < size {
                 let chunk = chunks.next().await.unwrap().unwrap();
                 tokio::task::block_in_place(|| written.write_all(&chunk.data)).unwrap();
                 chunk.ack(BasicAckOptions::default()).await.unwrap();
-                got += chunk.data.len() as u64;
+                received += chunk.data.len() as u64;
             }
         };
         let mut file = File::open(from).unwrap();
-        let sent = async {
-            let mut under_way = FuturesOrdered::new();
-            let mut bytes = vec![0; CHUNK];
+        let send = async {
+            let mut in_flight = FuturesOrdered::new();
+            let mut bytes = vec![0; CHUNK_BYTES];
             loop {
                 let length = tokio::task::block_in_place(|| file.read(&mut bytes)).unwrap();
                 if length == 0 {
@@ -149,21 +152,21 @@ impl Bare {
                     &bytes[..length],
                     BasicProperties::default(),
                 );
-                under_way.push_back(confirm.await.unwrap());
-                if under_way.len() >= AHEAD {
-                    under_way.next().await.unwrap().unwrap();
+                in_flight.push_back(confirm.await.unwrap());
+                if in_flight.len() >= MAX_IN_FLIGHT {
+                    in_flight.next().await.unwrap().unwrap();
                 }
             }
-            while under_way.next().await.is_some() {}
+            while in_flight.next().await.is_some() {}
         };
-        tokio::join!(sent, received);
+        tokio::join!(send, receive);
         let took = start.elapsed();
         self.consume.basic_cancel("writer".into(), lapin::options::BasicCancelOptions::default()).await.unwrap();
         took
     }
 }
 
-/// A mapper, and agents that take files.
+/// A mapper, and agents that receive files.
 struct Fleet {
     mapper: Mapper,
     _agents: Vec<Agent>,
@@ -175,7 +178,7 @@ impl Fleet {
         let names = (0..agents).map(|n| Identity::agent(&format!("agent-{n}")).unwrap());
         let nodes: Vec<Identity> = std::iter::once(Identity::mapper("desk").unwrap()).chain(names).collect();
         let mut serializers = serializers(&nodes, secure).into_iter();
-        let desk = (nodes[0].clone(), serializers.next().unwrap());
+        let desk = serializers.next().unwrap();
         let domain: Tag = "photos".parse().unwrap();
         let (mut handles, mut inboxes) = (Vec::new(), Vec::new());
         for (node, serializer) in nodes[1..].iter().zip(serializers) {
@@ -186,7 +189,7 @@ impl Fleet {
             handles.push(agent.start().await.unwrap());
             inboxes.push(inbox);
         }
-        let mapper = Mapper::builder(desk.1, Arc::new(broker.connect().await)).start().await.unwrap();
+        let mapper = Mapper::builder(desk, Arc::new(broker.connect().await)).start().await.unwrap();
         while mapper.agents().await.unwrap().len() < agents {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -219,18 +222,19 @@ fn serializers(nodes: &[Identity], secure: bool) -> Vec<Arc<dyn Serializer>> {
     let valid_for = CertificateAuthority::VALID_FOR;
     let ca = CertificateAuthority::create("example.org", KeyType::P256, valid_for, now).unwrap();
     let issue = |node| ca.issue(node, KeyType::P256, CertificateAuthority::LEAF_VALID_FOR, now).unwrap();
-    let own: Vec<_> = nodes.iter().map(issue).collect();
-    let store = Arc::new(StaticCertificateStore::new(own.iter().map(|own| own.certificate().clone())));
-    let secure = own.into_iter().map(|own| {
-        let secure = SecureSerializer::builder(own, store.clone(), ca.trust().unwrap()).build().unwrap();
+    let credentials: Vec<_> = nodes.iter().map(issue).collect();
+    let store =
+        Arc::new(StaticCertificateStore::new(credentials.iter().map(|credentials| credentials.certificate().clone())));
+    let serializers = credentials.into_iter().map(|credentials| {
+        let secure = SecureSerializer::builder(credentials, store.clone(), ca.trust().unwrap()).build().unwrap();
         Arc::new(secure) as Arc<dyn Serializer>
     });
-    secure.collect()
+    serializers.collect()
 }
 
 fn report(measured: &mut [(&str, Vec<f64>)], mebibytes: usize, rounds: usize) {
     println!(
-        "A file of {mebibytes} MiB, in MiB a second: medians of {rounds} and, in brackets, least and most; ratios to the first two."
+        "A file of {mebibytes} MiB, in MiB/s: medians of {rounds} rounds with (minimum to maximum), and ratios to the first two."
     );
     println!();
     let mut bases: Vec<f64> = Vec::new();

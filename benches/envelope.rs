@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use criterion::{BatchSize, Criterion};
 use nanite::certs::{
-    Certificate, CertificateAuthority, CertificateStore, Credentials, KeyType, PrivateKey, Reason, Recipient,
-    RecipientQuery, RevocationList, SignerQuery, StoreError, Trust,
+    Certificate, CertificateAuthority, CertificateStore, Credentials, KeyType, PrivateKey, Recipient, RecipientQuery,
+    RevocationList, RevocationReason, SignerQuery, StoreError, Trust,
 };
 use nanite::clock::Timestamp;
 use nanite::packet::{Identity, Packet, Payload, Request};
@@ -171,8 +171,8 @@ fn trust(c: &mut Criterion, bench: &Bench) {
             bench.ca.issue(&identity, KeyType::P256, valid_for, NOW).unwrap().certificate().clone()
         };
         let gone: Vec<Arc<Certificate>> = (0..count).map(issue).collect();
-        let revoked: Vec<_> = gone.iter().map(|one| (&**one, Reason::Superseded)).collect();
-        RevocationList::next(None, &bench.ca, &revoked, RevocationList::VALID_FOR, NOW).unwrap().to_pem().unwrap()
+        let revoked: Vec<_> = gone.iter().map(|one| (&**one, RevocationReason::Superseded)).collect();
+        RevocationList::issue(None, &bench.ca, &revoked, RevocationList::VALID_FOR, NOW).unwrap().to_pem().unwrap()
     };
     let chain = || bench.ca.trust().unwrap();
     for (what, believed) in [

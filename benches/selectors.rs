@@ -25,14 +25,8 @@ const AGENTS: [usize; 3] = [10, 1_000, 100_000];
 fn state_with(agents: usize, service: &Service) -> LocalState {
     let state = LocalState::new();
     for n in 0..agents {
-        let register = Register {
-            identity: Identity::agent(&format!("agent-{n}")).unwrap(),
-            services: vec![service.clone()],
-            status: Status::new((n * 7919 % 1000) as f64 / 100.0),
-            tags: Vec::new(),
-            files: Vec::new(),
-            instance: None,
-        };
+        let register = Register::new(Identity::agent(&format!("agent-{n}")).unwrap(), [service.clone()])
+            .with_status(Status::new((n * 7919 % 1000) as f64 / 100.0));
         let record = AgentRecord::new(register, 1, Timestamp::from_secs(1), None);
         state.register(record).now_or_never().unwrap().unwrap();
     }

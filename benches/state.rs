@@ -39,14 +39,10 @@ fn record(n: usize) -> AgentRecord {
     if n.is_multiple_of(10) {
         tags.push("few".parse().unwrap());
     }
-    let register = Register {
-        identity: Identity::agent(&format!("agent-{n}")).unwrap(),
-        services: vec!["/simple/echo".parse().unwrap()],
-        status: Status::new((n * 7919 % 1000) as f64 / 100.0),
-        tags,
-        files: Vec::new(),
-        instance: Some(1),
-    };
+    let register = Register::new(Identity::agent(&format!("agent-{n}")).unwrap(), ["/simple/echo".parse().unwrap()])
+        .with_status(Status::new((n * 7919 % 1000) as f64 / 100.0))
+        .with_tags(tags)
+        .with_instance(1);
     AgentRecord::new(register, 1, SystemClock.now(), None)
 }
 

@@ -24,7 +24,7 @@ async fn main() -> common::Result<()> {
     }
     let mapper = world.mapper("captain").await?.start().await?;
     common::wait_for_agents(&mapper, agents).await?;
-    for selector in [SelectorName::LeastLoaded, SelectorName::Rr, SelectorName::Random] {
+    for selector in [SelectorName::LeastLoaded, SelectorName::RoundRobin, SelectorName::Random] {
         let started = Instant::now();
         let send = |_| async { mapper.request("/deck/swab", ()).selector(selector).await };
         let mut counts = BTreeMap::new();

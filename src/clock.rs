@@ -1,7 +1,16 @@
-//! Time, as a value that is passed in.
+//! Time of day as an argument.
 //!
-//! Everything that depends on the time of day (expiry, replay, reaping of silent agents) takes a [`Timestamp`] or a
-//! [`Clock`], so that it can be tested without waiting.
+//! Everything that depends on the time of day (expiry, replay detection, removing silent agents) takes a [`Timestamp`] or a [`Clock`],
+//! so that tests need not wait.
+//!
+//! ```
+//! use std::time::Duration;
+//! use nanite::clock::{Clock, ManualClock, Timestamp};
+//!
+//! let clock = ManualClock::new(Timestamp::from_secs(1_800_000_000));
+//! clock.advance(Duration::from_secs(60));
+//! assert_eq!(clock.now().to_string(), "2027-01-15T08:01:00Z");
+//! ```
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,18 +18,18 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-/// A moment: microseconds since the Unix epoch.
+/// A time of day: microseconds since the Unix epoch. Displayed as RFC 3339, in UTC and whole seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Timestamp(u64);
 
 impl Timestamp {
-    /// The moment `micros` microseconds after the Unix epoch.
+    /// The time `micros` microseconds after the Unix epoch.
     pub const fn from_micros(micros: u64) -> Self {
         Self(micros)
     }
 
-    /// The moment `seconds` seconds after the Unix epoch.
+    /// The time `seconds` seconds after the Unix epoch.
     pub const fn from_secs(seconds: u64) -> Self {
         Self(seconds.saturating_mul(1_000_000))
     }
@@ -35,17 +44,26 @@ impl Timestamp {
         self.0 / 1_000_000
     }
 
-    /// This moment plus `duration`; stays at the largest value instead of overflowing.
+    /// This time plus `duration`; the largest timestamp instead of an overflow.
     pub fn saturating_add(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(micros(duration)))
     }
 
-    /// This moment less `duration`; stays at the epoch instead of underflowing.
+    /// This time minus `duration`; the epoch instead of an underflow.
     pub fn saturating_sub(self, duration: Duration) -> Self {
         Self(self.0.saturating_sub(micros(duration)))
     }
 
-    /// How long after `earlier` this moment is; zero when it is not after it.
+    /// The time elapsed since `earlier`; zero when this time is not later.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use nanite::clock::Timestamp;
+    ///
+    /// let (start, end) = (Timestamp::from_secs(10), Timestamp::from_secs(12));
+    /// assert_eq!(end.since(start), Duration::from_secs(2));
+    /// assert_eq!(start.since(end), Duration::ZERO);
+    /// ```
     pub fn since(self, earlier: Timestamp) -> Duration {
         Duration::from_micros(self.0.saturating_sub(earlier.0))
     }
@@ -65,9 +83,9 @@ impl fmt::Display for Timestamp {
     }
 }
 
-/// Where the time of day comes from.
+/// A source of the time of day.
 pub trait Clock: fmt::Debug + Send + Sync {
-    /// The moment it is now. Must not block.
+    /// The current time. Must not block.
     fn now(&self) -> Timestamp;
 }
 
@@ -77,7 +95,7 @@ impl<T: Clock + ?Sized> Clock for std::sync::Arc<T> {
     }
 }
 
-/// The clock of the system.
+/// The system's clock.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemClock;
 
@@ -87,22 +105,22 @@ impl Clock for SystemClock {
     }
 }
 
-/// A clock that stands still until it is moved: for tests.
+/// A clock for tests: it moves only when it is told to.
 #[derive(Debug)]
 pub struct ManualClock(AtomicU64);
 
 impl ManualClock {
-    /// A clock that shows `at`.
+    /// A clock at this time.
     pub fn new(at: Timestamp) -> Self {
         Self(AtomicU64::new(at.as_micros()))
     }
 
-    /// Moves the clock forward.
+    /// Moves the clock forward by a duration.
     pub fn advance(&self, by: Duration) {
         self.0.fetch_add(micros(by), Ordering::SeqCst);
     }
 
-    /// Sets the clock.
+    /// Sets the clock to this time.
     pub fn set(&self, at: Timestamp) {
         self.0.store(at.as_micros(), Ordering::SeqCst);
     }

@@ -146,16 +146,16 @@ impl Node {
         let directory = CertificateDirectory::new(path);
         let identity = find_identity(&directory, name)?;
         let credentials = directory.credentials(&identity, passphrase, now)?;
-        let older = directory.older_credentials(&identity, passphrase, now)?;
+        let older = directory.previous_credentials(&identity, passphrase, now)?;
         let files = DirectoryCertificateStore::open(path, now)?;
         let trust = match files.trust() {
             Some(trust) => trust,
             None => Arc::new(directory.trust()?),
         };
-        let store = TrustStore::new(trust.clone()).with_known(Arc::new(files));
+        let store = TrustStore::new(trust.clone()).with_store(Arc::new(files));
         let mut serializer = SecureSerializer::builder(credentials, store, trust);
         if let Some(older) = older {
-            serializer = serializer.older_credentials(older);
+            serializer = serializer.previous_credentials(older);
         }
         Ok(NodeBuilder::new(identity, serializer))
     }
@@ -164,7 +164,7 @@ impl Node {
     pub fn from_credentials(credentials: Credentials, trust: impl Into<Arc<Trust>>) -> NodeBuilder {
         let trust = trust.into();
         let own = StaticCertificateStore::new([credentials.certificate().clone()]);
-        let store = TrustStore::new(trust.clone()).with_known(Arc::new(own));
+        let store = TrustStore::new(trust.clone()).with_store(Arc::new(own));
         Self::with_store(credentials, trust, store)
     }
 
@@ -314,7 +314,7 @@ impl NodeBuilder {
     /// [`NodeError`] when an option is wrong or the broker cannot be reached.
     #[cfg(feature = "amqp")]
     pub async fn connect_with(self, options: AmqpOptions) -> Result<Node, NodeError> {
-        let options = options.name(self.identity.as_str());
+        let options = options.connection_name(self.identity.as_str());
         let (serializer, clock, policy, audit) = (self.serializer.build()?, self.clock, self.policy, self.audit);
         let transport = Arc::new(AmqpTransport::connect(options).await?);
         Ok(Node { serializer: Arc::new(serializer), transport, clock, policy, audit })

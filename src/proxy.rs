@@ -242,7 +242,7 @@ async fn listen(mut answers: Subscription, pending: Arc<PendingRequests>, advert
         let inbound = Received::accept(received).await;
         if let Packet::Advertise(advertise) = &inbound.packet {
             // A mapper that does not dispatch requests of other nodes cannot help.
-            if !advertise.serves {
+            if !advertise.serves_requests {
                 continue;
             }
             advertises.send_modify(|heard| *heard = heard.saturating_add(1));

@@ -30,7 +30,7 @@ use nanite::packet::Identity;
 use nanite::proxy::MapperProxy;
 use nanite::security::SecureSerializer;
 use nanite::serializer::{PlainSerializer, Serializer};
-use nanite::transport::{Destination, PublishRequest, Queue, QueueKind, Transport};
+use nanite::transport::{Destination, PublishRequest, Queue, Transport};
 
 use bare::Bare;
 use broker::Broker;
@@ -93,7 +93,7 @@ fn p01_round_trips() {
         }
         for (name, secure) in [("plain, through a mapper", false), ("secure, through a mapper", true)] {
             // Mappers of one virtual host take each other's requests.
-            let place = broker.another();
+            let place = broker.new_vhost();
             let (way, nodes) = over_proxy(&place, name, secure).await;
             ways.push(way);
             alive.push(Box::new((nodes, place)));
@@ -149,18 +149,14 @@ fn cpu_time() -> Duration {
 
 /// An echo by the transport alone: confirmed, mandatory, acknowledged after the reply, and nothing else.
 async fn over_transport(broker: &Broker) -> Way {
-    let queue = |name: &str| {
-        let kind = QueueKind::Durable { expires: None, quorum: false, ordered: false };
-        Queue { name: name.into(), kind, bindings: Vec::new() }
-    };
-    let message = |queue: &str, id: String, body: Arc<[u8]>| PublishRequest {
-        destination: Destination::Queue(queue.into()),
-        body,
-        // There is no other place for it here.
-        content_type: id,
-        message_id: "0".into(),
-        expires_in: Some(PATIENCE),
-        persistent: false,
+    let queue = |name: &str| Queue::durable(name);
+    let message = |queue: &str, id: String, body: Arc<[u8]>| {
+        // There is no other place for the id here.
+        PublishRequest::new(Destination::queue(queue), body)
+            .content_type(id)
+            .message_id("0")
+            .expires_in(PATIENCE)
+            .persistent(false)
     };
     let (client, server) = (Arc::new(broker.connect().await), Arc::new(broker.connect().await));
     let mut requests = server.consume(&queue("transport-work"), 256).await.unwrap();

@@ -134,11 +134,11 @@ fn lists(ca: &Forged) {
 
 /// A list as nanite makes it, with a reason.
 fn our_list(ca: &Forged, revoked: &X509) -> Vec<u8> {
-    use nanite::certs::{Certificate, CertificateAuthority, PrivateKey, Reason, RevocationList};
+    use nanite::certs::{Certificate, CertificateAuthority, PrivateKey, RevocationList, RevocationReason};
     let key = PrivateKey::from_pem(&ca.key.private_key_to_pem_pkcs8().unwrap(), None).unwrap();
     let ca = CertificateAuthority::new(ca.x509.clone(), key, Some("example.org")).unwrap();
     let revoked = Certificate::from_x509(revoked.clone()).unwrap();
-    let list = RevocationList::next(None, &ca, &[(&revoked, Reason::KeyCompromise)], DAY, NOW).unwrap();
+    let list = RevocationList::issue(None, &ca, &[(&revoked, RevocationReason::KeyCompromise)], DAY, NOW).unwrap();
     list.to_pem().unwrap()
 }
 
@@ -190,14 +190,10 @@ fn messages() {
     };
     let [fred, carl] = ["fred", "carl"].map(|name| Identity::agent(name).unwrap());
     let request = Request::new("/a/b".parse().unwrap(), Payload::from("x")).into();
-    let register = Register {
-        identity: fred.clone(),
-        services: vec!["/a/b".parse().unwrap()],
-        status: Status::new(0.5),
-        tags: vec!["eu".parse().unwrap()],
-        files: vec![],
-        instance: Some(START.as_micros()),
-    };
+    let register = Register::new(fred.clone(), ["/a/b".parse().unwrap()])
+        .with_status(Status::new(0.5))
+        .with_tags(["eu".parse().unwrap()])
+        .with_instance(START.as_micros());
     let all = [
         ("ours-many.der", seal(0, &request, &Audience::Many(vec![fred.clone(), carl]))),
         ("ours-rsa.der", seal(4, &request, &fred.into())),

@@ -12,7 +12,7 @@ use super::dispatch::Services;
 use crate::link::{Link, Outbound, SendError};
 use crate::packet::{Kind, MessageId, Packet, Ping, Register, Status, Tag, Unregister};
 use crate::serializer::{Audience, SealError};
-use crate::transport::{Destination, Exchange, TransportError, topology};
+use crate::transport::{Destination, TransportError, topology};
 
 /// The most commands that wait; further ones are dropped, since they would only repeat a registration.
 const COMMAND_CAPACITY: usize = 64;
@@ -184,7 +184,7 @@ impl Presence {
     async fn send(&self, packet: Packet, exchange: &str, in_reply_to: Option<MessageId>) {
         let kind = packet.kind().as_str();
         let message = Outbound::new(packet, Audience::Mappers).in_reply_to(in_reply_to);
-        match self.link.send(message, Destination::Exchange(Exchange(exchange.into()))).await {
+        match self.link.send(message, Destination::exchange(exchange)).await {
             Ok(_) => tracing::debug!(kind, "sent to the mappers"),
             Err(SendError::Seal(SealError::NoRecipient(_))) => {
                 tracing::info!(kind, "no mapper known yet; waiting for one to ask");

@@ -12,7 +12,7 @@ use super::actor::ExposeError;
 use super::dispatch::{Dispatcher, RunningJob, RunningJobs, Services};
 use super::presence::{Presence, PresenceCommand, SharedStatus};
 use crate::clock::Timestamp;
-use crate::files::{FileBox, FileRoot};
+use crate::files::{FileReceiver, FileRoot};
 use crate::link::{Link, Subscription};
 use crate::packet::{Advertise, DuplicateInstance, Identity, MessageId, Packet, Tag};
 use crate::policy::Policy;
@@ -242,7 +242,7 @@ impl Settings {
             ping_time: self.ping_time,
         };
         let presence = presence.start();
-        let files = self.files.clone().map(|root| FileBox::start(link.clone(), root));
+        let files = self.files.clone().map(|root| FileReceiver::start(link.clone(), root));
         let mut watchers = JoinSet::new();
         for mut changes in self.services.actors().iter().filter_map(|actor| actor.changes()) {
             let presence = presence.clone();
@@ -285,7 +285,7 @@ struct Running {
     settings: Settings,
     dispatcher: Arc<Dispatcher>,
     presence: mpsc::Sender<PresenceCommand>,
-    files: Option<FileBox>,
+    files: Option<FileReceiver>,
     control: Subscription,
     inbox: Subscription,
     /// Register again when an actor's services change; aborted on drop.
@@ -319,7 +319,7 @@ impl Running {
                     if let (Packet::FileStart(_) | Packet::FileChunk(_) | Packet::FileEnd(_), Some(files)) =
                         (&received.inbound.packet, &self.files)
                     {
-                        files.put(received).await;
+                        files.handle(received).await;
                         continue;
                     }
                     let inbound = received.accept().await;

@@ -1,27 +1,39 @@
-//! One certificate, parsed once and kept: its identity, key and validity.
+//! A node's certificate, parsed: its identity, key and validity.
 
 use std::fmt;
 use std::sync::Arc;
 
+use data_encoding::HEXLOWER;
 use openssl::asn1::{Asn1Time, Asn1TimeRef};
 use openssl::nid::Nid;
 use openssl::pkey::{Id, PKey, Public};
-use openssl::x509::{X509, X509Ref};
+use openssl::x509::{X509, X509NameRef, X509Ref};
 
+use super::files;
 use crate::clock::Timestamp;
 use crate::packet::{Identity, InvalidIdentity};
 
-/// A subject key identifier: how a message names a certificate.
+/// The longest distinguished name that is shown, in characters.
+const MAX_NAME_CHARS: usize = 200;
+
+/// A subject key identifier: it names a certificate in messages. Displayed in hexadecimal digits.
+///
+/// ```
+/// use nanite::certs::KeyId;
+///
+/// assert_eq!(KeyId::new(&[0x0a, 0xff]).map(|id| id.to_string()), Some("0aff".into()));
+/// assert!(KeyId::new(&[0; KeyId::MAX_BYTES + 1]).is_none());
+/// ```
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeyId(Arc<[u8]>);
 
 impl KeyId {
-    /// The longest that is accepted, in bytes.
-    pub const MAX: usize = 64;
+    /// The longest key id, in bytes.
+    pub const MAX_BYTES: usize = 64;
 
-    /// The key id of these bytes; none when it is empty or longer than [`KeyId::MAX`].
+    /// The key id with these bytes; none when there are none or more than [`KeyId::MAX_BYTES`].
     pub fn new(bytes: &[u8]) -> Option<Self> {
-        (1..=Self::MAX).contains(&bytes.len()).then(|| Self(bytes.into()))
+        (1..=Self::MAX_BYTES).contains(&bytes.len()).then(|| Self(bytes.into()))
     }
 
     /// Its bytes.
@@ -32,7 +44,7 @@ impl KeyId {
 
 impl fmt::Display for KeyId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        f.write_str(&HEXLOWER.encode(&self.0))
     }
 }
 
@@ -42,8 +54,9 @@ impl fmt::Debug for KeyId {
     }
 }
 
-/// The algorithms that go with a key: there is one suite per key type, and nothing is negotiated.
+/// The algorithms of a key: there is one suite for each key type, and no negotiation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Suite {
     /// ECDSA and ephemeral-static ECDH on P-256, SHA-256, AES-256 key wrap.
     P256,
@@ -52,7 +65,7 @@ pub enum Suite {
 }
 
 impl Suite {
-    /// The suite of a key, if it has one.
+    /// The suite of a key; none when its type or size is not supported.
     pub(crate) fn of<T: openssl::pkey::HasPublic>(key: &openssl::pkey::PKeyRef<T>) -> Option<Suite> {
         match key.id() {
             Id::EC => (key.ec_key().ok()?.group().curve_name() == Some(Nid::X9_62_PRIME256V1)).then_some(Suite::P256),
@@ -62,36 +75,54 @@ impl Suite {
     }
 }
 
-/// Why bytes are no certificate that can be used here.
+/// Why a certificate cannot be used by a node.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CertificateError {
-    /// No X.509 certificate.
-    #[error("no X.509 certificate")]
+    /// Not an X.509 certificate.
+    #[error("not an X.509 certificate")]
     Malformed,
-    /// The key is of another type or size.
+    /// The type or size of the key is not supported.
     #[error("the key is neither P-256 nor RSA of 2048 to 8192 bits")]
     KeyType,
-    /// There is no subject key identifier.
+    /// It has no subject key identifier.
     #[error("no subject key identifier")]
     NoKeyId,
-    /// There is not exactly one URI among the subject alternative names.
+    /// It does not have exactly one URI among its subject alternative names.
     #[error("{0} identity URIs, exactly one is needed")]
     IdentityCount(usize),
-    /// The URI is no identity.
+    /// Its URI is not an identity.
     #[error("{0}")]
     Identity(#[from] InvalidIdentity),
-    /// Not a leaf: it may sign certificates.
-    #[error("a CA certificate is no node's")]
+    /// It is a CA certificate.
+    #[error("a CA certificate, not a node's")]
     IsCa,
-    /// The validity cannot be read.
-    #[error("its validity cannot be read")]
+    /// Its validity cannot be parsed.
+    #[error("its validity cannot be parsed")]
     Validity,
 }
 
-/// A node's certificate, parsed once: parsing costs more than sealing a message, so it is kept and shared.
+/// A node's certificate, parsed. Parsing takes longer than sealing a message, so share it in an [`Arc`].
 ///
-/// That it parses says nothing of trust: see [`Trust`](super::Trust).
+/// A parsed certificate is not yet trusted: see [`Trust`](super::Trust).
+///
+/// ```
+/// use nanite::certs::{Certificate, CertificateAuthority, KeyType};
+/// use nanite::clock::{Clock, SystemClock};
+/// use nanite::packet::Identity;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let now = SystemClock.now();
+/// # let ca = CertificateAuthority::create("example.org", KeyType::P256, CertificateAuthority::VALID_FOR, now)?;
+/// # let issued = ca.issue(&Identity::agent("fred")?, KeyType::P256, CertificateAuthority::LEAF_VALID_FOR, now)?;
+/// # let pem = issued.certificate().to_pem();
+/// let certificate = Certificate::from_pem(&pem)?;
+/// assert_eq!(certificate.identity(), &Identity::agent("fred")?);
+/// assert_eq!(certificate.domain(), "example.org");
+/// assert!(certificate.is_valid_at(now));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Certificate {
     x509: X509,
@@ -107,27 +138,27 @@ pub struct Certificate {
 }
 
 impl Certificate {
-    /// Reads a certificate in DER.
+    /// Parses a certificate in DER.
     ///
     /// # Errors
-    /// [`CertificateError`] says what it lacks.
+    /// [`CertificateError`] when a node cannot use the certificate.
     pub fn from_der(der: &[u8]) -> Result<Self, CertificateError> {
         Self::from_x509(X509::from_der(der).map_err(|_| CertificateError::Malformed)?)
     }
 
-    /// Reads the first certificate of a PEM text.
+    /// Parses the first certificate of a PEM text.
     ///
     /// # Errors
-    /// [`CertificateError`] says what it lacks.
+    /// [`CertificateError`] when a node cannot use the certificate.
     pub fn from_pem(pem: &[u8]) -> Result<Self, CertificateError> {
-        let mut all = super::pem::certificates(pem)?;
-        Self::from_x509(all.swap_remove(0))
+        let certificates = files::parse_certificates(pem).unwrap_or_default();
+        Self::from_x509(certificates.into_iter().next().ok_or(CertificateError::Malformed)?)
     }
 
-    /// Takes what OpenSSL has parsed.
+    /// Takes a certificate that OpenSSL has parsed.
     ///
     /// # Errors
-    /// [`CertificateError`] says what it lacks.
+    /// [`CertificateError`] when a node cannot use the certificate.
     pub fn from_x509(x509: X509) -> Result<Self, CertificateError> {
         let public_key = x509.public_key().map_err(|_| CertificateError::KeyType)?;
         let suite = Suite::of(&public_key).ok_or(CertificateError::KeyType)?;
@@ -147,22 +178,22 @@ impl Certificate {
         Ok(Self { der, fingerprint, identity, domain, key_id, suite, public_key, not_before, not_after, x509 })
     }
 
-    /// Who it belongs to, by its URI.
+    /// The identity in its URI.
     pub fn identity(&self) -> &Identity {
         &self.identity
     }
 
-    /// The trust domain of its URI.
+    /// The trust domain in its URI.
     pub fn domain(&self) -> &str {
         &self.domain
     }
 
-    /// How messages name it.
+    /// The key id that names it in messages.
     pub fn key_id(&self) -> &KeyId {
         &self.key_id
     }
 
-    /// The algorithms that go with its key.
+    /// The algorithms of its key.
     pub fn suite(&self) -> Suite {
         self.suite
     }
@@ -172,27 +203,27 @@ impl Certificate {
         &self.public_key
     }
 
-    /// Valid from this moment.
+    /// The start of its validity.
     pub fn not_before(&self) -> Timestamp {
         self.not_before
     }
 
-    /// Valid until this moment, which is not counted in (as OpenSSL does it; RFC 5280 counts that last second in).
+    /// The end of its validity, exclusive (as in OpenSSL; RFC 5280 includes the last second).
     pub fn not_after(&self) -> Timestamp {
         self.not_after
     }
 
-    /// Whether it is valid at `now`, by its dates alone.
+    /// Whether `now` is within its validity. Nothing else is checked.
     pub fn is_valid_at(&self, now: Timestamp) -> bool {
         self.not_before <= now && now < self.not_after
     }
 
-    /// Its DER.
+    /// The certificate in DER.
     pub fn der(&self) -> &[u8] {
         &self.der
     }
 
-    /// It in PEM.
+    /// The certificate in PEM.
     pub fn to_pem(&self) -> Vec<u8> {
         // The only failure is a lack of memory.
         self.x509.to_pem().unwrap_or_default()
@@ -203,7 +234,7 @@ impl Certificate {
         &self.fingerprint
     }
 
-    /// What OpenSSL parsed.
+    /// The certificate as OpenSSL parsed it.
     pub fn x509(&self) -> &X509Ref {
         &self.x509
     }
@@ -219,23 +250,23 @@ impl fmt::Debug for Certificate {
     }
 }
 
-/// The validity of a certificate, as moments.
+/// The start and end of a certificate's validity.
 pub(super) fn validity(x509: &X509Ref) -> Result<(Timestamp, Timestamp), CertificateError> {
-    match (moment(x509.not_before()), moment(x509.not_after())) {
+    match (timestamp(x509.not_before()), timestamp(x509.not_after())) {
         (Some(from), Some(to)) => Ok((from, to)),
         _ => Err(CertificateError::Validity),
     }
 }
 
-/// An ASN.1 time as a moment; times before 1970 become 1970.
-pub(crate) fn moment(time: &Asn1TimeRef) -> Option<Timestamp> {
+/// Converts an ASN.1 time; times before 1970 become 1970.
+pub(crate) fn timestamp(time: &Asn1TimeRef) -> Option<Timestamp> {
     let diff = Asn1Time::from_unix(0).and_then(|epoch| epoch.diff(time)).ok()?;
     let seconds = i64::from(diff.days) * 86_400 + i64::from(diff.secs);
     Some(Timestamp::from_secs(u64::try_from(seconds).unwrap_or(0)))
 }
 
-/// Whether the basic constraints of a certificate make it a CA; `None` when the certificate cannot be read.
-pub(super) fn ca_flag(der: &[u8]) -> Option<bool> {
+/// Whether the basic constraints of a certificate make it a CA; `None` when the certificate cannot be parsed.
+fn ca_flag(der: &[u8]) -> Option<bool> {
     use der::Decode;
     use x509_cert::ext::pkix::BasicConstraints;
     let certificate = x509_cert::Certificate::from_der(der).ok()?;
@@ -243,8 +274,13 @@ pub(super) fn ca_flag(der: &[u8]) -> Option<bool> {
     Some(constraints.is_some_and(|(_, constraints)| constraints.ca))
 }
 
-/// The extensions that are believed here are DER of their form to a second, stricter parser as well; OpenSSL, for one, does not mind what
-/// stands behind them.
+/// Whether a certificate is a CA's.
+pub(super) fn is_ca(x509: &X509Ref) -> bool {
+    x509.to_der().is_ok_and(|der| ca_flag(&der) == Some(true))
+}
+
+/// Checks that the extensions that nodes rely on are also valid DER to a second, stricter parser. OpenSSL ignores trailing bytes, for
+/// example.
 fn strict_extensions(der: &[u8]) -> Option<()> {
     use der::Decode;
     use x509_cert::ext::pkix::{KeyUsage, SubjectAltName, SubjectKeyIdentifier};
@@ -253,4 +289,22 @@ fn strict_extensions(der: &[u8]) -> Option<()> {
     certificate.get::<SubjectKeyIdentifier>().ok()?;
     certificate.get::<KeyUsage>().ok()?;
     Some(())
+}
+
+/// A distinguished name as `CN=..., O=...`, for people to read: unprintable characters are escaped, and a long name is cut.
+pub(crate) fn distinguished_name(name: &X509NameRef) -> String {
+    let mut text = String::new();
+    for entry in name.entries() {
+        let key = entry.object().nid().short_name().unwrap_or("?");
+        let value = entry.data().to_string().unwrap_or_default();
+        if !text.is_empty() {
+            text.push_str(", ");
+        }
+        text.extend([key, "="]);
+        text.extend(value.chars().take(MAX_NAME_CHARS).flat_map(|c| c.escape_debug()));
+        if text.chars().count() > MAX_NAME_CHARS {
+            return text.chars().take(MAX_NAME_CHARS).chain("...".chars()).collect();
+        }
+    }
+    if text.is_empty() { "no name".into() } else { text }
 }

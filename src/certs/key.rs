@@ -1,4 +1,4 @@
-//! A node's private key, and the pair of certificate and key.
+//! Private keys, and credentials: a certificate with its private key.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -12,18 +12,26 @@ use openssl::rsa::Rsa;
 use openssl::symm::Cipher;
 use zeroize::Zeroizing;
 
-use super::{Certificate, Suite};
+use super::certificate::{Certificate, Suite};
 
 /// The longest key file that is read, in bytes.
-const MAX: u64 = 64 * 1024;
+const MAX_FILE_BYTES: u64 = 64 * 1024;
 
-/// The keys that can be made.
+/// The types of new keys.
+///
+/// ```
+/// use nanite::certs::KeyType;
+///
+/// assert_eq!(KeyType::default(), KeyType::P256);
+/// assert_eq!(KeyType::ALL.map(KeyType::as_str), ["p256", "rsa2048", "rsa3072", "rsa4096"]);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum KeyType {
-    /// The curve P-256: small and fast.
+    /// A key on the curve P-256: small and fast.
     #[default]
     P256,
-    /// RSA of 2,048 bits, for infrastructures that need it.
+    /// RSA of 2,048 bits, for infrastructures that require RSA.
     Rsa2048,
     /// RSA of 3,072 bits.
     Rsa3072,
@@ -65,7 +73,18 @@ impl fmt::Display for KeyType {
     }
 }
 
-/// A private key. It is held by OpenSSL, which clears it when it is dropped; nothing prints it.
+/// A private key. OpenSSL holds it and clears it when it is dropped; `Debug` does not print it.
+///
+/// ```
+/// use nanite::certs::{KeyType, PrivateKey, Suite};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let key = PrivateKey::generate(KeyType::P256)?;
+/// let pem = key.to_encrypted_pem(b"a long random passphrase")?;
+/// assert_eq!(PrivateKey::from_pem(&pem, Some(b"a long random passphrase"))?.suite(), Suite::P256);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct PrivateKey {
     key: PKey<Private>,
@@ -79,33 +98,33 @@ pub enum KeyError {
     /// The file cannot be read.
     #[error("cannot read the key {path}")]
     Unreadable {
-        /// Which file.
+        /// The key file.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         #[source]
         source: std::io::Error,
     },
-    /// Others than the owner can read or write the file.
-    #[error("the key {path} has mode {mode:04o}: others than its owner can use it")]
+    /// Users other than the owner can read or write the file.
+    #[error("the key {path} has mode {mode:04o}: users other than its owner can access it")]
     TooOpen {
-        /// Which file.
+        /// The key file.
         path: PathBuf,
         /// Its permission bits.
         mode: u32,
     },
-    /// The key is under a passphrase, and none was given.
-    #[error("the key is under a passphrase, and none was given")]
+    /// The key is encrypted, and no passphrase was given.
+    #[error("the key is encrypted, and no passphrase was given")]
     NeedsPassphrase,
-    /// No private key, or the wrong passphrase.
-    #[error("no private key, or the wrong passphrase")]
+    /// Not a private key, or the wrong passphrase.
+    #[error("not a private key, or the wrong passphrase")]
     Malformed,
-    /// The key is of another type or size.
+    /// The type or size of the key is not supported.
     #[error("the key is neither P-256 nor RSA of 2048 to 8192 bits")]
     KeyType,
-    /// OpenSSL could not make or write a key.
+    /// OpenSSL failed to generate or encode the key.
     #[error("OpenSSL cannot make the key")]
     Openssl(#[from] ErrorStack),
-    /// The certificate is not this key's.
+    /// The certificate belongs to another key.
     #[error("the certificate of {0} does not belong to this key")]
     Mismatch(String),
 }
@@ -114,45 +133,44 @@ impl PrivateKey {
     /// Takes a key that OpenSSL holds.
     ///
     /// # Errors
-    /// [`KeyError::KeyType`] when there is no suite for it.
+    /// [`KeyError::KeyType`] when its type or size is not supported.
     pub fn new(key: PKey<Private>) -> Result<Self, KeyError> {
         let suite = Suite::of(&key).ok_or(KeyError::KeyType)?;
         Ok(Self { key, suite })
     }
 
-    /// Makes a new key. An RSA key uses the CPU for up to some seconds.
+    /// Generates a key. An RSA key takes up to some seconds of CPU time.
     ///
     /// # Errors
-    /// [`KeyError::Openssl`] when OpenSSL cannot.
+    /// [`KeyError::Openssl`] when OpenSSL fails.
     pub fn generate(key_type: KeyType) -> Result<Self, KeyError> {
         Self::new(key_type.generate()?)
     }
 
-    /// The key in PEM (PKCS #8), without a passphrase: for a file that only its owner can read.
+    /// The key in PEM (PKCS #8), unencrypted: write it only to a file that only its owner can read.
     ///
     /// # Errors
-    /// [`KeyError::Openssl`] when OpenSSL cannot.
+    /// [`KeyError::Openssl`] when OpenSSL fails.
     pub fn to_pem(&self) -> Result<Zeroizing<Vec<u8>>, KeyError> {
         Ok(Zeroizing::new(self.key.private_key_to_pem_pkcs8()?))
     }
 
-    /// The key in PEM (PKCS #8), encrypted under this passphrase by AES-256. What protects it is the length of the passphrase.
+    /// The key in PEM (PKCS #8), encrypted with AES-256 under a passphrase. Its protection is the length of the passphrase.
     ///
     /// # Errors
-    /// [`KeyError::Openssl`] when OpenSSL cannot.
+    /// [`KeyError::Openssl`] when OpenSSL fails.
     pub fn to_encrypted_pem(&self, passphrase: &[u8]) -> Result<Zeroizing<Vec<u8>>, KeyError> {
         let pem = self.key.private_key_to_pem_pkcs8_passphrase(Cipher::aes_256_cbc(), passphrase)?;
         Ok(Zeroizing::new(pem))
     }
 
-    /// Reads a key in PEM, without or with a passphrase. A key under a passphrase is refused when none is given: nothing asks
-    /// on a terminal.
+    /// Parses a key in PEM. An encrypted key is refused when no passphrase is given: OpenSSL never prompts for one.
     ///
     /// # Errors
-    /// [`KeyError`] says why it cannot be used.
+    /// [`KeyError`] when the key cannot be used.
     pub fn from_pem(pem: &[u8], passphrase: Option<&[u8]>) -> Result<Self, KeyError> {
-        let encrypted = |mark: &[u8]| pem.windows(mark.len()).any(|part| part == mark);
-        let is_encrypted = encrypted(b"-----BEGIN ENCRYPTED PRIVATE KEY-----") || encrypted(b"Proc-Type: 4,ENCRYPTED");
+        let contains = |marker: &[u8]| pem.windows(marker.len()).any(|part| part == marker);
+        let is_encrypted = contains(b"-----BEGIN ENCRYPTED PRIVATE KEY-----") || contains(b"Proc-Type: 4,ENCRYPTED");
         if passphrase.is_none() && is_encrypted {
             return Err(KeyError::NeedsPassphrase);
         }
@@ -160,10 +178,10 @@ impl PrivateKey {
         Self::new(key.map_err(|_| KeyError::Malformed)?)
     }
 
-    /// Reads a key file, which only its owner may read: modes wider than 0600 are refused.
+    /// Reads a key file. Its mode must not allow more than 0600.
     ///
     /// # Errors
-    /// [`KeyError`] says why it cannot be used.
+    /// [`KeyError`] when the key cannot be used.
     pub fn from_file(path: &Path, passphrase: Option<&[u8]>) -> Result<Self, KeyError> {
         use std::io::Read;
         use std::os::unix::fs::PermissionsExt;
@@ -177,21 +195,21 @@ impl PrivateKey {
             return Err(KeyError::TooOpen { path: path.to_owned(), mode });
         }
         let mut pem = Zeroizing::new(Vec::new());
-        file.take(MAX).read_to_end(&mut pem).map_err(unreadable)?;
+        file.take(MAX_FILE_BYTES).read_to_end(&mut pem).map_err(unreadable)?;
         Self::from_pem(&pem, passphrase)
     }
 
-    /// The size of its modulus or field.
+    /// The size of its modulus or field, in bits.
     pub fn bits(&self) -> u32 {
         self.key.bits()
     }
 
-    /// The suite that goes with it.
+    /// The algorithms of the key.
     pub fn suite(&self) -> Suite {
         self.suite
     }
 
-    /// The key, for cryptography inside the crate.
+    /// The key as OpenSSL holds it.
     pub(crate) fn pkey(&self) -> &PKeyRef<Private> {
         &self.key
     }
@@ -203,7 +221,23 @@ impl fmt::Debug for PrivateKey {
     }
 }
 
-/// A node's certificate with its private key, and the certificates between it and its CA.
+/// A node's certificate, its private key, and the intermediate certificates between it and its CA.
+///
+/// ```
+/// use nanite::certs::{CertificateAuthority, Credentials, KeyType, PrivateKey};
+/// use nanite::clock::{Clock, SystemClock};
+/// use nanite::packet::Identity;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let now = SystemClock.now();
+/// # let ca = CertificateAuthority::create("example.org", KeyType::P256, CertificateAuthority::VALID_FOR, now)?;
+/// let issued = ca.issue(&Identity::agent("fred")?, KeyType::P256, CertificateAuthority::LEAF_VALID_FOR, now)?;
+/// let (certificate, key) = (issued.certificate().clone(), issued.key().clone());
+/// assert!(Credentials::new(certificate.clone(), key).is_ok());
+/// assert!(Credentials::new(certificate, PrivateKey::generate(KeyType::P256)?).is_err());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Credentials {
     certificate: Arc<Certificate>,
@@ -212,10 +246,10 @@ pub struct Credentials {
 }
 
 impl Credentials {
-    /// Joins a certificate and its key.
+    /// Credentials from a certificate and its key.
     ///
     /// # Errors
-    /// [`KeyError::Mismatch`] when they do not belong together.
+    /// [`KeyError::Mismatch`] when the certificate belongs to another key.
     pub fn new(certificate: Arc<Certificate>, key: PrivateKey) -> Result<Self, KeyError> {
         if !certificate.public_key().public_eq(key.pkey()) {
             return Err(KeyError::Mismatch(certificate.identity().to_string()));
@@ -223,7 +257,7 @@ impl Credentials {
         Ok(Self { certificate, key, intermediates: Vec::new() })
     }
 
-    /// With the DER of the certificates between this one and its CA, to be sent along where peers learn certificates.
+    /// Adds the intermediate certificates between this one and its CA, in DER. They are sent to peers that learn certificates.
     #[must_use]
     pub fn with_intermediates(mut self, intermediates: Vec<Vec<u8>>) -> Self {
         self.intermediates = intermediates;
@@ -240,7 +274,7 @@ impl Credentials {
         &self.key
     }
 
-    /// The DER of the certificates between this one and its CA.
+    /// The intermediate certificates between this one and its CA, in DER.
     pub fn intermediates(&self) -> &[Vec<u8>] {
         &self.intermediates
     }

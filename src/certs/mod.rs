@@ -1,43 +1,46 @@
-//! Certificates and keys: reading, keeping, checking and issuing them.
+//! Certificates and keys: reading, storing, verifying and issuing them.
+//!
+//! A node signs with its [`Credentials`], which a [`CertificateDirectory`] reads from files. It finds the certificates of peers in a
+//! [`CertificateStore`], and verifies them with a [`Trust`]. A [`CertificateAuthority`] issues certificates.
 
-mod anchors;
-mod cached;
+mod authority;
+mod cached_store;
 mod certificate;
-mod directory;
-#[cfg(any(feature = "cli", test))]
+mod certificate_directory;
+mod directory_store;
 pub(crate) mod files;
-mod fixed;
-mod issue;
+mod issuing;
 mod key;
-mod learned;
-mod name;
-mod node;
-mod pem;
-mod request;
-mod revocation;
-mod signing;
+mod revocation_list;
+mod static_store;
 mod store;
 mod trust;
+mod trust_anchors;
+mod trust_store;
 
-#[cfg(feature = "cli")]
-pub(crate) use anchors::Authority;
-pub use cached::CachedCertificateStore;
-#[cfg(feature = "cli")]
-pub(crate) use certificate::moment;
+pub use authority::CertificateAuthority;
+pub use cached_store::CachedCertificateStore;
 pub use certificate::{Certificate, CertificateError, KeyId, Suite};
-pub use directory::DirectoryCertificateStore;
-pub use fixed::StaticCertificateStore;
-pub use issue::{CertificateAuthority, IssueError};
+#[cfg(feature = "cli")]
+pub(crate) use certificate::{distinguished_name, timestamp};
+pub use certificate_directory::{CertificateDirectory, DirectoryError};
+#[cfg(feature = "cli")]
+pub(crate) use certificate_directory::{Content, read_certificates};
+pub use directory_store::DirectoryCertificateStore;
+pub use issuing::{CertificateRequest, IssueError};
 pub use key::{Credentials, KeyError, KeyType, PrivateKey};
-pub use learned::TrustStore;
-#[cfg(feature = "cli")]
-pub(crate) use name::text as name_text;
-pub use node::{CertificateDirectory, DirectoryError};
-#[cfg(feature = "cli")]
-pub(crate) use node::{CertificateFile, Content};
-#[cfg(feature = "cli")]
-pub(crate) use pem::read_certificates;
-pub use request::CertificateRequest;
-pub use revocation::{Reason, RevocationList};
+pub use revocation_list::{RevocationList, RevocationReason};
+pub use static_store::StaticCertificateStore;
 pub use store::{CertificateStore, Recipient, RecipientQuery, SignerQuery, StoreError};
-pub use trust::{AuthorityError, Trust, TrustError};
+pub use trust::Trust;
+#[cfg(feature = "cli")]
+pub(crate) use trust_anchors::CaCertificate;
+pub use trust_anchors::{AuthorityError, TrustError};
+pub use trust_store::TrustStore;
+
+/// The OpenSSL library whose types are part of this module's interface.
+#[doc(no_inline)]
+pub use openssl;
+/// The type of key texts that clear themselves when they are dropped.
+#[doc(no_inline)]
+pub use zeroize::Zeroizing;

@@ -1,38 +1,50 @@
-//! Whether a known certificate may be believed: chain, validity, revocation and usage.
+//! Trust: whether a certificate is accepted, by its chain, validity, revocation and key usage.
 
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use lru::LruCache;
 use openssl::x509::{X509, X509Crl, X509KeyUsage};
+use parking_lot::{Mutex, RwLock};
 
-use super::anchors::Anchors;
-use super::{Certificate, Suite, pem};
+use super::certificate::{Certificate, Suite};
+use super::files;
+use super::trust_anchors::{AuthorityError, TrustAnchors, TrustError};
 use crate::clock::Timestamp;
+use crate::limits::nonzero;
 
-/// How long a good verdict is kept at most.
-const KEEP: Duration = Duration::from_secs(60);
-/// How many good verdicts are kept.
-const VERDICTS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4095);
+/// The longest time that a successful verification is cached.
+const CACHE_LIFETIME: Duration = Duration::from_secs(60);
+/// The most successful verifications in the cache.
+const MAX_CACHED_CERTIFICATES: NonZeroUsize = nonzero(4096);
 
-/// Decides whether a certificate may be believed.
+/// Verifies certificates.
 ///
-/// By default that takes a chain to one of the given CA certificates, checked by OpenSSL with its strict rules; the system's own
-/// CAs count for nothing. A CA whose certificate names a trust domain, as `nanite certs init` makes them, is believed for identities
-/// of that domain only. More than one CA can be given, as when one takes over from another. Where revocation lists are given,
-/// every certificate of a chain but the anchor's own must be covered by one that is current: a list that is out of date refuses
-/// everybody.
+/// A trusted certificate needs a chain to one of the given CA certificates, which OpenSSL verifies by its strict rules; the system's CAs
+/// are not used. A CA certificate that names a trust domain, as those of `nanite certs init` do, is trusted for identities of that domain
+/// only. Give several CA certificates while one replaces another. With revocation lists, every certificate of a chain except the anchor
+/// needs a current list of its issuer: an outdated list refuses every certificate of that issuer.
 ///
-/// A good verdict is kept for up to a minute (and never past the validity of a certificate or revocation list it rests on), so
-/// that a check for each message costs next to nothing.
+/// Successful verifications are cached for up to a minute, but not beyond the expiry of a certificate or revocation list that they rely
+/// on, so that verifying the certificate of every message costs little.
 ///
 /// ```
-/// use nanite::certs::Trust;
+/// use nanite::certs::{CertificateAuthority, KeyType, Trust, TrustError};
+/// use nanite::clock::{Clock, SystemClock};
+/// use nanite::packet::Identity;
+///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let nonsense = Trust::from_pem(b"no certificate in here");
-/// assert!(nonsense.is_err());
+/// # let now = SystemClock.now();
+/// let ours = CertificateAuthority::create("example.org", KeyType::P256, CertificateAuthority::VALID_FOR, now)?;
+/// let theirs = CertificateAuthority::create("example.com", KeyType::P256, CertificateAuthority::VALID_FOR, now)?;
+/// let fred = Identity::agent("fred")?;
+/// let issue = |ca: &CertificateAuthority| ca.issue(&fred, KeyType::P256, CertificateAuthority::LEAF_VALID_FOR, now);
+///
+/// let trust = Trust::from_pem(&ours.certificate().to_pem()?)?;
+/// assert_eq!(trust.verify(issue(&ours)?.certificate(), &[], now), Ok(()));
+/// assert_eq!(trust.verify(issue(&theirs)?.certificate(), &[], now), Err(TrustError::UnknownIssuer));
 /// # Ok(())
 /// # }
 /// ```
@@ -41,191 +53,122 @@ pub struct Trust {
     state: RwLock<Arc<State>>,
 }
 
-/// What verdicts rest on, and the verdicts: they are replaced together.
+/// The rules, and the cache of verifications by them: they are replaced together.
 #[derive(Debug)]
 struct State {
-    /// None: pinned.
-    anchors: Option<Arc<Anchors>>,
+    /// None when certificates are pinned.
+    anchors: Option<Arc<TrustAnchors>>,
     domain: Option<String>,
-    verdicts: Mutex<LruCache<[u8; 32], Verdict>>,
+    /// Successful verifications by fingerprint.
+    cache: Mutex<LruCache<[u8; 32], CachedVerification>>,
 }
 
-/// A certificate was good at a moment, and is good until another.
+/// When a successful verification was made, and until when it is used.
 #[derive(Clone, Copy, Debug)]
-struct Verdict {
+struct CachedVerification {
     from: Timestamp,
     until: Timestamp,
 }
 
-/// Why a certificate is not believed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum TrustError {
-    /// Its validity has ended.
-    #[error("it expired at {0}")]
-    Expired(Timestamp),
-    /// Its validity has not begun.
-    #[error("it is not valid before {0}")]
-    NotYetValid(Timestamp),
-    /// It lacks a key usage that its suite needs, or has one that only a CA may have.
-    #[error("its key usage does not fit: {0}")]
-    KeyUsage(&'static str),
-    /// Its identity is of another trust domain.
-    #[error("it is of the domain {found}, not of {wanted}")]
-    Domain {
-        /// The domain of its URI.
-        found: String,
-        /// The domain that is asked for.
-        wanted: String,
-    },
-    /// None of the CA certificates has issued it.
-    #[error("it was not issued by a known CA")]
-    UnknownIssuer,
-    /// A CA certificate of its chain has expired.
-    #[error("a CA certificate above it has expired")]
-    AuthorityExpired,
-    /// A CA certificate of its chain is not valid yet.
-    #[error("a CA certificate above it is not valid yet")]
-    AuthorityNotYetValid,
-    /// It is revoked.
-    #[error("it is revoked")]
-    Revoked,
-    /// A CA certificate of its chain is revoked.
-    #[error("a CA certificate above it is revoked")]
-    AuthorityRevoked,
-    /// Revocation lists are in use, and none is of its issuer.
-    #[error("there is no revocation list of its issuer")]
-    NoCrl,
-    /// The revocation list of its issuer is out of date.
-    #[error("the revocation list of its issuer is out of date")]
-    StaleCrl,
-    /// Another fault of the chain, in OpenSSL's words.
-    #[error("its chain is not valid: {0}")]
-    Chain(String),
-}
-
-/// Why CA certificates or revocation lists cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum AuthorityError {
-    /// A file cannot be read.
-    #[error("cannot read {path}")]
-    Unreadable {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// No certificates in PEM.
-    #[error("no CA certificate in PEM")]
-    Malformed,
-    /// No certificate, or more than 256.
-    #[error("{0} CA certificates, 1 to 256 are possible")]
-    Count(usize),
-    /// A certificate may not sign others.
-    #[error("the certificate {0} is not a CA's")]
-    NotACa(String),
-    /// A revocation list cannot be read, or says no moment of its next update.
-    #[error("no revocation list in PEM with a next update")]
-    Crl,
-    /// A revocation list says only what has changed since another: it is of no use without that, and not used with it.
-    #[error("a revocation list holds only the changes since another (a delta list): give the complete one")]
-    DeltaCrl,
-    /// Revocation lists cannot be kept in a temporary file.
-    #[error("cannot use the directory for temporary files")]
-    Temporary(#[source] std::io::Error),
-    /// Revocation lists say nothing of pinned certificates.
-    #[error("revocation lists need CA certificates")]
-    Pinned,
-}
-
 impl Trust {
-    /// Believes what these CAs have issued. Certificates between a CA and its leaves may be among them; a chain always has to
-    /// end in one that is signed by itself.
+    /// Trusts certificates that these CAs issued. Intermediate certificates may be among them; every chain must end in a self-signed one.
     ///
     /// # Errors
-    /// [`AuthorityError`] when there is none, or one is not a CA's.
+    /// [`AuthorityError`] when there is no certificate, or one is not a CA's.
     pub fn authorities(certificates: impl IntoIterator<Item = X509>) -> Result<Self, AuthorityError> {
-        Ok(Self::of(Some(Arc::new(Anchors::new(certificates.into_iter().collect())?))))
+        Ok(Self::new(Some(Arc::new(TrustAnchors::new(certificates.into_iter().collect())?)), None))
     }
 
-    /// Believes what the CAs in this PEM text have issued.
+    /// Trusts certificates that the CAs in a PEM text issued.
     ///
     /// # Errors
-    /// [`AuthorityError`] when there is none, or one is not a CA's.
+    /// [`AuthorityError`] when there is no certificate, or one is not a CA's.
     pub fn from_pem(text: &[u8]) -> Result<Self, AuthorityError> {
-        Self::authorities(pem::certificates(text).map_err(|_| AuthorityError::Malformed)?)
+        Self::authorities(files::parse_certificates(text).ok_or(AuthorityError::Malformed)?)
     }
 
-    /// Believes what the CAs in this PEM file have issued. Reads the file.
+    /// Trusts certificates that the CAs in a PEM file issued. Reads the file.
     ///
     /// # Errors
-    /// [`AuthorityError`] when it cannot be read, holds none, or one is not a CA's.
+    /// [`AuthorityError`] when the file cannot be read, holds no certificate, or holds one that is not a CA's.
     pub fn from_file(path: &Path) -> Result<Self, AuthorityError> {
-        let text = pem::read(path, pem::MAX_CERTIFICATES)
+        let text = files::read_bounded(path, files::MAX_CERTIFICATES_BYTES)
             .map_err(|source| AuthorityError::Unreadable { path: path.to_owned(), source })?;
         Self::from_pem(&text)
     }
 
-    /// Believes what the CAs in `ca.pem` of this directory have issued. Reads the file.
+    /// Trusts certificates that the CAs in `ca.pem` of a directory issued. Reads the file.
     ///
     /// # Errors
-    /// [`AuthorityError`] when it cannot be read, holds none, or one is not a CA's.
+    /// [`AuthorityError`] when the file cannot be read, holds no certificate, or holds one that is not a CA's.
     pub fn from_dir(directory: &Path) -> Result<Self, AuthorityError> {
         Self::from_file(&directory.join("ca.pem"))
     }
 
-    /// Believes every certificate that the certificate store returns: the store itself is the list of who may take part, and
-    /// there is no CA. Dates and key usage are still checked. Use it only with a store whose content nobody else can change.
+    /// Trusts every certificate that the certificate store returns, without a CA: the store is the list of allowed nodes. Validity and
+    /// key usage are still checked. Use it only with a store that others cannot write to.
     #[must_use]
     pub fn pinned() -> Self {
-        Self::of(None)
+        Self::new(None, None)
     }
 
-    fn of(anchors: Option<Arc<Anchors>>) -> Self {
-        Self::with(anchors, None)
-    }
-
-    fn with(anchors: Option<Arc<Anchors>>, domain: Option<String>) -> Self {
-        let verdicts = Mutex::new(LruCache::new(VERDICTS));
-        Self { state: RwLock::new(Arc::new(State { anchors, domain, verdicts })) }
+    fn new(anchors: Option<Arc<TrustAnchors>>, domain: Option<String>) -> Self {
+        let cache = Mutex::new(LruCache::new(MAX_CACHED_CERTIFICATES));
+        Self { state: RwLock::new(Arc::new(State { anchors, domain, cache })) }
     }
 
     fn state(&self) -> Arc<State> {
-        self.state.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.state.read().clone()
     }
 
-    /// Only with these revocation lists, in place of any given before.
+    /// Checks revocation by these lists, which replace those given before.
     ///
     /// # Errors
-    /// [`AuthorityError`] when there are none, one is a delta list or has no next update, or there is no CA that they could be of.
+    /// [`AuthorityError`] when there are none, one is a delta list or has no next update, or certificates are pinned.
     pub fn with_crls(self, crls: &[X509Crl]) -> Result<Self, AuthorityError> {
         let state = self.state();
         let anchors = state.anchors.as_ref().ok_or(AuthorityError::Pinned)?.with_crls(crls)?;
-        Ok(Self::with(Some(Arc::new(anchors)), state.domain.clone()))
+        Ok(Self::new(Some(Arc::new(anchors)), state.domain.clone()))
     }
 
-    /// Only with the revocation lists in this PEM text.
+    /// Checks revocation by the lists in a PEM text, which replace those given before.
     ///
     /// # Errors
-    /// As [`Trust::with_crls`], and when one cannot be read.
+    /// As [`Trust::with_crls`], and when one cannot be parsed.
+    ///
+    /// ```
+    /// use nanite::certs::{CertificateAuthority, KeyType, RevocationList, RevocationReason, TrustError};
+    /// use nanite::clock::{Clock, SystemClock};
+    /// use nanite::packet::Identity;
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let now = SystemClock.now();
+    /// # let ca = CertificateAuthority::create("example.org", KeyType::P256, CertificateAuthority::VALID_FOR, now)?;
+    /// let issued = ca.issue(&Identity::agent("fred")?, KeyType::P256, CertificateAuthority::LEAF_VALID_FOR, now)?;
+    /// let fred = issued.certificate();
+    /// let revoked = [(&**fred, RevocationReason::KeyCompromise)];
+    /// let list = RevocationList::issue(None, &ca, &revoked, RevocationList::VALID_FOR, now)?;
+    /// let trust = ca.trust()?.with_crls_pem(&list.to_pem()?)?;
+    /// assert_eq!(trust.verify(fred, &[], now), Err(TrustError::Revoked));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn with_crls_pem(self, text: &[u8]) -> Result<Self, AuthorityError> {
-        self.with_crls(&pem::crls(text).ok_or(AuthorityError::Crl)?)
+        self.with_crls(&files::parse_crls(text).ok_or(AuthorityError::Crl)?)
     }
 
-    /// Only identities of this trust domain.
+    /// Trusts identities of this trust domain only.
     #[must_use]
     pub fn for_domain(self, domain: &str) -> Self {
-        Self::with(self.state().anchors.clone(), Some(domain.to_owned()))
+        Self::new(self.state().anchors.clone(), Some(domain.to_owned()))
     }
 
-    /// From now on believes the CAs that `other` believes, with its revocation lists, for the same domain as before. Verdicts
-    /// of before are forgotten.
+    /// Replaces the CA certificates and revocation lists by those of `other`. The trust domain stays; the cache of verifications is
+    /// cleared.
     pub fn replace_authorities(&self, other: &Trust) {
         let anchors = other.state().anchors.clone();
-        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        *state = Self::with(anchors, state.domain.clone()).state();
+        let mut state = self.state.write();
+        *state = Self::new(anchors, state.domain.clone()).state();
     }
 
     /// The CA certificates; none when certificates are pinned.
@@ -238,13 +181,13 @@ impl Trust {
         self.state().anchors.as_ref().is_some_and(|anchors| anchors.has_crls())
     }
 
-    /// Checks that a certificate may be believed at `now`: validity, key usage, trust domain, chain and revocation.
-    /// `intermediates` is the DER of what may help to build the chain; it is not believed for that.
+    /// Verifies a certificate at `now`: validity, key usage, trust domain, chain and revocation. `intermediates` holds untrusted
+    /// certificates in DER from which the chain may be built; at most 8.
     ///
-    /// May use the CPU for a millisecond the first time a certificate is seen; never blocks for longer.
+    /// The first verification of a certificate takes up to a millisecond of CPU time. It does not block.
     ///
     /// # Errors
-    /// [`TrustError`] says what is wrong first.
+    /// [`TrustError`] for the first check that fails.
     pub fn verify(
         &self,
         certificate: &Certificate,
@@ -258,51 +201,47 @@ impl Trust {
         if !certificate.is_valid_at(now) {
             return Err(TrustError::Expired(certificate.not_after()));
         }
-        if state.remembers(certificate, now) {
+        if state.is_cached(certificate, now) {
             return Ok(());
         }
         check_usage(certificate)?;
         if let Some(wanted) = state.domain.as_ref().filter(|wanted| *wanted != certificate.domain()) {
             return Err(TrustError::Domain { found: certificate.domain().to_owned(), wanted: wanted.clone() });
         }
-        let until = match &state.anchors {
+        let valid_until = match &state.anchors {
             Some(anchors) => anchors.verify(certificate, intermediates, now)?,
             None => certificate.not_after(),
         };
-        state.remember(certificate, Verdict { from: now, until: until.min(now.saturating_add(KEEP)) });
+        let until = valid_until.min(now.saturating_add(CACHE_LIFETIME));
+        state.cache.lock().put(*certificate.fingerprint(), CachedVerification { from: now, until });
         Ok(())
     }
 
-    /// That part of [`Trust::verify`] that knows nothing of nodes: for test suites whose certificates name none.
-    #[doc(hidden)]
+    /// Verifies only the chain, of a certificate that may not be a node's: for test suites of certificates.
+    ///
+    /// # Errors
+    /// [`TrustError`] for the first check that fails.
+    #[cfg(feature = "fuzzing")]
     pub fn verify_chain(&self, leaf: &X509, intermediates: &[Vec<u8>], now: Timestamp) -> Result<(), TrustError> {
         let anchors = self.state().anchors.clone();
-        let anchors = anchors.ok_or(TrustError::UnknownIssuer)?;
-        anchors.verify_chain(leaf, intermediates, now).map(drop)
+        anchors.ok_or(TrustError::UnknownIssuer)?.verify_chain(leaf, intermediates, now).map(drop)
     }
-}
 
-impl Trust {
-    /// Whether a chain can be built with these certificates, whatever was found before: for whoever keeps them.
-    pub(crate) fn chains(&self, certificate: &Certificate, intermediates: &[Vec<u8>], now: Timestamp) -> bool {
+    /// Whether these intermediate certificates complete the chain of a certificate. Does not use the cache of verifications.
+    pub(crate) fn has_valid_chain(&self, certificate: &Certificate, intermediates: &[Vec<u8>], now: Timestamp) -> bool {
         let anchors = self.state().anchors.clone();
         anchors.is_none_or(|anchors| anchors.verify(certificate, intermediates, now).is_ok())
     }
 }
 
 impl State {
-    fn remembers(&self, certificate: &Certificate, now: Timestamp) -> bool {
-        let mut verdicts = self.verdicts.lock().unwrap_or_else(PoisonError::into_inner);
-        verdicts.get(certificate.fingerprint()).is_some_and(|good| good.from <= now && now < good.until)
-    }
-
-    fn remember(&self, certificate: &Certificate, verdict: Verdict) {
-        let mut verdicts = self.verdicts.lock().unwrap_or_else(PoisonError::into_inner);
-        verdicts.put(*certificate.fingerprint(), verdict);
+    fn is_cached(&self, certificate: &Certificate, now: Timestamp) -> bool {
+        let mut cache = self.cache.lock();
+        cache.get(certificate.fingerprint()).is_some_and(|cached| cached.from <= now && now < cached.until)
     }
 }
 
-/// A node signs messages, and receives keys by agreement (P-256) or encipherment (RSA); it signs no certificates.
+/// A node signs messages and receives keys by key agreement (P-256) or key encipherment (RSA). It signs no certificates.
 fn check_usage(certificate: &Certificate) -> Result<(), TrustError> {
     let usage = certificate.x509().key_usage().ok_or(TrustError::KeyUsage("it is not stated"))?;
     if !usage.contains(X509KeyUsage::DIGITAL_SIGNATURE) {
@@ -341,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn s04_dates_count_whatever_was_believed_before() {
+    fn s04_validity_is_checked_despite_cached_verification() {
         let now = SystemClock.now();
         let ca = authority("example.org", now);
         let certificate = leaf(&ca, now);
@@ -358,18 +297,18 @@ mod tests {
     }
 
     #[test]
-    fn s04_another_ca_of_the_same_name_is_not_believed() {
+    fn s04_rejects_other_ca_with_same_name() {
         let now = SystemClock.now();
         let (ours, theirs) = (authority("example.org", now), authority("example.org", now));
         let forged = leaf(&theirs, now);
         assert_eq!(ours.trust().unwrap().verify(&forged, &[], now), Err(TrustError::UnknownIssuer));
-        // Nor when it brings its own CA along.
-        let brought = vec![theirs.certificate().to_der().unwrap()];
-        assert_eq!(ours.trust().unwrap().verify(&forged, &brought, now), Err(TrustError::UnknownIssuer));
+        // Nor when its CA is presented with it.
+        let presented = vec![theirs.certificate().to_der().unwrap()];
+        assert_eq!(ours.trust().unwrap().verify(&forged, &presented, now), Err(TrustError::UnknownIssuer));
     }
 
     #[test]
-    fn s04_two_cas_are_believed_during_a_roll_over_and_the_old_no_longer_after_it() {
+    fn s04_both_cas_are_trusted_during_rollover() {
         let now = SystemClock.now();
         let (old, new) = (authority("example.org", now), authority("example.org", now));
         let both = Trust::authorities([old.certificate().to_owned(), new.certificate().to_owned()]).unwrap();
@@ -377,12 +316,12 @@ mod tests {
         assert_eq!(both.verify(&first, &[], now), Ok(()));
         assert_eq!(both.verify(&second, &[], now), Ok(()));
         both.replace_authorities(&new.trust().unwrap());
-        assert_eq!(both.verify(&first, &[], now), Err(TrustError::UnknownIssuer), "a kept verdict has survived");
+        assert_eq!(both.verify(&first, &[], now), Err(TrustError::UnknownIssuer), "the cache was not cleared");
         assert_eq!(both.verify(&second, &[], now), Ok(()));
     }
 
     #[test]
-    fn s04_only_the_own_domain_is_believed() {
+    fn s04_rejects_other_trust_domain() {
         let now = SystemClock.now();
         let ca = authority("example.org", now);
         let trust = Trust::authorities([ca.certificate().to_owned()]).unwrap().for_domain("example.com");
@@ -391,21 +330,21 @@ mod tests {
     }
 
     #[test]
-    fn s04_a_verdict_is_kept_for_a_minute_and_never_before_it_was_made() {
+    fn s04_verification_is_cached_for_a_minute() {
         let now = SystemClock.now();
         let ca = authority("example.org", now);
         let certificate = leaf(&ca, now);
         let trust = ca.trust().unwrap();
-        let kept = |at| trust.state().remembers(&certificate, at);
-        assert!(!kept(now));
+        let cached = |at| trust.state().is_cached(&certificate, at);
+        assert!(!cached(now));
         trust.verify(&certificate, &[], now).unwrap();
-        assert!(kept(now) && kept(now.saturating_add(KEEP - Duration::from_micros(1))));
-        assert!(!kept(now.saturating_add(KEEP)));
-        assert!(!kept(now.saturating_sub(Duration::from_micros(1))), "the clock went back");
+        assert!(cached(now) && cached(now.saturating_add(CACHE_LIFETIME - Duration::from_micros(1))));
+        assert!(!cached(now.saturating_add(CACHE_LIFETIME)));
+        assert!(!cached(now.saturating_sub(Duration::from_micros(1))), "the clock went back");
     }
 
     #[test]
-    fn s04_nothing_is_believed_without_a_ca_certificate() {
+    fn s04_trust_requires_a_ca_certificate() {
         assert!(matches!(Trust::authorities([]), Err(AuthorityError::Count(0))));
         assert!(matches!(Trust::from_pem(b""), Err(AuthorityError::Malformed)));
         let now = SystemClock.now();
@@ -415,15 +354,15 @@ mod tests {
         assert!(matches!(ca.trust().unwrap().with_crls_pem(b"no list"), Err(AuthorityError::Crl)));
         assert!(matches!(ca.trust().unwrap().with_crls(&[]), Err(AuthorityError::Crl)));
         assert!(matches!(Trust::from_dir(Path::new("/nonexistent")), Err(AuthorityError::Unreadable { .. })));
-        let empty = vec![b'\n'; pem::MAX_CERTIFICATES + 1];
+        let empty = vec![b'\n'; files::MAX_CERTIFICATES_BYTES + 1];
         assert!(matches!(Trust::from_pem(&empty), Err(AuthorityError::Malformed)));
     }
 
     #[test]
-    fn s04_a_damaged_revocation_list_is_not_passed_over() {
+    fn s04_rejects_damaged_revocation_list() {
         let now = SystemClock.now();
         let ca = authority("example.org", now);
-        let list = |before| RevocationList::next(before, &ca, &[], HOUR, now).unwrap();
+        let list = |before| RevocationList::issue(before, &ca, &[], HOUR, now).unwrap();
         let first = list(None);
         let texts = [&first, &list(Some(&first))].map(|list| String::from_utf8(list.to_pem().unwrap()).unwrap());
         let with = |text: String| ca.trust().unwrap().with_crls_pem(text.as_bytes()).map(drop);
@@ -443,7 +382,7 @@ mod tests {
             assert!(matches!(with(texts[0].replace(sound, damaged)), Err(AuthorityError::Crl)), "{damaged}");
         }
         with(format!("a note\n{}", texts.concat().replace('\n', " \r\n"))).unwrap();
-        // The lines between two lists are gone, or damaged beyond recognition: the second list is in the block of the first.
+        // The boundary between two lists is missing or unrecognizable: the second list is inside the block of the first.
         let [first, second] = texts.each_ref().map(String::as_str);
         let (first, second) = (first.split("-----END").next().unwrap(), second.split("CRL-----\n").nth(1).unwrap());
         for between in ["", "\n", "---I$K", "-\n", "====\n", "#"] {

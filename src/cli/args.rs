@@ -12,9 +12,10 @@ use clap::builder::PossibleValue;
 use zeroize::Zeroizing;
 
 use super::error::{CliError, Exit, Result};
-use crate::certs::KeyType;
-use crate::packet::{Identity, MAX_DEPTH, Payload, Role, SelectorName};
-use crate::transport::MAX_BODY;
+use crate::certs::{KeyType, RevocationReason};
+use crate::packet::{Identity, MAX_PAYLOAD_DEPTH, Payload, Role, SelectorName};
+use crate::serializer::InboundQueue;
+use crate::transport::MAX_BODY_BYTES;
 
 /// The longest duration: 100 years of 365 days.
 const MAX_DURATION_SECONDS: u64 = 100 * 365 * 86_400;
@@ -105,7 +106,7 @@ pub(super) fn payload(argument: Option<&str>, note: impl Fn(&str)) -> Result<Pay
 fn read_text(input: impl Read) -> Result<String> {
     let wrong = |what: String| CliError::usage(format!("the payload on stdin {what}"));
     let mut bytes = Vec::new();
-    let limit = MAX_BODY as u64;
+    let limit = MAX_BODY_BYTES as u64;
     input.take(limit + 1).read_to_end(&mut bytes).map_err(|error| wrong(format!("cannot be read: {error}")))?;
     if bytes.len() as u64 > limit {
         return Err(wrong(format!("is longer than {limit} bytes"))
@@ -129,7 +130,7 @@ fn broken_json(text: &str) -> Option<String> {
     }
     Some(match error.classify() {
         serde_json::error::Category::Data => {
-            format!("line {}: a duplicate key, or more than {MAX_DEPTH} levels", error.line())
+            format!("line {}: a duplicate key, or more than {MAX_PAYLOAD_DEPTH} levels", error.line())
         }
         _ => error.to_string(),
     })
@@ -223,6 +224,31 @@ impl SecretFile {
             length if length > max => Err(self.error(path, format!("has a first line of more than {max} bytes"))),
             _ => Ok(Zeroizing::new(line.to_vec())),
         }
+    }
+}
+
+impl ValueEnum for InboundQueue {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::AgentInbox, Self::AgentControl, Self::MapperInbox, Self::Presence, Self::Requests, Self::Offline]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.as_str()))
+    }
+}
+
+impl ValueEnum for RevocationReason {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::KeyCompromise, Self::Superseded, Self::CessationOfOperation, Self::Unspecified]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(match self {
+            Self::KeyCompromise => "key-compromise",
+            Self::Superseded => "superseded",
+            Self::CessationOfOperation => "cessation-of-operation",
+            Self::Unspecified => "unspecified",
+        }))
     }
 }
 

@@ -1,4 +1,4 @@
-//! `nanite audit`: checks an audit log.
+//! `nanite audit`: verifies an audit log.
 
 use std::path::PathBuf;
 
@@ -7,18 +7,17 @@ use serde_json::json;
 use super::error::{CliError, Exit};
 use super::output;
 use super::output::counted;
-use crate::audit::verify;
+use crate::audit::{Problem, verify};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
-    /// Check that no line of a log is changed, missing or moved.
+    /// Check that no line of a log was changed, removed or moved.
     ///
-    /// The files that were put aside (FILE.1, FILE.2, ...) are checked with it. Ends with 0 when all is in its place, with 6 when it
-    /// is not.
+    /// Rotated files (FILE.1, FILE.2, ...) are included. Exit codes: 0 the log is intact, 6 it is not.
     Verify {
         /// The log.
         file: PathBuf,
-        /// One JSON object on stdout.
+        /// Print one JSON object.
         #[arg(long)]
         json: bool,
     },
@@ -29,7 +28,7 @@ pub(super) fn run(command: Command) -> Result<Exit, CliError> {
     let report = verify(&file)
         .map_err(|error| CliError::of(Exit::Security, &error).context(format!("cannot read {}", file.display())))?;
     if json {
-        let problem = |p: &crate::audit::Problem| json!({ "file": p.file, "line": p.line, "why": p.reason });
+        let problem = |problem: &Problem| json!({ "file": problem.file, "line": problem.line, "why": problem.reason });
         output::json(&json!({
             "files": report.files,
             "lines": report.lines,
@@ -38,18 +37,14 @@ pub(super) fn run(command: Command) -> Result<Exit, CliError> {
             "problems": report.problems.iter().map(problem).collect::<Vec<_>>(),
         }))?;
     } else {
-        let paint = output::stdout_paint();
-        for problem in &report.problems {
-            let place = match problem.line {
-                0 => problem.file.display().to_string(),
-                line => format!("{}:{line}", problem.file.display()),
-            };
-            output::line(&format!("{} {place}: {}", paint.red("broken"), problem.reason))?;
+        for Problem { file, line, reason, .. } in &report.problems {
+            let line = if *line == 0 { String::new() } else { format!(":{line}") };
+            output::line(&format!("{} {}{line}: {reason}", output::stdout_paint().red("broken"), file.display()))?;
         }
         let lines = counted(usize::try_from(report.lines).unwrap_or(usize::MAX), "line");
         output::line(&format!("{lines} in {}, last {}", counted(report.files.len(), "file"), report.last_hash))?;
         if report.first_seq > 1 {
-            output::note(&format!("it begins with line {}: what was before has been taken away", report.first_seq));
+            output::note(&format!("the first line is number {}: older lines were removed", report.first_seq));
         }
     }
     Ok(if report.problems.is_empty() { Exit::Success } else { Exit::Security })

@@ -84,7 +84,7 @@ impl BrokerArgs {
         let certificate = self.broker_cert.as_ref().or(file.broker_cert.as_ref());
         match (certificate, self.broker_key.as_ref().or(file.broker_key.as_ref())) {
             (None, None) => Ok(Some(Tls::new(ca))),
-            (Some(certificate), Some(key)) => Ok(Some(Tls::new(ca).client(certificate, key))),
+            (Some(certificate), Some(key)) => Ok(Some(Tls::new(ca).client_certificate(certificate, key))),
             _ => usage(
                 "a client certificate for the broker and its key go together",
                 "give both: `--broker-cert FILE --broker-key FILE`",

@@ -189,7 +189,7 @@ impl DispatchArgs {
     }
 
     fn round_robin(&self) -> Option<RoundRobinState> {
-        let is_round_robin = self.selector == SelectorName::Rr && self.target.is_none() && !self.via_mapper;
+        let is_round_robin = self.selector == SelectorName::RoundRobin && self.target.is_none() && !self.via_mapper;
         is_round_robin.then(RoundRobinState::load)
     }
 

@@ -1,6 +1,6 @@
-//! `nanite completions` and `nanite man`: made from the same description as the arguments themselves.
+//! `nanite completions` and `nanite man`: generated from the definition of the command line.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Command, CommandFactory};
 use clap_complete::Shell;
@@ -12,14 +12,14 @@ use super::{Cli, Global, output};
 /// Print a script that completes the command line in a shell.
 #[derive(Debug, clap::Args)]
 pub(super) struct Completions {
-    /// For which shell.
+    /// The shell.
     shell: Shell,
 }
 
-/// Write the manual: a page for each command into a directory, or the first page to stdout.
+/// Write the manual: one page per command into a directory, or the main page to stdout.
 #[derive(Debug, clap::Args)]
 pub(super) struct Manual {
-    /// The directory; it is made when there is none.
+    /// The directory; created if it does not exist.
     directory: Option<PathBuf>,
 }
 
@@ -37,16 +37,14 @@ pub(super) fn manual(global: &Global, args: &Manual) -> Result<Exit, CliError> {
         output::write(&page(&root)?.1)?;
         return Ok(Exit::Success);
     };
-    let failed = |path: &Path, error: std::io::Error| {
-        CliError::of(Exit::Failure, &error).context(format!("cannot write {}", path.display()))
+    let failed = |error: std::io::Error| {
+        CliError::of(Exit::Failure, &error).context(format!("cannot write to {}", directory.display()))
     };
-    std::fs::create_dir_all(directory).map_err(|error| failed(directory, error))?;
-    let mut pages = 0;
-    let mut commands = vec![&root];
+    std::fs::create_dir_all(directory).map_err(failed)?;
+    let (mut pages, mut commands) = (0, vec![&root]);
     while let Some(command) = commands.pop() {
         let (name, text) = page(command)?;
-        let path = directory.join(name);
-        std::fs::write(&path, text).map_err(|error| failed(&path, error))?;
+        std::fs::write(directory.join(name), text).map_err(failed)?;
         pages += 1;
         commands.extend(command.get_subcommands().filter(|command| !command.is_hide_set()));
     }
@@ -54,7 +52,7 @@ pub(super) fn manual(global: &Global, args: &Manual) -> Result<Exit, CliError> {
     Ok(Exit::Success)
 }
 
-/// The file name of a command's page, and the page.
+/// The file name and the content of a command's page.
 fn page(command: &Command) -> Result<(String, Vec<u8>), CliError> {
     let man = Man::new(command.clone());
     let mut text = Vec::new();

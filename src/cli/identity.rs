@@ -53,7 +53,7 @@ impl IdentityArgs {
         let passphrase = self.passphrase()?;
         let secret = passphrase.as_ref().map(|passphrase| passphrase.as_slice());
         let credentials = directory.credentials(&identity, secret, now).map_err(failed)?;
-        let older = directory.older_credentials(&identity, secret, now).map_err(failed)?;
+        let older = directory.previous_credentials(&identity, secret, now).map_err(failed)?;
         trust.verify(credentials.certificate(), credentials.intermediates(), now).map_err(|error| {
             CliError::of(Exit::Security, &error)
                 .context(format!("the certificate of {identity} is not trusted"))
@@ -63,11 +63,11 @@ impl IdentityArgs {
         let trust = files.trust().unwrap_or_else(|| Arc::new(trust));
         let mut store: Arc<dyn CertificateStore> = files.clone();
         if !self.pinned {
-            store = Arc::new(TrustStore::new(trust.clone()).with_known(store));
+            store = Arc::new(TrustStore::new(trust.clone()).with_store(store));
         }
         let mut builder = SecureSerializer::builder(credentials, store, trust.clone());
         if let Some(older) = older {
-            builder = builder.older_credentials(older);
+            builder = builder.previous_credentials(older);
         }
         if let Some(started_at) = started_at {
             builder = builder.started_at(started_at);
@@ -146,7 +146,7 @@ pub(super) struct SecureNode {
     pub identity: Identity,
     passphrase: Option<Zeroizing<Vec<u8>>>,
     pub serializer: Arc<SecureSerializer>,
-    store: Arc<DirectoryCertificateStore>,
+    pub store: Arc<DirectoryCertificateStore>,
     trust: Arc<Trust>,
 }
 
@@ -264,7 +264,7 @@ impl SecureNode {
             let failure = CliError::of(Exit::Security, &error).context("the new certificate is not trusted");
             failure.help(remedy::trust(&error))
         })?;
-        let older = self.directory.older_credentials(&self.identity, secret, now).map_err(failed)?;
+        let older = self.directory.previous_credentials(&self.identity, secret, now).map_err(failed)?;
         let replaced = self.serializer.replace_credentials(new, older.into_iter().collect(), now);
         replaced.map_err(|error| CliError::of(Exit::Security, &error))?;
         output::note(&format!("{} has a new certificate, valid until {}", self.identity, certificate.not_after()));

@@ -85,7 +85,7 @@ impl NodeArgs {
             Format::MsgPack => PlainSerializer::new(identity.clone(), MsgPack),
             Format::Yaml => PlainSerializer::new(identity.clone(), Yaml),
         };
-        let options = self.broker.options(config)?.name(identity.as_str());
+        let options = self.broker.options(config)?.connection_name(identity.as_str());
         Ok(Node { options, identity, serializer: Arc::new(serializer), secure: None })
     }
 }
@@ -94,7 +94,7 @@ impl Node {
     /// A node with these certificates and this broker.
     pub(super) fn new(secure: SecureNode, options: AmqpOptions) -> Self {
         let (identity, serializer) = (secure.identity.clone(), secure.serializer.clone());
-        Self { options: options.name(identity.as_str()), identity, serializer, secure: Some(secure) }
+        Self { options: options.connection_name(identity.as_str()), identity, serializer, secure: Some(secure) }
     }
 
     /// Connects to the broker.

@@ -24,6 +24,15 @@ pub(super) fn json<T: serde::Serialize>(value: &T) -> Result<()> {
     line(&escaped_json(&text))
 }
 
+/// Prints a value as JSON if `json` is set, and with `print` if not.
+pub(super) fn json_or<T: serde::Serialize>(
+    json: bool,
+    value: &T,
+    print: impl FnOnce(&T) -> Result<(), CliError>,
+) -> Result<(), CliError> {
+    if json { self::json(value) } else { print(value) }
+}
+
 /// Writes bytes to stdout.
 pub(super) fn write(bytes: &[u8]) -> Result<()> {
     let mut stdout = std::io::stdout().lock();

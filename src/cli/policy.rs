@@ -1,45 +1,45 @@
-//! `nanite policy`: looks at rules before a node uses them.
+//! `nanite policy`: checks policy files and explains their decisions; and loads the policy of a node.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::error::{CliError, Exit};
+use super::error::{CliError, Exit, chain};
 use super::output;
 use super::output::counted;
 use crate::packet::{Identity, Payload, Request, SelectorName, Service, Tag};
 #[cfg(feature = "cedar")]
 use crate::policy::CedarPolicy;
-use crate::policy::{Caller, Explanation, Policy, PolicyError, Rules};
+use crate::policy::{Caller, Policy, PolicyError, Rules};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
-    /// Check a file of rules: whether a node would take it.
+    /// Check whether a node would accept a file of rules.
     Check {
         /// The file.
         file: PathBuf,
     },
     /// Say whether a caller may request a service, and by which rule.
     ///
-    /// Ends with 0 when it may, with 5 when it is denied.
+    /// Exit codes: 0 the request is allowed, 5 it is denied.
     Explain(Explain),
 }
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Explain {
-    /// Who asks: nanite-NAME or mapper-NAME.
+    /// The caller: nanite-NAME or mapper-NAME.
     caller: Identity,
-    /// For what.
+    /// The service that is requested.
     service: Service,
     /// The file of rules.
     #[arg(long, value_name = "FILE")]
     policy: PathBuf,
-    /// The mapper that asks in the caller's name, as an agent sees it.
+    /// The mapper that forwards the request, as an agent sees it.
     #[arg(long, value_name = "MAPPER")]
     through: Option<Identity>,
-    /// How the agent is chosen.
+    /// The selector of the request.
     #[arg(long, value_name = "NAME", default_value = "least_loaded")]
     selector: SelectorName,
-    /// A tag that is asked for; can be given several times.
+    /// A tag of the request; can be repeated.
     #[arg(long = "tag", value_name = "TAG")]
     tags: Vec<Tag>,
 }
@@ -50,110 +50,82 @@ pub(super) fn run(command: Command) -> Result<Exit, CliError> {
             let names = names(&file)?;
             output::line(&format!("{}: {}", file.display(), counted(names.len(), "rule")))?;
             if names.is_empty() {
-                output::note("it has no rules, so it denies everything");
+                output::note("without rules, everything is denied");
             }
             Ok(Exit::Success)
         }
-        Command::Explain(asked) => explain(&asked),
+        Command::Explain(args) => args.run(),
     }
 }
 
-fn explain(asked: &Explain) -> Result<Exit, CliError> {
-    let written = read(&asked.policy)?;
-    let mut request = Request::new(asked.service.clone(), Payload::default());
-    request.selector = asked.selector;
-    request.tags.clone_from(&asked.tags);
-    let mut caller = Caller::new(asked.through.as_ref().unwrap_or(&asked.caller), None);
-    caller.on_behalf_of = asked.through.as_ref().map(|_| &asked.caller);
-    let paint = output::stdout_paint();
-    let decision = written.policy().authorize_request(&caller, &request);
-    let decided = if decision.allowed { paint.green("allowed") } else { paint.red("denied") };
-    match &decision.rule {
-        Some(rule) => output::line(&format!("{decided} by the rule {rule}"))?,
-        None => output::line(&format!("{decided}: no rule allows it"))?,
-    }
-    for explanation in written.explain(&caller, &request) {
-        let fits = match explanation.mismatches.as_slice() {
-            [] => "fits".to_owned(),
-            mismatches => format!("does not fit in: {}", mismatches.join(", ")),
-        };
-        output::line(&format!("  {}  {fits}", explanation.rule))?;
-    }
-    Ok(if decision.allowed { Exit::Success } else { Exit::Denied })
-}
-
-/// A policy, in the language that its file's name tells.
-enum Written {
-    Toml(Rules),
-    #[cfg(feature = "cedar")]
-    Cedar(Box<CedarPolicy>),
-}
-
-impl Written {
-    fn names(&self) -> Vec<String> {
-        match self {
-            Written::Toml(rules) => rules.names(),
-            #[cfg(feature = "cedar")]
-            Written::Cedar(policy) => policy.names(),
+impl Explain {
+    fn run(self) -> Result<Exit, CliError> {
+        let PolicyFile { policy, rules, .. } = read(&self.policy)?;
+        let mut request = Request::new(self.service, Payload::default());
+        (request.selector, request.tags) = (self.selector, self.tags);
+        let mut caller = Caller::new(self.through.as_ref().unwrap_or(&self.caller), None);
+        caller.on_behalf_of = self.through.as_ref().map(|_| &self.caller);
+        let paint = output::stdout_paint();
+        let decision = policy.authorize_request(&caller, &request);
+        let result = if decision.allowed { paint.green("allowed") } else { paint.red("denied") };
+        match &decision.rule {
+            Some(rule) => output::line(&format!("{result} by the rule {rule}"))?,
+            None => output::line(&format!("{result}: no rule allows it"))?,
         }
-    }
-
-    fn policy(&self) -> &dyn Policy {
-        match self {
-            Written::Toml(rules) => rules,
-            #[cfg(feature = "cedar")]
-            Written::Cedar(policy) => policy.as_ref(),
+        for explanation in rules.map(|rules| rules.explain(&caller, &request)).unwrap_or_default() {
+            let result = match explanation.mismatches.as_slice() {
+                [] => "matches".to_owned(),
+                mismatches => format!("does not match: {}", mismatches.join(", ")),
+            };
+            output::line(&format!("  {}  {result}", explanation.rule))?;
         }
-    }
-
-    /// Rule by rule, where the language can tell.
-    fn explain(&self, caller: &Caller<'_>, request: &Request) -> Vec<Explanation> {
-        match self {
-            Written::Toml(rules) => rules.explain(caller, request),
-            #[cfg(feature = "cedar")]
-            Written::Cedar(_) => Vec::new(),
-        }
+        Ok(if decision.allowed { Exit::Success } else { Exit::Denied })
     }
 }
 
-/// Reads the policy of a node.
+struct PolicyFile {
+    policy: Arc<dyn Policy>,
+    names: Vec<String>,
+    /// The rules one by one; none for Cedar.
+    rules: Option<Arc<Rules>>,
+}
+
+/// Loads the policy of a node.
 ///
 /// # Errors
-/// [`CliError`] with what is wrong with it.
+/// [`CliError`] when the file cannot be read or is not a policy.
 pub(super) fn load(file: &Path) -> Result<Arc<dyn Policy>, CliError> {
-    Ok(match read(file)? {
-        Written::Toml(rules) => Arc::new(rules),
-        #[cfg(feature = "cedar")]
-        Written::Cedar(policy) => Arc::new(*policy),
-    })
+    Ok(read(file)?.policy)
 }
 
-/// The names of the rules of a file.
+/// The names of the rules in a file.
 pub(super) fn names(file: &Path) -> Result<Vec<String>, CliError> {
-    Ok(read(file)?.names())
+    Ok(read(file)?.names)
 }
 
-/// A file that ends in `.cedar` is in that language, any other is TOML.
-fn read(file: &Path) -> Result<Written, CliError> {
-    let read = match file.extension() {
-        #[cfg(feature = "cedar")]
-        Some(ending) if ending == "cedar" => {
-            CedarPolicy::from_file(file).map(|policy| Written::Cedar(Box::new(policy)))
-        }
+/// Reads Cedar from a file that ends in `.cedar`, TOML from any other.
+fn read(file: &Path) -> Result<PolicyFile, CliError> {
+    if file.extension().is_some_and(|extension| extension == "cedar") {
         #[cfg(not(feature = "cedar"))]
-        Some(ending) if ending == "cedar" => {
-            return Err(CliError::new(Exit::Usage, "this nanite was built without Cedar")
-                .help("build it with `cargo build --release --features cedar`, or write the rules in TOML"));
+        return Err(CliError::new(Exit::Usage, "this nanite was built without Cedar")
+            .help("build it with `cargo build --release --features cedar`, or write the rules in TOML"));
+        #[cfg(feature = "cedar")]
+        {
+            let policy = CedarPolicy::from_file(file).map_err(|error| invalid(file, &error))?;
+            return Ok(PolicyFile { names: policy.names(), policy: Arc::new(policy), rules: None });
         }
-        _ => Rules::from_file(file).map(Written::Toml),
-    };
-    read.map_err(|error| {
-        let invalid = matches!(error, PolicyError::Invalid(_));
-        let failure = CliError::of(Exit::Usage, &error);
-        if invalid {
-            failure.context(file.display()).help("docs/guide/policy.md shows what a rule can say")
-        } else {
-            failure.help("without its policy a node does not start: make the file readable, or leave --policy out")
+    }
+    let rules = Arc::new(Rules::from_file(file).map_err(|error| invalid(file, &error))?);
+    Ok(PolicyFile { names: rules.names(), policy: rules.clone(), rules: Some(rules) })
+}
+
+fn invalid(file: &Path, error: &PolicyError) -> CliError {
+    // The report of the TOML parser ends with a line end.
+    let failure = CliError::new(Exit::Usage, chain(error).trim_end());
+    match error {
+        PolicyError::Invalid(_) => {
+            failure.context(file.display()).help("docs/guide/policy.md shows what a rule can contain")
         }
-    })
+        _ => failure.help("a node does not start without its policy: make the file readable, or leave out --policy"),
+    }
 }

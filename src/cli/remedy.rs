@@ -90,7 +90,7 @@ pub(super) fn issue(error: &IssueError) -> CliError {
             Exit::Security,
             "restore the last good list, or remove the file: the certificates that it revoked are then trusted",
         ),
-        E::NoPossession | E::MalformedRequest => (Exit::Security, "make a request with `nanite certs csr`"),
+        E::NoProofOfPossession | E::MalformedRequest => (Exit::Security, "make a request with `nanite certs csr`"),
         E::NoDomain => (Exit::Security, "use a CA that `nanite certs init` made"),
         _ => return CliError::of(Exit::Security, error),
     };
@@ -207,7 +207,7 @@ pub(super) fn broadcast(error: &BroadcastError, broker: &str) -> CliError {
         E::Send(error) => send(error, broker),
         E::Name(_) => failure(Exit::Usage).help("give the name for the receivers, without a directory: `--dest NAME`"),
         E::Unreadable { .. } => failure(Exit::Usage),
-        E::NobodySubscribed(domain) => failure(Exit::NotOffered)
+        E::NoSubscribers(domain) => failure(Exit::NotOffered)
             .help(format!("start an agent with `nanite agent --files-dir DIR --files-domain {domain}`")),
         E::State(_) => failure(Exit::Failure),
     }

@@ -1,8 +1,11 @@
-//! `nanite seal` and `nanite open`: one message made and read by hand, without a broker.
+//! `nanite seal` and `nanite open`: create and read single messages without a broker.
 
+use std::fs::File;
 use std::io::{IsTerminal, Read};
+use std::path::Path;
 use std::time::Duration;
 
+use data_encoding::HEXLOWER;
 use serde::Serialize;
 
 use super::args::agent;
@@ -14,31 +17,31 @@ use crate::serializer::{
     Audience, InboundQueue, MessageClass, OpenContext, SealError, SealRequest, Serializer, Verified,
 };
 
-/// How long before this process a message may have been made: live ones are refused by processes that started later, since these
-/// cannot know whether they have been opened before. One that is given by hand is meant to be opened; its lifetime still counts.
-const BEFORE_START: Duration = Duration::from_secs(3600);
+/// How long before the start of this process a message may have been issued. A running node refuses live messages from before its
+/// start, because it cannot know whether they were opened before; here the message's own lifetime is enough.
+const MAX_AGE_AT_START: Duration = Duration::from_secs(3600);
 
-/// Seal one request for an agent, as a mapper would: CMS in DER on stdout.
+/// Seal one request to an agent, as a mapper would: CMS in DER on stdout.
 ///
 /// The message is valid for 60 seconds. `nanite open` reads it, and so does any CMS tool.
 #[derive(Debug, clap::Args)]
 pub(super) struct Seal {
     /// The service, such as /simple/echo.
     service: Service,
-    /// What it works on: JSON where it parses, else text; `-` reads it from stdin; null when there is none.
+    /// The payload: JSON if it parses, else text; `-` reads it from stdin [default: null].
     #[arg(allow_hyphen_values = true)]
     payload: Option<String>,
-    /// The agent that can open it: its name, or nanite-NAME.
+    /// The recipient: an agent's name, or nanite-NAME.
     #[arg(long, value_name = "AGENT", value_parser = agent)]
     to: Identity,
     #[command(flatten)]
     who: identity::IdentityArgs,
 }
 
-/// Open one message that was sealed for an agent: DER on stdin; the packet and its signer as JSON on stdout.
+/// Open one message that was sealed to an agent: DER on stdin; the packet and its signer as JSON on stdout.
 ///
 /// It is refused for the same reasons as by a running agent, except that this command remembers nothing: it opens a message
-/// again and again while it is valid. A refused one is exit code 6, with `refused: KIND: why` on stderr.
+/// repeatedly while it is valid. A refused message is exit code 6, with `refused: KIND: why` on stderr.
 #[derive(Debug, clap::Args)]
 pub(super) struct Open {
     #[command(flatten)]
@@ -65,7 +68,6 @@ struct Signer<'a> {
     in_reply_to: Option<MessageId>,
 }
 
-/// Makes a message.
 pub(super) fn seal(global: &Global, args: &Seal) -> Result<Exit, CliError> {
     if std::io::stdout().is_terminal() {
         return Err(CliError::new(Exit::Usage, "a sealed message is binary, and stdout is a terminal")
@@ -77,54 +79,74 @@ pub(super) fn seal(global: &Global, args: &Seal) -> Result<Exit, CliError> {
     request.from = Some(secure.identity);
     request.token = Some(Token::random().map_err(|error| remedy::seal(&SealError::Random(error)))?);
     let audience = Audience::One(args.to.clone());
-    let how = SealRequest::new(&audience, SystemClock.now());
-    let sealed = secure.serializer.seal(&Packet::Request(request), &how).map_err(|error| remedy::seal(&error))?;
+    let context = SealRequest::new(&audience, SystemClock.now());
+    let sealed = secure.serializer.seal(&Packet::Request(request), &context).map_err(|error| remedy::seal(&error))?;
     output::write(&sealed.bytes)?;
-    global.note(&format!("sealed for {}, valid until {}", args.to, sealed.expires_at));
+    global.note(&format!("sealed to {}, valid until {}", args.to, sealed.expires_at));
     Ok(Exit::Success)
 }
 
-/// Reads a message.
 pub(super) fn open(global: &Global, args: &Open) -> Result<Exit, CliError> {
-    let stdin = std::io::stdin().lock();
-    if stdin.is_terminal() {
-        return Err(CliError::new(Exit::Usage, "a sealed message is binary, and stdin is a terminal")
-            .help("give it on stdin: `nanite open ... < message.der`"));
-    }
-    let now = SystemClock.now();
-    let secure = args.who.secure(&global.config, Role::Agent, Some(now.saturating_sub(BEFORE_START)))?;
-    let mut bytes = Vec::new();
-    // One byte more than is accepted: a message that is too long is refused as such.
-    let limit = InboundQueue::AgentInbox.max_bytes() as u64 + 1;
-    stdin
-        .take(limit)
-        .read_to_end(&mut bytes)
-        .map_err(|error| CliError::of(Exit::Failure, &error).context("cannot read stdin"))?;
-    let inbound = match secure.serializer.open(&bytes, &OpenContext::new(InboundQueue::AgentInbox, SystemClock.now())) {
-        Ok(inbound) => inbound,
+    let limit = InboundQueue::AgentInbox.max_bytes();
+    let bytes = read_message(None, limit, Exit::Failure, "redirect it to stdin: `nanite open ... < message.der`")?;
+    let earliest = SystemClock.now().saturating_sub(MAX_AGE_AT_START);
+    let secure = args.who.secure(&global.config, Role::Agent, Some(earliest))?;
+    match secure.serializer.open(&bytes, &OpenContext::new(InboundQueue::AgentInbox, SystemClock.now())) {
+        Ok(inbound) => {
+            let unsigned = || CliError::new(Exit::Security, "the message is not signed");
+            let signer = inbound.signer().map(Signer::new).ok_or_else(unsigned)?;
+            output::json(&Opened { packet: &inbound.packet, signer })?;
+            Ok(Exit::Success)
+        }
         Err(error) => {
             output::note(&format!("refused: {error}"));
-            return Ok(Exit::Security);
+            Ok(Exit::Security)
         }
-    };
-    let signer = inbound.signer().map(signer).ok_or_else(|| CliError::new(Exit::Security, "nobody has signed it"))?;
-    output::json(&Opened { packet: &inbound.packet, signer })?;
-    Ok(Exit::Success)
+    }
 }
 
-fn signer(verified: &Verified) -> Signer<'_> {
-    Signer {
-        identity: verified.signer(),
-        certificate: verified.certificate().iter().map(|byte| format!("{byte:02x}")).collect(),
-        instance: verified.instance(),
-        sequence: verified.sequence(),
-        id: verified.id(),
-        issued_at: verified.issued_at().to_string(),
-        expires_at: verified.expires_at().to_string(),
-        class: match verified.class() {
-            MessageClass::Live => "live",
-            MessageClass::Stored => "stored",
-        },
-        in_reply_to: verified.in_reply_to(),
+impl<'a> Signer<'a> {
+    fn new(verified: &'a Verified) -> Self {
+        Self {
+            identity: verified.signer(),
+            certificate: HEXLOWER.encode(verified.certificate()),
+            instance: verified.instance(),
+            sequence: verified.sequence(),
+            id: verified.id(),
+            issued_at: verified.issued_at().to_string(),
+            expires_at: verified.expires_at().to_string(),
+            class: class_name(verified.class()),
+            in_reply_to: verified.in_reply_to(),
+        }
     }
+}
+
+/// The class of a message as JSON output names it.
+pub(super) fn class_name(class: MessageClass) -> &'static str {
+    match class {
+        MessageClass::Live => "live",
+        MessageClass::Stored => "stored",
+    }
+}
+
+/// Reads a message from a file or stdin: at most one byte more than `limit`, so that a longer message is refused as such.
+pub(super) fn read_message(file: Option<&Path>, limit: usize, failure: Exit, help: &str) -> Result<Vec<u8>, CliError> {
+    let mut bytes = Vec::new();
+    let limit = limit as u64 + 1;
+    let (read, source) = match file {
+        Some(path) => {
+            let read = File::open(path).and_then(|file| file.take(limit).read_to_end(&mut bytes));
+            (read, path.display().to_string())
+        }
+        None => {
+            let stdin = std::io::stdin().lock();
+            if stdin.is_terminal() {
+                let message = "a sealed message is binary, and stdin is a terminal";
+                return Err(CliError::new(Exit::Usage, message).help(help));
+            }
+            (stdin.take(limit).read_to_end(&mut bytes), "stdin".to_owned())
+        }
+    };
+    read.map_err(|error| CliError::of(failure, &error).context(format!("cannot read {source}")))?;
+    Ok(bytes)
 }

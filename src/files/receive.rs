@@ -2,59 +2,77 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use data_encoding::HEXLOWER;
 use openssl::hash::{Hasher, MessageDigest};
+use tempfile::NamedTempFile;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::{CONFIRM_EVERY, CONFIRMED, TEMPORARY, is_file_name};
+use super::{CONFIRM_EVERY_CHUNKS, CONFIRMED_KEY, TEMPORARY_PREFIX, is_file_name};
 use crate::link::{Link, Received, acknowledge};
 use crate::packet::{Failure, FailureCode, FileChunk, FileEnd, FileStart, Identity, Packet, Payload, Tag, Token};
 use crate::request::ReplyTo;
 
-/// How many transfers one agent takes at a time.
-const TRANSFERS: usize = 16;
-/// After how long without a chunk a transfer is given up.
-const IDLE: Duration = Duration::from_secs(60);
-/// How many packets wait to be written; as many as the control queue hands out.
-const QUEUED: usize = 32;
+/// The most transfers that one agent receives at a time.
+const MAX_TRANSFERS: usize = 16;
+/// A transfer without a chunk for this long has failed.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// The most packets that wait to be written; as many as the control queue delivers ahead.
+const QUEUE_CAPACITY: usize = 32;
+/// The default of [`FileRoot::max_bytes`]: 16 GiB.
+const DEFAULT_MAX_BYTES: u64 = 16 << 30;
 
-/// Where an agent puts the files that it takes.
+/// The directory where an agent receives files; see [`AgentBuilder::files`](crate::agent::AgentBuilder::files).
+///
+/// ```
+/// use nanite::files::FileRoot;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let directory = tempfile::tempdir()?;
+/// let files = FileRoot::new(&directory, ["photos".parse()?])?
+///     .max_bytes(100 << 20)
+///     .on_file(|file| println!("{} from {}", file.path.display(), file.sender));
+/// # drop(files);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct FileRoot {
     root: PathBuf,
     domains: Vec<Tag>,
-    largest: u64,
+    max_bytes: u64,
     callback: Option<Callback>,
 }
 
 type Callback = Arc<dyn Fn(&ReceivedFile) + Send + Sync>;
 
-/// A file that has arrived, whole and with the right digest.
+/// A file that was received completely, with the right digest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ReceivedFile {
     /// Where it is.
     pub path: PathBuf,
-    /// What it is about.
+    /// The domain that it was sent to.
     pub domain: Tag,
-    /// Who sent it.
+    /// The mapper that sent it.
     pub sender: Identity,
     /// Its length in bytes.
     pub size: u64,
 }
 
-/// Why a directory cannot take files.
+/// A directory cannot be used for received files.
 #[derive(Debug, thiserror::Error)]
-#[error("{path} cannot take files")]
+#[error("cannot receive files in {path}")]
+#[non_exhaustive]
 pub struct FileRootError {
-    /// Which directory.
+    /// The directory.
     pub path: PathBuf,
     /// Why.
     #[source]
@@ -62,32 +80,33 @@ pub struct FileRootError {
 }
 
 impl FileRoot {
-    /// Takes files of some domains into this directory, which must exist. What an earlier process left unfinished in it is
-    /// removed. Blocks for a short time.
+    /// Receives files of these domains in this directory, which must exist. Unfinished files of an earlier process are removed from
+    /// it. Blocks for a short time.
     ///
     /// # Errors
-    /// [`FileRootError`] when it is no directory, or cannot be read.
-    pub fn new(root: &Path, domains: impl IntoIterator<Item = Tag>) -> Result<Self, FileRootError> {
+    /// [`FileRootError`] if it is not a directory, or cannot be read.
+    pub fn new(root: impl AsRef<Path>, domains: impl IntoIterator<Item = Tag>) -> Result<Self, FileRootError> {
+        let root = root.as_ref();
         let failed = |source| FileRootError { path: root.to_owned(), source };
         let canonical = root.canonicalize().map_err(failed)?;
         for entry in fs::read_dir(&canonical).map_err(failed)? {
             let entry = entry.map_err(failed)?;
-            if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
+            if entry.file_name().to_string_lossy().starts_with(TEMPORARY_PREFIX) {
                 let _ = fs::remove_file(entry.path());
             }
         }
         let domains = domains.into_iter().collect();
-        Ok(Self { root: canonical, domains, largest: 16 << 30, callback: None })
+        Ok(Self { root: canonical, domains, max_bytes: DEFAULT_MAX_BYTES, callback: None })
     }
 
-    /// The largest file that is taken, in bytes; 16 GiB by default.
+    /// The largest file that is received, in bytes; 16 GiB by default.
     #[must_use]
-    pub fn largest(mut self, bytes: u64) -> Self {
-        self.largest = bytes;
+    pub fn max_bytes(mut self, bytes: u64) -> Self {
+        self.max_bytes = bytes;
         self
     }
 
-    /// Has this called with every file that has arrived, on a thread that may block.
+    /// Calls this for every received file, on a thread where it may block.
     #[must_use]
     pub fn on_file(mut self, callback: impl Fn(&ReceivedFile) + Send + Sync + 'static) -> Self {
         self.callback = Some(Arc::new(callback));
@@ -105,48 +124,48 @@ impl fmt::Debug for FileRoot {
     }
 }
 
-/// Where an agent's control loop puts what belongs to files. It ends with its last sender.
+/// A handle to the task that receives files. The task ends with the last handle.
 #[derive(Clone, Debug)]
-pub(crate) struct FileBox(mpsc::Sender<Received>);
+pub(crate) struct FileReceiver(mpsc::Sender<Received>);
 
-impl FileBox {
-    /// Starts to take files.
+impl FileReceiver {
+    /// Starts the task.
     pub fn start(link: Link, root: FileRoot) -> Self {
-        let (sender, receiver) = mpsc::channel(QUEUED);
+        let (sender, receiver) = mpsc::channel(QUEUE_CAPACITY);
         tokio::spawn(run(link, root, receiver));
         Self(sender)
     }
 
-    /// Puts a packet in; waits while the disk is slow.
-    pub async fn put(&self, received: Received) {
-        // The task ends only when all senders are gone.
+    /// Passes a packet of a file transfer on; waits if the disk is slow.
+    pub async fn handle(&self, received: Received) {
+        // The task ends only after all handles are dropped.
         let _ = self.0.send(received).await;
     }
 }
 
 async fn run(link: Link, root: FileRoot, mut packets: mpsc::Receiver<Received>) {
-    let mut transfers: HashMap<Token, Transfer> = HashMap::new();
-    let mut ticks = interval(IDLE / 4);
+    let mut transfers: HashMap<Token, IncomingTransfer> = HashMap::new();
+    let mut ticks = interval(IDLE_TIMEOUT / 4);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            incoming = packets.recv() => match incoming {
-                Some(received) => take(&link, &root, &mut transfers, received).await,
+            packet = packets.recv() => match packet {
+                Some(received) => handle(&link, &root, &mut transfers, received).await,
                 None => return,
             },
             _ = ticks.tick() => transfers.retain(|token, transfer| {
-                let lives = transfer.heard.elapsed() < IDLE;
-                if !lives {
-                    tracing::warn!(%token, "a file stopped coming: nothing of it is kept");
+                let is_active = transfer.last_chunk.elapsed() < IDLE_TIMEOUT;
+                if !is_active {
+                    tracing::warn!(%token, "a file transfer timed out; its temporary file is removed");
                 }
-                lives
+                is_active
             }),
         }
     }
 }
 
-/// One packet: begins, continues or ends a transfer.
-async fn take(link: &Link, root: &FileRoot, transfers: &mut HashMap<Token, Transfer>, received: Received) {
+/// Handles one packet: it starts, continues or ends a transfer.
+async fn handle(link: &Link, root: &FileRoot, transfers: &mut HashMap<Token, IncomingTransfer>, received: Received) {
     let Received { inbound, acker, .. } = received;
     let (sender, signer) = (inbound.sender().cloned(), inbound.signer().cloned());
     match inbound.packet {
@@ -158,12 +177,12 @@ async fn take(link: &Link, root: &FileRoot, transfers: &mut HashMap<Token, Trans
             if let (Some(sender), Some(reply_to)) = (sender, reply_to)
                 && !transfers.contains_key(&token)
             {
-                let begun = if transfers.len() >= TRANSFERS {
-                    Err(Failure::new(FailureCode::Busy, "too many transfers at a time"))
+                let started = if transfers.len() >= MAX_TRANSFERS {
+                    Err(Failure::new(FailureCode::Busy, "too many file transfers at a time"))
                 } else {
-                    Transfer::begin(root, start, sender, reply_to.clone()).await
+                    IncomingTransfer::start(root, start, sender, reply_to.clone()).await
                 };
-                match begun {
+                match started {
                     Ok(transfer) => drop(transfers.insert(token, transfer)),
                     Err(failure) => reply_to.answer(link, Err(failure)).await,
                 }
@@ -174,9 +193,9 @@ async fn take(link: &Link, root: &FileRoot, transfers: &mut HashMap<Token, Trans
             if let Some(mut transfer) = transfers.remove(&token).filter(|transfer| transfer.is_from(sender.as_ref())) {
                 match transfer.write(chunk).await {
                     Ok(()) => {
-                        if transfer.chunks.is_multiple_of(CONFIRM_EVERY) {
+                        if transfer.chunks.is_multiple_of(CONFIRM_EVERY_CHUNKS) {
                             let count = Payload(transfer.chunks.into());
-                            transfer.reply_to.intermediate(link, CONFIRMED.into(), count, None).await;
+                            transfer.reply_to.intermediate(link, CONFIRMED_KEY.into(), count, None).await;
                         }
                         transfers.insert(token, transfer);
                     }
@@ -197,10 +216,10 @@ async fn take(link: &Link, root: &FileRoot, transfers: &mut HashMap<Token, Trans
     acknowledge(acker).await;
 }
 
-/// A file that is coming. Dropped before it is whole, it leaves nothing.
-struct Transfer {
-    /// None while a thread writes to it.
-    file: Option<Part>,
+/// A file that is being received. If it is dropped before it is complete, its temporary file is removed.
+struct IncomingTransfer {
+    /// `None` while a thread writes to it, and after a failed write.
+    file: Option<PartialFile>,
     dest: PathBuf,
     domain: Tag,
     sender: Identity,
@@ -209,56 +228,47 @@ struct Transfer {
     sha256: String,
     written: u64,
     chunks: u64,
-    heard: Instant,
+    last_chunk: Instant,
 }
 
-/// An unfinished file, with the digest of what is in it; removed when it is dropped before it is kept.
-struct Part {
-    file: File,
+/// An unfinished file, removed when it is dropped, with the digest of its content.
+struct PartialFile {
+    file: NamedTempFile,
     hasher: Hasher,
-    path: PathBuf,
-    kept: bool,
 }
 
-impl Drop for Part {
-    fn drop(&mut self) {
-        if !self.kept {
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
-impl Transfer {
-    async fn begin(root: &FileRoot, start: FileStart, sender: Identity, reply_to: ReplyTo) -> Result<Self, Failure> {
-        let refuse = |why: &str| Err(Failure::new(FailureCode::Denied, why));
+impl IncomingTransfer {
+    async fn start(root: &FileRoot, start: FileStart, sender: Identity, reply_to: ReplyTo) -> Result<Self, Failure> {
+        let refuse = |reason: &str| Err(Failure::new(FailureCode::Denied, reason));
         let domain = start.domain.as_deref().and_then(|domain| domain.parse::<Tag>().ok());
         let Some(domain) = domain.filter(|domain| root.domains.contains(domain)) else {
-            return refuse("files of this domain are not taken here");
+            return refuse("this agent does not receive files of this domain");
         };
         if !is_file_name(&start.dest) {
-            return refuse("the name is not one plain file name");
+            return refuse("not a plain file name");
         }
         let (Some(size), Some(sha256)) = (start.file_size, start.sha256) else {
-            return refuse("the length and the digest are missing");
+            return refuse("the length or the digest is missing");
         };
-        if size > root.largest {
-            return refuse("the file is larger than is taken here");
+        if size > root.max_bytes {
+            return refuse("the file is larger than this agent allows");
         }
         let dest = root.root.join(&start.dest);
-        let path = root.root.join(format!("{TEMPORARY}{}.part", start.token));
-        let (dest, part) = on_disk(move || {
+        let (directory, name) = (root.root.clone(), format!("{TEMPORARY_PREFIX}{}", start.token));
+        let (dest, file) = on_disk(move || {
             check_destination(&dest)?;
-            let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
-            let mut part = Part { file, hasher: Hasher::new(MessageDigest::sha256())?, path, kept: false };
-            part.file.flush()?;
-            Ok((dest, part))
+            // The whole name is given, so that a second transfer with this token fails.
+            let mut builder = tempfile::Builder::new();
+            builder.prefix(&name).suffix(".part").rand_bytes(0).permissions(Permissions::from_mode(0o600));
+            let file = builder.tempfile_in(&directory)?;
+            Ok((dest, PartialFile { file, hasher: Hasher::new(MessageDigest::sha256())? }))
         })
         .await?;
-        let heard = Instant::now();
-        Ok(Self { file: Some(part), dest, domain, sender, reply_to, size, sha256, written: 0, chunks: 0, heard })
+        let last_chunk = Instant::now();
+        Ok(Self { file: Some(file), dest, domain, sender, reply_to, size, sha256, written: 0, chunks: 0, last_chunk })
     }
 
-    /// Whether a packet is from whoever began the transfer; a plain one cannot say.
+    /// Whether a packet is from the sender of this transfer. A packet in a plain format has no sender.
     fn is_from(&self, sender: Option<&Identity>) -> bool {
         sender.is_none_or(|sender| *sender == self.sender)
     }
@@ -270,85 +280,70 @@ impl Transfer {
         let bytes = chunk.chunk.0;
         let written = self.written.saturating_add(bytes.len() as u64);
         if written > self.size {
-            return Err(Failure::new(FailureCode::BadPayload, "more bytes than were announced"));
+            return Err(Failure::new(FailureCode::BadPayload, "more bytes than announced"));
         }
-        let Some(mut part) = self.file.take() else {
+        let Some(mut partial) = self.file.take() else {
             return Err(Failure::failed("an earlier write failed"));
         };
         self.file = Some(
             on_disk(move || {
-                part.file.write_all(&bytes)?;
-                part.hasher.update(&bytes)?;
-                Ok(part)
+                partial.file.write_all(&bytes)?;
+                partial.hasher.update(&bytes)?;
+                Ok(partial)
             })
             .await?,
         );
         self.written = written;
         self.chunks += 1;
-        self.heard = Instant::now();
+        self.last_chunk = Instant::now();
         Ok(())
     }
 
     async fn finish(self, root: &FileRoot) -> Result<ReceivedFile, Failure> {
         if self.written != self.size {
-            return Err(Failure::new(FailureCode::Lost, "fewer bytes than were announced"));
+            return Err(Failure::new(FailureCode::Lost, "fewer bytes than announced"));
         }
-        let Some(part) = self.file else { return Err(Failure::failed("an earlier write failed")) };
+        let Some(mut partial) = self.file else { return Err(Failure::failed("an earlier write failed")) };
         let (dest, announced) = (self.dest, self.sha256);
         let path = on_disk(move || {
-            // The whole of it, not field by field: its end depends on what is set here.
-            let mut part = part;
-            let digest = part.hasher.finish()?;
-            if !hex(&digest).eq_ignore_ascii_case(&announced) {
+            if !HEXLOWER.encode(&partial.hasher.finish()?).eq_ignore_ascii_case(&announced) {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "the digest is not the announced one"));
             }
-            part.file.sync_all()?;
+            partial.file.as_file().sync_all()?;
             check_destination(&dest)?;
-            fs::rename(&part.path, &dest)?;
-            part.kept = true;
+            partial.file.persist(&dest)?;
             Ok(dest)
         })
         .await?;
         let file = ReceivedFile { path, domain: self.domain, sender: self.sender, size: self.size };
         if let Some(callback) = root.callback.clone() {
-            let told = file.clone();
-            if tokio::task::spawn_blocking(move || callback(&told)).await.is_err() {
-                tracing::warn!("the callback for files panicked");
+            let received = file.clone();
+            if tokio::task::spawn_blocking(move || callback(&received)).await.is_err() {
+                tracing::warn!("the callback for received files panicked");
             }
         }
         Ok(file)
     }
 }
 
-/// What may be replaced: a plain file, or nothing.
+/// Only a plain file may be replaced.
 fn check_destination(dest: &Path) -> io::Result<()> {
     match fs::symlink_metadata(dest) {
         Ok(found) if found.is_file() => Ok(()),
-        Ok(_) => {
-            Err(io::Error::new(io::ErrorKind::AlreadyExists, "something that is no plain file stands in its place"))
-        }
+        Ok(_) => Err(io::Error::new(io::ErrorKind::AlreadyExists, "the destination exists and is not a plain file")),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
     }
 }
 
-/// Does something that may block. What the system says of it goes to the log, and only its kind to the sender.
+/// Does work that may block. An error is logged, and only its kind is sent to the sender of the file.
 async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> Result<T, Failure> {
     match tokio::task::spawn_blocking(work).await {
         Ok(Ok(done)) => Ok(done),
         Ok(Err(error)) => {
-            tracing::warn!(%error, "a file cannot be written");
+            tracing::warn!(%error, "cannot write a received file");
             Err(Failure::failed(format!("the file cannot be written: {}", error.kind())))
         }
         Err(_) => Err(Failure::failed("the agent is stopping")),
     }
-}
-
-/// Bytes in hexadecimal digits.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

@@ -6,39 +6,49 @@ use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use data_encoding::HEXLOWER;
 use futures_util::future::join_all;
 use openssl::hash::{Hasher, MessageDigest};
 
-use super::receive::hex;
-use super::{CHUNK, CONFIRMED, WINDOW, is_file_name};
+use super::{CHUNK_BYTES, CONFIRMED_KEY, MAX_UNCONFIRMED_CHUNKS, is_file_name};
 use crate::link::{Link, Outbound, SealedMessage, SendError};
 use crate::packet::{
-    Advertise, Chunk, Failure, FailureCode, FileChunk, FileEnd, FileStart, Identity, Packet, RandomnessError, Tag,
-    Token,
+    Advertise, Chunk, Failure, FailureCode, FileChunk, FileEnd, FileStart, Identity, Packet, Payload, RandomnessError,
+    Tag, Token,
 };
 use crate::request::{Answers, Event, Events};
 use crate::serializer::{Audience, SealError};
 use crate::transport::{Destination, TransportError, topology};
 
-/// How long a receiver may take to confirm what it got before it is asked whether it is still there.
-const SILENT: Duration = Duration::from_secs(2);
-/// How often it is asked: one that lives, and confirms nothing all the same, is left behind after half a minute.
-const ASKED: u32 = 15;
+/// How long to wait for confirmations before the receivers that lag behind are probed.
+const PROBE_INTERVAL: Duration = Duration::from_secs(2);
+/// A receiver that is alive but has confirmed nothing after this many probes (half a minute) has failed.
+const MAX_PROBES: u32 = 15;
 
 /// A file to send; see [`Mapper::broadcast`](crate::mapper::Mapper::broadcast).
+///
+/// ```
+/// use nanite::files::Broadcast;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let broadcast = Broadcast::new("photos/0001.jpg", "photos".parse()?).dest("cat.jpg");
+/// # drop(broadcast);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Broadcast {
     /// The file.
     pub path: PathBuf,
-    /// What it is about: the agents that subscribed to this get it.
+    /// Its domain: the agents that subscribed to it receive the file.
     pub domain: Tag,
-    /// Its name at the receivers; the file's own by default.
+    /// Its name at the receivers; the file's own name if `None`.
     pub dest: Option<String>,
 }
 
 impl Broadcast {
-    /// This file, for those who subscribed to `domain`.
+    /// Sends this file to the agents that subscribed to `domain`.
     pub fn new(path: impl Into<PathBuf>, domain: Tag) -> Self {
         Self { path: path.into(), domain, dest: None }
     }
@@ -51,41 +61,41 @@ impl Broadcast {
     }
 }
 
-/// How far a broadcast is.
+/// The progress of a broadcast.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Progress {
-    /// How many bytes every receiver has been sent.
+    /// How many bytes were sent to each receiver.
     pub sent: u64,
     /// The length of the file.
     pub size: u64,
-    /// How many receivers still take it.
+    /// How many receivers have neither failed nor finished.
     pub receivers: usize,
 }
 
-/// Why a file was sent to nobody.
+/// Why a file was not sent.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BroadcastError {
     /// The file cannot be read.
     #[error("cannot read {path}")]
     Unreadable {
-        /// Which.
+        /// The file.
         path: PathBuf,
         /// Why.
         #[source]
         source: io::Error,
     },
-    /// The name is not one plain file name.
-    #[error("{0:?} is not one plain file name")]
+    /// The name at the receivers is not a plain file name.
+    #[error("{0:?} is not a plain file name")]
     Name(String),
-    /// No living agent takes files of this domain.
-    #[error("no agent takes files of {0}")]
-    NobodySubscribed(Tag),
-    /// What is known of agents cannot be read.
-    #[error("what is known of agents cannot be read")]
+    /// No live agent receives files of this domain.
+    #[error("no agent receives files of {0}")]
+    NoSubscribers(Tag),
+    /// The mapper's state, with the agents, cannot be read.
+    #[error("the mapper's state cannot be read")]
     State(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// It could not be sent.
+    /// A message could not be sent.
     #[error(transparent)]
     Send(#[from] SendError),
 }
@@ -96,32 +106,32 @@ impl From<RandomnessError> for BroadcastError {
     }
 }
 
-/// An agent that gets the file.
+/// An agent that receives the file.
 #[derive(Clone, Debug)]
 pub(crate) struct Receiver {
     pub identity: Identity,
     pub instance: u64,
 }
 
-/// A file on its way.
-pub(crate) struct Transfer<'a> {
+/// A file that is being sent.
+pub(crate) struct OutgoingTransfer<'a> {
     link: &'a Link,
     events: Events,
     token: Token,
-    /// Who still takes it, and how many chunks each has confirmed.
+    /// The receivers that have neither failed nor finished, with the number of chunks that each has confirmed.
     receivers: BTreeMap<Identity, (Receiver, u64)>,
     answers: Answers,
 }
 
-impl<'a> Transfer<'a> {
-    /// A transfer whose answers come by `events`.
+impl<'a> OutgoingTransfer<'a> {
+    /// A transfer whose answers arrive as `events`.
     pub fn new(link: &'a Link, events: Events, receivers: Vec<Receiver>) -> Self {
         let token = events.request().token;
         let receivers = receivers.into_iter().map(|receiver| (receiver.identity.clone(), (receiver, 0))).collect();
         Self { link, events, token, receivers, answers: Answers::default() }
     }
 
-    /// Sends the whole file, as fast as the slowest receiver that still takes it.
+    /// Sends the whole file, as fast as the slowest remaining receiver confirms.
     pub async fn run(
         mut self,
         broadcast: Broadcast,
@@ -150,34 +160,34 @@ impl<'a> Transfer<'a> {
         self.send(start.into(), true).await?;
         let mut sent = 0;
         for sequence in 0.. {
-            let (back, chunk) = on_disk(move || next_chunk(file)).await.map_err(unreadable)?;
-            file = back;
+            let (returned, chunk) = on_disk(move || next_chunk(file)).await.map_err(unreadable)?;
+            file = returned;
             if chunk.is_empty() || self.receivers.is_empty() {
                 break;
             }
-            self.wait_for_room(sequence).await;
+            self.wait_for_window(sequence).await;
             sent += chunk.len() as u64;
             let packet = FileChunk { token: self.token, chunk: Chunk(chunk), sequence: Some(sequence) };
             self.send(packet.into(), false).await?;
             progress(Progress { sent, size, receivers: self.receivers.len() });
         }
         self.send(FileEnd { token: self.token, meta: serde_json::Value::Null }.into(), false).await?;
-        while !self.receivers.is_empty() && self.hear(|_| true).await {}
+        while !self.receivers.is_empty() && self.wait_for_event(|_| true).await {}
         Ok(self.answers)
     }
 
-    /// Seals a packet once for up to 64 receivers, and gives it to each. Who cannot be reached is left behind.
-    async fn send(&mut self, packet: Packet, first: bool) -> Result<(), BroadcastError> {
+    /// Seals a packet once for up to 64 receivers, and publishes it to each. A receiver that cannot be reached has failed.
+    async fn send(&mut self, packet: Packet, is_first: bool) -> Result<(), BroadcastError> {
         let receivers: Vec<Receiver> = self.receivers.values().map(|(receiver, _)| receiver.clone()).collect();
         for group in receivers.chunks(Audience::MAX) {
             let audience = Audience::Many(group.iter().map(|receiver| receiver.identity.clone()).collect());
-            let ready = self.link.seal(Outbound::new(packet.clone(), audience)).await?;
-            if first {
-                let (jobs, job) = (self.events.pending(), self.events.request());
-                group.iter().for_each(|r| jobs.expect(job, &r.identity, r.instance, ready.id()));
+            let sealed = self.link.seal(Outbound::new(packet.clone(), audience)).await?;
+            if is_first {
+                let (pending, request) = (self.events.pending(), self.events.request());
+                group.iter().for_each(|r| pending.expect(request, &r.identity, r.instance, sealed.id()));
             }
-            for (receiver, error) in join_all(group.iter().map(|receiver| self.publish(receiver, &ready))).await {
-                if let Some(error) = error {
+            for (receiver, result) in join_all(group.iter().map(|receiver| self.publish(receiver, &sealed))).await {
+                if let Err(error) = result {
                     self.lost(&receiver.identity, &error);
                 }
             }
@@ -185,43 +195,47 @@ impl<'a> Transfer<'a> {
         Ok(())
     }
 
-    async fn publish<'r>(&self, receiver: &'r Receiver, ready: &SealedMessage) -> (&'r Receiver, Option<SendError>) {
+    async fn publish<'r>(
+        &self,
+        receiver: &'r Receiver,
+        sealed: &SealedMessage,
+    ) -> (&'r Receiver, Result<(), SendError>) {
         let queue = topology::process_queue_name(receiver.identity.as_str(), receiver.instance);
-        let published = self.link.publish(ready, Destination::Queue(queue)).await;
-        (receiver, published.err().map(SendError::from))
+        let published = self.link.publish(sealed, Destination::Queue(queue)).await;
+        (receiver, published.map_err(SendError::from))
     }
 
-    /// Waits until every receiver has confirmed enough to be sent chunk number `sequence`.
-    async fn wait_for_room(&mut self, sequence: u64) {
-        let behind = |confirmed: u64| sequence >= confirmed + WINDOW;
-        while self.receivers.values().any(|(_, confirmed)| behind(*confirmed)) && self.hear(behind).await {}
+    /// Waits until every receiver has confirmed enough chunks that chunk number `sequence` may be sent.
+    async fn wait_for_window(&mut self, sequence: u64) {
+        let lags = |confirmed: u64| sequence >= confirmed + MAX_UNCONFIRMED_CHUNKS;
+        while self.receivers.values().any(|(_, confirmed)| lags(*confirmed)) && self.wait_for_event(lags).await {}
     }
 
-    /// Takes in what is heard next. While nothing is, those that are `behind` are asked whether they are still there; in the end
-    /// they are left behind. False when nothing more can be heard.
-    async fn hear(&mut self, behind: impl Fn(u64) -> bool) -> bool {
-        for _ in 0..ASKED {
-            match tokio::time::timeout(SILENT, self.events.next()).await {
+    /// Handles the next event. While there is none, the receivers that lag are probed, and fail in the end. `lags` is given the number
+    /// of chunks that a receiver has confirmed. Returns false if no more events can arrive.
+    async fn wait_for_event(&mut self, lags: impl Fn(u64) -> bool) -> bool {
+        for _ in 0..MAX_PROBES {
+            match tokio::time::timeout(PROBE_INTERVAL, self.events.next()).await {
                 Ok(Some(event)) => {
-                    self.note(event);
+                    self.handle(event);
                     return true;
                 }
                 Ok(None) => return false,
-                Err(_) => self.ask(&behind).await,
+                Err(_) => self.probe(&lags).await,
             }
-            if self.behind(&behind).is_empty() {
+            if self.lagging(&lags).is_empty() {
                 return true;
             }
         }
-        for receiver in self.behind(&behind) {
-            self.end(&receiver.identity, Err(Failure::new(FailureCode::TimedOut, "it stopped confirming")));
+        for receiver in self.lagging(&lags) {
+            self.fail(&receiver.identity, Failure::new(FailureCode::TimedOut, "it stopped confirming chunks"));
         }
         true
     }
 
-    /// Asks the receivers that are `behind` to register: whose queue is gone is gone.
-    async fn ask(&mut self, behind: impl Fn(u64) -> bool) {
-        for receiver in self.behind(behind) {
+    /// Asks the receivers that lag to register. If the queue of one is gone, its process is, too.
+    async fn probe(&mut self, lags: impl Fn(u64) -> bool) {
+        for receiver in self.lagging(lags) {
             let target = Some(receiver.identity.clone());
             let message =
                 Outbound::new(Advertise { target, ..Advertise::default() }, Audience::One(receiver.identity.clone()));
@@ -234,34 +248,35 @@ impl<'a> Transfer<'a> {
         }
     }
 
-    fn behind(&self, behind: impl Fn(u64) -> bool) -> Vec<Receiver> {
-        let behind = self.receivers.values().filter(|(_, confirmed)| behind(*confirmed));
-        behind.map(|(receiver, _)| receiver.clone()).collect()
+    fn lagging(&self, lags: impl Fn(u64) -> bool) -> Vec<Receiver> {
+        let lagging = self.receivers.values().filter(|(_, confirmed)| lags(*confirmed));
+        lagging.map(|(receiver, _)| receiver.clone()).collect()
     }
 
-    fn note(&mut self, event: Event) {
+    fn handle(&mut self, event: Event) {
         match event {
-            Event::Intermediate { from, key, value, .. } if key == CONFIRMED => {
+            Event::Intermediate { from, key, value, .. } if key == CONFIRMED_KEY => {
                 if let (Some((_, confirmed)), Some(count)) = (self.receivers.get_mut(&from), value.as_u64()) {
                     *confirmed = count.max(*confirmed);
                 }
             }
-            Event::Outcome { from, result } => {
-                self.receivers.remove(&from);
-                self.answers.outcomes.insert(from, result);
-            }
+            Event::Outcome { from, result } => self.finish(from, result),
             Event::Intermediate { .. } | Event::Failed(_) => {}
         }
     }
 
     fn lost(&mut self, identity: &Identity, error: &SendError) {
-        self.end(identity, Err(Failure::new(FailureCode::Lost, format!("not sent: {error}"))));
+        self.fail(identity, Failure::new(FailureCode::Lost, format!("not sent: {error}")));
     }
 
-    fn end(&mut self, identity: &Identity, result: Result<crate::packet::Payload, Failure>) {
+    fn fail(&mut self, identity: &Identity, failure: Failure) {
         self.events.pending().forget(self.events.request(), identity);
-        self.receivers.remove(identity);
-        self.answers.outcomes.insert(identity.clone(), result);
+        self.finish(identity.clone(), Err(failure));
+    }
+
+    fn finish(&mut self, identity: Identity, result: Result<Payload, Failure>) {
+        self.receivers.remove(&identity);
+        self.answers.outcomes.insert(identity, result);
     }
 }
 
@@ -271,7 +286,7 @@ fn digest(path: &Path) -> io::Result<(File, u64, String)> {
     if !file.metadata()?.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a plain file"));
     }
-    let (mut hasher, mut size, mut buffer) = (Hasher::new(MessageDigest::sha256())?, 0, vec![0; CHUNK]);
+    let (mut hasher, mut size, mut buffer) = (Hasher::new(MessageDigest::sha256())?, 0, vec![0; CHUNK_BYTES]);
     loop {
         let count = file.read(&mut buffer)?;
         let Some(bytes) = buffer.get(..count).filter(|bytes| !bytes.is_empty()) else { break };
@@ -279,13 +294,13 @@ fn digest(path: &Path) -> io::Result<(File, u64, String)> {
         size += count as u64;
     }
     file.rewind()?;
-    Ok((file, size, hex(&hasher.finish()?)))
+    Ok((file, size, HEXLOWER.encode(&hasher.finish()?)))
 }
 
 /// The next chunk; empty at the end.
 fn next_chunk(file: File) -> io::Result<(File, Vec<u8>)> {
-    let mut chunk = Vec::with_capacity(CHUNK);
-    (&file).take(CHUNK as u64).read_to_end(&mut chunk)?;
+    let mut chunk = Vec::with_capacity(CHUNK_BYTES);
+    (&file).take(CHUNK_BYTES as u64).read_to_end(&mut chunk)?;
     Ok((file, chunk))
 }
 

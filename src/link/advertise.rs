@@ -8,7 +8,7 @@ use super::context::Link;
 use super::send::{Outbound, SendError};
 use crate::packet::Advertise;
 use crate::serializer::Audience;
-use crate::transport::{Destination, Exchange, topology};
+use crate::transport::{Destination, topology};
 
 /// How long to wait for further mappers after one has answered.
 const FURTHER_MAPPERS_TIMEOUT: Duration = Duration::from_millis(200);
@@ -28,8 +28,8 @@ impl Link {
     /// # Errors
     /// As [`announce_to_mappers`](Self::announce_to_mappers).
     pub(crate) async fn advertise_to_mappers(&self) -> Result<(), SendError> {
-        let advertise = Advertise { serves: self.serves_requests(), ..Advertise::default() };
-        let registration = Destination::Exchange(Exchange(topology::REGISTRATION.into()));
+        let advertise = Advertise { serves_requests: self.serves_requests(), ..Advertise::default() };
+        let registration = Destination::exchange(topology::REGISTRATION);
         self.send(Outbound::new(advertise, Audience::Mappers), registration).await?;
         Ok(())
     }

@@ -76,9 +76,9 @@ impl Outbound {
     /// About how many bytes the encoded packet has.
     fn bytes(&self) -> usize {
         match &self.packet {
-            Packet::Request(request) | Packet::Push(request) => request.payload.about_bytes(),
-            Packet::Outcome(outcome) => outcome.results.about_bytes(),
-            Packet::Intermediate(part) => part.value.about_bytes(),
+            Packet::Request(request) | Packet::Push(request) => request.payload.approximate_bytes(),
+            Packet::Outcome(outcome) => outcome.results.approximate_bytes(),
+            Packet::Intermediate(part) => part.value.approximate_bytes(),
             Packet::FileChunk(chunk) => chunk.chunk.0.len(),
             _ => 0,
         }
@@ -159,14 +159,11 @@ impl Link {
     /// [`TransportError`] when it could not be published.
     pub async fn publish(&self, message: &SealedMessage, to: Destination) -> Result<(), TransportError> {
         let expires_in = message.expires_at.since(self.now()).max(Duration::from_millis(1));
-        let request = PublishRequest {
-            destination: to,
-            body: message.body.clone(),
-            content_type: self.0.serializer.content_type().to_owned(),
-            message_id: message.id.to_string(),
-            expires_in: Some(expires_in),
-            persistent: message.persistent,
-        };
+        let request = PublishRequest::new(to, message.body.clone())
+            .content_type(self.0.serializer.content_type())
+            .message_id(message.id.to_string())
+            .expires_in(expires_in)
+            .persistent(message.persistent);
         self.0.transport.publish(request, PUBLISH_TIMEOUT.min(expires_in)).await
     }
 }

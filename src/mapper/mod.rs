@@ -31,7 +31,7 @@ pub use state::{AgentQuery, AgentRecord, ClusterState, Heartbeat, StateContext, 
 
 use crate::audit::AuditLog;
 use crate::clock::{Clock, SystemClock};
-use crate::files::{Broadcast, BroadcastError, Progress, Receiver, Transfer};
+use crate::files::{Broadcast, BroadcastError, OutgoingTransfer, Progress, Receiver};
 use crate::link::{Link, SendError};
 use crate::packet::{Identity, Role, Token};
 use crate::policy::{AllowVerified, Policy};
@@ -358,10 +358,10 @@ impl Mapper {
             .map(|record| Receiver { identity: record.identity.clone(), instance: record.instance })
             .collect();
         if receivers.is_empty() {
-            return Err(BroadcastError::NobodySubscribed(broadcast.domain));
+            return Err(BroadcastError::NoSubscribers(broadcast.domain));
         }
         let events = Events::begin(&self.shared.pending, Token::random()?, Duration::MAX, self.clone());
-        Transfer::new(&self.shared.link, events, receivers).run(broadcast, progress).await
+        OutgoingTransfer::new(&self.shared.link, events, receivers).run(broadcast, progress).await
     }
 
     /// All agents that have not timed out, ordered by identity.

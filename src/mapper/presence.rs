@@ -319,8 +319,10 @@ impl Instances {
     /// A mapper has advertised itself. Another process of this mapper is logged, once.
     fn mapper_advertised(&mut self, shared: &Shared, sender: &Identity, instance: u64, advertise: &Advertise) {
         let link = &shared.link;
-        let is_duplicate =
-            sender == link.identity() && instance != link.instance() && advertise.serves && link.serves_requests();
+        let is_duplicate = sender == link.identity()
+            && instance != link.instance()
+            && advertise.serves_requests
+            && link.serves_requests();
         if is_duplicate && self.logged_mappers.put(instance, ()).is_none() {
             tracing::warn!(
                 "another process of {sender} also takes requests, started {}: both work, but logs and policies cannot tell them \

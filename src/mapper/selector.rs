@@ -174,7 +174,7 @@ impl Selectors {
         match name {
             SelectorName::LeastLoaded => &LeastLoaded,
             SelectorName::Random => &Random,
-            SelectorName::Rr => &self.round_robin,
+            SelectorName::RoundRobin => &self.round_robin,
             SelectorName::All => &All,
         }
     }

@@ -16,7 +16,7 @@ use crate::packet::{Advertise, DuplicateInstance, Identity};
 use crate::policy::Policy;
 use crate::request::PendingRequests;
 use crate::serializer::Audience;
-use crate::transport::{Destination, Exchange, topology};
+use crate::transport::{Destination, topology};
 
 /// A change in the agents that a mapper knows. See [`MapperBuilder::on_agent`](super::MapperBuilder::on_agent).
 #[derive(Clone, Debug)]
@@ -112,7 +112,7 @@ impl Shared {
 
     /// Asks agents to register.
     pub async fn try_request_registration(&self, request: RegistrationRequest) -> Result<(), SendError> {
-        let exchange = || Destination::Exchange(Exchange(topology::ADVERTISE.into()));
+        let exchange = || Destination::exchange(topology::ADVERTISE);
         let (audience, destination, target) = match request {
             RegistrationRequest::Process(agent, instance) => {
                 let queue = topology::process_queue_name(agent.as_str(), instance);
@@ -121,7 +121,7 @@ impl Shared {
             RegistrationRequest::Agent(agent) => (Audience::Agents, exchange(), Some(agent)),
             RegistrationRequest::All => (Audience::Agents, exchange(), None),
         };
-        let advertise = Advertise { target, duplicate: None, serves: self.link.serves_requests() };
+        let advertise = Advertise { target, duplicate: None, serves_requests: self.link.serves_requests() };
         self.link.send(Outbound::new(advertise, audience), destination).await?;
         Ok(())
     }
@@ -134,7 +134,8 @@ impl Shared {
         duplicate: Option<DuplicateInstance>,
     ) -> Result<(), SendError> {
         let queue = topology::process_queue_name(node.as_str(), instance);
-        let advertise = Advertise { target: Some(node.clone()), duplicate, serves: self.link.serves_requests() };
+        let advertise =
+            Advertise { target: Some(node.clone()), duplicate, serves_requests: self.link.serves_requests() };
         self.link.send(Outbound::new(advertise, node.clone()), Destination::Queue(queue)).await?;
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Who sends and receives: the names of agents and mappers.
+//! Identities: the role and name of an agent or mapper.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,19 +7,22 @@ use std::sync::Arc;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// The longest NAME of an agent or mapper, in bytes.
-pub const MAX_NAME: usize = 64;
+const MAX_NAME_BYTES: usize = 64;
+/// The longest trust domain, in bytes.
+const MAX_TRUST_DOMAIN_BYTES: usize = 255;
 
-/// What a node is: agents do work, mappers dispatch it.
+/// The role of a node: agents handle requests, mappers dispatch them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
 pub enum Role {
-    /// A worker.
+    /// Offers services and handles requests.
     Agent,
-    /// A control node.
+    /// Dispatches requests to agents.
     Mapper,
 }
 
 impl Role {
-    /// The role as a word: `agent` or `mapper`; also the path segment in a certificate's URI.
+    /// The role as a word: `agent` or `mapper`. It is also the path segment in a certificate's URI.
     pub const fn as_str(self) -> &'static str {
         match self {
             Role::Agent => "agent",
@@ -27,7 +30,7 @@ impl Role {
         }
     }
 
-    /// What stands before the name on the wire.
+    /// The prefix of the name on the wire.
     const fn prefix(self) -> &'static str {
         match self {
             Role::Agent => "nanite-",
@@ -57,16 +60,27 @@ impl FromStr for Role {
 /// The identity of an agent or mapper: a role and a name.
 ///
 /// On the wire it is `nanite-NAME` or `mapper-NAME`; in a certificate it is the URI `spiffe://DOMAIN/agent/NAME` or
-/// `spiffe://DOMAIN/mapper/NAME`. A NAME is 1 to 64 ASCII letters, digits, `-` and `_`, and begins with a letter or digit;
-/// so a queue that belongs to an identity can never be mistaken for another's.
+/// `spiffe://DOMAIN/mapper/NAME`. A NAME is 1 to 64 ASCII letters, digits, `-` and `_`, and begins with a letter or digit. Therefore the
+/// queue of one identity can never be mistaken for another's.
+///
+/// ```
+/// use nanite::packet::{Identity, Role};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let fred: Identity = "nanite-fred".parse()?;
+/// assert_eq!((fred.role(), fred.name()), (Role::Agent, "fred"));
+/// assert_eq!(fred, Identity::agent("fred")?);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Identity {
     role: Role,
-    /// The wire form; the name is what follows the prefix.
+    /// The wire form: the role's prefix and the name.
     wire: Arc<str>,
 }
 
-/// Why a text is no identity.
+/// Why a text is not an identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidIdentity {
@@ -85,14 +99,24 @@ pub enum InvalidIdentity {
 }
 
 impl Identity {
-    /// The identity of the `role` with this name.
+    /// The identity with this role and name.
     ///
     /// # Errors
     /// [`InvalidIdentity::Name`] when the name is not allowed.
+    ///
+    /// ```
+    /// use nanite::packet::{Identity, InvalidIdentity, Role};
+    ///
+    /// # fn main() -> Result<(), InvalidIdentity> {
+    /// assert_eq!(Identity::new(Role::Mapper, "desk")?.as_str(), "mapper-desk");
+    /// assert_eq!(Identity::new(Role::Mapper, "my desk"), Err(InvalidIdentity::Name));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn new(role: Role, name: &str) -> Result<Self, InvalidIdentity> {
-        let starts = name.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric);
-        let rest = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
-        if !starts || !rest || name.len() > MAX_NAME {
+        let good_start = name.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric);
+        let good_rest = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+        if !good_start || !good_rest || name.len() > MAX_NAME_BYTES {
             return Err(InvalidIdentity::Name);
         }
         Ok(Self { role, wire: format!("{}{name}", role.prefix()).into() })
@@ -114,10 +138,20 @@ impl Identity {
         Self::new(Role::Mapper, name)
     }
 
-    /// Reads `spiffe://DOMAIN/ROLE/NAME`; gives the domain and the identity.
+    /// Parses `spiffe://DOMAIN/ROLE/NAME` into the trust domain and the identity.
     ///
     /// # Errors
     /// [`InvalidIdentity`] when the URI has another form.
+    ///
+    /// ```
+    /// use nanite::packet::Identity;
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (domain, identity) = Identity::from_uri("spiffe://example.org/agent/fred")?;
+    /// assert_eq!((domain, identity.as_str()), ("example.org", "nanite-fred"));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn from_uri(uri: &str) -> Result<(&str, Self), InvalidIdentity> {
         let rest = uri.strip_prefix("spiffe://").ok_or(InvalidIdentity::Uri)?;
         let mut parts = rest.split('/');
@@ -125,13 +159,22 @@ impl Identity {
         else {
             return Err(InvalidIdentity::Uri);
         };
-        if !is_domain(domain) {
+        if !is_trust_domain(domain) {
             return Err(InvalidIdentity::Uri);
         }
         Ok((domain, Self::new(role.parse()?, name)?))
     }
 
-    /// The URI that stands for this identity in a certificate of `domain`.
+    /// The URI of this identity in a certificate of the trust domain `domain`.
+    ///
+    /// ```
+    /// use nanite::packet::Identity;
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// assert_eq!(Identity::mapper("desk")?.uri("example.org"), "spiffe://example.org/mapper/desk");
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn uri(&self, domain: &str) -> String {
         format!("spiffe://{domain}/{}/{}", self.role, self.name())
     }
@@ -152,9 +195,16 @@ impl Identity {
     }
 }
 
-/// Whether a text can be the trust domain of an identity URI: 1 to 255 of `a-z`, `0-9`, `.`, `-`, `_` (SPIFFE ID, section 2.1).
-pub fn is_domain(text: &str) -> bool {
-    (1..=255).contains(&text.len())
+/// Whether a text is a valid trust domain: 1 to 255 of `a-z`, `0-9`, `.`, `-`, `_` (SPIFFE ID, section 2.1).
+///
+/// ```
+/// use nanite::packet::is_trust_domain;
+///
+/// assert!(is_trust_domain("example.org"));
+/// assert!(!is_trust_domain("Example.org"));
+/// ```
+pub fn is_trust_domain(text: &str) -> bool {
+    (1..=MAX_TRUST_DOMAIN_BYTES).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'-' | b'_'))
 }
 
@@ -191,7 +241,7 @@ impl Serialize for Identity {
 
 impl<'de> Deserialize<'de> for Identity {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        super::text::parsed(deserializer)
+        super::names::deserialize_parsed(deserializer)
     }
 }
 
@@ -200,7 +250,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn wire_and_uri_forms_are_inverse() {
+    fn wire_and_uri_forms_round_trip() {
         let fred = Identity::agent("fred").unwrap();
         assert_eq!(fred.to_string(), "nanite-fred");
         assert_eq!("nanite-fred".parse::<Identity>().unwrap(), fred);
@@ -208,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_could_leave_their_place_are_refused() {
+    fn rejects_invalid_names_and_uris() {
         for name in ["", "a.b", "a/b", "a b", "ä", "-a", "_a", "a\n", &"x".repeat(65)] {
             assert_eq!(Identity::agent(name), Err(InvalidIdentity::Name), "{name:?}");
         }

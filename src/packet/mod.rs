@@ -1,50 +1,79 @@
-//! What is sent: packets, and the small types they are made of.
+//! Packets: the content of messages, and the types that they are made of.
 //!
-//! A [`Packet`] is one message's content, before a serializer turns it into bytes. The names of its fields and kinds are those
-//! of the original's JSON format.
-
-mod file;
-mod identity;
-mod payload;
-mod presence;
-mod request;
-mod text;
+//! A [`Packet`] is the content of one message before a serializer turns it into bytes. The names of its kinds and fields are those of
+//! the Ruby nanite's JSON format.
+//!
+//! ```
+//! use nanite::packet::{Identity, Packet, Ping, Status};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let ping = Packet::from(Ping::new(Identity::agent("fred")?, Status::new(0.5)));
+//! let json = serde_json::to_string(&ping)?;
+//! assert_eq!(json, r#"{"json_class":"Nanite::Ping","data":{"identity":"nanite-fred","status":0.5}}"#);
+//! # Ok(())
+//! # }
+//! ```
 
 use serde::{Deserialize, Serialize};
 
+/// Implements chainable setters for optional fields.
+macro_rules! optional_setters {
+    ($packet:ident { $($(#[$doc:meta])* $setter:ident($field:ident: $type:ty)),* $(,)? }) => {
+        impl $packet {$(
+            $(#[$doc])*
+            #[must_use]
+            pub fn $setter(mut self, $field: $type) -> Self {
+                self.$field = Some($field.into());
+                self
+            }
+        )*}
+    };
+}
+
+mod file;
+mod identity;
+mod names;
+mod payload;
+mod presence;
+mod request;
+
 pub use file::{Chunk, FileChunk, FileEnd, FileStart};
-pub use identity::{Identity, InvalidIdentity, Role, is_domain};
-pub use payload::{MAX_DEPTH, Payload};
+pub use identity::{Identity, InvalidIdentity, Role, is_trust_domain};
+pub use names::{InvalidId, InvalidService, InvalidTag, MessageId, RandomnessError, Service, Tag, Token};
+pub use payload::{MAX_PAYLOAD_DEPTH, Payload};
 pub use presence::{Advertise, DuplicateInstance, Ping, Register, Status, Unregister};
 pub use request::{Failure, FailureCode, Intermediate, Outcome, Request, SelectorName, UnknownSelector};
-pub use text::{InvalidId, InvalidService, InvalidTag, MessageId, RandomnessError, Service, Tag, Token};
+/// The JSON library whose `Value` and `Error` are part of this module's interface.
+#[doc(no_inline)]
+pub use serde_json;
 
 /// The content of one message.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "json_class", content = "data")]
+#[non_exhaustive]
 pub enum Packet {
-    /// An agent says that it lives and what it offers.
+    /// An agent registers with the services that it offers.
     #[serde(rename = "Nanite::Register")]
     Register(Register),
-    /// An agent says that it goes.
+    /// An agent unregisters.
     #[serde(rename = "Nanite::UnRegister")]
     Unregister(Unregister),
     /// An agent's heartbeat.
     #[serde(rename = "Nanite::Ping")]
     Ping(Ping),
-    /// A mapper asks agents to register.
+    /// A mapper asks agents to register; a node announces itself.
     #[serde(rename = "Nanite::Advertise")]
     Advertise(Advertise),
-    /// Work to do, with an answer.
+    /// A request that is answered.
     #[serde(rename = "Nanite::Request")]
     Request(Request),
-    /// Work to do, without an answer.
+    /// A request that is not answered.
     #[serde(rename = "Nanite::Push")]
     Push(Request),
-    /// The answer to a request.
+    /// The final answer to a request.
     #[serde(rename = "Nanite::Result")]
     Outcome(Outcome),
-    /// A part of an answer, before it is complete.
+    /// A partial answer, sent while the handler still runs.
     #[serde(rename = "Nanite::IntermediateMessage")]
     Intermediate(Intermediate),
     /// The start of a file transfer.
@@ -58,9 +87,10 @@ pub enum Packet {
     FileEnd(FileEnd),
 }
 
-/// The kind of a packet; the number stands in the signed header.
+/// The kind of a packet. Its number is part of the signed header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
+#[non_exhaustive]
 #[allow(missing_docs)]
 pub enum Kind {
     Register = 1,
@@ -93,11 +123,18 @@ impl Kind {
     ];
 
     /// The kind with this number.
+    ///
+    /// ```
+    /// use nanite::packet::Kind;
+    ///
+    /// assert_eq!(Kind::from_number(3), Some(Kind::Ping));
+    /// assert_eq!(Kind::from_number(99), None);
+    /// ```
     pub fn from_number(number: u8) -> Option<Kind> {
         Self::ALL.into_iter().find(|kind| *kind as u8 == number)
     }
 
-    /// The kind as a word, for people.
+    /// The kind as a word for logs and messages.
     pub const fn as_str(self) -> &'static str {
         match self {
             Kind::Register => "register",
@@ -116,7 +153,7 @@ impl Kind {
 
     /// The largest message of this kind that is accepted, in bytes, envelope included.
     ///
-    /// Presence is small; work and files may be larger. A longer message is refused before it is parsed.
+    /// Presence packets are small; requests and files may be larger. A longer message is refused before it is parsed.
     pub const fn max_bytes(self) -> usize {
         match self {
             Kind::Ping | Kind::Unregister | Kind::FileEnd | Kind::FileStart => 64 * 1024,
@@ -128,7 +165,7 @@ impl Kind {
 }
 
 impl Packet {
-    /// Which kind this is.
+    /// The kind of this packet.
     pub fn kind(&self) -> Kind {
         match self {
             Packet::Register(_) => Kind::Register,
@@ -145,7 +182,7 @@ impl Packet {
         }
     }
 
-    /// Who the packet says it is from, where its kind says so. Believe it only as far as its serializer vouches for it.
+    /// The sender that the packet names, if its kind names one. It is not verified: only the signer that the serializer reports is.
     pub fn claimed_sender(&self) -> Option<&Identity> {
         match self {
             Packet::Register(p) => Some(&p.identity),

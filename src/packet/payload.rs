@@ -1,4 +1,4 @@
-//! The payload of requests and answers: any JSON-like value, read strictly.
+//! The payload of requests and answers: any JSON-like value, deserialized strictly.
 
 use std::fmt;
 use std::ops::Deref;
@@ -7,47 +7,80 @@ use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visit
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Number, Value};
 
-/// How deep a payload may be nested.
-pub const MAX_DEPTH: usize = 64;
+/// The deepest nesting of a payload, in levels.
+pub const MAX_PAYLOAD_DEPTH: usize = 64;
 
-/// A value of any shape: what a request carries and an answer returns.
+/// The value of a request or an answer, of any shape.
 ///
-/// It is read strictly in every format: at most [`MAX_DEPTH`] levels, no duplicate keys, no numbers that are not finite.
+/// It is deserialized strictly in every format: at most [`MAX_PAYLOAD_DEPTH`] levels, no duplicate keys, only finite numbers.
+///
+/// ```
+/// use nanite::packet::Payload;
+///
+/// let payload: Payload = serde_json::json!({"text": "hello"}).into();
+/// assert_eq!(payload["text"], "hello");
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 #[serde(transparent)]
 pub struct Payload(pub Value);
 
 impl Payload {
-    /// Makes a payload of any serialisable value.
+    /// Serializes a value into a payload.
     ///
     /// # Errors
-    /// When the value cannot be expressed (a map with keys that are no strings, say).
+    /// When the value has no JSON form, for example a map whose keys are not strings.
+    ///
+    /// ```
+    /// use nanite::packet::Payload;
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// assert_eq!(Payload::new(vec![1, 2])?.to_string(), "[1,2]");
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn new<T: Serialize>(value: T) -> Result<Self, serde_json::Error> {
         serde_json::to_value(value).map(Payload)
     }
 
-    /// Reads the payload as a type of yours.
+    /// Deserializes the payload into a type.
     ///
     /// # Errors
     /// When the value has another shape.
+    ///
+    /// ```
+    /// use nanite::packet::Payload;
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let numbers: Vec<u32> = Payload::from_text("[1, 2]").parse()?;
+    /// assert_eq!(numbers, [1, 2]);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn parse<T: de::DeserializeOwned>(self) -> Result<T, serde_json::Error> {
         serde_json::from_value(self.0)
     }
 
-    /// About how many bytes it takes when it is encoded.
-    pub(crate) fn about_bytes(&self) -> usize {
-        fn weigh(value: &Value) -> usize {
+    /// Its approximate size when encoded, in bytes.
+    pub(crate) fn approximate_bytes(&self) -> usize {
+        fn size(value: &Value) -> usize {
             match value {
                 Value::Null | Value::Bool(_) | Value::Number(_) => 4,
                 Value::String(text) => text.len(),
-                Value::Array(values) => values.iter().map(weigh).sum(),
-                Value::Object(fields) => fields.iter().map(|(name, value)| name.len() + weigh(value)).sum(),
+                Value::Array(values) => values.iter().map(size).sum(),
+                Value::Object(fields) => fields.iter().map(|(name, value)| name.len() + size(value)).sum(),
             }
         }
-        weigh(&self.0)
+        size(&self.0)
     }
 
-    /// The payload a text stands for: JSON where it parses, else the text itself.
+    /// Parses a text as JSON; a text that is not JSON becomes a string.
+    ///
+    /// ```
+    /// use nanite::packet::Payload;
+    ///
+    /// assert!(Payload::from_text("[1]").is_array());
+    /// assert!(Payload::from_text("hello").is_string());
+    /// ```
     pub fn from_text(text: &str) -> Self {
         serde_json::from_str(text).unwrap_or_else(|_| Payload(Value::String(text.to_owned())))
     }
@@ -81,26 +114,26 @@ impl fmt::Display for Payload {
 
 impl<'de> Deserialize<'de> for Payload {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Strict { depth: 0 }.deserialize(deserializer).map(Payload)
+        StrictValue { depth: 0 }.deserialize(deserializer).map(Payload)
     }
 }
 
-/// Reads one value at a depth.
+/// Deserializes one value at a nesting depth.
 #[derive(Clone, Copy)]
-struct Strict {
+struct StrictValue {
     depth: usize,
 }
 
-impl Strict {
-    fn deeper<E: de::Error>(self) -> Result<Strict, E> {
-        if self.depth >= MAX_DEPTH {
-            return Err(E::custom(format_args!("nested deeper than {MAX_DEPTH} levels")));
+impl StrictValue {
+    fn deeper<E: de::Error>(self) -> Result<StrictValue, E> {
+        if self.depth >= MAX_PAYLOAD_DEPTH {
+            return Err(E::custom(format_args!("nested deeper than {MAX_PAYLOAD_DEPTH} levels")));
         }
-        Ok(Strict { depth: self.depth + 1 })
+        Ok(StrictValue { depth: self.depth + 1 })
     }
 }
 
-impl<'de> DeserializeSeed<'de> for Strict {
+impl<'de> DeserializeSeed<'de> for StrictValue {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
@@ -108,11 +141,11 @@ impl<'de> DeserializeSeed<'de> for Strict {
     }
 }
 
-impl<'de> Visitor<'de> for Strict {
+impl<'de> Visitor<'de> for StrictValue {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("null, a boolean, a number, a text, a list or a map with text keys")
+        f.write_str("null, a boolean, a number, a string, a list or a map with string keys")
     }
 
     fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
@@ -128,7 +161,7 @@ impl<'de> Visitor<'de> for Strict {
     }
 
     fn visit_f64<E: de::Error>(self, value: f64) -> Result<Value, E> {
-        Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("a number that is not finite"))
+        Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("the number is not finite"))
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Value, E> {
@@ -165,7 +198,7 @@ impl<'de> Visitor<'de> for Strict {
         let mut map = Map::new();
         while let Some(key) = entries.next_key::<String>()? {
             if map.contains_key(&key) {
-                return Err(de::Error::custom("a key stands twice in a map"));
+                return Err(de::Error::custom("duplicate key in a map"));
             }
             map.insert(key, entries.next_value_seed(inner)?);
         }
@@ -182,21 +215,21 @@ mod tests {
     }
 
     #[test]
-    fn values_are_read_as_they_are() {
+    fn json_values_round_trip() {
         let text = r#"{"a":[1,-2,2.5,null,true,"x"],"b":{}}"#;
         assert_eq!(read(text).unwrap().to_string(), text);
     }
 
     #[test]
-    fn duplicate_keys_and_depth_are_refused() {
-        assert!(read(r#"{"a":1,"a":2}"#).unwrap_err().to_string().contains("twice"));
+    fn rejects_duplicate_keys_and_deep_nesting() {
+        assert!(read(r#"{"a":1,"a":2}"#).unwrap_err().to_string().contains("duplicate"));
         let nested = |n: usize| "[".repeat(n) + &"]".repeat(n);
-        assert!(read(&nested(MAX_DEPTH)).is_ok());
-        assert!(read(&nested(MAX_DEPTH + 1)).unwrap_err().to_string().contains("deeper"));
+        assert!(read(&nested(MAX_PAYLOAD_DEPTH)).is_ok());
+        assert!(read(&nested(MAX_PAYLOAD_DEPTH + 1)).unwrap_err().to_string().contains("deeper"));
     }
 
     #[test]
-    fn text_is_json_where_it_parses() {
+    fn text_that_is_not_json_becomes_a_string() {
         assert_eq!(Payload::from_text("[1]").0, serde_json::json!([1]));
         assert_eq!(Payload::from_text("hello").0, serde_json::json!("hello"));
     }

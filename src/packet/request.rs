@@ -1,40 +1,51 @@
-//! Work: requests, pushes, and what comes back.
+//! Requests and pushes, and the answers to them.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Identity, Payload, Service, Tag, Token};
+use super::identity::Identity;
+use super::names::{Service, Tag, Token};
+use super::payload::Payload;
 use crate::clock::Timestamp;
 
-/// How a request chooses among the agents that offer its service.
+/// The selector of a request: how a mapper chooses among the agents that offer its service.
 ///
-/// A name only: unknown names are refused when read, and no name is ever looked up as code.
+/// It is one of these names; an unknown name is refused when it is parsed.
+///
+/// ```
+/// use nanite::packet::SelectorName;
+///
+/// assert_eq!("rr".parse(), Ok(SelectorName::RoundRobin));
+/// assert!("first".parse::<SelectorName>().is_err());
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum SelectorName {
-    /// The one with the least load, work in flight included.
+    /// The agent with the least load, counting requests in flight.
     #[default]
     LeastLoaded,
-    /// Any one.
+    /// A random agent.
     Random,
-    /// Each in turn.
-    Rr,
-    /// All of them.
+    /// Each agent in turn.
+    #[serde(rename = "rr")]
+    RoundRobin,
+    /// Every agent.
     All,
 }
 
 impl SelectorName {
-    /// Every selector's name.
+    /// Every selector name.
     pub const ALL: [SelectorName; 4] =
-        [SelectorName::LeastLoaded, SelectorName::Random, SelectorName::Rr, SelectorName::All];
+        [SelectorName::LeastLoaded, SelectorName::Random, SelectorName::RoundRobin, SelectorName::All];
 
     /// The name as text.
     pub const fn as_str(self) -> &'static str {
         match self {
             SelectorName::LeastLoaded => "least_loaded",
             SelectorName::Random => "random",
-            SelectorName::Rr => "rr",
+            SelectorName::RoundRobin => "rr",
             SelectorName::All => "all",
         }
     }
@@ -48,8 +59,9 @@ impl std::str::FromStr for SelectorName {
     }
 }
 
-/// There is no selector of that name.
+/// A text is not the name of a selector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 #[error("a selector is least_loaded, random, rr or all")]
 pub struct UnknownSelector;
 
@@ -59,51 +71,115 @@ impl fmt::Display for SelectorName {
     }
 }
 
-/// Work to do: with an answer as [`Packet::Request`](super::Packet::Request), without one as
+/// A request for a service: answered as [`Packet::Request`](super::Packet::Request), not answered as
 /// [`Packet::Push`](super::Packet::Push).
 ///
-/// A mapper sends it to the agent it chose; an agent sends it to the mappers, to have it dispatched.
+/// A mapper sends it to the agent that it selected. Other nodes send it to the mappers, which dispatch it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Request {
-    /// The service that is asked for.
+    /// The requested service.
     #[serde(rename = "type")]
     pub service: Service,
-    /// What it works on.
+    /// The input of the service.
     #[serde(default)]
     pub payload: Payload,
-    /// Who asks.
+    /// The caller.
     #[serde(default)]
     pub from: Option<Identity>,
-    /// What the answers will carry.
+    /// Links the answers to this request.
     #[serde(default)]
     pub token: Option<Token>,
-    /// Where the answer goes, in plain formats only: a secure message says it by its signed sender and instance.
+    /// The queue for the answer, in plain formats only: a secure message is answered to its signer and its instance.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reply_to: Option<String>,
-    /// How the agent is chosen.
+    /// How the agent is selected.
     #[serde(default)]
     pub selector: SelectorName,
-    /// The one agent that is meant.
+    /// The only agent that may handle the request.
     #[serde(default)]
     pub target: Option<Identity>,
-    /// Whether it outlives a restart of the broker, and waits where no agent is online.
+    /// Whether the request survives a restart of the broker and waits where no agent is online.
     #[serde(default)]
     pub persistent: Option<bool>,
-    /// Tags that the agent must carry, all of them.
+    /// Tags that the agent must have, all of them.
     #[serde(default)]
     pub tags: Vec<Tag>,
-    /// Whether it may wait for an agent in the offline queue; as the mapper is set, when it does not say.
+    /// Whether the request may wait for an agent in the offline queue; the mapper's setting decides when it is not set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub offline: Option<bool>,
-    /// When the answer is no longer wanted.
+    /// When the caller stops waiting for the answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline: Option<Timestamp>,
-    /// Who asked the mapper for it, when that was another node: the mapper vouches for it.
+    /// The node that sent the request to the mapper, if it is proxied: the mapper vouches for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_behalf_of: Option<Identity>,
 }
 
-/// Why work failed, as a word that programs can match.
+impl Request {
+    /// A request for `service` with this payload, and defaults for the rest.
+    ///
+    /// ```
+    /// use nanite::packet::{Request, SelectorName};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let request = Request::new("/text/upper".parse()?, "hello".into()).with_selector(SelectorName::Random);
+    /// assert_eq!(request.service.as_str(), "/text/upper");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn new(service: Service, payload: Payload) -> Self {
+        Self {
+            service,
+            payload,
+            from: None,
+            token: None,
+            reply_to: None,
+            selector: SelectorName::default(),
+            target: None,
+            persistent: None,
+            tags: Vec::new(),
+            offline: None,
+            deadline: None,
+            on_behalf_of: None,
+        }
+    }
+
+    /// Sets the selector.
+    #[must_use]
+    pub fn with_selector(mut self, selector: SelectorName) -> Self {
+        self.selector = selector;
+        self
+    }
+
+    /// Sets the tags that the agent must have.
+    #[must_use]
+    pub fn with_tags(mut self, tags: impl IntoIterator<Item = Tag>) -> Self {
+        self.tags = tags.into_iter().collect();
+        self
+    }
+}
+
+optional_setters!(Request {
+    /// Names the caller.
+    with_from(from: Identity),
+    /// Sets the token that links the answers to this request.
+    with_token(token: Token),
+    /// Names the queue for the answer, in plain formats only.
+    with_reply_to(reply_to: impl Into<String>),
+    /// Allows only this agent to handle the request.
+    with_target(target: Identity),
+    /// Sets whether the request survives a restart of the broker.
+    with_persistent(persistent: bool),
+    /// Sets whether the request may wait in the offline queue.
+    with_offline(offline: bool),
+    /// Sets when the caller stops waiting for the answer.
+    with_deadline(deadline: Timestamp),
+    /// Names the node that a mapper sends the request for.
+    with_on_behalf_of(on_behalf_of: Identity),
+});
+
+/// Why a request failed, as a word that programs can match.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -112,29 +188,33 @@ pub enum FailureCode {
     Failed,
     /// The handler panicked.
     Panicked,
-    /// The agent offers no such service.
+    /// The agent does not offer the service.
     NoSuchService,
-    /// The payload does not fit the handler.
+    /// The payload has the wrong shape for the handler.
     BadPayload,
     /// The agent or the mapper refused the caller.
     Denied,
-    /// Nobody offers the service (with these tags, or at this target).
+    /// No agent offers the service with these tags, or the target does not.
     NoTarget,
-    /// The agent went away before it answered.
+    /// The agent stopped before it answered.
     Lost,
     /// The deadline passed.
     TimedOut,
-    /// The node is full.
+    /// The node has reached a limit.
     Busy,
-    /// The answer cannot be sent (too large, say).
+    /// The answer cannot be sent; for example, it is too large.
     BadAnswer,
-    /// A code of the handler's own.
+    /// A code that the handler defines.
     #[serde(untagged)]
     Other(String),
 }
 
 impl FailureCode {
     /// The code as text.
+    ///
+    /// ```
+    /// assert_eq!(nanite::packet::FailureCode::TimedOut.as_str(), "timed_out");
+    /// ```
     pub fn as_str(&self) -> &str {
         match self {
             FailureCode::Failed => "failed",
@@ -158,37 +238,50 @@ impl fmt::Display for FailureCode {
     }
 }
 
-/// Why work failed: a code for programs and a message for people; never a backtrace.
+/// Why a request failed: a code for programs and a message for people; never a backtrace.
 ///
-/// It is no [`std::error::Error`] itself, so that `?` turns any error into one inside a handler.
+/// It does not implement [`std::error::Error`], so that `?` in a handler converts any error into a failure.
+///
+/// ```
+/// use nanite::packet::{Failure, FailureCode};
+///
+/// fn half(text: &str) -> Result<u32, Failure> {
+///     let number: u32 = text.parse()?;
+///     if number % 2 == 1 { Err(Failure::other("odd", "the number is odd")) } else { Ok(number / 2) }
+/// }
+///
+/// assert_eq!(half("seven").map_err(|failure| failure.code), Err(FailureCode::Failed));
+/// assert_eq!(half("7").map_err(|failure| failure.to_string()), Err("odd: the number is odd".into()));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Failure {
-    /// What kind of failure.
+    /// The kind of failure.
     pub code: FailureCode,
-    /// What happened, in a sentence.
+    /// The reason, in a sentence.
     pub message: String,
 }
 
 impl Failure {
-    /// The longest message that is kept, in bytes; a longer one is cut.
-    pub const MAX_MESSAGE: usize = 4096;
+    /// The longest message, in bytes; [`Failure::new`] cuts a longer one.
+    pub const MAX_MESSAGE_BYTES: usize = 4096;
 
     /// A failure with this code and message.
     pub fn new(code: FailureCode, message: impl Into<String>) -> Self {
         let mut message = message.into();
-        if message.len() > Self::MAX_MESSAGE {
-            let cut = (0..=Self::MAX_MESSAGE).rev().find(|at| message.is_char_boundary(*at)).unwrap_or(0);
+        if message.len() > Self::MAX_MESSAGE_BYTES {
+            let cut = (0..=Self::MAX_MESSAGE_BYTES).rev().find(|at| message.is_char_boundary(*at)).unwrap_or(0);
             message.truncate(cut);
         }
         Self { code, message }
     }
 
-    /// A failure of a handler, with a code of its own.
+    /// A failure with a code that the handler defines.
     pub fn other(code: impl Into<String>, message: impl Into<String>) -> Self {
         Self::new(FailureCode::Other(code.into()), message)
     }
 
-    /// A failure of a handler.
+    /// A failure with the code [`FailureCode::Failed`].
     pub fn failed(message: impl Into<String>) -> Self {
         Self::new(FailureCode::Failed, message)
     }
@@ -206,25 +299,46 @@ impl fmt::Display for Failure {
     }
 }
 
-/// The answer to a request: a value, or why there is none.
+/// The final answer to a request: a value or a failure.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Outcome {
     /// The token of the request.
     pub token: Token,
-    /// Who asked.
+    /// The caller.
     pub to: Identity,
-    /// Who answers.
+    /// The node that answers.
     pub from: Identity,
     /// The value; null when there is a failure.
     #[serde(default)]
     pub results: Payload,
-    /// Why there is no value.
+    /// The failure, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
 }
 
 impl Outcome {
-    /// The value or the failure.
+    /// The answer of `from` to the request of `to` with this token.
+    ///
+    /// ```
+    /// use nanite::packet::{Identity, Outcome, Token};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (desk, fred) = (Identity::mapper("desk")?, Identity::agent("fred")?);
+    /// let outcome = Outcome::new(Token::random()?, desk, fred, Ok("HELLO".into()));
+    /// assert_eq!(outcome.into_result(), Ok("HELLO".into()));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn new(token: Token, to: Identity, from: Identity, result: Result<Payload, Failure>) -> Self {
+        let (results, failure) = match result {
+            Ok(results) => (results, None),
+            Err(failure) => (Payload::default(), Some(failure)),
+        };
+        Self { token, to, from, results, failure }
+    }
+
+    /// The value, or the failure.
     pub fn into_result(self) -> Result<Payload, Failure> {
         match self.failure {
             None => Ok(self.results),
@@ -233,50 +347,54 @@ impl Outcome {
     }
 }
 
-impl Request {
-    /// A request for `service` with this payload, and nothing else asked.
-    pub fn new(service: Service, payload: Payload) -> Self {
-        Self {
-            service,
-            payload,
-            from: None,
-            token: None,
-            reply_to: None,
-            selector: SelectorName::default(),
-            target: None,
-            persistent: None,
-            offline: None,
-            tags: Vec::new(),
-            deadline: None,
-            on_behalf_of: None,
-        }
-    }
-}
-
-/// A part of an answer, sent while the handler still works.
+/// A partial answer, sent while the handler still runs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Intermediate {
     /// The token of the request.
     pub token: Token,
-    /// Who asked.
+    /// The caller.
     pub to: Identity,
-    /// Who answers.
+    /// The node that answers.
     pub from: Identity,
-    /// What the value is about; `defaultkey` when the handler gave none.
+    /// The key of the value; [`Intermediate::DEFAULT_KEY`] when the handler gives none.
     #[serde(rename = "messagekey")]
     pub key: String,
     /// The value.
     #[serde(rename = "message", default)]
     pub value: Payload,
-    /// Counts the parts of one answer from 0, so that a gap is seen.
+    /// The number of the part within the answer, counted from 0, so that the caller notices a gap.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sequence: Option<u64>,
-    /// The agent that said it, when a mapper hands it on.
+    /// The agent that sent the part, when a mapper forwards it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<Identity>,
 }
 
 impl Intermediate {
-    /// The key of a value that was given without one.
+    /// The key of a value that the handler gives without a key.
     pub const DEFAULT_KEY: &'static str = "defaultkey";
+
+    /// A partial answer of `from` to the request of `to` with this token.
+    ///
+    /// ```
+    /// use nanite::packet::{Identity, Intermediate, Token};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (desk, fred) = (Identity::mapper("desk")?, Identity::agent("fred")?);
+    /// let part = Intermediate::new(Token::random()?, desk, fred, "progress", "40%".into()).with_sequence(0);
+    /// assert_eq!(part.key, "progress");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn new(token: Token, to: Identity, from: Identity, key: impl Into<String>, value: Payload) -> Self {
+        Self { token, to, from, key: key.into(), value, sequence: None, origin: None }
+    }
 }
+
+optional_setters!(Intermediate {
+    /// Sets the number of the part within the answer, counted from 0.
+    with_sequence(sequence: u64),
+    /// Names the agent that sent the part, when a mapper forwards it.
+    with_origin(origin: Identity),
+});

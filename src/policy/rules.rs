@@ -437,7 +437,7 @@ mod tests {
         let by = |mapper| Caller::new(mapper, None).on_behalf_of(&fred);
         let mut light = request("/work/light");
         assert_eq!(rules.authorize_request(&by(&main), &light), Decision::denied(), "another selector");
-        light.selector = SelectorName::Rr;
+        light.selector = SelectorName::RoundRobin;
         light.tags = vec!["eu".parse().unwrap()];
         assert_eq!(rules.authorize_request(&by(&main), &light), Decision::allow().by_rule("request-2"));
         let other = id("mapper-other");

@@ -47,7 +47,7 @@ const MAX_STORED_LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
 #[derive(Debug)]
 pub struct SecureSerializerBuilder {
     credentials: Credentials,
-    older_credentials: Vec<Credentials>,
+    previous_credentials: Vec<Credentials>,
     store: Arc<dyn CertificateStore>,
     trust: Arc<Trust>,
     codecs: Vec<Arc<dyn Codec>>,
@@ -102,7 +102,7 @@ impl SecureSerializer {
         let codecs: Vec<Arc<dyn Codec>> = vec![Arc::new(Json)];
         SecureSerializerBuilder {
             credentials,
-            older_credentials: Vec::new(),
+            previous_credentials: Vec::new(),
             store: Arc::new(store),
             trust: trust.into(),
             codecs,
@@ -139,8 +139,8 @@ impl SecureSerializerBuilder {
 
     /// Also opens what was encrypted to these older credentials, after a renewal. They must have the same identity.
     #[must_use]
-    pub fn older_credentials(mut self, credentials: Credentials) -> Self {
-        self.older_credentials.push(credentials);
+    pub fn previous_credentials(mut self, credentials: Credentials) -> Self {
+        self.previous_credentials.push(credentials);
         self
     }
 
@@ -201,7 +201,7 @@ impl SecureSerializerBuilder {
     /// [`BuildError`] names the option that is wrong.
     pub fn build(self) -> Result<SecureSerializer, BuildError> {
         let own = self.credentials.certificate().identity().clone();
-        check_identity(&own, &self.older_credentials)?;
+        check_identity(&own, &self.previous_credentials)?;
         if let Some(codec) = self.codecs.iter().find(|codec| !is_codec_name(codec.name())) {
             return Err(BuildError::CodecName(codec.name()));
         }
@@ -213,7 +213,7 @@ impl SecureSerializerBuilder {
         let context = Context {
             identity: own,
             peers: PeerCertificates::new(self.store, self.trust, self.credentials.intermediates().to_vec()),
-            credentials: RwLock::new(Arc::new(CredentialSet::new(self.credentials, self.older_credentials))),
+            credentials: RwLock::new(Arc::new(CredentialSet::new(self.credentials, self.previous_credentials))),
             rotation_grace_period: self.rotation_grace_period,
             codecs: self.codecs,
             max_live_lifetime: self.max_live_lifetime,

@@ -131,18 +131,18 @@ impl PeerCertificates {
         let fingerprint = *presented.leaf.fingerprint();
         self.parsed.lock().put(fingerprint, presented.leaf.clone());
         let known = || self.chain_of(&presented.leaf).is_some_and(|chain| *chain == presented.others);
-        let good = || self.trust.chains(&presented.leaf, &presented.others, now);
+        let good = || self.trust.has_valid_chain(&presented.leaf, &presented.others, now);
         if !presented.others.is_empty() && !known() && good() {
             let chain = Arc::new(presented.others);
             self.chains.lock().put(fingerprint, chain);
             self.any_chains.store(true, Ordering::Relaxed);
         }
-        self.store.learned(&presented.leaf, now);
+        self.store.learn(&presented.leaf, now);
     }
 
     /// Tells the store that a message of this signer was verified.
     pub fn heard(&self, signer: &Arc<Certificate>, now: Timestamp) {
-        self.store.heard(signer, now);
+        self.store.record_use(signer, now);
     }
 
     /// Whether a lookup in the store may block now.
@@ -152,7 +152,7 @@ impl PeerCertificates {
 
     /// Whether the store learns certificates from messages.
     pub fn learns(&self) -> bool {
-        self.store.learns()
+        self.store.learns_certificates()
     }
 
     /// The valid certificates to encrypt to; at least one.

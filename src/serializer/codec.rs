@@ -95,7 +95,7 @@ impl Codec for MsgPack {
     fn decode(&self, bytes: &[u8]) -> Result<Packet, CodecError> {
         use serde::Deserialize;
         let mut reader = rmp_serde::Deserializer::new(std::io::Cursor::new(bytes));
-        reader.set_max_depth(crate::packet::MAX_DEPTH + 8);
+        reader.set_max_depth(crate::packet::MAX_PAYLOAD_DEPTH + 8);
         let packet = Packet::deserialize(&mut reader).map_err(|_| CodecError::new("msgpack", "no packet"))?;
         if reader.position() != bytes.len() as u64 {
             return Err(CodecError::new("msgpack", "trailing bytes"));

@@ -1,31 +1,38 @@
-//! Why bytes could not travel.
+//! Why a transport call failed.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Why a transport could not do what it was asked.
+/// Why a transport call failed.
+///
+/// ```
+/// use nanite::transport::TransportError;
+///
+/// assert!(TransportError::Disconnected.is_retryable());
+/// assert!(!TransportError::Credentials.is_retryable());
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TransportError {
-    /// The address of the broker is not understood.
-    #[error("not a broker address: {0}")]
+    /// The URL of the broker is invalid.
+    #[error("invalid broker URL: {0}")]
     Address(String),
     /// The broker cannot be reached.
     #[error("broker unreachable: {0}")]
     Unreachable(String),
-    /// No secure connection: the broker's certificate is refused, or it refuses ours.
-    #[error("no secure connection to the broker: {0}")]
+    /// TLS failed: one side refuses the other's certificate.
+    #[error("no TLS connection to the broker: {0}")]
     Tls(String),
-    /// A file for TLS cannot be used.
-    #[error("{path}: {why}")]
+    /// A certificate or key file for TLS cannot be used.
+    #[error("{path}: {reason}")]
     TlsFile {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
-        why: String,
+        /// Why it cannot be used.
+        reason: String,
     },
-    /// Others than its owner can use a private key for TLS.
-    #[error("the key {path} has mode {mode:04o}: others than its owner can use it")]
+    /// A private key for TLS is accessible to other users.
+    #[error("the key {path} has mode {mode:04o}: users other than its owner can access it")]
     TlsKeyMode {
         /// The key's file.
         path: PathBuf,
@@ -35,47 +42,47 @@ pub enum TransportError {
     /// The broker refused the user name and password.
     #[error("the broker refused the user name or password")]
     Credentials,
-    /// The broker refused the virtual host, or the user may not use it.
+    /// The virtual host does not exist, or the user may not use it.
     #[error("the broker refused the virtual host: {0}")]
     VirtualHost(String),
-    /// The user may not do this.
-    #[error("the broker refused it: {0}")]
+    /// The user lacks a permission.
+    #[error("the broker denied permission: {0}")]
     Forbidden(String),
     /// The queue exists with other properties, or belongs to another connection.
-    #[error("queue {queue} cannot be declared: {why}")]
+    #[error("queue {queue} cannot be declared: {reason}")]
     QueueConflict {
-        /// Which queue.
+        /// The queue.
         queue: String,
         /// What the broker said.
-        why: String,
+        reason: String,
     },
-    /// Not a name that a queue or an exchange can have.
-    #[error("not a queue name: {0:?}")]
+    /// The name of a queue or exchange, or another text of the message, is not valid in AMQP.
+    #[error("invalid queue name: {0:?}")]
     Name(String),
-    /// The message is larger than a transport carries.
-    #[error("a message of {length} bytes is too large; at most {limit}")]
+    /// The message is larger than a transport accepts.
+    #[error("a message of {length} bytes is too large; the limit is {limit}")]
     TooLarge {
-        /// The length of its body.
+        /// The length of its body, in bytes.
         length: usize,
-        /// The most that is carried: [`MAX_BODY`](super::MAX_BODY).
+        /// The limit, in bytes: [`MAX_BODY_BYTES`](super::MAX_BODY_BYTES).
         limit: usize,
     },
-    /// There is no such queue.
+    /// The queue does not exist.
     #[error("no queue {0}")]
     Unroutable(String),
-    /// The broker did not take the message (a full queue, say).
-    #[error("the broker did not take the message")]
+    /// The broker rejected the message, for example because a queue is full.
+    #[error("the broker rejected the message")]
     Nacked,
-    /// Not confirmed in time: it may have been published or not.
+    /// The broker did not confirm or answer in time. The message may have been published or not.
     #[error("not confirmed within {0:?}")]
     TimedOut(Duration),
-    /// The connection went away.
+    /// The connection was lost.
     #[error("connection to the broker lost")]
     Disconnected,
-    /// The transport was closed.
+    /// The transport is closed.
     #[error("the transport is closed")]
     Closed,
-    /// The broker said something else.
+    /// The broker reported another error.
     #[error("broker: {0}")]
     Broker(String),
 }

@@ -1,12 +1,32 @@
-//! How bytes travel: exchanges, queues, deliveries. Nothing here knows what the bytes mean.
+//! How messages travel: exchanges, queues, deliveries. The transport does not know what the bytes mean.
 //!
-//! A [`Transport`] publishes to a queue or to a fan-out exchange and consumes from queues, with acknowledgements. `memory` keeps
-//! everything in one process; `amqp` speaks to RabbitMQ.
+//! A [`Transport`] publishes to a queue or to a fan-out exchange and consumes from queues, with publisher confirms and
+//! acknowledgements. [`AmqpTransport`] connects to RabbitMQ; [`MemoryBroker`] is a broker in this process.
+//!
+//! ```
+//! use nanite::transport::{Destination, MemoryBroker, PublishRequest, Queue, Transport, TransportError};
+//! use std::time::Duration;
+//!
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), TransportError> {
+//! let transport = MemoryBroker::new().connect();
+//! let mut consumer = transport.consume(&Queue::durable("work"), 10).await?;
+//!
+//! let message = PublishRequest::new(Destination::queue("work"), "hello".as_bytes());
+//! transport.publish(message, Duration::from_secs(10)).await?;
+//!
+//! let delivery = consumer.next().await.ok_or(TransportError::Closed)?;
+//! assert_eq!(&*delivery.body, b"hello");
+//! delivery.acker.ack().await?;
+//! # Ok(())
+//! # }
+//! ```
 
 #[cfg(feature = "amqp")]
 mod amqp;
 mod error;
 mod memory;
+mod message;
 pub mod topology;
 
 use std::fmt;
@@ -15,64 +35,108 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::{Stream, StreamExt};
+#[doc(no_inline)]
+pub use futures_util::Stream;
+use futures_util::StreamExt;
 
 #[cfg(feature = "amqp")]
 pub use amqp::{AmqpOptions, AmqpTransport, Tls};
 #[cfg(all(feature = "amqp", feature = "cli"))]
-pub(crate) use amqp::{logs_secrets, segment};
+pub(crate) use amqp::{logs_secrets, percent_encode};
 pub use error::TransportError;
-pub use memory::{Limits, MemoryBroker, MemoryTransport, PublishedMessage, QueuedMessage, Tap};
+pub use memory::{MemoryBroker, MemoryTransport, PublishedMessage, QueueLimits, QueuedMessage, Tap};
+pub use message::{Destination, DurableOptions, Exchange, MAX_BODY_BYTES, PublishRequest, Queue, QueueKind};
 
-/// The largest body that is carried, in bytes: what RabbitMQ 4 takes by default.
-pub const MAX_BODY: usize = 16 * 1024 * 1024;
-
-/// How long a call that has no timeout of its own waits for the broker.
+/// How long a call without a timeout of its own waits for the broker.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Carries bytes.
+/// Carries messages between queues. Implement it to use another broker.
 ///
-/// * A publish that returns `Ok` is confirmed: it is in every queue it had to go to. To [`Destination::Queue`] it is mandatory:
-///   no such queue is [`TransportError::Unroutable`]. To [`Destination::Exchange`] nobody listening is fine.
-/// * A delivery that is not acknowledged comes again, to this consumer or another, marked as redelivered.
-/// * Messages from one transport to one queue arrive in the order in which the futures of their publishes were first polled,
-///   redeliveries aside; also when many are under way at once.
-/// * A delivery can be settled as long as its consumer lives and the connection it came over does; later it comes again, and
-///   settling it is [`TransportError::Disconnected`].
-/// * An exclusive queue is closed to other connections, except that they may publish to it.
-/// * A lost connection is restored by the transport itself: queues are declared and consumed again. While it is away, publishes
-///   wait up to their timeout and other calls up to [`CALL_TIMEOUT`]. Every call ends: none waits for ever.
-/// * Bodies are at most [`MAX_BODY`] bytes, in both directions.
-/// * Dropping it is as closing it.
+/// An implementation guarantees:
+///
+/// * A publish that returns `Ok` is confirmed: the message is in every queue that it was routed to. A message to
+///   [`Destination::Queue`] is mandatory: if the queue does not exist, it fails with [`TransportError::Unroutable`]. A message to
+///   [`Destination::Exchange`] may reach no queue.
+/// * A delivery that is not acknowledged is delivered again, to this consumer or another, marked as redelivered.
+/// * Messages from one transport to one queue arrive in the order in which their publish futures were first polled, even if many
+///   are in flight at once. Redeliveries may come out of order.
+/// * A delivery can be settled while its consumer exists and the connection it came over is up. After that it is delivered again,
+///   and settling it fails with [`TransportError::Disconnected`].
+/// * Other connections cannot use an exclusive queue, except to publish to it.
+/// * A lost connection is restored by the transport: queues are declared and consumed again. In the meantime, publishes wait up to
+///   their timeout and other calls up to [`CALL_TIMEOUT`]. Every call returns in the end.
+/// * Bodies are at most [`MAX_BODY_BYTES`] long, in both directions.
+/// * Dropping a transport closes it.
+///
+/// A transport that counts what another one publishes:
+///
+/// ```
+/// use async_trait::async_trait;
+/// use nanite::transport::{Consumer, PublishRequest, Queue, Transport, TransportError};
+/// use std::sync::atomic::{AtomicU64, Ordering};
+/// use std::time::Duration;
+///
+/// #[derive(Debug)]
+/// struct Counting<T> {
+///     inner: T,
+///     published: AtomicU64,
+/// }
+///
+/// #[async_trait]
+/// impl<T: Transport> Transport for Counting<T> {
+///     async fn publish(&self, message: PublishRequest, timeout: Duration) -> Result<(), TransportError> {
+///         self.inner.publish(message, timeout).await?;
+///         self.published.fetch_add(1, Ordering::Relaxed);
+///         Ok(())
+///     }
+///
+///     async fn consume(&self, queue: &Queue, prefetch: u16) -> Result<Consumer, TransportError> {
+///         self.inner.consume(queue, prefetch).await
+///     }
+///
+///     async fn declare(&self, queue: &Queue) -> Result<(), TransportError> {
+///         self.inner.declare(queue).await
+///     }
+///
+///     async fn depth(&self, queue: &str) -> Result<Option<u64>, TransportError> {
+///         self.inner.depth(queue).await
+///     }
+///
+///     async fn close(&self) {
+///         self.inner.close().await;
+///     }
+/// }
+/// ```
 #[async_trait]
 pub trait Transport: fmt::Debug + Send + Sync {
-    /// Publishes one message and waits until it is confirmed, at most `timeout`.
+    /// Publishes a message and waits for the broker's confirm, at most for `timeout`.
     ///
     /// # Errors
-    /// [`TransportError`]; whether trying again can help is [`TransportError::is_retryable`].
+    /// [`TransportError`]; [`TransportError::is_retryable`] says whether trying again can help.
     async fn publish(&self, message: PublishRequest, timeout: Duration) -> Result<(), TransportError>;
 
-    /// Declares a queue with its bindings (and the exchanges these name) and consumes from it. At most `prefetch` deliveries are
+    /// Declares a queue with its bindings and their exchanges, and consumes from it. At most `prefetch` deliveries are
     /// unacknowledged at a time; zero counts as one.
     ///
     /// # Errors
-    /// [`TransportError`] when the queue cannot be declared or consumed.
+    /// [`TransportError`] if the queue cannot be declared or consumed.
     async fn consume(&self, queue: &Queue, prefetch: u16) -> Result<Consumer, TransportError>;
 
-    /// Declares a queue without consuming from it, so that messages can wait in it. It is declared again when a lost connection
-    /// is back, except one that expires when unused.
+    /// Declares a queue without consuming from it, so that messages can wait in it. It is declared again after a reconnect, unless
+    /// it expires when unused.
     ///
     /// # Errors
-    /// [`TransportError`] when the queue cannot be declared.
+    /// [`TransportError`] if the queue cannot be declared.
     async fn declare(&self, queue: &Queue) -> Result<(), TransportError>;
 
-    /// How many messages wait in a queue (those delivered and not acknowledged do not count); none when there is no such queue.
+    /// The number of messages that are ready in a queue, without those that are delivered and unacknowledged; `None` if there is no
+    /// such queue.
     ///
     /// # Errors
-    /// [`TransportError`] when the broker cannot be asked.
+    /// [`TransportError`] if the broker cannot be asked.
     async fn depth(&self, queue: &str) -> Result<Option<u64>, TransportError>;
 
-    /// Closes the connection; consumers end. What was not acknowledged goes back to its queue.
+    /// Closes the connection and ends its consumers. Unacknowledged messages return to their queues.
     async fn close(&self);
 }
 
@@ -99,101 +163,31 @@ impl<T: Transport + ?Sized> Transport for Arc<T> {
     }
 }
 
-/// A message to publish.
-#[derive(Clone, Debug)]
-pub struct PublishRequest {
-    /// Where it goes.
-    pub destination: Destination,
-    /// The message.
-    pub body: Arc<[u8]>,
-    /// Names the format of the body.
-    pub content_type: String,
-    /// Identifies the message in the broker's tools; 1 to 64 bytes. Nothing relies on it.
-    pub message_id: String,
-    /// How long the broker may keep it undelivered.
-    pub expires_in: Option<Duration>,
-    /// Whether it outlives a restart of the broker.
-    pub persistent: bool,
-}
-
-/// Where a message goes.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Destination {
-    /// Into this queue, which must exist.
-    Queue(String),
-    /// To every queue bound to this exchange.
-    Exchange(Exchange),
-}
-
-/// A durable fan-out exchange.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Exchange(pub String);
-
-/// Whether a queue or an exchange can have this name: 1 to 255 bytes, and not `amq.`, which is the broker's own.
-fn check_name(name: &str) -> Result<(), TransportError> {
-    if name.is_empty() || name.len() > 255 || name.starts_with("amq.") {
-        return Err(TransportError::Name(name.to_owned()));
-    }
-    Ok(())
-}
-
-fn check_message(message: &PublishRequest) -> Result<(), TransportError> {
-    if message.body.len() > MAX_BODY {
-        return Err(TransportError::TooLarge { length: message.body.len(), limit: MAX_BODY });
-    }
-    match &message.destination {
-        Destination::Queue(name) | Destination::Exchange(Exchange(name)) => check_name(name),
-    }
-}
-
-fn check_queue(queue: &Queue) -> Result<(), TransportError> {
-    queue.bindings.iter().try_for_each(|exchange| check_name(&exchange.0))?;
-    check_name(&queue.name)
-}
-
-/// A queue.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Queue {
-    /// Its name, 1 to 255 bytes; never chosen by the broker.
-    pub name: String,
-    /// How long it lives.
-    pub kind: QueueKind,
-    /// The exchanges it gets messages from, beside those sent to it by name.
-    pub bindings: Vec<Exchange>,
-}
-
-/// How long a queue lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum QueueKind {
-    /// Outlives its consumers and restarts of the broker; is deleted when unused for this long, where given.
-    Durable {
-        /// How long it may be unused.
-        expires: Option<Duration>,
-        /// Replicated by the broker's cluster (a quorum queue). In such a queue a message that was given back can come again
-        /// behind those that waited.
-        quorum: bool,
-        /// Only one of its consumers gets messages at a time, and another takes over when it goes: so they keep their order.
-        ordered: bool,
-    },
-    /// Belongs to one connection and goes with it.
-    Exclusive,
-}
-
-/// A stream of deliveries from one queue. Dropping it ends the consumption; what was not acknowledged goes back.
+/// A stream of deliveries from one queue. Dropping it stops consuming; unacknowledged messages return to the queue.
 ///
-/// Its deliveries can be acknowledged as long as it lives: to stop in an orderly way, stop asking for the next one, settle what is
-/// at work, then drop it.
+/// Deliveries can be acknowledged while their consumer exists. To stop gracefully, stop calling [`next`](Self::next), settle the
+/// deliveries in progress, then drop the consumer.
 pub struct Consumer {
     deliveries: Pin<Box<dyn Stream<Item = Delivery> + Send + Sync>>,
 }
 
 impl Consumer {
-    /// A consumer that is fed by `deliveries`: for implementations of [`Transport`].
+    /// A consumer that yields these deliveries: for implementations of [`Transport`].
+    ///
+    /// ```
+    /// use nanite::transport::{Consumer, Delivery};
+    ///
+    /// # #[tokio::main]
+    /// # async fn main() {
+    /// let mut consumer = Consumer::new(futures_util::stream::empty::<Delivery>());
+    /// assert!(consumer.next().await.is_none());
+    /// # }
+    /// ```
     pub fn new(deliveries: impl Stream<Item = Delivery> + Send + Sync + 'static) -> Self {
         Self { deliveries: Box::pin(deliveries) }
     }
 
-    /// The next delivery; `None` when the transport was closed. Cancel safe.
+    /// The next delivery; `None` after the transport was closed. Cancel safe.
     pub async fn next(&mut self) -> Option<Delivery> {
         tokio::task::consume_budget().await;
         self.deliveries.next().await
@@ -208,60 +202,124 @@ impl fmt::Debug for Consumer {
 
 /// One delivered message.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Delivery {
-    /// The message.
+    /// The content.
     pub body: Arc<[u8]>,
-    /// The format that it claims; from anybody.
+    /// The format that the publisher claims: untrusted.
     pub content_type: String,
-    /// Whether it may have been delivered before.
+    /// Whether the message may have been delivered before.
     pub redelivered: bool,
-    /// How to settle it.
+    /// Settles the delivery.
     pub acker: Acker,
 }
 
-/// Settles a delivery. Dropped without being settled, the delivery stays unacknowledged until its consumer ends.
+impl Delivery {
+    /// A first delivery without a content type: for implementations of [`Transport`].
+    pub fn new(body: impl Into<Arc<[u8]>>, acker: Acker) -> Self {
+        Self { body: body.into(), content_type: String::new(), redelivered: false, acker }
+    }
+
+    /// The format that the publisher claims.
+    #[must_use]
+    pub fn content_type(mut self, content_type: impl Into<String>) -> Self {
+        self.content_type = content_type.into();
+        self
+    }
+
+    /// Whether the message may have been delivered before; false by default.
+    #[must_use]
+    pub fn redelivered(mut self, redelivered: bool) -> Self {
+        self.redelivered = redelivered;
+        self
+    }
+}
+
+/// Settles one delivery. If it is dropped instead, the delivery stays unacknowledged until its consumer ends.
 #[derive(Debug)]
 pub struct Acker(Box<dyn Settle>);
 
 impl Acker {
-    /// An acker that settles by `settle`: for implementations of [`Transport`].
+    /// An acker for this way to settle: for implementations of [`Transport`].
     pub fn new(settle: impl Settle + 'static) -> Self {
         Self(Box::new(settle))
     }
 
-    /// The message has been dealt with.
+    /// Acknowledges the message: the broker deletes it.
     ///
     /// # Errors
-    /// [`TransportError`] when the broker cannot be told: the message will come again.
+    /// [`TransportError`] if the broker cannot be told: the message will be delivered again.
     pub async fn ack(self) -> Result<(), TransportError> {
         self.0.settle(Settlement::Ack).await
     }
 
-    /// The message goes back to its queue.
+    /// Returns the message to its queue.
+    ///
+    /// ```
+    /// use nanite::transport::{Destination, MemoryBroker, PublishRequest, Queue, Transport, TransportError};
+    /// use std::time::Duration;
+    ///
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), TransportError> {
+    /// let transport = MemoryBroker::new().connect();
+    /// let mut consumer = transport.consume(&Queue::durable("work"), 1).await?;
+    /// let message = PublishRequest::new(Destination::queue("work"), "hello".as_bytes());
+    /// transport.publish(message, Duration::from_secs(1)).await?;
+    ///
+    /// let first = consumer.next().await.ok_or(TransportError::Closed)?;
+    /// first.acker.requeue().await?;
+    /// let second = consumer.next().await.ok_or(TransportError::Closed)?;
+    /// assert!(second.redelivered);
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
-    /// [`TransportError`] when the broker cannot be told: the message will come again in any case.
+    /// [`TransportError`] if the broker cannot be told: the message will be delivered again in any case.
     pub async fn requeue(self) -> Result<(), TransportError> {
         self.0.settle(Settlement::Requeue).await
     }
 }
 
-/// What becomes of a delivery.
+/// What happens to a delivered message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Settlement {
-    /// Dealt with.
+    /// Acknowledged: deleted.
     Ack,
-    /// Back to the queue.
+    /// Returned to its queue.
     Requeue,
 }
 
-/// What stands behind an [`Acker`].
+/// Settles a delivery with the broker. Implemented by transports, and called by [`Acker`]. A transport that does not support a
+/// settlement requeues the message.
+///
+/// ```
+/// use async_trait::async_trait;
+/// use nanite::transport::{Acker, Delivery, Settle, Settlement, TransportError};
+///
+/// #[derive(Debug)]
+/// struct Ignore;
+///
+/// #[async_trait]
+/// impl Settle for Ignore {
+///     async fn settle(&self, _settlement: Settlement) -> Result<(), TransportError> {
+///         Ok(())
+///     }
+/// }
+///
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), TransportError> {
+/// let delivery = Delivery::new("hello".as_bytes(), Acker::new(Ignore)).content_type("text/plain");
+/// delivery.acker.ack().await?;
+/// # Ok(())
+/// # }
+/// ```
 #[async_trait]
 pub trait Settle: fmt::Debug + Send + Sync {
-    /// Tells the broker. A delivery of a connection that is gone cannot be settled any more: that is
-    /// [`TransportError::Disconnected`].
+    /// Settles the delivery. A delivery of a lost connection cannot be settled: that is [`TransportError::Disconnected`].
     ///
     /// # Errors
-    /// [`TransportError`] when the broker cannot be told.
+    /// [`TransportError`] if the broker cannot be told.
     async fn settle(&self, settlement: Settlement) -> Result<(), TransportError>;
 }

@@ -1,85 +1,80 @@
-//! The names of exchanges and queues: the original's, and a few of ours.
+//! The names and properties of the exchanges and queues that nodes use.
 //!
-//! Identities are given in their wire form (`nanite-NAME`, `mapper-NAME`), which cannot hold a `.`; so no name below can be
-//! another identity's.
+//! Identities are given in their wire form (`nanite-NAME`, `mapper-NAME`), which cannot contain a `.`; so no name below can be
+//! that of another identity.
 
 use std::time::Duration;
 
-use super::{Exchange, Queue, QueueKind};
+use super::message::{DurableOptions, Queue};
 
-/// Heartbeats of agents, to every mapper.
+/// The exchange for heartbeats of agents, to every mapper.
 pub const HEARTBEAT: &str = "heartbeat";
-/// Registrations of agents, to every mapper.
+/// The exchange for registrations of agents, to every mapper.
 pub const REGISTRATION: &str = "registration";
-/// Questions of mappers, to every agent.
+/// The exchange for questions of mappers, to every agent.
 pub const ADVERTISE: &str = "advertise";
-/// The one queue of requests to the mappers; each is taken by one of them.
+/// The queue of proxied requests, shared by all mappers.
 pub const REQUEST: &str = "request";
-/// The queue of requests that wait for an agent.
+/// The offline queue: requests that wait for an agent.
 pub const OFFLINE: &str = "mapper-offline";
 
 /// The exchanges that all nodes share.
 pub const EXCHANGES: [&str; 3] = [HEARTBEAT, REGISTRATION, ADVERTISE];
 
-/// How long an inbox that nobody reads is kept.
-pub const INBOX_EXPIRES: Duration = Duration::from_secs(24 * 3600);
-/// How long the answers to a mapper process that is gone are kept.
-pub const ANSWERS_EXPIRES: Duration = Duration::from_secs(10 * 60);
+/// After how long without a consumer the inbox of an agent is deleted.
+pub const AGENT_INBOX_EXPIRES_AFTER: Duration = Duration::from_secs(24 * 3600);
+/// After how long without a consumer the inbox of a mapper process is deleted.
+pub const MAPPER_INBOX_EXPIRES_AFTER: Duration = Duration::from_secs(10 * 60);
 
 /// The name of an agent's inbox: `nanite-NAME`.
 pub fn agent_inbox_name(identity: &str) -> String {
     identity.to_owned()
 }
 
-/// The name of the queue of one process, where its answers come: `nanite-NAME.INSTANCE` or `mapper-NAME.INSTANCE`.
+/// The name of the queue of one process, where its answers arrive: `nanite-NAME.INSTANCE` or `mapper-NAME.INSTANCE`.
+///
+/// ```
+/// assert_eq!(nanite::transport::topology::process_queue_name("mapper-desk", 42), "mapper-desk.42");
+/// ```
 pub fn process_queue_name(identity: &str, instance: u64) -> String {
     format!("{identity}.{instance}")
 }
 
-/// An agent's inbox.
+/// An agent's inbox: requests.
 pub fn agent_inbox(identity: &str) -> Queue {
-    durable(agent_inbox_name(identity), Some(INBOX_EXPIRES))
+    expiring(agent_inbox_name(identity), AGENT_INBOX_EXPIRES_AFTER)
 }
 
 /// The control queue of one agent process: questions of mappers, answers to its own requests.
 pub fn agent_control(identity: &str, instance: u64) -> Queue {
-    Queue {
-        name: process_queue_name(identity, instance),
-        kind: QueueKind::Exclusive,
-        bindings: vec![Exchange(ADVERTISE.into())],
-    }
+    Queue::exclusive(process_queue_name(identity, instance)).bind(ADVERTISE)
 }
 
 /// The inbox of one mapper process: answers.
 pub fn mapper_inbox(identity: &str, instance: u64) -> Queue {
-    durable(process_queue_name(identity, instance), Some(ANSWERS_EXPIRES))
+    expiring(process_queue_name(identity, instance), MAPPER_INBOX_EXPIRES_AFTER)
 }
 
 /// The presence queue of one mapper process: registrations and heartbeats.
 pub fn mapper_presence(identity: &str, instance: u64) -> Queue {
-    Queue {
-        name: format!("{identity}.{instance}.presence"),
-        kind: QueueKind::Exclusive,
-        bindings: vec![Exchange(REGISTRATION.into()), Exchange(HEARTBEAT.into())],
-    }
+    Queue::exclusive(format!("{identity}.{instance}.presence")).bind(REGISTRATION).bind(HEARTBEAT)
 }
 
-/// The queue of requests to the mappers.
+/// The queue of proxied requests.
 pub fn requests() -> Queue {
-    durable(REQUEST.into(), None)
+    Queue::durable(REQUEST)
 }
 
-/// The queue of requests that wait for an agent. One mapper at a time reads it, so that they keep their order.
+/// The offline queue. One mapper at a time consumes it, so that requests keep their order.
 pub fn offline() -> Queue {
-    let kind = QueueKind::Durable { expires: None, quorum: false, ordered: true };
-    Queue { name: OFFLINE.into(), kind, bindings: Vec::new() }
+    Queue::new(OFFLINE, DurableOptions::new().ordered(true))
 }
 
-/// The queues that no node owns.
+/// The queues that all mappers share.
 pub fn shared_queues() -> [Queue; 2] {
     [requests(), offline()]
 }
 
-fn durable(name: String, expires: Option<Duration>) -> Queue {
-    Queue { name, kind: QueueKind::Durable { expires, quorum: false, ordered: false }, bindings: Vec::new() }
+fn expiring(name: String, unused: Duration) -> Queue {
+    Queue::new(name, DurableOptions::new().expires_after(unused))
 }

@@ -168,7 +168,7 @@ async fn n04_silent_agent_times_out_and_returns(system: System) {
         .await
         .unwrap();
     knows(&mapper, &["fred"]).await;
-    transport.cut();
+    transport.disconnect();
     loop {
         if let AgentEvent::TimedOut(record) = seen.recv().await.unwrap() {
             assert_eq!(record.identity, identity);
@@ -176,7 +176,7 @@ async fn n04_silent_agent_times_out_and_returns(system: System) {
         }
     }
     assert!(matches!(mapper.request("/simple/echo", "hi").await, Err(RequestError::NoTarget(_))));
-    transport.restore();
+    transport.reconnect();
     knows(&mapper, &["fred"]).await;
     let answers = mapper.request("/simple/echo", "hi").await.unwrap();
     assert_eq!(answers.outcomes[&identity], ok(r#""hi""#));
@@ -196,7 +196,8 @@ async fn n05_selectors_and_target(system: System) {
     assert_eq!(ask(SelectorName::LeastLoaded).await, ["b"]);
     assert_eq!(ask(SelectorName::All).await, ["a", "b", "c"]);
     assert_eq!(
-        [ask(SelectorName::Rr).await, ask(SelectorName::Rr).await, ask(SelectorName::Rr).await].concat(),
+        [ask(SelectorName::RoundRobin).await, ask(SelectorName::RoundRobin).await, ask(SelectorName::RoundRobin).await]
+            .concat(),
         ["a", "b", "c"]
     );
     let mut random = BTreeSet::new();

@@ -1,4 +1,4 @@
-//! File broadcast, over the broker in memory.
+//! File broadcast, with the memory broker.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -15,25 +15,25 @@ use crate::harness::system::{System, knows, start};
 use crate::harness::{on_every_format, wait_until};
 
 on_every_format!(
-    n19_a_file_reaches_every_subscriber_whole,
-    n19_a_cut_transfer_leaves_nothing,
-    n19_names_and_places_that_are_not_plain_are_refused,
-    n19_limits_and_domains_are_kept,
+    n19_every_subscriber_receives_the_complete_file,
+    n19_failed_transfer_leaves_no_files,
+    n19_rejects_paths_symlinks_and_directories,
+    n19_enforces_size_limit_and_domains,
 );
 
 fn domain(name: &str) -> Tag {
     name.parse().unwrap()
 }
 
-/// An agent that takes files of the domain `photos`.
-async fn taker(system: &System, name: &str, root: &Path) -> (Agent, mpsc::UnboundedReceiver<ReceivedFile>) {
-    let (told, heard) = mpsc::unbounded_channel();
-    let files = FileRoot::new(root, [domain("photos")]).unwrap().largest(50 << 20);
-    let files = files.on_file(move |file| told.send(file.clone()).unwrap());
-    (start(system.agent(name).files(files)).await, heard)
+/// Starts an agent that receives files of the domain `photos`.
+async fn receiver(system: &System, name: &str, root: &Path) -> (Agent, mpsc::UnboundedReceiver<ReceivedFile>) {
+    let (sender, received) = mpsc::unbounded_channel();
+    let files = FileRoot::new(root, [domain("photos")]).unwrap().max_bytes(50 << 20);
+    let files = files.on_file(move |file| sender.send(file.clone()).unwrap());
+    (start(system.agent(name).files(files)).await, received)
 }
 
-/// Bytes that repeat nowhere near a chunk's length.
+/// Bytes that differ between chunks.
 fn content(length: usize) -> Vec<u8> {
     (0..length as u64).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
 }
@@ -45,10 +45,10 @@ fn names(directory: &Path) -> Vec<String> {
     names
 }
 
-async fn n19_a_file_reaches_every_subscriber_whole(system: System) {
+async fn n19_every_subscriber_receives_the_complete_file(system: System) {
     let (source, one, two) = (TempDir::new().unwrap(), TempDir::new().unwrap(), TempDir::new().unwrap());
-    let (_a, mut a_heard) = taker(&system, "a", one.path()).await;
-    let (_b, mut b_heard) = taker(&system, "b", two.path()).await;
+    let (_a, mut from_a) = receiver(&system, "a", one.path()).await;
+    let (_b, mut from_b) = receiver(&system, "b", two.path()).await;
     let _c = start(system.agent("c")).await;
     let mapper = system.started_mapper("m1").await;
     knows(&mapper, &["a", "b", "c"]).await;
@@ -60,8 +60,8 @@ async fn n19_a_file_reaches_every_subscriber_whole(system: System) {
         let answers = mapper.broadcast(broadcast, |progress| last = progress.sent).await.unwrap();
         assert_eq!(answers.results().count(), 2, "{answers:?}");
         assert_eq!(last, length as u64);
-        for (root, heard) in [(&one, &mut a_heard), (&two, &mut b_heard)] {
-            let file = heard.recv().await.unwrap();
+        for (root, received) in [(&one, &mut from_a), (&two, &mut from_b)] {
+            let file = received.recv().await.unwrap();
             assert_eq!(file.path, root.path().canonicalize().unwrap().join(name));
             assert_eq!((file.size, file.sender.as_str()), (length as u64, "mapper-m1"));
             assert!(fs::read(&file.path).unwrap() == content(length), "{name} is the same");
@@ -70,10 +70,10 @@ async fn n19_a_file_reaches_every_subscriber_whole(system: System) {
     let renamed = Broadcast::new(source.path().join("small.txt"), domain("photos")).dest("big.bin");
     assert_eq!(mapper.broadcast(renamed, |_| ()).await.unwrap().results().count(), 2);
     assert_eq!(fs::read(one.path().join("big.bin")).unwrap(), content(1), "a plain file is replaced");
-    assert_eq!(names(one.path()), ["big.bin", "empty", "small.txt"], "nothing else is left");
+    assert_eq!(names(one.path()), ["big.bin", "empty", "small.txt"], "no temporary files are left");
 }
 
-async fn n19_a_cut_transfer_leaves_nothing(system: System) {
+async fn n19_failed_transfer_leaves_no_files(system: System) {
     let (source, root) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     let transport = system.connect();
     let identity = Identity::agent("a").unwrap();
@@ -85,29 +85,29 @@ async fn n19_a_cut_transfer_leaves_nothing(system: System) {
     let path = source.path().join("big.bin");
     fs::write(&path, content(20_000_000)).unwrap();
     let mut chunks = 0;
-    let cut = |_| {
+    let disconnect = |_| {
         chunks += 1;
         if chunks == 20 {
-            transport.cut();
+            transport.disconnect();
         }
     };
-    let answers = mapper.broadcast(Broadcast::new(&path, domain("photos")), cut).await.unwrap();
+    let answers = mapper.broadcast(Broadcast::new(&path, domain("photos")), disconnect).await.unwrap();
     let failure = answers.outcomes[&identity].clone().unwrap_err();
     assert_eq!(failure.code, FailureCode::Lost, "{failure}");
-    // The connection is back, the mapper tries again, and what broke is forgotten in the end.
-    transport.restore();
+    // After the reconnect the agent registers again, and the failed transfer leaves nothing.
+    transport.reconnect();
     assert!(!root.path().join("big.bin").exists());
     knows(&mapper, &["a"]).await;
     drop(_agent);
-    wait_until("nothing is left", async || names(root.path()).is_empty()).await;
+    wait_until("the directory is empty", async || names(root.path()).is_empty()).await;
     fs::write(root.path().join(".nanite-left.part"), "x").unwrap();
     FileRoot::new(root.path(), []).unwrap();
-    assert!(names(root.path()).is_empty(), "what a killed process left is removed at the next start");
+    assert!(names(root.path()).is_empty(), "files that a killed process left are removed at the next start");
 }
 
-async fn n19_names_and_places_that_are_not_plain_are_refused(system: System) {
+async fn n19_rejects_paths_symlinks_and_directories(system: System) {
     let (source, root, outside) = (TempDir::new().unwrap(), TempDir::new().unwrap(), TempDir::new().unwrap());
-    let (_agent, _heard) = taker(&system, "a", root.path()).await;
+    let (_agent, _received) = receiver(&system, "a", root.path()).await;
     let mapper = system.started_mapper("m1").await;
     knows(&mapper, &["a"]).await;
     let path = source.path().join("x");
@@ -115,7 +115,7 @@ async fn n19_names_and_places_that_are_not_plain_are_refused(system: System) {
     for name in ["../x", "/etc/x", "", ".", "..", "a/b", "a\0b", ".ssh"] {
         let refused = mapper.broadcast(Broadcast::new(&path, domain("photos")).dest(name), |_| ()).await;
         assert!(matches!(refused, Err(BroadcastError::Name(_))), "{name:?}");
-        // A sender that does not look itself gets no further.
+        // A sender without this check is refused by the receiver.
         let answer = system.start_file("m1", "a", name, Some(4)).await;
         assert_eq!(answer, Err(FailureCode::Denied), "{name:?}");
     }
@@ -132,15 +132,15 @@ async fn n19_names_and_places_that_are_not_plain_are_refused(system: System) {
     assert_eq!(names(root.path()), ["directory", "link"]);
 }
 
-async fn n19_limits_and_domains_are_kept(system: System) {
+async fn n19_enforces_size_limit_and_domains(system: System) {
     let (source, root) = (TempDir::new().unwrap(), TempDir::new().unwrap());
-    let (_agent, _heard) = taker(&system, "a", root.path()).await;
+    let (_agent, _received) = receiver(&system, "a", root.path()).await;
     let mapper = system.started_mapper("m1").await;
     knows(&mapper, &["a"]).await;
     let path = source.path().join("x");
     fs::write(&path, "x").unwrap();
-    let nobody = mapper.broadcast(Broadcast::new(&path, domain("music")), |_| ()).await.unwrap_err();
-    assert_eq!(nobody.to_string(), "no agent takes files of music");
+    let error = mapper.broadcast(Broadcast::new(&path, domain("music")), |_| ()).await.unwrap_err();
+    assert_eq!(error.to_string(), "no agent receives files of music");
     let missing = mapper.broadcast(Broadcast::new(source.path().join("none"), domain("photos")), |_| ()).await;
     assert!(matches!(missing, Err(BroadcastError::Unreadable { .. })));
     for (size, code) in [(Some(51 << 20), FailureCode::Denied), (None, FailureCode::Denied)] {

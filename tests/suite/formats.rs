@@ -1,11 +1,11 @@
-//! Formats: the original's JSON packets, MessagePack, YAML, and a user's own.
+//! n23: codecs: the Ruby nanite's JSON packets, MessagePack, YAML, and a custom codec.
 
 use std::sync::Arc;
 
 use nanite::clock::Timestamp;
 use nanite::packet::{
-    Advertise, Chunk, Failure, FailureCode, FileChunk, FileEnd, FileStart, Identity, Intermediate, Kind, Outcome,
-    Packet, Payload, Ping, Register, Request, SelectorName, Status, Token, Unregister,
+    Advertise, DuplicateInstance, Failure, FailureCode, FileChunk, FileEnd, FileStart, Identity, Intermediate, Kind,
+    Outcome, Packet, Payload, Ping, Register, Request, SelectorName, Status, Token, Unregister,
 };
 use nanite::serializer::{
     Audience, Codec, CodecError, Inbound, InboundQueue, Json, MsgPack, OpenContext, OpenErrorKind, PlainSerializer,
@@ -31,22 +31,12 @@ fn mapper_a() -> Identity {
     Identity::mapper("a").unwrap()
 }
 
-/// One packet of each kind, with the values of the original's vectors.
-fn originals() -> Vec<(&'static str, Packet)> {
-    let register = Register {
-        identity: fred(),
-        services: vec!["/simple/echo".parse().unwrap(), "/simple/time".parse().unwrap()],
-        status: Status::new(0.42),
-        tags: vec!["eu".parse().unwrap(), "gpu".parse().unwrap()],
-        files: vec![],
-        instance: None,
-    };
-    let string_status = Register {
-        services: vec!["/simple/echo".parse().unwrap()],
-        status: Status::new(f64::NAN),
-        tags: vec![],
-        ..register.clone()
-    };
+/// One packet of each kind, with the values of the vectors that the Ruby nanite wrote.
+fn ruby_packets() -> Vec<(&'static str, Packet)> {
+    let register = Register::new(fred(), ["/simple/echo".parse().unwrap(), "/simple/time".parse().unwrap()])
+        .with_status(Status::new(0.42))
+        .with_tags(["eu".parse().unwrap(), "gpu".parse().unwrap()]);
+    let string_status = Register::new(fred(), ["/simple/echo".parse().unwrap()]).with_status(Status::new(f64::NAN));
     let mut request = Request::new("/simple/echo".parse().unwrap(), json(r#"{"text":"héllo","n":[1,2.5,null,true]}"#));
     request.from = Some(mapper_a());
     request.token = Some(token());
@@ -59,39 +49,16 @@ fn originals() -> Vec<(&'static str, Packet)> {
     push.from = Some(mapper_a());
     push.token = Some(token());
     push.target = Some(fred());
-    let outcome =
-        Outcome { token: token(), to: mapper_a(), from: fred(), results: json(r#"{"ok":[1,2]}"#), failure: None };
-    let nil = Outcome {
-        to: Identity::agent("bob").unwrap(),
-        from: mapper_a(),
-        results: Payload::default(),
-        ..outcome.clone()
-    };
-    let intermediate = Intermediate {
-        token: token(),
-        to: mapper_a(),
-        from: fred(),
-        key: "defaultkey".into(),
-        value: json(r#"{"pct":40}"#),
-        sequence: None,
-        origin: None,
-    };
-    let start = FileStart {
-        filename: "a.bin".into(),
-        dest: "a.bin".into(),
-        token: token(),
-        from: None,
-        reply_to: None,
-        domain: None,
-        file_size: None,
-        sha256: None,
-    };
+    let outcome = Outcome::new(token(), mapper_a(), fred(), Ok(json(r#"{"ok":[1,2]}"#)));
+    let nil = Outcome::new(token(), Identity::agent("bob").unwrap(), mapper_a(), Ok(Payload::default()));
+    let intermediate = Intermediate::new(token(), mapper_a(), fred(), "defaultkey", json(r#"{"pct":40}"#));
+    let start = FileStart::new(token(), "a.bin", "a.bin");
     vec![
-        ("advertise", Advertise { target: Some(fred()), ..Advertise::default() }.into()),
+        ("advertise", Advertise::default().with_target(fred()).into()),
         ("register", register.into()),
         ("register_string_status", string_status.into()),
-        ("ping", Ping { identity: fred(), status: Status::new(1.25), instance: None }.into()),
-        ("unregister", Unregister { identity: fred() }.into()),
+        ("ping", Ping::new(fred(), Status::new(1.25)).into()),
+        ("unregister", Unregister::new(fred()).into()),
         ("request", request.into()),
         ("request_minimal", Request::new("/simple/echo".parse().unwrap(), "hi".into()).into()),
         ("push", Packet::Push(push)),
@@ -99,17 +66,17 @@ fn originals() -> Vec<(&'static str, Packet)> {
         ("result_nil", nil.into()),
         ("intermediate", intermediate.into()),
         ("file_start", start.into()),
-        ("file_chunk", FileChunk { token: token(), chunk: Chunk(b"chunk text".to_vec()), sequence: None }.into()),
-        ("file_end", FileEnd { token: token(), meta: json(r#"{"from":"fred"}"#).0 }.into()),
+        ("file_chunk", FileChunk::new(token(), b"chunk text".to_vec()).into()),
+        ("file_end", FileEnd::new(token()).with_meta(json(r#"{"from":"fred"}"#).0).into()),
     ]
 }
 
 #[test]
-fn n23_the_originals_packets_are_read_and_written() {
-    for (name, packet) in originals() {
+fn n23_ruby_json_packets_are_read_and_written() {
+    for (name, packet) in ruby_packets() {
         let bytes = vector(name);
         assert_eq!(Json.decode(&bytes).unwrap(), packet, "{name}");
-        // What the original wrote and ours does not repeat are only what readers ignore: sizes and what is null.
+        // The Ruby nanite also writes sizes and nulls, which readers ignore.
         let strip = |bytes: &[u8]| {
             fn without(value: &mut serde_json::Value) {
                 if let Some(map) = value.as_object_mut() {
@@ -129,20 +96,14 @@ fn n23_the_originals_packets_are_read_and_written() {
 }
 
 #[test]
-fn n23_every_format_carries_every_kind() {
+fn n23_every_codec_round_trips_every_kind() {
     let codecs: [&dyn Codec; 3] = [&Json, &MsgPack, &Yaml];
     let mut kinds = std::collections::BTreeSet::new();
-    let mut packets: Vec<Packet> = originals().into_iter().map(|(_, packet)| packet).collect();
-    packets.push(FileChunk { token: token(), chunk: Chunk(vec![0, 255, 128, 10]), sequence: Some(7) }.into());
+    let mut packets: Vec<Packet> = ruby_packets().into_iter().map(|(_, packet)| packet).collect();
+    packets.push(FileChunk::new(token(), vec![0, 255, 128, 10]).with_sequence(7).into());
     packets.push(
-        Outcome {
-            token: token(),
-            to: mapper_a(),
-            from: fred(),
-            results: Payload::default(),
-            failure: Some(Failure::new(FailureCode::Denied, "Denied: \"yes\" # no")),
-        }
-        .into(),
+        Outcome::new(token(), mapper_a(), fred(), Err(Failure::new(FailureCode::Denied, "Denied: \"yes\" # no")))
+            .into(),
     );
     packets.push(Request::new("/a/b".parse().unwrap(), json(r#"["yes","1","null","~","",{"a: b":"- x\n"}]"#)).into());
     for packet in packets {
@@ -156,15 +117,29 @@ fn n23_every_format_carries_every_kind() {
 }
 
 #[test]
-fn n23_every_number_is_the_same_at_the_other_end() {
+fn n23_advertise_keeps_its_serialized_names() {
+    let advertise = Advertise::default()
+        .with_target(fred())
+        .with_duplicate(DuplicateInstance::new(7, true))
+        .with_serves_requests(true);
+    let packet = Packet::from(advertise);
+    let data = r#"{"target":"nanite-fred","twin":{"instance":7,"replaced":true},"serves":true}"#;
+    let expected = format!(r#"{{"json_class":"Nanite::Advertise","data":{data}}}"#);
+    assert_eq!(String::from_utf8(Json.encode(&packet).unwrap()).unwrap(), expected);
+    let expected = [
+        &b"\x82\xaajson_class\xb1Nanite::Advertise\xa4data\x83\xa6target\xabnanite-fred"[..],
+        b"\xa4twin\x82\xa8instance\x07\xa8replaced\xc3\xa6serves\xc3",
+    ];
+    assert_eq!(MsgPack.encode(&packet).unwrap(), expected.concat());
+}
+
+#[test]
+fn n23_numbers_round_trip_exactly() {
     let numbers = [7.532_784_696_383_645_5e-121, 0.1 + 0.2, f64::MIN_POSITIVE, f64::MAX, -1.0 / 3.0, 5e-324];
     for number in numbers {
         let mut request = Request::new("/simple/echo".parse().unwrap(), Payload::new(number).unwrap());
         request.from = Some(mapper_a());
-        for packet in [
-            Packet::Ping(Ping { identity: fred(), status: Status::new(number), instance: None }),
-            Packet::Request(request),
-        ] {
+        for packet in [Packet::Ping(Ping::new(fred(), Status::new(number))), Packet::Request(request)] {
             for codec in [&Json as &dyn Codec, &MsgPack, &Yaml] {
                 let encoded = codec.encode(&packet).unwrap();
                 assert_eq!(codec.decode(&encoded).unwrap(), packet, "{number:e} in {}", codec.name());
@@ -174,7 +149,7 @@ fn n23_every_number_is_the_same_at_the_other_end() {
 }
 
 #[test]
-fn n23_what_is_no_packet_is_refused_by_every_format() {
+fn n23_every_codec_rejects_invalid_packets() {
     let codecs: [&dyn Codec; 3] = [&Json, &MsgPack, &Yaml];
     let deep = "[".repeat(10_000);
     let bomb = format!("a: &a [x,x]\n{}", (0..40).map(|i| format!("b{i}: &b{i} [*a,*a]\n")).collect::<String>());
@@ -197,14 +172,14 @@ fn n23_what_is_no_packet_is_refused_by_every_format() {
 }
 
 #[test]
-fn n23_the_content_type_and_the_channel_decide_and_nothing_is_guessed() {
+fn n23_plain_serializer_refuses_wrong_queue_codec_and_size() {
     let plain = PlainSerializer::new(fred(), MsgPack);
-    let packet = Packet::from(Ping { identity: fred(), status: Status::new(1.0), instance: None });
+    let packet = Packet::from(Ping::new(fred(), Status::new(1.0)));
     let now = Timestamp::from_secs(1);
     let sealed = plain.seal(&packet, &SealRequest::new(&Audience::Mappers, now)).unwrap();
     let opened = plain.open(&sealed.bytes, &OpenContext::new(InboundQueue::Presence, now)).unwrap();
     assert_eq!(opened.packet, packet);
-    assert!(opened.signer().is_none(), "a plain format vouches for nobody");
+    assert!(opened.signer().is_none(), "a plain message has no signer");
     let elsewhere = plain.open(&sealed.bytes, &OpenContext::new(InboundQueue::AgentInbox, now)).unwrap_err();
     assert_eq!(elsewhere.kind, OpenErrorKind::WrongDestination);
     let other =
@@ -216,17 +191,17 @@ fn n23_the_content_type_and_the_channel_decide_and_nothing_is_guessed() {
     assert_eq!(long.kind, OpenErrorKind::TooLarge);
 }
 
-/// A format of a user's own: JSON, turned round.
+/// A custom codec: JSON with its bytes reversed.
 #[derive(Debug)]
-struct Backwards;
+struct ReversedJson;
 
-impl Codec for Backwards {
+impl Codec for ReversedJson {
     fn name(&self) -> &'static str {
-        "backwards"
+        "reversed-json"
     }
 
     fn content_type(&self) -> &'static str {
-        "application/x-backwards"
+        "application/x-reversed-json"
     }
 
     fn encode(&self, packet: &Packet) -> Result<Vec<u8>, CodecError> {
@@ -242,8 +217,8 @@ impl Codec for Backwards {
 }
 
 #[test]
-fn n23_a_format_of_the_users_own() {
-    let serializer: Arc<dyn Serializer> = Arc::new(PlainSerializer::new(fred(), Backwards));
+fn n23_custom_codec_is_used_by_the_serializer() {
+    let serializer: Arc<dyn Serializer> = Arc::new(PlainSerializer::new(fred(), ReversedJson));
     let packet = Packet::from(Advertise::default());
     let now = Timestamp::from_secs(1);
     let sealed = serializer.seal(&packet, &SealRequest::new(&Audience::Agents, now)).unwrap();

@@ -10,6 +10,7 @@ mod files;
 mod formats;
 mod harness;
 mod layers;
+mod memory_broker;
 mod n02_duplicate_instances;
 mod n10_two_mappers;
 mod n12_offline;
@@ -39,6 +40,7 @@ mod s02_own_store;
 mod s02_stores;
 mod s02_trust_store;
 mod s03_certs_cli;
+#[cfg(feature = "fuzzing")]
 mod s04_pkits;
 mod s04_revocation;
 mod s04_running;

@@ -69,7 +69,7 @@ async fn n10_request_sealed_to_another_mapper_is_left_to_it() {
     drop(first);
     let unanswered = proxy.request("/count/up", ()).timeout(Duration::from_millis(300)).await.unwrap_err();
     assert!(matches!(unanswered, RequestError::Refused(Failure { code: FailureCode::TimedOut, .. })), "{unanswered:?}");
-    wait_until("the queue is empty", async || broker.waiting(topology::REQUEST).is_empty()).await;
+    wait_until("the queue is empty", async || broker.queued_messages(topology::REQUEST).is_empty()).await;
     assert_eq!(calls.load(Ordering::SeqCst), REQUESTS);
 }
 

@@ -17,11 +17,11 @@ use crate::harness::pki::{Pki, T0, agent, at, mapper};
 fn register(name: &str) -> Packet {
     let services = vec!["/simple/echo".parse().unwrap()];
     let tags = vec!["big".parse().unwrap()];
-    Register { identity: agent(name), services, status: Status::new(1.0), tags, files: vec![], instance: None }.into()
+    Register::new(agent(name), services).with_status(Status::new(1.0)).with_tags(tags).into()
 }
 
 fn ping(name: &str) -> Packet {
-    Ping { identity: agent(name), status: Status::new(2.0), instance: None }.into()
+    Ping::new(agent(name), Status::new(2.0)).into()
 }
 
 /// What a mapper stores of a message.

@@ -114,7 +114,7 @@ async fn n14_mapper_learns_certificates_from_redis() {
         let credentials = ca.issue(identity, KeyType::P256, Duration::from_secs(3600), now).unwrap();
         let trust = Arc::new(ca.trust().unwrap());
         let own = StaticCertificateStore::new([credentials.certificate().clone()]);
-        let store = Arc::new(TrustStore::new(trust.clone()).with_known(Arc::new(own)));
+        let store = Arc::new(TrustStore::new(trust.clone()).with_store(Arc::new(own)));
         Arc::new(SecureSerializer::builder(credentials, store, trust).build().unwrap())
     };
     let start = async |name: &str, transport: Arc<dyn Transport>| {

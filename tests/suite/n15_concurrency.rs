@@ -71,11 +71,11 @@ async fn send(mapper: &Mapper, service: &str, jobs: usize) -> Vec<PendingAnswer>
 async fn wait_for_queued(system: &System, agent: &str, messages: usize) {
     let queue = topology::agent_inbox_name(Identity::agent(agent).unwrap().as_str());
     let reached = async {
-        while system.broker.waiting(&queue).len() != messages {
+        while system.broker.queued_messages(&queue).len() != messages {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
-    let found = format!("expected {messages} in the queue, found {}", system.broker.waiting(&queue).len());
+    let found = format!("expected {messages} in the queue, found {}", system.broker.queued_messages(&queue).len());
     tokio::time::timeout(Duration::from_secs(30), reached).await.expect(&found);
 }
 

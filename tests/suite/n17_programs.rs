@@ -222,7 +222,7 @@ async fn n17_nonzero_exit_is_a_failure_with_the_end_of_stderr() {
     assert_eq!(system.request("/bad/signal", ()).await, failure(FailureCode::Failed, "ended by signal: 11 (SIGSEGV)"));
     let long = system.request("/bad/long", ()).await.unwrap_err();
     assert!(long.message.starts_with("exit code 1: ") && long.message.ends_with("ä\nä\nat last"), "{long}");
-    assert!((4000..=Failure::MAX_MESSAGE).contains(&long.message.len()), "{}", long.message.len());
+    assert!((4000..=Failure::MAX_MESSAGE_BYTES).contains(&long.message.len()), "{}", long.message.len());
     let mut events = system.events("/bad/parts", (), TIMEOUT).await;
     assert_eq!(pid(&mut events).await, 1);
     assert_eq!(outcome(&mut events).await, failure(FailureCode::Failed, "exit code 4"));

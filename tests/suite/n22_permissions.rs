@@ -1,5 +1,5 @@
-//! What users can do that `nanite broker setup` made: their own work, and nothing with what is anothers'. They ask the broker
-//! directly, as a node whose host was taken over would.
+//! The users that `nanite broker setup` creates can do their own work, and cannot use the resources of others. They use the broker
+//! directly, as an attacker on a node's host could.
 
 use std::fs;
 use std::sync::Arc;
@@ -22,26 +22,26 @@ use nanite::transport::{AmqpOptions, AmqpTransport};
 use crate::harness::program::run;
 use crate::harness::site::ready;
 use crate::harness::wait_until;
-use crate::n22_setup::Place;
+use crate::n22_setup::SetupTest;
 
-/// A user at the broker, without any program of ours.
+/// A user at the broker, with a plain AMQP client.
 struct User(Connection);
 
 #[derive(Debug, PartialEq, Eq)]
-enum Verdict {
+enum Access {
     Allowed,
     Refused,
 }
-use Verdict::{Allowed, Refused};
+use Access::{Allowed, Refused};
 
 impl User {
-    async fn log_in(place: &Place, identity: &str) -> Self {
-        let url = place.url(identity).replacen('@', &format!(":{}@", place.password(identity)), 1);
+    async fn log_in(test: &SetupTest, identity: &str) -> Self {
+        let url = test.url(identity).replacen('@', &format!(":{}@", test.password(identity)), 1);
         Self(Connection::connect(&url, ConnectionProperties::default()).await.unwrap())
     }
 
-    /// What the broker says to an attempt, on a channel of its own: that the user has no permission for it closes the channel.
-    async fn may<T>(&self, attempt: impl AsyncFnOnce(Channel) -> lapin::Result<T>) -> Verdict {
+    /// Whether the broker allows an attempt. Each has its own channel, because a refusal closes the channel.
+    async fn attempt<T>(&self, attempt: impl AsyncFnOnce(Channel) -> lapin::Result<T>) -> Access {
         let channel = self.0.create_channel().await.unwrap();
         match attempt(channel).await {
             Ok(_) => Allowed,
@@ -49,71 +49,72 @@ impl User {
                 ErrorKind::ProtocolError(why) if why.kind() == &AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => {
                     Refused
                 }
-                _ => panic!("neither done nor refused for want of permission: {error}"),
+                _ => panic!("neither allowed nor refused: {error}"),
             },
         }
     }
 
-    async fn get(&self, queue: &str) -> Verdict {
-        self.may(async |channel| channel.basic_get(name(queue), BasicGetOptions::default()).await).await
+    async fn get(&self, queue: &str) -> Access {
+        self.attempt(async |channel| channel.basic_get(name(queue), BasicGetOptions::default()).await).await
     }
 
-    async fn consume(&self, queue: &str) -> Verdict {
+    async fn consume(&self, queue: &str) -> Access {
         let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
-        self.may(async |channel| channel.basic_consume(name(queue), name(""), options, arguments).await).await
+        self.attempt(async |channel| channel.basic_consume(name(queue), name(""), options, arguments).await).await
     }
 
-    async fn purge(&self, queue: &str) -> Verdict {
-        self.may(async |channel| channel.queue_purge(name(queue), QueuePurgeOptions::default()).await).await
+    async fn purge(&self, queue: &str) -> Access {
+        self.attempt(async |channel| channel.queue_purge(name(queue), QueuePurgeOptions::default()).await).await
     }
 
-    async fn delete(&self, queue: &str) -> Verdict {
-        self.may(async |channel| channel.queue_delete(name(queue), QueueDeleteOptions::default()).await).await
+    async fn delete(&self, queue: &str) -> Access {
+        self.attempt(async |channel| channel.queue_delete(name(queue), QueueDeleteOptions::default()).await).await
     }
 
-    async fn declare(&self, queue: &str) -> Verdict {
+    async fn declare(&self, queue: &str) -> Access {
         let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-        self.may(async |channel| channel.queue_declare(name(queue), options, FieldTable::default()).await).await
+        self.attempt(async |channel| channel.queue_declare(name(queue), options, FieldTable::default()).await).await
     }
 
-    /// Asks whether there is such a queue.
-    async fn ask_about(&self, queue: &str) -> Verdict {
+    /// Checks whether the queue exists.
+    async fn check_exists(&self, queue: &str) -> Access {
         let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        self.may(async |channel| channel.queue_declare(name(queue), options, FieldTable::default()).await).await
+        self.attempt(async |channel| channel.queue_declare(name(queue), options, FieldTable::default()).await).await
     }
 
-    async fn bind(&self, queue: &str, exchange: &str) -> Verdict {
+    async fn bind(&self, queue: &str, exchange: &str) -> Access {
         let (queue, exchange) = (name(queue), name(exchange));
         let options = (QueueBindOptions::default(), FieldTable::default());
-        self.may(async |channel| channel.queue_bind(queue, exchange, name(""), options.0, options.1).await).await
+        self.attempt(async |channel| channel.queue_bind(queue, exchange, name(""), options.0, options.1).await).await
     }
 
-    async fn unbind(&self, queue: &str, exchange: &str) -> Verdict {
+    async fn unbind(&self, queue: &str, exchange: &str) -> Access {
         let (queue, exchange) = (name(queue), name(exchange));
-        self.may(async |channel| channel.queue_unbind(queue, exchange, name(""), FieldTable::default()).await).await
+        self.attempt(async |channel| channel.queue_unbind(queue, exchange, name(""), FieldTable::default()).await).await
     }
 
-    async fn bind_exchange(&self, to: &str, from: &str) -> Verdict {
+    async fn bind_exchange(&self, to: &str, from: &str) -> Access {
         let options = (ExchangeBindOptions::default(), FieldTable::default());
         let (to, from) = (name(to), name(from));
-        self.may(async |channel| channel.exchange_bind(to, from, name(""), options.0, options.1).await).await
+        self.attempt(async |channel| channel.exchange_bind(to, from, name(""), options.0, options.1).await).await
     }
 
-    async fn declare_exchange(&self, exchange: &str) -> Verdict {
+    async fn declare_exchange(&self, exchange: &str) -> Access {
         let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
         let (exchange, kind) = (name(exchange), ExchangeKind::Fanout);
-        self.may(async |channel| channel.exchange_declare(exchange, kind, options, FieldTable::default()).await).await
+        self.attempt(async |channel| channel.exchange_declare(exchange, kind, options, FieldTable::default()).await)
+            .await
     }
 
-    async fn delete_exchange(&self, exchange: &str) -> Verdict {
+    async fn delete_exchange(&self, exchange: &str) -> Access {
         let options = ExchangeDeleteOptions::default();
-        self.may(async |channel| channel.exchange_delete(name(exchange), options).await).await
+        self.attempt(async |channel| channel.exchange_delete(name(exchange), options).await).await
     }
 
-    /// Publishes to an exchange, and waits for the broker's confirmation.
-    async fn publish(&self, exchange: &str, key: &str) -> Verdict {
+    /// Publishes to an exchange, and waits for the confirm.
+    async fn publish(&self, exchange: &str, key: &str) -> Access {
         let (exchange, key) = (name(exchange), name(key));
-        self.may(async |channel| {
+        self.attempt(async |channel| {
             channel.confirm_select(ConfirmSelectOptions::default()).await?;
             let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default());
             channel.basic_publish(exchange, key, options, b"rubbish", properties).await?.await
@@ -126,8 +127,8 @@ fn name(name: &str) -> ShortString {
     ShortString::try_new(name).unwrap()
 }
 
-impl Place {
-    /// The names of all queues, and of the consumers' that have come.
+impl SetupTest {
+    /// The names of all queues.
     fn queues(&self) -> Vec<String> {
         let (_, all) = self.api(&format!("/api/queues/{}", self.vhost));
         all.as_array().unwrap().iter().map(|queue| queue["name"].as_str().unwrap().to_owned()).collect()
@@ -135,22 +136,22 @@ impl Place {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn n22_an_agents_user_can_do_nothing_with_what_is_anothers() {
-    let place = Place::new();
-    assert_eq!(place.setup(&[]).code(), 0);
-    let [a, b] = &place.agents;
-    let (a, m) = (format!("nanite-{a}"), format!("mapper-{}", place.mapper));
-    let _mapper = ready(&mut place.node("mapper", &place.mapper, &["mapper"]));
-    let _b = ready(&mut place.node("agent", b, &["agent"]));
-    // The shared two, the agent's two, the mapper's two: what there is to be taken.
-    wait_until("all queues are there", async || place.queues().len() == 6).await;
-    let queues = place.queues();
+async fn n22_users_cannot_use_the_resources_of_others() {
+    let test = SetupTest::new();
+    assert_eq!(test.setup(&[]).code(), 0);
+    let [a, b] = &test.agents;
+    let (a, m) = (format!("nanite-{a}"), format!("mapper-{}", test.mapper));
+    let _mapper = ready(&mut test.node("mapper", &test.mapper, &["mapper"]));
+    let _b = ready(&mut test.node("agent", b, &["agent"]));
+    // Two shared queues, two of the agent, two of the mapper.
+    wait_until("all queues exist", async || test.queues().len() == 6).await;
+    let queues = test.queues();
     for part in [&format!("nanite-{b}"), &format!("nanite-{b}."), &format!("{m}."), "request", "mapper-offline"] {
         assert!(queues.iter().any(|queue| queue.starts_with(part)), "no {part} among {queues:?}");
     }
 
-    let user = User::log_in(&place, &a).await;
-    // So that what is refused below is refused for whose it is, and not since the user can do nothing at all.
+    let user = User::log_in(&test, &a).await;
+    // Its own queue works, so the refusals below are not because the user may do nothing at all.
     let own = format!("{a}.17");
     assert_eq!(user.declare(&own).await, Allowed);
     assert_eq!(user.bind(&own, "advertise").await, Allowed);
@@ -167,13 +168,13 @@ async fn n22_an_agents_user_can_do_nothing_with_what_is_anothers() {
         assert_eq!(user.purge(queue).await, Refused, "purge {queue}");
         assert_eq!(user.delete(queue).await, Refused, "delete {queue}");
     }
-    // Nor has it a queue of another name: one that others would take for theirs, or that is like its own.
+    // It cannot declare queues with other names, such as those of others or similar to its own.
     for queue in
         ["queue", "nanite-c", &format!("{a}x"), &format!("x{a}"), &format!("{a}.x"), &format!("{a}.1.presence")]
     {
         assert_eq!(user.declare(queue).await, Refused, "declare {queue}");
     }
-    // What agents say to the mappers is not for it, and it speaks to no agent as a mapper does.
+    // It cannot read what agents send to mappers, and cannot send to agents as a mapper does.
     for exchange in ["registration", "heartbeat", "amq.fanout", "amq.topic"] {
         assert_eq!(user.bind(&own, exchange).await, Refused, "bind the own queue to {exchange}");
     }
@@ -190,16 +191,16 @@ async fn n22_an_agents_user_can_do_nothing_with_what_is_anothers() {
     for exchange in ["advertise", "registration", "heartbeat"] {
         assert_eq!(user.delete_exchange(exchange).await, Refused, "delete {exchange}");
     }
-    // The work of an agent: it says that it lives, answers mappers, and asks them. Messages to a queue by its name go through the
-    // default exchange; RabbitMQ cannot tell there which queues are meant. What it puts there is refused by whoever opens it.
+    // The work of an agent: heartbeats, answers and requests to mappers. Messages to a queue by its name go through the default
+    // exchange, where RabbitMQ cannot restrict the queues; the recipients refuse forged messages.
     for (exchange, key) in [("registration", ""), ("heartbeat", ""), ("", "request"), ("", "mapper-offline")] {
         assert_eq!(user.publish(exchange, key).await, Allowed, "publish to {exchange} {key}");
     }
-    // And it may know of queues, as everybody in the virtual host.
-    assert_eq!(user.ask_about(&format!("nanite-{b}")).await, Allowed);
+    // It may check whether queues exist, like every user of the virtual host.
+    assert_eq!(user.check_exists(&format!("nanite-{b}")).await, Allowed);
 
-    // A mapper's user reads what is for any mapper, and nothing of an agent or of another mapper.
-    let user = User::log_in(&place, &m).await;
+    // A mapper's user can read the queues shared by all mappers, but not those of an agent or another mapper.
+    let user = User::log_in(&test, &m).await;
     let theirs = |queue: &&String| queue.starts_with("nanite-");
     assert_eq!(queues.iter().filter(theirs).count(), 2);
     for queue in queues.iter().filter(theirs).map(String::as_str).chain(["mapper-other.17", "mapper-other"]) {
@@ -211,73 +212,72 @@ async fn n22_an_agents_user_can_do_nothing_with_what_is_anothers() {
     for queue in ["request", "mapper-offline"] {
         assert_eq!(user.delete(queue).await, Refused, "delete {queue}");
     }
-    // It makes itself known to the other mappers, and says nothing in an agent's place.
+    // It can announce itself to other mappers, but cannot send heartbeats as an agent does.
     assert_eq!((user.publish("registration", "").await, user.publish("heartbeat", "").await), (Allowed, Refused));
 }
 
-/// The library's agent with its user of the broker, with an actor that asks others through a mapper.
-async fn asking(place: &Place, agent: &str) -> nanite::agent::Agent {
+/// An agent of the library with its own broker user, and an actor that sends requests through a mapper.
+async fn requesting_agent(test: &SetupTest, agent: &str) -> nanite::agent::Agent {
     let (identity, now) = (Identity::agent(agent).unwrap(), SystemClock.now());
-    let certs = place.site.path("certs");
+    let certs = test.site.path("certs");
     let credentials = CertificateDirectory::new(&certs).credentials(&identity, None, now).unwrap();
     let store = DirectoryCertificateStore::open(&certs, now).unwrap();
     let trust = store.trust().unwrap();
     let serializer = SecureSerializer::builder(credentials, Arc::new(store), trust).build().unwrap();
-    let options = AmqpOptions::new(&place.url(identity.as_str())).unwrap();
-    let options = options.password(place.password(identity.as_str()).as_str());
+    let options = AmqpOptions::new(&test.url(identity.as_str())).unwrap();
+    let options = options.password(test.password(identity.as_str()).as_str());
     let transport = AmqpTransport::connect(options).await.unwrap();
-    let asking = actor("ask").expose("echo", async |text: Payload, context: Context| {
+    let requests = actor("ask").expose("echo", async |text: Payload, context: Context| {
         let answers = context.proxy().request("/agent/echo", text).await?;
         reply(answers.results().next().map(|(_, value)| value.clone()))
     });
-    let agent = Agent::builder(Arc::new(serializer), Arc::new(transport)).actor(asking);
+    let agent = Agent::builder(Arc::new(serializer), Arc::new(transport)).actor(requests);
     agent.start().await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn n22_a_whole_system_works_with_these_users() {
-    let place = Place::new();
-    assert_eq!(place.setup(&[]).code(), 0);
-    let [a, b] = &place.agents;
-    // What the broker cannot forbid to an agent, since it reads the one and writes to the others: mappers' questions come to mappers,
-    // too. They refuse them, and go on.
-    let meddler = User::log_in(&place, &format!("nanite-{a}")).await;
+async fn n22_complete_system_works_with_these_users() {
+    let test = SetupTest::new();
+    assert_eq!(test.setup(&[]).code(), 0);
+    let [a, b] = &test.agents;
+    // The broker cannot prevent that an agent binds the exchanges so that mappers receive the questions of mappers: they refuse them.
+    let attacker = User::log_in(&test, &format!("nanite-{a}")).await;
     for exchange in ["registration", "heartbeat"] {
-        assert_eq!(meddler.bind_exchange(exchange, "advertise").await, Allowed);
+        assert_eq!(attacker.bind_exchange(exchange, "advertise").await, Allowed);
     }
-    let _mapper = ready(&mut place.node("mapper", &place.mapper, &["mapper"]));
+    let _mapper = ready(&mut test.node("mapper", &test.mapper, &["mapper"]));
     let files = ["agent", "--files-dir", "inbox", "--files-domain", "photos"];
-    fs::create_dir(place.site.path("inbox")).unwrap();
-    let mut bob = ready(&mut place.node("agent", b, &files));
-    let _alice = asking(&place, a).await;
+    fs::create_dir(test.site.path("inbox")).unwrap();
+    let mut bob = ready(&mut test.node("agent", b, &files));
+    let _alice = requesting_agent(&test, a).await;
 
-    let ask = |arguments: &[&str]| {
-        let ended = run(&mut place.node("mapper", &place.mapper, arguments));
+    let run_command = |arguments: &[&str]| {
+        let ended = run(&mut test.node("mapper", &test.mapper, arguments));
         assert_eq!(ended.code(), 0, "{arguments:?}: {ended:?}");
         ended.out
     };
     let look = ["--look", "60s"];
     assert_eq!(
-        ask(&[&["request", "/agent/echo", "by a mapper of its own", "--timeout", "60s"][..], &look].concat()),
-        "by a mapper of its own\n"
+        run_command(&[&["request", "/agent/echo", "by its own mapper", "--timeout", "60s"][..], &look].concat()),
+        "by its own mapper\n"
     );
     assert_eq!(
-        ask(&["request", "/agent/echo", "by one that runs", "--via-mapper", "--timeout", "60s"]),
-        "by one that runs\n"
+        run_command(&["request", "/agent/echo", "by a running mapper", "--via-mapper", "--timeout", "60s"]),
+        "by a running mapper\n"
     );
-    let asked = ["request", "/ask/echo", "agent to agent", "--timeout", "60s"];
-    assert_eq!(ask(&[&asked[..], &look].concat()), "agent to agent\n");
-    place.site.write("holiday.jpg", "a file", 0o600);
+    let request = ["request", "/ask/echo", "agent to agent", "--timeout", "60s"];
+    assert_eq!(run_command(&[&request[..], &look].concat()), "agent to agent\n");
+    test.site.write("holiday.jpg", "a file", 0o600);
     assert_eq!(
-        ask(&[&["send-file", "holiday.jpg", "--domain", "photos"][..], &look].concat()),
+        run_command(&[&["send-file", "holiday.jpg", "--domain", "photos"][..], &look].concat()),
         format!("nanite-{b}\n")
     );
     bob.wait_for("has sent");
-    assert_eq!(fs::read_to_string(place.site.path("inbox/holiday.jpg")).unwrap(), "a file");
-    // What waits in the offline queue is put there by one mapper and read by the other.
-    ask(&["push", "/agent/info", "null", "--offline", "--look", "10ms"]);
+    assert_eq!(fs::read_to_string(test.site.path("inbox/holiday.jpg")).unwrap(), "a file");
+    // One mapper puts a request into the offline queue, and the other delivers it.
+    run_command(&["push", "/agent/info", "null", "--offline", "--look", "10ms"]);
     wait_until("it is delivered", async || {
-        let (_, queue) = place.api(&format!("/api/queues/{}/mapper-offline", place.vhost));
+        let (_, queue) = test.api(&format!("/api/queues/{}/mapper-offline", test.vhost));
         queue["messages"] == 0
     })
     .await;

@@ -179,7 +179,7 @@ async fn n12_push_waits_for_an_agent(system: System) {
     let (log, mut received) = recorder();
     let _fred = start(system.agent("fred").actor(log)).await;
     assert_eq!(received.recv().await.unwrap(), "hush-hush");
-    wait_until("the queue is empty", async || system.broker.waiting(topology::OFFLINE).is_empty()).await;
+    wait_until("the queue is empty", async || system.broker.queued_messages(topology::OFFLINE).is_empty()).await;
 }
 
 async fn n12_request_waits_for_an_agent_and_is_answered(system: System) {
@@ -224,11 +224,12 @@ async fn n12_lost_connection_neither_loses_nor_repeats_offline_messages(system: 
     for i in 0..5 {
         mapper.push("/log/write", format!("{i}")).await.unwrap();
     }
-    wait_until("the mapper holds them", async || system.broker.waiting(topology::OFFLINE).is_empty()).await;
-    transport.cut();
+    wait_until("the mapper holds them", async || system.broker.queued_messages(topology::OFFLINE).is_empty()).await;
+    transport.disconnect();
     system.waiting(topology::OFFLINE, 5).await;
-    transport.restore();
-    wait_until("the mapper holds them again", async || system.broker.waiting(topology::OFFLINE).is_empty()).await;
+    transport.reconnect();
+    wait_until("the mapper holds them again", async || system.broker.queued_messages(topology::OFFLINE).is_empty())
+        .await;
     let (log, mut received) = recorder();
     let _fred = start(system.agent("fred").concurrency(1).actor(log)).await;
     for i in 0..5 {
@@ -238,7 +239,7 @@ async fn n12_lost_connection_neither_loses_nor_repeats_offline_messages(system: 
     mapper.request("/log/write", "last").await.unwrap();
     assert_eq!(received.recv().await.unwrap(), "last");
     drop(mapper);
-    assert!(system.broker.waiting(topology::OFFLINE).is_empty());
+    assert!(system.broker.queued_messages(topology::OFFLINE).is_empty());
 }
 
 async fn n13_persistent_messages_survive_a_restart_of_the_broker(system: System) {
@@ -249,10 +250,10 @@ async fn n13_persistent_messages_survive_a_restart_of_the_broker(system: System)
     let _fred = start(agent.actor(log)).await;
     let mapper = system.mapper("m1").persistent(true).start().await.unwrap();
     knows(&mapper, &["fred"]).await;
-    transport.cut();
+    transport.disconnect();
     mapper.request("/log/write", "lost").persistent(false).push().await.unwrap();
     mapper.push("/log/write", "kept").await.unwrap();
     system.broker.restart();
-    transport.restore();
+    transport.reconnect();
     assert_eq!(received.recv().await.unwrap(), "kept");
 }

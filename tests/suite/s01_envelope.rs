@@ -42,15 +42,9 @@ fn s01_every_mapper_opens_presence_messages_with_a_proof() {
     let fred = agent("fred");
     let mappers = [pki.serializer(&mapper("m1")), pki.serializer(&mapper("m2"))];
     let from = pki.serializer(&fred);
-    let register = Packet::Register(Register {
-        identity: fred.clone(),
-        services: vec!["/simple/echo".parse().unwrap()],
-        status: Status::new(0.5),
-        tags: Vec::new(),
-        files: Vec::new(),
-        instance: None,
-    });
-    let ping = Packet::Ping(Ping { identity: fred.clone(), status: Status::new(0.5), instance: None });
+    let register =
+        Packet::Register(Register::new(fred.clone(), ["/simple/echo".parse().unwrap()]).with_status(Status::new(0.5)));
+    let ping = Packet::Ping(Ping::new(fred.clone(), Status::new(0.5)));
     for (packet, has_proof) in [(register, true), (ping, true)] {
         let sealed = from.seal(&packet, &SealRequest::new(&Audience::Mappers, at(1))).unwrap();
         for reader in &mappers {

@@ -18,14 +18,7 @@ fn request() -> Packet {
 }
 
 fn register() -> Packet {
-    Packet::Register(Register {
-        identity: agent("fred"),
-        services: vec!["/simple/echo".parse().unwrap()],
-        status: Status::new(0.5),
-        tags: Vec::new(),
-        files: Vec::new(),
-        instance: None,
-    })
+    Packet::Register(Register::new(agent("fred"), ["/simple/echo".parse().unwrap()]).with_status(Status::new(0.5)))
 }
 
 fn body(packet: &Packet) -> Value {
@@ -42,13 +35,8 @@ fn s01_independent_reader_opens_sealed_messages() {
         }
         let serializer = |identity| pki.builder(identity).codec(Json).build().unwrap();
         let (by_mapper, by_agent) = (serializer(&m1), serializer(&fred));
-        let outcome = Outcome {
-            token: Token::random().unwrap(),
-            to: m1.clone(),
-            from: fred.clone(),
-            results: Payload::from(json!({"a": [1, 2]})),
-            failure: None,
-        };
+        let outcome =
+            Outcome::new(Token::random().unwrap(), m1.clone(), fred.clone(), Ok(Payload::from(json!({"a": [1, 2]}))));
         let both = Audience::Many(vec![fred.clone(), bob.clone()]);
         let to_mapper = Audience::One(m1.clone());
         let reply = MessageId::from_bytes([0xab; 16]);

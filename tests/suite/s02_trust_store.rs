@@ -14,8 +14,7 @@ use nanite::proxy::MapperProxy;
 use nanite::security::SecureSerializer;
 use nanite::serializer::{Audience, InboundQueue, OpenContext, OpenErrorKind, SealError, SealRequest, Serializer};
 use nanite::transport::{
-    Consumer, Destination, Exchange, MemoryBroker, MemoryTransport, PublishRequest, Queue, Transport, TransportError,
-    topology,
+    Consumer, Destination, MemoryBroker, MemoryTransport, PublishRequest, Queue, Transport, TransportError, topology,
 };
 
 use crate::harness::pki::{agent, mapper};
@@ -57,7 +56,7 @@ impl Apart {
     fn node_with(&self, identity: Identity, credentials: Credentials) -> Node {
         let trust = Arc::new(self.ca.trust().unwrap());
         let own = StaticCertificateStore::new([credentials.certificate().clone()]);
-        let store = TrustStore::new(trust.clone()).with_known(Arc::new(own));
+        let store = TrustStore::new(trust.clone()).with_store(own);
         let store = Arc::new(store.capacity(NonZeroUsize::new(100).unwrap()));
         let asked: Arc<dyn CertificateStore> = store.clone();
         let serializer = Arc::new(SecureSerializer::builder(credentials, asked, trust).build().unwrap());
@@ -87,7 +86,7 @@ struct Mute {
 #[async_trait::async_trait]
 impl Transport for Mute {
     async fn publish(&self, message: PublishRequest, timeout: Duration) -> Result<(), TransportError> {
-        if message.destination == Destination::Exchange(Exchange(topology::ADVERTISE.into()))
+        if message.destination == Destination::exchange(topology::ADVERTISE)
             && self.missed.fetch_add(1, Ordering::SeqCst) == 0
         {
             return Ok(());
@@ -113,14 +112,7 @@ impl Transport for Mute {
 }
 
 fn register(identity: &Identity) -> Packet {
-    Packet::Register(Register {
-        identity: identity.clone(),
-        services: Vec::new(),
-        status: Status::new(1.0),
-        tags: Vec::new(),
-        files: Vec::new(),
-        instance: None,
-    })
+    Packet::Register(Register::new(identity.clone(), []).with_status(Status::new(1.0)))
 }
 
 async fn echoes(mapper: &Mapper, name: &str) {
@@ -219,7 +211,7 @@ fn s02_nothing_is_learned_from_what_was_not_verified() {
     open(&fred, &said, InboundQueue::AgentControl).unwrap();
     assert_eq!(fred.store.learned_certificates().len(), 1);
     // Now it can register, and by that the mapper can speak to it; a heartbeat before that is of nobody.
-    let ping = Packet::Ping(Ping { identity: fred.identity.clone(), status: Status::new(1.0), instance: None });
+    let ping = Packet::Ping(Ping::new(fred.identity.clone(), Status::new(1.0)));
     let early = seal(&fred, &ping, &Audience::Mappers).unwrap();
     assert_eq!(open(&m1, &early, InboundQueue::Presence).unwrap_err(), OpenErrorKind::UnknownSigner);
     let registration = seal(&fred, &register(&fred.identity), &Audience::Mappers).unwrap();

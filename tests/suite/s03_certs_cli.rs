@@ -1,4 +1,4 @@
-//! s03: the certificate tool, as a program, with OpenSSL's own as the judge of what it makes.
+//! s03: `nanite certs` as a program, with the openssl program to check its output.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -16,13 +16,13 @@ use crate::harness::program::{Ended, nanite, run};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// A directory for certificates that does not exist yet.
-struct Place {
+/// A certificate directory that does not exist yet.
+struct Certs {
     _dir: tempfile::TempDir,
     path: PathBuf,
 }
 
-impl Place {
+impl Certs {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("certs");
@@ -30,35 +30,30 @@ impl Place {
     }
 
     /// With a CA, and certificates for an agent and a mapper.
-    fn filled() -> Self {
-        let place = Self::new();
-        place.made(&["init", "--domain", "example.org"]);
-        place.made(&["issue", "agent", "fred"]);
-        place.made(&["issue", "mapper", "m1"]);
-        place
+    fn with_nodes() -> Self {
+        let certs = Self::new();
+        certs.ok(&["init", "--domain", "example.org"]);
+        certs.ok(&["issue", "agent", "fred"]);
+        certs.ok(&["issue", "mapper", "m1"]);
+        certs
     }
 
-    fn certs(&self, arguments: &[&str]) -> Ended {
+    fn run(&self, arguments: &[&str]) -> Ended {
         run(nanite(["certs"]).args(arguments).arg("--dir").arg(&self.path))
     }
 
-    /// What has to work.
-    fn made(&self, arguments: &[&str]) -> String {
-        let ended = self.certs(arguments);
+    /// Runs a command that must succeed without a message.
+    fn ok(&self, arguments: &[&str]) -> String {
+        let ended = self.run(arguments);
         assert_eq!((ended.code(), ended.err.as_str()), (0, ""), "{arguments:?}: {ended:?}");
         ended.out
     }
 
-    fn json(&self, arguments: &[&str]) -> Value {
-        serde_json::from_str(&self.made(arguments)).unwrap()
-    }
-
-    /// What has to fail with this code, one line of what is wrong and one of what to do.
+    /// Runs a command that must fail with this code, one line with the error and one with the remedy.
     fn refused(&self, code: i32, arguments: &[&str], message: &str, remedy: &str) {
-        let ended = self.certs(arguments);
+        let ended = self.run(arguments);
         let what = format!("{arguments:?}: {ended:?}");
-        assert_eq!(ended.code(), code, "{what}");
-        assert_eq!(ended.out, "", "{what}");
+        assert_eq!((ended.code(), ended.out.as_str()), (code, ""), "{what}");
         let [error, help] = ended.err.lines().collect::<Vec<_>>()[..] else { panic!("not two lines: {what}") };
         assert!(error.strip_prefix("error: ").unwrap().contains(message), "{what}");
         assert!(help.strip_prefix("help: ").unwrap().contains(remedy), "{what}");
@@ -73,64 +68,64 @@ impl Place {
     }
 
     fn names(&self) -> Vec<String> {
-        let mut names: Vec<_> =
-            fs::read_dir(&self.path).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        let entries = fs::read_dir(&self.path).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
     }
 }
 
-/// The openssl program.
-fn openssl<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>) -> Ended {
-    run(Command::new("openssl").args(arguments))
+/// Runs the openssl program on some files.
+fn openssl(arguments: &str, paths: &[&Path]) -> Ended {
+    run(Command::new("openssl").args(arguments.split(' ')).args(paths))
 }
 
-fn verified(ca: &Path, certificate: &Path) -> bool {
-    let ended = openssl([
-        "verify".as_ref(),
-        "-x509_strict".as_ref(),
-        "-policy_check".as_ref(),
-        "-auth_level".as_ref(),
-        "2".as_ref(),
-        "-CAfile".as_ref(),
-        ca.as_os_str(),
-        certificate.as_os_str(),
-    ]);
-    ended.code() == 0
+fn openssl_accepts(ca: &Path, certificate: &Path) -> bool {
+    openssl("verify -x509_strict -policy_check -auth_level 2 -CAfile", &[ca, certificate]).code() == 0
 }
 
 fn text(certificate: &Path) -> String {
-    openssl(["x509".as_ref(), "-noout".as_ref(), "-text".as_ref(), "-in".as_ref(), certificate.as_os_str()]).out
+    openssl("x509 -noout -text -in", &[certificate]).out
+}
+
+/// Writes a CA and its key.
+fn write_ca(certs: &Certs, ca: &CertificateAuthority) {
+    fs::write(certs.file("ca.pem"), ca.certificate().to_pem().unwrap()).unwrap();
+    fs::write(certs.file("ca-key.pem"), &*ca.key().to_pem().unwrap()).unwrap();
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
 }
 
 #[test]
-fn s03_init_and_issue_make_files_with_the_right_modes_and_say_what_they_made() {
-    let place = Place::new();
-    let said = place.made(&["init", "--domain", "example.org"]);
-    assert!(said.starts_with("CA of example.org, valid until 20"), "{said}");
-    let said = place.made(&["issue", "agent", "fred", "--valid-for", "12h"]);
-    assert!(said.starts_with("nanite-fred, valid until 20"), "{said}");
+fn s03_init_and_issue_create_files_with_safe_modes() {
+    let certs = Certs::new();
+    let output = certs.ok(&["init", "--domain", "example.org"]);
+    assert!(output.starts_with("CA of example.org, valid until 20"), "{output}");
+    let output = certs.ok(&["issue", "agent", "fred", "--valid-for", "12h"]);
+    assert!(output.starts_with("nanite-fred, valid until 20"), "{output}");
     for name in ["agent-fred.pem", "agent-fred-key.pem"] {
-        assert!(said.contains(place.file(name).to_str().unwrap()), "{said}");
+        assert!(output.contains(certs.file(name).to_str().unwrap()), "{output}");
     }
-    assert_eq!(said.lines().count(), 3, "{said}");
-    assert_eq!(place.names(), ["agent-fred-key.pem", "agent-fred.pem", "ca-key.pem", "ca.pem"]);
-    assert_eq!(fs::metadata(&place.path).unwrap().permissions().mode() & 0o7777, 0o700);
-    assert_eq!((place.mode("ca-key.pem"), place.mode("agent-fred-key.pem")), (0o600, 0o600));
-    assert_eq!((place.mode("ca.pem"), place.mode("agent-fred.pem")), (0o644, 0o644));
+    assert_eq!(output.lines().count(), 3, "{output}");
+    assert_eq!(certs.names(), ["agent-fred-key.pem", "agent-fred.pem", "ca-key.pem", "ca.pem"]);
+    assert_eq!(fs::metadata(&certs.path).unwrap().permissions().mode() & 0o7777, 0o700);
+    assert_eq!((certs.mode("ca-key.pem"), certs.mode("agent-fred-key.pem")), (0o600, 0o600));
+    assert_eq!((certs.mode("ca.pem"), certs.mode("agent-fred.pem")), (0o644, 0o644));
 }
 
 #[test]
-fn s03_openssl_accepts_what_is_made_by_its_strict_rules_in_every_key_type() {
+fn s03_openssl_strictly_accepts_certificates_of_every_key_type() {
     for ca_type in ["p256", "rsa2048"] {
-        let place = Place::new();
-        place.made(&["init", "--domain", "example.org", "--key-type", ca_type]);
-        // Long RSA keys take long to make: one of them is enough.
+        let certs = Certs::new();
+        certs.ok(&["init", "--domain", "example.org", "--key-type", ca_type]);
+        // Creating long RSA keys is slow: one is enough.
         let leaf_types: &[&str] = if ca_type == "p256" { &["p256", "rsa2048", "rsa3072"] } else { &["p256"] };
         for key_type in leaf_types {
-            place.made(&["issue", "mapper", key_type, "--key-type", key_type]);
-            let path = place.file(&format!("mapper-{key_type}.pem"));
-            assert!(verified(&place.file("ca.pem"), &path), "{ca_type} {key_type}");
+            certs.ok(&["issue", "mapper", key_type, "--key-type", key_type]);
+            let path = certs.file(&format!("mapper-{key_type}.pem"));
+            assert!(openssl_accepts(&certs.file("ca.pem"), &path), "{ca_type} {key_type}");
             let text = text(&path);
             let usage = if *key_type == "p256" { "Key Agreement" } else { "Key Encipherment" };
             for part in [
@@ -148,44 +143,44 @@ fn s03_openssl_accepts_what_is_made_by_its_strict_rules_in_every_key_type() {
             }
             assert!(!text.contains("Extended Key Usage"), "{text}");
         }
-        let text = text(&place.file("ca.pem"));
+        let text = text(&certs.file("ca.pem"));
         for part in ["CA:TRUE, pathlen:0", "Certificate Sign, CRL Sign", "URI:spiffe://example.org\n"] {
             assert!(text.contains(part), "{part:?} is not in:\n{text}");
         }
-        let other = Place::filled();
-        assert!(!verified(&other.file("ca.pem"), &place.file("mapper-p256.pem")), "the judge says yes to anything");
+        let other = Certs::with_nodes();
+        assert!(!openssl_accepts(&other.file("ca.pem"), &certs.file("mapper-p256.pem")), "it accepts everything");
     }
 }
 
 #[test]
-fn s03_nothing_is_replaced_without_force() {
-    let place = Place::filled();
-    let before: Vec<_> = place.names().iter().map(|name| fs::read(place.file(name)).unwrap()).collect();
-    place.refused(6, &["init"], "ca.pem exists", "--force");
-    place.refused(6, &["issue", "agent", "fred"], "agent-fred.pem exists", "--force");
-    place.refused(6, &["csr", "agent", "fred"], "agent-fred-key.pem exists", "--force");
-    let after: Vec<_> = place.names().iter().map(|name| fs::read(place.file(name)).unwrap()).collect();
-    assert!(before == after, "something has changed");
-    // One of the two files is enough to stop it, and nothing is made.
-    fs::remove_file(place.file("agent-fred.pem")).unwrap();
-    place.refused(6, &["issue", "agent", "fred"], "agent-fred-key.pem exists", "--force");
-    assert!(!place.file("agent-fred.pem").exists());
+fn s03_existing_files_are_not_replaced_without_force() {
+    let certs = Certs::with_nodes();
+    let before: Vec<_> = certs.names().iter().map(|name| fs::read(certs.file(name)).unwrap()).collect();
+    certs.refused(6, &["init"], "ca.pem exists", "--force");
+    certs.refused(6, &["issue", "agent", "fred"], "agent-fred.pem exists", "--force");
+    certs.refused(6, &["csr", "agent", "fred"], "agent-fred-key.pem exists", "--force");
+    let after: Vec<_> = certs.names().iter().map(|name| fs::read(certs.file(name)).unwrap()).collect();
+    assert!(before == after, "a file has changed");
+    // One of the two files is enough to refuse, and nothing is created.
+    fs::remove_file(certs.file("agent-fred.pem")).unwrap();
+    certs.refused(6, &["issue", "agent", "fred"], "agent-fred-key.pem exists", "--force");
+    assert!(!certs.file("agent-fred.pem").exists());
 
-    let key = fs::read(place.file("agent-fred-key.pem")).unwrap();
-    place.made(&["issue", "agent", "fred", "--force"]);
-    assert_ne!(fs::read(place.file("agent-fred-key.pem")).unwrap(), key);
-    assert_eq!(place.mode("agent-fred-key.pem"), 0o600);
-    assert_eq!(place.certs(&["verify"]).code(), 0);
+    let key = fs::read(certs.file("agent-fred-key.pem")).unwrap();
+    certs.ok(&["issue", "agent", "fred", "--force"]);
+    assert_ne!(fs::read(certs.file("agent-fred-key.pem")).unwrap(), key);
+    assert_eq!(certs.mode("agent-fred-key.pem"), 0o600);
+    assert_eq!(certs.run(&["verify"]).code(), 0);
 }
 
 #[test]
-fn s03_list_and_show_say_whose_until_when_and_where() {
-    let place = Place::filled();
-    place.made(&["issue", "agent", "short", "--valid-for", "12h"]);
-    // Some hours over the days, so that a second more or less counts none fewer.
-    place.made(&["issue", "agent", "fred", "--valid-for", "725h", "--force"]);
-    place.made(&["issue", "mapper", "m1", "--valid-for", "725h", "--force"]);
-    let listed = place.made(&["list"]);
+fn s03_list_and_show_print_identity_expiry_and_file() {
+    let certs = Certs::with_nodes();
+    certs.ok(&["issue", "agent", "short", "--valid-for", "12h"]);
+    // Some hours more than 30 days, so that the seconds of this test do not count.
+    certs.ok(&["issue", "agent", "fred", "--valid-for", "725h", "--force"]);
+    certs.ok(&["issue", "mapper", "m1", "--valid-for", "725h", "--force"]);
+    let listed = certs.ok(&["list"]);
     let rows: Vec<Vec<&str>> = listed.lines().map(|line| line.split_whitespace().collect()).collect();
     assert_eq!(rows[0], ["IDENTITY", "EXPIRES", "DAYS", "LEFT", "FILE"]);
     assert_eq!(&rows[1][..3], ["CA", "of", "example.org"]);
@@ -193,15 +188,15 @@ fn s03_list_and_show_say_whose_until_when_and_where() {
     let identities: Vec<_> = rows[2..rows.len() - 1].iter().map(|row| (row[0], row[2])).collect();
     assert_eq!(identities, [("nanite-fred", "30"), ("nanite-short", "0"), ("mapper-m1", "30")], "{listed}");
 
-    let json = place.json(&["list", "--json"]);
+    let json: Value = serde_json::from_str(&certs.ok(&["list", "--json"])).unwrap();
     let rows = json["certificates"].as_array().unwrap();
     assert_eq!(rows.len(), 4);
     assert_eq!(rows[1]["identity"], "nanite-fred");
     assert_eq!(rows[1]["days_left"], 30);
-    assert_eq!(rows[1]["file"], place.file("agent-fred.pem").to_str().unwrap());
+    assert_eq!(rows[1]["file"], certs.file("agent-fred.pem").to_str().unwrap());
     assert_eq!(json["errors"], Value::Array(Vec::new()));
 
-    let path = place.file("agent-fred.pem");
+    let path = certs.file("agent-fred.pem");
     let show = |json: bool| {
         let mut command = nanite(["certs", "show"]);
         command.arg(&path).args(json.then_some("--json"));
@@ -214,117 +209,93 @@ fn s03_list_and_show_say_whose_until_when_and_where() {
         assert!(shown.contains(part), "{part:?} is not in:\n{shown}");
     }
     let json: Value = serde_json::from_str(&show(true)).unwrap();
-    let sha256 = openssl([
-        "x509".as_ref(),
-        "-noout".as_ref(),
-        "-fingerprint".as_ref(),
-        "-sha256".as_ref(),
-        "-in".as_ref(),
-        path.as_os_str(),
-    ]);
-    let sha256 = sha256.out.trim().rsplit('=').next().unwrap().replace(':', "").to_lowercase();
+    let sha256 = openssl("x509 -noout -fingerprint -sha256 -in", &[&path]).out;
+    let sha256 = sha256.trim().rsplit('=').next().unwrap().replace(':', "").to_lowercase();
     assert_eq!(json[0]["sha256"], sha256);
     assert_eq!(json[0]["kind"], "agent");
 }
 
 #[test]
-fn s03_show_explains_a_certificate_that_is_nobodys() {
-    let place = Place::filled();
+fn s03_show_explains_an_unusable_certificate() {
+    let certs = Certs::with_nodes();
     let two = "URI:spiffe://example.org/agent/fred,URI:spiffe://example.org/agent/bob";
     let forged = Forge::leaf().set(openssl::nid::Nid::SUBJECT_ALT_NAME, two).self_signed();
-    fs::write(place.file("odd.pem"), forged.x509.to_pem().unwrap()).unwrap();
-    let ended = run(nanite(["certs", "show"]).arg(place.file("odd.pem")));
+    fs::write(certs.file("odd.pem"), forged.x509.to_pem().unwrap()).unwrap();
+    let ended = run(nanite(["certs", "show"]).arg(certs.file("odd.pem")));
     assert_eq!(ended.code(), 6);
     assert!(ended.out.contains("cannot be used: 2 identity URIs"), "{ended:?}");
-    let ended = run(nanite(["certs", "show"]).arg(place.file("agent-fred-key.pem")));
+    let ended = run(nanite(["certs", "show"]).arg(certs.file("agent-fred-key.pem")));
     assert_eq!((ended.code(), ended.out.as_str()), (6, ""));
     assert!(ended.err.contains("holds no usable certificate") && ended.err.contains("help: "), "{ended:?}");
 }
 
 #[test]
-fn s03_a_csr_is_signed_where_the_ca_is_for_whom_the_signer_says() {
-    let (node, ca) = (Place::new(), Place::filled());
-    node.made(&["csr", "agent", "bob"]);
+fn s03_csr_is_signed_for_the_identity_that_the_signer_names() {
+    let (node, ca) = (Certs::new(), Certs::with_nodes());
+    node.ok(&["csr", "agent", "bob"]);
     assert_eq!(node.names(), ["agent-bob-key.pem", "agent-bob.csr"]);
     assert_eq!(node.mode("agent-bob-key.pem"), 0o600);
     let csr = node.file("agent-bob.csr");
-    let judged = openssl(["req".as_ref(), "-verify".as_ref(), "-noout".as_ref(), "-in".as_ref(), csr.as_os_str()]);
-    assert_eq!(judged.code(), 0, "{judged:?}");
-    // The request says bob; who signs says alice.
-    ca.made(&["sign", "agent", "alice", csr.to_str().unwrap(), "--valid-for", "1h"]);
+    let checked = openssl("req -verify -noout -in", &[&csr]);
+    assert_eq!(checked.code(), 0, "{checked:?}");
+    // The request names bob, the signer names alice.
+    ca.ok(&["sign", "agent", "alice", csr.to_str().unwrap(), "--valid-for", "1h"]);
     assert!(!ca.file("agent-alice-key.pem").exists());
     let text = text(&ca.file("agent-alice.pem"));
     assert!(text.contains("URI:spiffe://example.org/agent/alice\n") && !text.contains("bob"), "{text}");
-    // As bob it works on the node.
-    ca.made(&["sign", "agent", "bob", csr.to_str().unwrap()]);
+    // Signed for bob, it is usable on the node.
+    ca.ok(&["sign", "agent", "bob", csr.to_str().unwrap()]);
     for name in ["agent-bob.pem", "ca.pem"] {
         fs::copy(ca.file(name), node.file(name)).unwrap();
     }
-    let verified = node.made(&["verify"]);
+    let verified = node.ok(&["verify"]);
     assert_eq!(verified.lines().filter(|line| line.starts_with("ok ")).count(), 3, "{verified}");
 }
 
 #[test]
-fn s03_what_a_request_of_another_tool_asks_for_is_not_believed() {
-    let (place, request) = (Place::filled(), Place::new());
+fn s03_extensions_in_a_csr_are_ignored() {
+    let (certs, request) = (Certs::with_nodes(), Certs::new());
     fs::create_dir(&request.path).unwrap();
     let (key, csr) = (request.file("key.pem"), request.file("hostile.csr"));
-    let asks = [
+    let extensions = [
         "subjectAltName=URI:spiffe://example.org/mapper/m1",
         "basicConstraints=critical,CA:TRUE",
         "keyUsage=critical,keyCertSign",
     ];
+    let create = "req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=mapper-m1";
     let mut command = Command::new("openssl");
-    command.args([
-        "req",
-        "-new",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:P-256",
-        "-nodes",
-        "-subj",
-        "/CN=mapper-m1",
-    ]);
-    command.args(asks.iter().flat_map(|ask| ["-addext", ask])).arg("-keyout").arg(&key).arg("-out").arg(&csr);
-    let made = run(&mut command);
-    assert_eq!(made.code(), 0, "{made:?}");
-    place.made(&["sign", "agent", "eve", csr.to_str().unwrap()]);
-    let text = text(&place.file("agent-eve.pem"));
+    command.args(create.split(' ')).args(extensions.iter().flat_map(|extension| ["-addext", extension]));
+    let created = run(command.arg("-keyout").arg(&key).arg("-out").arg(&csr));
+    assert_eq!(created.code(), 0, "{created:?}");
+    certs.ok(&["sign", "agent", "eve", csr.to_str().unwrap()]);
+    let text = text(&certs.file("agent-eve.pem"));
     assert!(text.contains("URI:spiffe://example.org/agent/eve\n"), "{text}");
     for part in ["m1", "CA:TRUE", "Certificate Sign"] {
         assert!(!text.contains(part), "{part:?} is in:\n{text}");
     }
-    // Changed after it was signed.
+    // A request that was changed after it was signed.
     let mut der = openssl::x509::X509Req::from_pem(&fs::read(&csr).unwrap()).unwrap().to_der().unwrap();
     let at = der.windows(9).position(|window| window == b"mapper-m1").unwrap();
     der[at + 8] = b'2';
     fs::write(&csr, openssl::x509::X509Req::from_der(&der).unwrap().to_pem().unwrap()).unwrap();
-    place.refused(
-        6,
-        &["sign", "agent", "eve2", csr.to_str().unwrap()],
-        "not signed by its own key",
-        "nanite certs csr",
-    );
-    place.refused(6, &["sign", "agent", "eve2", "/nonexistent"], "cannot read /nonexistent", "check the path");
-    let certificate = place.file("ca.pem");
-    place.refused(
-        6,
-        &["sign", "agent", "eve2", certificate.to_str().unwrap()],
-        "no certificate signing request",
-        "csr",
-    );
-    assert!(!place.file("agent-eve2.pem").exists());
+    for (request, message, remedy) in [
+        (&csr, "not signed by its own key", "nanite certs csr"),
+        (&PathBuf::from("/nonexistent"), "cannot read /nonexistent", "check the path"),
+        (&certs.file("ca.pem"), "no certificate signing request", "csr"),
+    ] {
+        certs.refused(6, &["sign", "agent", "eve2", request.to_str().unwrap()], message, remedy);
+    }
+    assert!(!certs.file("agent-eve2.pem").exists());
 }
 
 #[test]
-fn s03_bad_arguments_are_refused_before_anything_is_made() {
-    let place = Place::new();
-    place.refused(2, &["init", "--domain", "Example org"], "is no domain", "--domain");
-    place.refused(2, &["init", "--valid-for", "0s"], "validity", "--valid-for");
-    assert!(!place.path.exists());
+fn s03_invalid_arguments_are_refused_before_files_are_created() {
+    let certs = Certs::new();
+    certs.refused(2, &["init", "--domain", "Example org"], "is no domain", "--domain");
+    certs.refused(2, &["init", "--valid-for", "0s"], "validity", "--valid-for");
+    assert!(!certs.path.exists());
     let usage = |arguments: &[&str]| {
-        let ended = place.certs(arguments);
+        let ended = certs.run(arguments);
         assert_eq!((ended.code(), ended.out.as_str()), (2, ""), "{ended:?}");
         ended.err
     };
@@ -332,173 +303,132 @@ fn s03_bad_arguments_are_refused_before_anything_is_made() {
     assert!(usage(&["issue", "root", "fred"]).contains("agent, mapper"));
     assert!(usage(&["issue", "agent", "fred", "--valid-for", "30"]).contains("15s, 5m, 12h or 30d"));
     for name in ["../fred", "", "a b", "-x", "fred.", "a/b", &"x".repeat(65)] {
-        let ended = run(nanite(["certs", "issue", "--dir"]).arg(&place.path).args(["agent", "--", name]));
+        let ended = run(nanite(["certs", "issue", "--dir"]).arg(&certs.path).args(["agent", "--", name]));
         assert_eq!((ended.code(), ended.out.as_str()), (2, ""), "{ended:?}");
         assert!(ended.err.contains("a name is 1 to 64 letters"), "{ended:?}");
     }
     assert!(run(&mut nanite(["certs", "list"])).err.contains("--dir"));
-    assert!(!place.path.exists());
+    assert!(!certs.path.exists());
 }
 
 #[test]
-fn s03_without_a_ca_nothing_is_issued() {
-    let place = Place::new();
-    place.refused(6, &["issue", "agent", "fred"], "there is no directory", "nanite certs init --dir");
-    fs::create_dir(&place.path).unwrap();
-    place.refused(6, &["issue", "agent", "fred"], "there is no CA certificate", "nanite certs init --dir");
-    place.refused(6, &["verify"], "there is no CA certificate", "copy ca.pem");
-    let place = Place::filled();
-    fs::remove_file(place.file("ca-key.pem")).unwrap();
-    place.refused(6, &["issue", "agent", "bob"], "there is no CA key", "nanite certs csr");
-    fs::write(place.file("ca-key.pem"), p256().private_key_to_pem_pkcs8().unwrap()).unwrap();
-    place.refused(6, &["issue", "agent", "bob"], "has mode 0644", "chmod 600");
-    fs::set_permissions(place.file("ca-key.pem"), Permissions::from_mode(0o600)).unwrap();
-    place.refused(6, &["issue", "agent", "bob"], "is not the key of", "one CA");
-    fs::write(place.file("ca-key.pem"), "nothing").unwrap();
-    place.refused(6, &["issue", "agent", "bob"], "no private key", "right file");
-    fs::write(place.file("ca.pem"), "nothing").unwrap();
-    place.refused(6, &["issue", "agent", "bob"], "no CA certificate in PEM", "ca.pem has to hold");
-    fs::copy(place.file("agent-fred.pem"), place.file("ca.pem")).unwrap();
-    place.refused(6, &["issue", "agent", "bob"], "is not a CA's", "ca.pem has to hold");
-    place.refused(6, &["issue", "agent", "fred-key"], "its name ends in '-key'", "choose a name");
-    assert!(!place.file("agent-bob.pem").exists() && !place.file("agent-bob-key.pem").exists());
+fn s03_issue_fails_without_a_usable_ca() {
+    let certs = Certs::new();
+    certs.refused(6, &["issue", "agent", "fred"], "there is no directory", "nanite certs init --dir");
+    fs::create_dir(&certs.path).unwrap();
+    certs.refused(6, &["issue", "agent", "fred"], "there is no CA certificate", "nanite certs init --dir");
+    certs.refused(6, &["verify"], "there is no CA certificate", "copy ca.pem");
+    let certs = Certs::with_nodes();
+    fs::remove_file(certs.file("ca-key.pem")).unwrap();
+    certs.refused(6, &["issue", "agent", "bob"], "there is no CA key", "nanite certs csr");
+    fs::write(certs.file("ca-key.pem"), p256().private_key_to_pem_pkcs8().unwrap()).unwrap();
+    certs.refused(6, &["issue", "agent", "bob"], "has mode 0644", "chmod 600");
+    set_mode(&certs.file("ca-key.pem"), 0o600);
+    certs.refused(6, &["issue", "agent", "bob"], "is not the key of", "one CA");
+    fs::write(certs.file("ca-key.pem"), "nothing").unwrap();
+    certs.refused(6, &["issue", "agent", "bob"], "no private key", "right file");
+    fs::write(certs.file("ca.pem"), "nothing").unwrap();
+    certs.refused(6, &["issue", "agent", "bob"], "no CA certificate in PEM", "ca.pem has to hold");
+    fs::copy(certs.file("agent-fred.pem"), certs.file("ca.pem")).unwrap();
+    certs.refused(6, &["issue", "agent", "bob"], "is not a CA's", "ca.pem has to hold");
+    certs.refused(6, &["issue", "agent", "fred-key"], "its name ends in '-key'", "choose a name");
+    assert!(!certs.file("agent-bob.pem").exists() && !certs.file("agent-bob-key.pem").exists());
 }
 
 #[test]
-fn s03_nothing_is_issued_beyond_the_validity_of_the_ca() {
-    let place = Place::new();
-    place.made(&["init", "--valid-for", "10d"]);
-    place.refused(6, &["issue", "agent", "fred"], "before the new one would", "--valid-for");
-    place.made(&["issue", "agent", "fred", "--valid-for", "9d"]);
+fn s03_certificates_do_not_outlive_their_ca() {
+    let certs = Certs::new();
+    certs.ok(&["init", "--valid-for", "10d"]);
+    certs.refused(6, &["issue", "agent", "fred"], "before the new one would", "--valid-for");
+    certs.ok(&["issue", "agent", "fred", "--valid-for", "9d"]);
     let past = SystemClock.now().saturating_sub(DAY * 20);
     let old = CertificateAuthority::create("example.org", KeyType::P256, DAY, past).unwrap();
-    fs::write(place.file("ca.pem"), old.certificate().to_pem().unwrap()).unwrap();
-    fs::write(place.file("ca-key.pem"), &*old.key().to_pem().unwrap()).unwrap();
-    place.refused(6, &["issue", "agent", "bob", "--valid-for", "1h"], "not valid now", "clock");
+    write_ca(&certs, &old);
+    certs.refused(6, &["issue", "agent", "bob", "--valid-for", "1h"], "not valid now", "clock");
 }
 
-/// Runs `verify` on a directory with one fault; gives the bad lines with their remedies.
-fn bad(place: &Place) -> Vec<(String, String, String)> {
-    let ended = place.certs(&["verify", "--json"]);
+/// Runs `verify` on a directory with faults; gives file, message and remedy of each.
+fn faults(certs: &Certs) -> Vec<[String; 3]> {
+    let ended = certs.run(&["verify", "--json"]);
     assert_eq!((ended.code(), ended.err.as_str()), (6, ""), "{ended:?}");
-    let all: Vec<Value> = serde_json::from_str(&ended.out).unwrap();
-    let text = |value: &Value| value.as_str().unwrap().to_owned();
-    let bad = all.iter().filter(|finding| finding["ok"] == false).map(|finding| {
-        let file = Path::new(finding["file"].as_str().unwrap()).file_name().unwrap().to_str().unwrap().to_owned();
-        (file, text(&finding["message"]), text(&finding["remedy"]))
-    });
-    bad.collect()
+    let findings: Vec<Value> = serde_json::from_str(&ended.out).unwrap();
+    let file_name = |path: &Value| path.as_str().unwrap().rsplit('/').next().unwrap().to_owned();
+    let faults = findings.iter().filter(|finding| finding["ok"] == false);
+    faults.map(|fault| [file_name(&fault["file"]), fault["message"].to_string(), fault["remedy"].to_string()]).collect()
 }
 
 #[test]
 fn s03_verify_names_each_fault_with_its_file_and_remedy() {
-    let now = SystemClock.now();
-    let key_of = |place: &Place, name: &str| fs::read(place.file(name)).unwrap();
-    let other = Place::filled();
-    let expired = |place: &Place| {
-        let past = now.saturating_sub(DAY * 40);
-        let ca = CertificateAuthority::create("example.org", KeyType::P256, DAY * 100, past).unwrap();
-        fs::write(place.file("ca.pem"), ca.certificate().to_pem().unwrap()).unwrap();
-        fs::write(place.file("ca-key.pem"), &*ca.key().to_pem().unwrap()).unwrap();
-        fs::remove_file(place.file("mapper-m1.pem")).unwrap();
-        let fred = ca.issue(&agent("fred"), KeyType::P256, DAY, past).unwrap();
-        fs::write(place.file("agent-fred.pem"), fred.certificate().to_pem()).unwrap();
-        fs::write(place.file("agent-fred-key.pem"), &*fred.key().to_pem().unwrap()).unwrap();
+    let assert_one_fault = |certs: &Certs, file: &str, message: &str, remedy: &str| {
+        let faults = faults(certs);
+        let [[at, found, help]] = &faults[..] else { panic!("not one fault: {faults:?}") };
+        assert_eq!(at, file, "{faults:?}");
+        assert!(found.contains(message) && help.contains(remedy), "{faults:?}");
     };
-    type Spoil<'a> = Box<dyn Fn(&Place) + 'a>;
-    let cases: Vec<(Spoil<'_>, &str, &str, &str)> = vec![
-        (Box::new(expired), "agent-fred.pem", "it expired at", "nanite certs issue"),
-        (
-            Box::new(|p| fs::write(p.file("agent-fred-key.pem"), key_of(&other, "agent-fred-key.pem")).unwrap()),
-            "agent-fred-key.pem",
-            "does not belong to",
-            "issue both anew",
-        ),
-        (
-            Box::new(|p| fs::set_permissions(p.file("agent-fred-key.pem"), Permissions::from_mode(0o644)).unwrap()),
-            "agent-fred-key.pem",
-            "has mode 0644",
-            "chmod 600",
-        ),
-        (
-            Box::new(|p| fs::set_permissions(p.file("ca-key.pem"), Permissions::from_mode(0o660)).unwrap()),
-            "ca-key.pem",
-            "has mode 0660",
-            "chmod 600",
-        ),
-        (
-            Box::new(|p| fs::write(p.file("agent-fred-key.pem"), "nothing").unwrap()),
-            "agent-fred-key.pem",
-            "no private key",
-            "right file",
-        ),
-        (
-            Box::new(|p| fs::write(p.file("agent-fred.pem"), "nothing").unwrap()),
-            "agent-fred.pem",
-            "no X.509 certificate",
-            "nanite certs issue agent fred",
-        ),
-        (
-            Box::new(|p| fs::rename(p.file("mapper-m1.pem"), p.file("agent-odd.pem")).unwrap()),
-            "agent-odd.pem",
-            "holds the certificate of mapper-m1",
-            "name the file after mapper-m1",
-        ),
-        (
-            Box::new(|p| fs::rename(p.file("mapper-m1.pem"), p.file("mapper-a.b.pem")).unwrap()),
-            "mapper-a.b.pem",
-            "not named after",
-            "rename",
-        ),
-    ];
-    for (spoil, file, message, remedy) in cases {
-        let place = Place::filled();
-        assert_eq!(place.certs(&["verify"]).code(), 0);
-        spoil(&place);
-        let bad = bad(&place);
-        let [(at, said, help)] = &bad[..] else { panic!("not one fault: {bad:?}") };
-        assert_eq!(at, file, "{bad:?}");
-        assert!(said.contains(message) && help.contains(remedy), "{bad:?}");
+    let other = Certs::with_nodes();
+    let other_key = format!("cp {} agent-fred-key.pem", other.file("agent-fred-key.pem").display());
+    for (command, file, message, remedy) in [
+        (&*other_key, "agent-fred-key.pem", "does not belong to", "issue both again"),
+        ("chmod 644 agent-fred-key.pem", "agent-fred-key.pem", "has mode 0644", "chmod 600"),
+        ("chmod 660 ca-key.pem", "ca-key.pem", "has mode 0660", "chmod 600"),
+        ("echo nothing > agent-fred-key.pem", "agent-fred-key.pem", "no private key", "right file"),
+        ("echo nothing > agent-fred.pem", "agent-fred.pem", "no X.509 certificate", "nanite certs issue agent fred"),
+        ("mv mapper-m1.pem agent-odd.pem", "agent-odd.pem", "holds the certificate of mapper-m1", "after mapper-m1"),
+        ("mv mapper-m1.pem mapper-a.b.pem", "mapper-a.b.pem", "not named after", "rename"),
+    ] {
+        let certs = Certs::with_nodes();
+        assert_eq!(certs.run(&["verify"]).code(), 0);
+        assert!(Command::new("sh").args(["-c", command]).current_dir(&certs.path).status().unwrap().success());
+        assert_one_fault(&certs, file, message, remedy);
     }
+
+    let certs = Certs::with_nodes();
+    let past = SystemClock.now().saturating_sub(DAY * 40);
+    let ca = CertificateAuthority::create("example.org", KeyType::P256, DAY * 100, past).unwrap();
+    write_ca(&certs, &ca);
+    fs::remove_file(certs.file("mapper-m1.pem")).unwrap();
+    let fred = ca.issue(&agent("fred"), KeyType::P256, DAY, past).unwrap();
+    fs::write(certs.file("agent-fred.pem"), fred.certificate().to_pem()).unwrap();
+    fs::write(certs.file("agent-fred-key.pem"), &*fred.key().to_pem().unwrap()).unwrap();
+    assert_one_fault(&certs, "agent-fred.pem", "it expired at", "nanite certs issue");
 }
 
 #[test]
-fn s03_verify_refuses_what_another_ca_has_issued() {
-    let (place, other) = (Place::filled(), Place::filled());
-    fs::copy(other.file("ca.pem"), place.file("ca.pem")).unwrap();
-    let bad = bad(&place);
-    let expected = ["agent-fred.pem", "ca-key.pem", "mapper-m1.pem"];
-    let mut files: Vec<_> = bad.iter().map(|(file, ..)| file.as_str()).collect();
-    files.sort_unstable();
-    assert_eq!(files, expected, "{bad:?}");
-    assert!(bad.iter().any(|(_, said, help)| said.contains("not issued by a known CA") && help.contains("ca.pem")));
-    // With both CAs in the file, as during a roll-over, both are believed.
-    let both = [fs::read(other.file("ca.pem")).unwrap(), {
-        place.made(&["init", "--force", "--domain", "example.org"]);
-        fs::read(place.file("ca.pem")).unwrap()
-    }];
+fn s03_verify_rejects_certificates_of_another_ca() {
+    let (certs, other) = (Certs::with_nodes(), Certs::with_nodes());
+    fs::copy(other.file("ca.pem"), certs.file("ca.pem")).unwrap();
+    let mut faults = faults(&certs);
+    faults.sort_unstable();
+    let files: Vec<_> = faults.iter().map(|[file, ..]| file.as_str()).collect();
+    assert_eq!(files, ["agent-fred.pem", "ca-key.pem", "mapper-m1.pem"], "{faults:?}");
+    let unknown_issuer =
+        |[_, message, help]: &[String; 3]| message.contains("not issued by a known CA") && help.contains("ca.pem");
+    assert!(faults.iter().any(unknown_issuer), "{faults:?}");
+    // With both CAs in the file, as during a roll-over, both are trusted.
+    certs.ok(&["init", "--force", "--domain", "example.org"]);
+    let both = [&other, &certs].map(|certs| fs::read(certs.file("ca.pem")).unwrap());
     fs::write(other.file("ca.pem"), both.concat()).unwrap();
-    assert_eq!(other.certs(&["verify"]).code(), 0);
-    other.made(&["issue", "agent", "bob"]);
-    assert!(verified(&other.file("ca.pem"), &other.file("agent-bob.pem")));
+    assert_eq!(other.run(&["verify"]).code(), 0);
+    other.ok(&["issue", "agent", "bob"]);
+    assert!(openssl_accepts(&other.file("ca.pem"), &other.file("agent-bob.pem")));
 }
 
 #[test]
-fn s03_verify_of_some_files_looks_at_these() {
-    let place = Place::filled();
-    fs::set_permissions(place.file("agent-fred-key.pem"), Permissions::from_mode(0o644)).unwrap();
-    let mapper = place.file("mapper-m1.pem");
-    let said = place.made(&["verify", mapper.to_str().unwrap()]);
-    assert_eq!(said.lines().count(), 1, "{said}");
-    let key = place.file("agent-fred-key.pem");
-    assert_eq!(place.certs(&["verify", key.to_str().unwrap()]).code(), 6);
-    place.refused(2, &["verify", "/etc/passwd"], "is no certificate or key file of", "--dir");
+fn s03_verify_can_be_limited_to_some_files() {
+    let certs = Certs::with_nodes();
+    set_mode(&certs.file("agent-fred-key.pem"), 0o644);
+    let mapper = certs.file("mapper-m1.pem");
+    let output = certs.ok(&["verify", mapper.to_str().unwrap()]);
+    assert_eq!(output.lines().count(), 1, "{output}");
+    let key = certs.file("agent-fred-key.pem");
+    assert_eq!(certs.run(&["verify", key.to_str().unwrap()]).code(), 6);
+    certs.refused(2, &["verify", "/etc/passwd"], "is not a certificate or key file of", "--dir");
 }
 
 #[test]
-fn s03_no_key_and_no_secret_is_ever_said() {
-    let place = Place::new();
-    let mut said = String::new();
+fn s03_keys_and_secrets_are_never_printed() {
+    let certs = Certs::new();
+    let mut output = String::new();
     for arguments in [
         &["init"][..],
         &["issue", "agent", "fred"],
@@ -508,14 +438,14 @@ fn s03_no_key_and_no_secret_is_ever_said() {
         &["issue", "agent", "fred"],
         &["--log", "trace", "verify"],
     ] {
-        let ended = place.certs(arguments);
-        said.push_str(&ended.out);
-        said.push_str(&ended.err);
+        let ended = certs.run(arguments);
+        output.push_str(&ended.out);
+        output.push_str(&ended.err);
     }
-    for name in place.names().iter().filter(|name| name.ends_with("-key.pem")) {
-        for line in fs::read_to_string(place.file(name)).unwrap().lines().filter(|line| !line.starts_with('-')) {
-            assert!(!said.contains(line), "a line of {name} is in the output");
+    for name in certs.names().iter().filter(|name| name.ends_with("-key.pem")) {
+        for line in fs::read_to_string(certs.file(name)).unwrap().lines().filter(|line| !line.starts_with('-')) {
+            assert!(!output.contains(line), "a line of {name} is in the output");
         }
     }
-    assert!(!said.contains("PRIVATE"), "{said}");
+    assert!(!output.contains("PRIVATE"), "{output}");
 }

@@ -1,5 +1,5 @@
-//! s04: what a running mapper does when a CA between it and its agents is revoked, and when a revocation list becomes out of date while
-//! it runs: real agents with certificates of two CAs below one root, a scripted clock, and the mapper's audit log as the witness.
+//! s04: a running mapper when an intermediate CA of its agents is revoked, and when a revocation list becomes outdated: real agents with
+//! certificates of two CAs below one root, and a manual clock. The mapper's audit log shows its decisions.
 
 use std::fs;
 use std::path::PathBuf;
@@ -54,16 +54,19 @@ impl World {
         Self { root, one, other, broker: MemoryBroker::new(), clock, dir: TempDir::new().unwrap() }
     }
 
-    fn believing(&self) -> Trust {
+    fn trust(&self) -> Trust {
         Trust::authorities([self.root.x509.clone()]).unwrap()
     }
 
-    /// Believes the root, with lists of all three CAs that hold until this moment; the root revokes these.
-    fn with_lists(&self, revoked: &[&X509], until: Timestamp) -> Trust {
+    /// Trust in the root, with revocation lists of all three CAs with this next update. The root revokes the given certificates.
+    fn trust_with_lists(&self, revoked: &[&X509], next_update: Timestamp) -> Trust {
         let from = T0.saturating_sub(Duration::from_secs(3600));
-        let lists: [X509Crl; 3] =
-            [self.root.crl(revoked, from, until), self.one.crl(&[], from, until), self.other.crl(&[], from, until)];
-        self.believing().with_crls(&lists).unwrap()
+        let lists: [X509Crl; 3] = [
+            self.root.crl(revoked, from, next_update),
+            self.one.crl(&[], from, next_update),
+            self.other.crl(&[], from, next_update),
+        ];
+        self.trust().with_crls(&lists).unwrap()
     }
 
     fn serializer(&self, ca: &Forged, identity: &Identity, trust: Arc<Trust>) -> Arc<SecureSerializer> {
@@ -73,14 +76,14 @@ impl World {
         let own = StaticCertificateStore::new([certificate.clone()]);
         let key = PrivateKey::new(leaf.key).unwrap();
         let credentials = Credentials::new(certificate, key).unwrap().with_intermediates(vec![ca.der()]);
-        let store: Arc<dyn CertificateStore> = Arc::new(TrustStore::new(trust.clone()).with_known(Arc::new(own)));
+        let store: Arc<dyn CertificateStore> = Arc::new(TrustStore::new(trust.clone()).with_store(Arc::new(own)));
         let builder = SecureSerializer::builder(credentials, store, trust);
         Arc::new(builder.started_at(self.clock.now()).build().unwrap())
     }
 
     async fn agent(&self, ca: &Forged, name: &str) -> Agent {
         let identity = agent(name);
-        let serializer = self.serializer(ca, &identity, Arc::new(self.believing()));
+        let serializer = self.serializer(ca, &identity, Arc::new(self.trust()));
         let echo = actor("simple").expose("echo", async |payload: Payload| Ok::<_, Failure>(payload));
         let builder = Agent::builder(serializer, Arc::new(self.broker.connect())).actor(echo);
         let builder = builder.clock(self.clock.clone()).ping_time(Duration::from_millis(20)).status(|| 1.0);
@@ -98,29 +101,29 @@ impl World {
         self.dir.path().join("m1.log")
     }
 
-    /// What the mapper has written of this agent's messages: that each was accepted, or refused, and why.
-    fn said_of(&self, name: &str) -> Vec<(String, String)> {
+    /// The verdicts and reasons in the mapper's audit log for this agent's messages.
+    fn verdicts_of(&self, name: &str) -> Vec<(String, String)> {
         let text = fs::read_to_string(self.log()).unwrap();
-        // The last line may be half written.
+        // The last line may be incomplete.
         let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         let of = lines.filter(|line| line["from"] == agent(name).as_str() && line["verdict"] != "allowed");
         let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         of.map(|line| (word(&line["verdict"]), word(&line["why"]))).collect()
     }
 
-    /// Waits until messages of this agent are refused, and why that is; none is accepted after the first that is refused.
-    async fn refused(&self, name: &str) -> String {
-        let refusals = || self.said_of(name).iter().filter(|(verdict, _)| verdict == "refused").count();
+    /// Waits until messages of this agent are refused, and returns the reason. None may be accepted after the first refusal.
+    async fn wait_for_refusal(&self, name: &str) -> String {
+        let refusals = || self.verdicts_of(name).iter().filter(|(verdict, _)| verdict == "refused").count();
         let before = refusals();
         wait_until("several of its messages are refused", async || refusals() >= before + 5).await;
-        let said = self.said_of(name);
-        let since = said.iter().skip_while(|(verdict, _)| verdict != "refused");
-        assert!(since.clone().all(|(verdict, _)| verdict == "refused"), "{said:?}");
+        let verdicts = self.verdicts_of(name);
+        let since = verdicts.iter().skip_while(|(verdict, _)| verdict != "refused");
+        assert!(since.clone().all(|(verdict, _)| verdict == "refused"), "{verdicts:?}");
         since.last().unwrap().1.clone()
     }
 }
 
-/// What this agent answers.
+/// The agent's answer to an echo request.
 async fn echo(mapper: &Mapper, name: &str) -> Result<Payload, String> {
     let request = mapper.request("/simple/echo", name).target(agent(name)).wait_for_agents(PATIENCE);
     let answers = request.await.map_err(|error| {
@@ -131,9 +134,9 @@ async fn echo(mapper: &Mapper, name: &str) -> Result<Payload, String> {
 }
 
 #[tokio::test]
-async fn s04_a_running_mapper_refuses_whoever_a_revoked_ca_vouches_for() {
+async fn s04_running_mapper_rejects_agents_of_revoked_ca() {
     let world = World::new();
-    let trust = Arc::new(world.with_lists(&[], at(3600)));
+    let trust = Arc::new(world.trust_with_lists(&[], at(3600)));
     let mapper = world.mapper(&trust).await;
     let _fred = world.agent(&world.one, "fred").await;
     let _bob = world.agent(&world.other, "bob").await;
@@ -141,34 +144,34 @@ async fn s04_a_running_mapper_refuses_whoever_a_revoked_ca_vouches_for() {
     for name in ["fred", "bob"] {
         assert_eq!(echo(&mapper, name).await, Ok(name.into()));
     }
-    trust.replace_authorities(&world.with_lists(&[&world.one.x509], at(3600)));
-    assert_eq!(world.refused("fred").await, "a CA certificate above it is revoked");
+    trust.replace_authorities(&world.trust_with_lists(&[&world.one.x509], at(3600)));
+    assert_eq!(world.wait_for_refusal("fred").await, "a CA certificate above it is revoked");
     let error = echo(&mapper, "fred").await.unwrap_err();
-    assert!(error.contains("nanite-fred") && error.contains("revoked"), "nor is it given work: {error}");
+    assert!(error.contains("nanite-fred") && error.contains("revoked"), "no request is sent to it: {error}");
     assert_eq!(echo(&mapper, "bob").await, Ok("bob".into()));
-    assert!(world.said_of("bob").iter().all(|(verdict, _)| verdict != "refused"));
+    assert!(world.verdicts_of("bob").iter().all(|(verdict, _)| verdict != "refused"));
 }
 
 #[tokio::test]
-async fn s04_a_list_that_becomes_out_of_date_under_a_running_mapper_refuses_everybody_until_there_is_a_new_one() {
+async fn s04_running_mapper_rejects_all_while_revocation_list_is_outdated() {
     let world = World::new();
-    let trust = Arc::new(world.with_lists(&[], at(600)));
+    let trust = Arc::new(world.trust_with_lists(&[], at(600)));
     let mapper = world.mapper(&trust).await;
     let _fred = world.agent(&world.one, "fred").await;
     knows(&mapper, &["fred"]).await;
     assert_eq!(echo(&mapper, "fred").await, Ok("fred".into()));
     world.clock.0.set(at(599));
-    assert_eq!(echo(&mapper, "fred").await, Ok("fred".into()), "to the last second");
-    let late: Vec<_> = world.said_of("fred").into_iter().filter(|(verdict, _)| verdict == "refused").collect();
+    assert_eq!(echo(&mapper, "fred").await, Ok("fred".into()), "until the last second");
+    let late: Vec<_> = world.verdicts_of("fred").into_iter().filter(|(verdict, _)| verdict == "refused").collect();
     assert_eq!(late, []);
     world.clock.0.set(at(600));
-    assert_eq!(world.refused("fred").await, "the revocation list of its issuer is out of date");
+    assert_eq!(world.wait_for_refusal("fred").await, "the revocation list of its issuer is out of date");
     let error = echo(&mapper, "fred").await.unwrap_err();
     assert!(error.contains("nanite-fred") && error.contains("out of date"), "{error}");
-    trust.replace_authorities(&world.with_lists(&[], at(7200)));
-    let accepted = world.said_of("fred").len();
-    wait_until("it is heard again", async || {
-        world.said_of("fred").iter().skip(accepted).any(|(verdict, _)| verdict == "accepted")
+    trust.replace_authorities(&world.trust_with_lists(&[], at(7200)));
+    let accepted = world.verdicts_of("fred").len();
+    wait_until("its messages are accepted again", async || {
+        world.verdicts_of("fred").iter().skip(accepted).any(|(verdict, _)| verdict == "accepted")
     })
     .await;
     assert_eq!(echo(&mapper, "fred").await, Ok("fred".into()));

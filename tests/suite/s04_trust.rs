@@ -1,4 +1,4 @@
-//! s04: which certificates are believed, and why the others are not.
+//! s04: which certificates are trusted, and why others are refused.
 
 use nanite::certs::{AuthorityError, Certificate, CertificateError, Trust, TrustError};
 use nanite::clock::Timestamp;
@@ -20,8 +20,8 @@ fn read(forged: &Forged) -> Certificate {
     Certificate::from_der(&forged.der()).unwrap()
 }
 
-/// What is said of a leaf at T0 that this CA has signed.
-fn verdict(ca: &Forged, leaf: Forge) -> Result<(), TrustError> {
+/// The verification at T0 of a leaf that this CA has signed.
+fn verify(ca: &Forged, leaf: Forge) -> Result<(), TrustError> {
     trust(ca).verify(&read(&leaf.signed_by(ca)), &[], T0)
 }
 
@@ -30,19 +30,19 @@ fn before(days: u64) -> Timestamp {
 }
 
 #[test]
-fn s04_a_good_certificate_is_believed_whatever_extended_usage_it_states() {
+fn s04_trusts_valid_certificate_with_any_extended_key_usage() {
     let ca = Forge::ca("root").self_signed();
-    assert_eq!(verdict(&ca, Forge::leaf()), Ok(()));
+    assert_eq!(verify(&ca, Forge::leaf()), Ok(()));
     let usage = "critical,digitalSignature,keyEncipherment,keyAgreement";
-    assert_eq!(verdict(&ca, Forge::leaf().set(Nid::KEY_USAGE, usage)), Ok(()));
+    assert_eq!(verify(&ca, Forge::leaf().set(Nid::KEY_USAGE, usage)), Ok(()));
     let with_usage = Forge::leaf().set(Nid::EXT_KEY_USAGE, "serverAuth,clientAuth");
-    assert_eq!(verdict(&ca, with_usage), Ok(()), "as SPIFFE's identities have it");
+    assert_eq!(verify(&ca, with_usage), Ok(()), "as in SPIFFE X509-SVIDs");
     let rsa_usage = "critical,digitalSignature,keyEncipherment";
-    assert_eq!(verdict(&ca, Forge::leaf().key(rsa(2048)).set(Nid::KEY_USAGE, rsa_usage)), Ok(()));
+    assert_eq!(verify(&ca, Forge::leaf().key(rsa(2048)).set(Nid::KEY_USAGE, rsa_usage)), Ok(()));
 }
 
 #[test]
-fn s04_what_is_no_nodes_certificate_is_not_even_read() {
+fn s04_certificate_that_is_not_a_nodes_is_not_parsed() {
     use CertificateError as E;
     let ca = Forge::ca("root").self_signed();
     let fred = "URI:spiffe://example.org/agent/fred";
@@ -71,10 +71,10 @@ fn s04_what_is_no_nodes_certificate_is_not_even_read() {
 }
 
 #[test]
-fn s04_the_key_usage_has_to_fit() {
+fn s04_rejects_wrong_key_usage() {
     let ca = Forge::ca("root").self_signed();
     let usage = |key: openssl::pkey::PKey<openssl::pkey::Private>, usage: &str| {
-        verdict(&ca, Forge::leaf().key(key).set(Nid::KEY_USAGE, usage))
+        verify(&ca, Forge::leaf().key(key).set(Nid::KEY_USAGE, usage))
     };
     let refused = |why| Err(TrustError::KeyUsage(why));
     assert_eq!(usage(p256(), ""), refused("it is not stated"));
@@ -84,7 +84,7 @@ fn s04_the_key_usage_has_to_fit() {
     assert_eq!(usage(rsa(2048), "critical,digitalSignature,keyAgreement"), refused("keyEncipherment is missing"));
     let signs = "critical,digitalSignature,keyAgreement,keyCertSign";
     assert_eq!(usage(p256(), signs), refused("it may sign certificates or revocation lists"));
-    // Pinning skips the chain, and nothing else.
+    // Pinning skips only the chain.
     let pinned = |forge: Forge| Trust::pinned().verify(&read(&forge.self_signed()), &[], T0);
     assert_eq!(pinned(Forge::leaf().set(Nid::KEY_USAGE, "")), refused("it is not stated"));
     assert_eq!(pinned(Forge::leaf().valid(before(2), before(1))), Err(TrustError::Expired(before(1))));
@@ -92,22 +92,22 @@ fn s04_the_key_usage_has_to_fit() {
 }
 
 #[test]
-fn s04_dates_of_leaf_and_ca_count() {
+fn s04_rejects_expired_and_not_yet_valid_certificates() {
     let ca = Forge::ca("root").self_signed();
-    assert_eq!(verdict(&ca, Forge::leaf().valid(before(2), before(1))), Err(TrustError::Expired(before(1))));
-    assert_eq!(verdict(&ca, Forge::leaf().valid(at(DAY), at(2 * DAY))), Err(TrustError::NotYetValid(at(DAY))));
+    assert_eq!(verify(&ca, Forge::leaf().valid(before(2), before(1))), Err(TrustError::Expired(before(1))));
+    assert_eq!(verify(&ca, Forge::leaf().valid(at(DAY), at(2 * DAY))), Err(TrustError::NotYetValid(at(DAY))));
     let old = Forge::ca("root").valid(before(9), before(1)).self_signed();
-    assert_eq!(verdict(&old, Forge::leaf()), Err(TrustError::AuthorityExpired));
+    assert_eq!(verify(&old, Forge::leaf()), Err(TrustError::AuthorityExpired));
     let early = Forge::ca("root").valid(at(1), at(DAY)).self_signed();
-    assert_eq!(verdict(&early, Forge::leaf()), Err(TrustError::AuthorityNotYetValid));
+    assert_eq!(verify(&early, Forge::leaf()), Err(TrustError::AuthorityNotYetValid));
 }
 
 #[test]
-fn s04_only_what_a_known_ca_has_signed_is_believed() {
+fn s04_rejects_certificate_of_unknown_ca() {
     let (ca, other) = (Forge::ca("root").self_signed(), Forge::ca("root").self_signed());
     let leaf = read(&Forge::leaf().signed_by(&other));
     assert_eq!(trust(&ca).verify(&leaf, &[other.der()], T0), Err(TrustError::UnknownIssuer));
-    // By a name alone, without a key id to tell the issuer by, no chain is built.
+    // Without an authority key identifier, no chain is built.
     let nameless = Forge::leaf().set(Nid::AUTHORITY_KEY_IDENTIFIER, "").signed_by(&other);
     let refused = trust(&ca).verify(&read(&nameless), &[], T0);
     assert!(matches!(&refused, Err(TrustError::Chain(_))), "{refused:?}");
@@ -116,12 +116,12 @@ fn s04_only_what_a_known_ca_has_signed_is_believed() {
 }
 
 #[test]
-fn s04_a_ca_that_names_its_domain_vouches_for_no_other() {
+fn s04_ca_with_trust_domain_is_trusted_for_it_only() {
     let named = |domain| Forge::ca("root").set(Nid::SUBJECT_ALT_NAME, &format!("URI:spiffe://{domain}")).self_signed();
-    assert_eq!(verdict(&named("example.org"), Forge::leaf()), Ok(()));
+    assert_eq!(verify(&named("example.org"), Forge::leaf()), Ok(()));
     let refused = TrustError::Domain { found: "example.org".into(), wanted: "example.com".into() };
     for _ in 0..2 {
-        assert_eq!(verdict(&named("example.com"), Forge::leaf()), Err(refused.clone()));
+        assert_eq!(verify(&named("example.com"), Forge::leaf()), Err(refused.clone()));
     }
     let unnamed = Forge::ca("root").self_signed();
     let leaf = read(&Forge::leaf().signed_by(&unnamed));
@@ -130,7 +130,7 @@ fn s04_a_ca_that_names_its_domain_vouches_for_no_other() {
 }
 
 #[test]
-fn s04_a_chain_over_an_intermediate_is_built_from_what_comes_along_or_stands_in_the_file() {
+fn s04_chain_is_built_from_presented_or_configured_intermediates() {
     let root = Forge::ca("root").self_signed();
     let between = Forge::ca("between").signed_by(&root);
     let leaf = read(&Forge::leaf().signed_by(&between));
@@ -138,7 +138,7 @@ fn s04_a_chain_over_an_intermediate_is_built_from_what_comes_along_or_stands_in_
     assert_eq!(trust(&root).verify(&leaf, &[between.der()], T0), Ok(()));
     let both = Trust::authorities([between.x509.clone(), root.x509.clone()]).unwrap();
     assert_eq!(both.verify(&leaf, &[], T0), Ok(()));
-    // A chain has to end in a root: one that is only between is no anchor.
+    // A chain must end in a root: an intermediate certificate is not an anchor.
     assert_eq!(trust(&between).verify(&leaf, &[], T0), Err(TrustError::UnknownIssuer));
     let unreadable = trust(&root).verify(&leaf, &[vec![1, 2, 3]], T0);
     assert!(matches!(unreadable, Err(TrustError::Chain(why)) if why.contains("cannot be read")));
@@ -147,7 +147,7 @@ fn s04_a_chain_over_an_intermediate_is_built_from_what_comes_along_or_stands_in_
 }
 
 #[test]
-fn s04_the_rules_for_cas_are_openssls_strict_ones() {
+fn s04_ca_certificates_follow_openssls_strict_rules() {
     let root = Forge::ca("root").self_signed();
     let chain = |between: Forge| {
         let between = between.signed_by(&root);
@@ -174,24 +174,24 @@ fn s04_the_rules_for_cas_are_openssls_strict_ones() {
     assert_eq!(chain(ca().valid(at(1), at(9))), Err(TrustError::AuthorityNotYetValid));
 
     for (nid, value) in [
-        (Nid::NETSCAPE_COMMENT, "critical,what nobody understands"),
+        (Nid::NETSCAPE_COMMENT, "critical,an unknown extension"),
         (Nid::POLICY_CONSTRAINTS, "critical,requireExplicitPolicy:0"),
     ] {
-        let refused = verdict(&root, Forge::leaf().set(nid, value));
+        let refused = verify(&root, Forge::leaf().set(nid, value));
         assert!(matches!(&refused, Err(TrustError::Chain(_))), "{value}: {refused:?}");
     }
 }
 
 #[test]
-fn s04_path_lengths_are_respected() {
+fn s04_rejects_too_long_path() {
     let root = Forge::ca("root").set(Nid::BASIC_CONSTRAINTS, "critical,CA:TRUE,pathlen:0").self_signed();
-    assert_eq!(verdict(&root, Forge::leaf()), Ok(()));
+    assert_eq!(verify(&root, Forge::leaf()), Ok(()));
     let between = Forge::ca("between").signed_by(&root);
     let leaf = read(&Forge::leaf().signed_by(&between));
     let refused = trust(&root).verify(&leaf, &[between.der()], T0);
     assert!(matches!(&refused, Err(TrustError::Chain(why)) if why.contains("path length")), "{refused:?}");
 
-    // And without a limit of the CA's own, eight between.
+    // Without a path length of the CA, the limit is eight intermediate certificates.
     let root = Forge::ca("root").self_signed();
     let mut above = Forge::ca("ca0").signed_by(&root);
     let mut ders = vec![above.der()];
@@ -205,7 +205,7 @@ fn s04_path_lengths_are_respected() {
 }
 
 #[test]
-fn s04_a_revoked_certificate_is_refused_and_so_is_everybody_when_a_list_is_out_of_date() {
+fn s04_rejects_revoked_certificate_and_outdated_list() {
     let root = Forge::ca("root").self_signed();
     let (good, bad) = (Forge::leaf().signed_by(&root), Forge::leaf().signed_by(&root));
     let (from, to) = (before(1), at(10 * DAY));
@@ -215,14 +215,14 @@ fn s04_a_revoked_certificate_is_refused_and_so_is_everybody_when_a_list_is_out_o
         assert_eq!(lists.verify(&read(&good), &[], T0), Ok(()));
         assert_eq!(lists.verify(&read(&bad), &[], T0), Err(TrustError::Revoked));
     }
-    // A minute of verdicts does not outlive the list.
+    // A cached verification does not outlive the list.
     let last = Timestamp::from_secs(to.as_secs() - 1);
     assert_eq!(lists.verify(&read(&good), &[], last), Ok(()));
     assert_eq!(lists.verify(&read(&good), &[], to), Err(TrustError::StaleCrl));
     let early = with(&[root.crl(&[], at(DAY), to)]);
     assert_eq!(early.verify(&read(&good), &[], T0), Err(TrustError::StaleCrl));
 
-    // In PEM, two lists after each other: both count.
+    // Two lists in one PEM text: both are used.
     let other = Forge::ca("other").self_signed();
     let two = [other.crl(&[], from, to), root.crl(&[&bad.x509], from, to)].map(|crl| crl.to_pem().unwrap()).concat();
     let two = trust(&root).with_crls_pem(&two).unwrap();
@@ -231,14 +231,14 @@ fn s04_a_revoked_certificate_is_refused_and_so_is_everybody_when_a_list_is_out_o
 }
 
 #[test]
-fn s04_a_list_counts_only_when_its_issuer_has_signed_it() {
+fn s04_rejects_revocation_list_not_signed_by_the_issuer() {
     let root = Forge::ca("root").self_signed();
     let leaf = read(&Forge::leaf().signed_by(&root));
     let (from, to) = (before(1), at(DAY));
     let other = Forge::ca("other").self_signed();
     let foreign = trust(&root).with_crls(&[other.crl(&[], from, to)]).unwrap();
     assert_eq!(foreign.verify(&leaf, &[], T0), Err(TrustError::NoCrl));
-    // The same name, but another key: a list that revokes nothing would hide one that does.
+    // A list by another key under the same name could hide the CA's own list.
     let impostor = Forge::ca("root").self_signed();
     let forged = trust(&root).with_crls(&[impostor.crl(&[], from, to)]).unwrap();
     assert!(forged.verify(&leaf, &[], T0).is_err());
@@ -251,7 +251,7 @@ fn s04_a_list_counts_only_when_its_issuer_has_signed_it() {
 }
 
 #[test]
-fn s04_a_revoked_intermediate_takes_its_leaves_with_it() {
+fn s04_rejects_leaf_below_revoked_intermediate() {
     let root = Forge::ca("root").self_signed();
     let between = Forge::ca("between").signed_by(&root);
     let leaf = read(&Forge::leaf().signed_by(&between));
@@ -265,11 +265,11 @@ fn s04_a_revoked_intermediate_takes_its_leaves_with_it() {
     };
     assert_eq!(with(&[], true), Ok(()));
     assert_eq!(with(&[&between.x509], true), Err(TrustError::AuthorityRevoked));
-    assert_eq!(with(&[], false), Err(TrustError::NoCrl), "every link needs its list");
+    assert_eq!(with(&[], false), Err(TrustError::NoCrl), "every issuer of the chain needs a list");
 }
 
 #[test]
-fn s04_many_threads_check_at_once() {
+fn s04_concurrent_verification() {
     let root = Forge::ca("root").self_signed();
     let (good, bad) = (Forge::leaf().signed_by(&root), Forge::leaf().signed_by(&root));
     let trust = trust(&root).with_crls(&[root.crl(&[&bad.x509], before(1), at(DAY))]).unwrap();
@@ -279,7 +279,7 @@ fn s04_many_threads_check_at_once() {
             let (trust, good, bad) = (&trust, &good, &bad);
             scope.spawn(move || {
                 for second in 0..50 {
-                    // Every second has a store of its own, with the lists read again.
+                    // A new OpenSSL store for every second, which loads the lists again.
                     let now = at(second * 61 + thread);
                     assert_eq!(trust.verify(good, &[], now), Ok(()));
                     assert_eq!(trust.verify(bad, &[], now), Err(TrustError::Revoked));

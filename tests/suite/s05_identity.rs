@@ -40,32 +40,13 @@ fn packets(from: &Identity, to: &Identity) -> Vec<Packet> {
     let mut request = Request::new("/a/b".parse().unwrap(), Payload::from("x"));
     request.from = Some(from.clone());
     vec![
-        Packet::Register(Register {
-            identity: identity.clone(),
-            services,
-            status,
-            tags: vec![],
-            files: vec![],
-            instance: None,
-        }),
-        Packet::Ping(Ping { identity: identity.clone(), status, instance: None }),
-        Packet::Unregister(Unregister { identity }),
-        Packet::Outcome(Outcome {
-            token,
-            to: to.clone(),
-            from: from.clone(),
-            results: Payload::from("y"),
-            failure: None,
-        }),
-        Packet::Intermediate(Intermediate {
-            token,
-            to: to.clone(),
-            from: from.clone(),
-            key: "k".into(),
-            value: Payload::from("z"),
-            sequence: Some(0),
-            origin: None,
-        }),
+        Packet::Register(Register::new(identity.clone(), services).with_status(status)),
+        Packet::Ping(Ping::new(identity.clone(), status)),
+        Packet::Unregister(Unregister::new(identity)),
+        Packet::Outcome(Outcome::new(token, to.clone(), from.clone(), Ok(Payload::from("y")))),
+        Packet::Intermediate(
+            Intermediate::new(token, to.clone(), from.clone(), "k", Payload::from("z")).with_sequence(0),
+        ),
         Packet::Request(request.clone()),
         Packet::Push(request),
     ]
@@ -131,14 +112,11 @@ fn s05_rejects_registration_with_too_many_services_or_tags() {
     let pki = Pki::new(KeyType::P256);
     let (m1, fred) = (pki.serializer(&mapper("m1")), agent("fred"));
     let register = |services: usize, tags: usize| {
-        Packet::Register(Register {
-            identity: fred.clone(),
-            services: (0..services).map(|number| format!("/a/b{number}").parse().unwrap()).collect(),
-            status: Status::new(0.5),
-            tags: (0..tags).map(|number| format!("t{number}").parse().unwrap()).collect(),
-            files: vec![],
-            instance: None,
-        })
+        Packet::Register(
+            Register::new(fred.clone(), (0..services).map(|number| format!("/a/b{number}").parse().unwrap()))
+                .with_status(Status::new(0.5))
+                .with_tags((0..tags).map(|number| format!("t{number}").parse().unwrap())),
+        )
     };
     let from = pki.serializer(&fred);
     let open = |packet: &Packet| {
@@ -155,24 +133,14 @@ fn s05_rejects_registration_with_too_many_services_or_tags() {
 fn s05_rejects_another_instance_and_another_senders_file() {
     let pki = Pki::new(KeyType::P256);
     let (m1, fred) = (pki.serializer(&mapper("m1")), agent("fred"));
-    let ping = |instance| Packet::Ping(Ping { identity: fred.clone(), status: Status::new(0.5), instance });
+    let ping = || Ping::new(fred.clone(), Status::new(0.5));
     let (audience, context) = (Audience::Mappers, OpenContext::new(InboundQueue::Presence, at(2)));
-    let liar = pki.builder(&fred).codec(Lying(ping(Some(1)))).build().unwrap();
-    let sealed = liar.seal(&ping(None), &SealRequest::new(&audience, at(1))).unwrap();
+    let liar = pki.builder(&fred).codec(Lying(ping().with_instance(1).into())).build().unwrap();
+    let sealed = liar.seal(&ping().into(), &SealRequest::new(&audience, at(1))).unwrap();
     assert_eq!(m1.open(&sealed.bytes, &context).unwrap_err().kind, OpenErrorKind::BadBody);
 
-    let file = |from: &str| {
-        Packet::FileStart(FileStart {
-            filename: "a".into(),
-            dest: "a".into(),
-            token: Token::random().unwrap(),
-            from: Some(mapper(from)),
-            reply_to: None,
-            domain: None,
-            file_size: None,
-            sha256: None,
-        })
-    };
+    let file =
+        |from: &str| Packet::FileStart(FileStart::new(Token::random().unwrap(), "a", "a").with_from(mapper(from)));
     let liar = pki.builder(&mapper("m1")).codec(Lying(file("m2"))).build().unwrap();
     let audience = Audience::One(fred.clone());
     let sealed = liar.seal(&file("m1"), &SealRequest::new(&audience, at(1))).unwrap();

@@ -17,7 +17,7 @@ fn request() -> Packet {
 
 fn outcome() -> Packet {
     let (token, results) = (Token::random().unwrap(), Payload::from("y"));
-    Packet::Outcome(Outcome { token, to: mapper("m1"), from: agent("fred"), results, failure: None })
+    Packet::Outcome(Outcome::new(token, mapper("m1"), agent("fred"), Ok(results)))
 }
 
 fn seal(from: &SecureSerializer, packet: &Packet, to: &Audience, now: Timestamp) -> Vec<u8> {
@@ -136,7 +136,7 @@ fn s06_full_replay_memory_refuses_until_entries_expire() {
 
     let ping = |sender: usize, second: u64| {
         let identity = senders[sender].identity().clone();
-        let packet = Packet::Ping(Ping { identity, status: Status::new(0.5), instance: None });
+        let packet = Packet::Ping(Ping::new(identity, Status::new(0.5)));
         let bytes = seal(&senders[sender], &packet, &Audience::Mappers, at(second));
         m1.open(&bytes, &OpenContext::new(InboundQueue::Presence, at(second))).map(|_| ()).map_err(|error| error.kind)
     };

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use nanite::packet::{Identity, Payload, Register, Request, SelectorName, Status};
+use nanite::packet::{Identity, Payload, Register, Request, SelectorName};
 use nanite::policy::{Caller, CedarPolicy, Decision, Policy, PolicyError, Rules};
 use tempfile::TempDir;
 
@@ -100,14 +100,9 @@ fn s08_cedar_decides_registrations_like_equivalent_rules() {
         for services in [&[][..], &["/work/a", "/agent/echo"], &["/work/a", "/root/do"]] {
             for tags in [&[][..], &["eu", "gpu-1"], &["us"]] {
                 for files in [&[][..], &["photos"], &["photos", "music"]] {
-                    let register = Register {
-                        identity: agent.clone(),
-                        services: parse_all(services),
-                        status: Status::default(),
-                        tags: parse_all(tags),
-                        files: parse_all(files),
-                        instance: None,
-                    };
+                    let register = Register::new(agent.clone(), parse_all(services))
+                        .with_tags(parse_all(tags))
+                        .with_files(parse_all(files));
                     let caller = Caller::new(&agent, None);
                     let toml = rules.authorize_registration(&caller, &register);
                     let cedar = cedar.authorize_registration(&caller, &register);

@@ -39,7 +39,7 @@ fn s08_nanite_policy_checks_and_explains_rules() {
     let denied = explain(&["nanite-fred", "/work/light", "--through", "mapper-other"]);
     assert_eq!(denied.code(), 5, "{denied:?}");
     assert_eq!(denied.out.lines().next(), Some("denied: no rule allows it"));
-    assert!(denied.out.contains("light  does not fit in: through, selectors"), "{denied:?}");
+    assert!(denied.out.contains("light  does not match: through, selectors"), "{denied:?}");
     assert_eq!(explain(&["nanite-fred", "/work/light", "--through", "mapper-main", "--selector", "rr"]).code(), 0);
 }
 

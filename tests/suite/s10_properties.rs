@@ -35,8 +35,7 @@ impl Case {
         let pki = Pki::new(KeyType::P256);
         let reader = pki.serializer(&mapper("m1"));
         let (services, status) = (vec!["/a/b".parse().unwrap()], Status::new(0.5));
-        let register =
-            Register { identity: agent("fred"), services, status, tags: vec![], files: vec![], instance: None };
+        let register = Register::new(agent("fred"), services).with_status(status);
         let how = SealRequest::new(&Audience::Mappers, at(1));
         let message = pki.serializer(&agent("fred")).seal(&register.into(), &how).unwrap().bytes;
         Self { reader, channel: InboundQueue::Presence, message }

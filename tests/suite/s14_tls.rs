@@ -1,4 +1,4 @@
-//! The connection to the broker by TLS, against a RabbitMQ that takes clients with certificates only.
+//! TLS to the broker, with a RabbitMQ that requires client certificates.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -34,7 +34,7 @@ fn ca(name: &str) -> Forged {
     now_valid(Forge::ca(name)).self_signed()
 }
 
-/// A certificate with this name in its subject, for these hosts: `DNS:localhost`; none: a client's.
+/// A certificate with this subject name, for these hosts such as `DNS:localhost`; without hosts for a client.
 fn leaf(name: &str, hosts: &str) -> Forge {
     let mut forge = now_valid(Forge::leaf()).set(Nid::SUBJECT_ALT_NAME, hosts);
     forge.subject = name.to_owned();
@@ -71,16 +71,16 @@ fn mode(path: &Path, mode: u32) {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
 }
 
-/// A broker that takes clients with certificates of its CA only, and what belongs to it.
-struct World {
-    broker: Broker,
+/// A broker that requires client certificates of its CA, with its certificates.
+struct TlsBroker {
+    node: Broker,
     files: Files,
     ca: Forged,
     other_ca: Forged,
     user: String,
 }
 
-impl World {
+impl TlsBroker {
     fn new() -> Self {
         let files = Files::new();
         let (ca, other_ca) = (ca("broker CA"), self::ca("another CA"));
@@ -88,7 +88,7 @@ impl World {
         let ca_path = files.certificate("ca", &ca);
         let (certificate, key) = (files.certificate("server", &server), files.key("server", &server));
         files.certificate("other-ca", &other_ca);
-        let broker = Broker::private_with(&["rabbitmq_auth_mechanism_ssl"], |port| {
+        let node = Broker::private_with(&["rabbitmq_auth_mechanism_ssl"], |port| {
             format!(
                 "listeners.ssl.1 = 127.0.0.1:{port}\nssl_options.cacertfile = {}\nssl_options.certfile = {}\n\
                  ssl_options.keyfile = {}\nssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = true\n\
@@ -98,14 +98,14 @@ impl World {
                 key.display()
             )
         });
-        let user = broker.add_user("unused");
-        broker.permit(&user, ".*", ".*", ".*");
-        let world = Self { broker, files, ca, other_ca, user };
-        world.client("client", leaf(&world.user, ""), &world.ca);
-        world
+        let user = node.add_user("unused");
+        node.permit(&user, ".*", ".*", ".*");
+        let broker = Self { node, files, ca, other_ca, user };
+        broker.client("client", leaf(&broker.user, ""), &broker.ca);
+        broker
     }
 
-    /// Writes a client's certificate and key.
+    /// Issues a client's certificate and writes it with its key.
     fn client(&self, name: &str, forge: Forge, ca: &Forged) -> Forged {
         let client = forge.signed_by(ca);
         self.files.certificate(name, &client);
@@ -114,15 +114,15 @@ impl World {
     }
 
     fn url(&self, host: &str) -> String {
-        format!("amqps://{host}:{}/{}", self.broker.other_port(), self.broker.vhost())
+        format!("amqps://{host}:{}/{}", self.node.extra_port(), self.node.vhost())
     }
 
-    /// TLS by this CA and the certificate of this client.
+    /// TLS options with this CA and the certificate of this client.
     fn tls(&self, ca: &str, client: Option<&str>) -> Tls {
         let path = |name: String| self.files.path(&name);
         let tls = Tls::new(path(format!("{ca}.pem")));
         match client {
-            Some(client) => tls.client(path(format!("{client}.pem")), path(format!("{client}-key.pem"))),
+            Some(client) => tls.client_certificate(path(format!("{client}.pem")), path(format!("{client}-key.pem"))),
             None => tls,
         }
     }
@@ -133,85 +133,78 @@ impl World {
     }
 
     async fn refused(&self, host: &str, ca: &str, client: Option<&str>) -> TransportError {
-        let error = self.connect(host, ca, client).await.expect_err("it must be refused");
-        assert_eq!(self.broker.connections(), Vec::<String>::new(), "{error}");
+        let error = self.connect(host, ca, client).await.expect_err("the connection must be refused");
+        assert_eq!(self.node.connections(), Vec::<String>::new(), "{error}");
         error
     }
 }
 
-fn assert_tls(error: &TransportError, says: &str) {
-    assert!(matches!(error, TransportError::Tls(why) if why.contains(says)), "no {says:?} in {error:?}");
+fn assert_tls(error: &TransportError, expected: &str) {
+    assert!(matches!(error, TransportError::Tls(why) if why.contains(expected)), "no {expected:?} in {error:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn s14_only_the_right_certificates_of_both_sides_make_a_connection() {
-    let world = World::new();
+async fn s14_connects_only_with_valid_certificates_on_both_sides() {
+    let broker = TlsBroker::new();
 
-    // By name of the certificate, without a password: there and back.
-    let transport = world.connect("localhost", "ca", Some("client")).await.unwrap();
+    // The user is taken from the certificate, without a password.
+    let transport = broker.connect("localhost", "ca", Some("client")).await.unwrap();
     let queue = nanite::transport::topology::agent_inbox("nanite-fred");
     let mut consumer = transport.consume(&queue, 1).await.unwrap();
-    let message = PublishRequest {
-        destination: Destination::Queue(queue.name.clone()),
-        body: vec![7; 200_000].into(),
-        content_type: "application/octet-stream".into(),
-        message_id: "1".into(),
-        expires_in: None,
-        persistent: false,
-    };
+    let message = PublishRequest::new(Destination::queue(&queue.name), vec![7; 200_000]).persistent(false);
     transport.publish(message, PATIENCE).await.unwrap();
     let delivery = tokio::time::timeout(PATIENCE, consumer.next()).await.unwrap().unwrap();
     assert_eq!(delivery.body.len(), 200_000);
     delivery.acker.ack().await.unwrap();
-    // The broker's statistics come late.
-    crate::harness::wait_until("the broker knows the user by the certificate", async || {
-        let connection = &world.broker.api("GET", "/api/connections", &serde_json::Value::Null).1[0];
-        connection["user"] == world.user && connection["ssl"] == true && connection["auth_mechanism"] == "EXTERNAL"
+    // The broker updates its statistics with a delay.
+    crate::harness::wait_until("the broker has the user from the certificate", async || {
+        let connection = &broker.node.api("GET", "/api/connections", &serde_json::Value::Null).1[0];
+        connection["user"] == broker.user && connection["ssl"] == true && connection["auth_mechanism"] == "EXTERNAL"
     })
     .await;
     transport.close().await;
-    crate::harness::wait_until("the connection is gone", async || world.broker.connections().is_empty()).await;
+    crate::harness::wait_until("the connection is closed", async || broker.node.connections().is_empty()).await;
 
-    // The broker's certificate: of another CA, for another host.
-    assert_tls(&world.refused("localhost", "other-ca", Some("client")).await, "certificate is refused here");
-    assert_tls(&world.refused("127.0.0.1", "ca", Some("client")).await, "IP address mismatch");
+    // The broker's certificate is issued by another CA, or for another host.
+    assert_tls(&broker.refused("localhost", "other-ca", Some("client")).await, "certificate is refused");
+    assert_tls(&broker.refused("127.0.0.1", "ca", Some("client")).await, "IP address mismatch");
 
-    // The client's certificate: none, of another CA, expired, of nobody that the broker knows.
-    let none = world.refused("localhost", "ca", None).await;
+    // The client's certificate is missing, issued by another CA, expired, or for an unknown user.
+    let none = broker.refused("localhost", "ca", None).await;
     assert!(matches!(none, TransportError::Tls(_) | TransportError::Unreachable(_)), "{none:?}");
-    world.client("stranger", leaf(&world.user, ""), &world.other_ca);
-    let stranger = world.refused("localhost", "ca", Some("stranger")).await;
+    broker.client("stranger", leaf(&broker.user, ""), &broker.other_ca);
+    let stranger = broker.refused("localhost", "ca", Some("stranger")).await;
     assert!(matches!(stranger, TransportError::Tls(_) | TransportError::Unreachable(_)), "{stranger:?}");
-    world.client("old", expired(leaf(&world.user, "")), &world.ca);
-    let old = world.refused("localhost", "ca", Some("old")).await;
+    broker.client("old", expired(leaf(&broker.user, "")), &broker.ca);
+    let old = broker.refused("localhost", "ca", Some("old")).await;
     assert!(matches!(old, TransportError::Tls(_) | TransportError::Unreachable(_)), "{old:?}");
-    world.client("nobody", leaf("nobody", ""), &world.ca);
-    assert_eq!(world.refused("localhost", "ca", Some("nobody")).await, TransportError::Credentials);
+    broker.client("unknown", leaf("unknown", ""), &broker.ca);
+    assert_eq!(broker.refused("localhost", "ca", Some("unknown")).await, TransportError::Credentials);
 
-    // A key that others can read, or of another certificate.
-    mode(&world.files.path("client-key.pem"), 0o640);
-    let wide = world.refused("localhost", "ca", Some("client")).await;
+    // The key is accessible to others, or belongs to another certificate.
+    mode(&broker.files.path("client-key.pem"), 0o640);
+    let wide = broker.refused("localhost", "ca", Some("client")).await;
     assert!(matches!(wide, TransportError::TlsKeyMode { mode: 0o640, .. }), "{wide:?}");
-    std::fs::copy(world.files.path("nobody-key.pem"), world.files.path("client-key.pem")).unwrap();
-    mode(&world.files.path("client-key.pem"), 0o600);
-    let mixed = world.refused("localhost", "ca", Some("client")).await;
+    std::fs::copy(broker.files.path("unknown-key.pem"), broker.files.path("client-key.pem")).unwrap();
+    mode(&broker.files.path("client-key.pem"), 0o600);
+    let mixed = broker.refused("localhost", "ca", Some("client")).await;
     assert!(matches!(&mixed, TransportError::TlsFile { path, .. } if path.ends_with("client-key.pem")), "{mixed:?}");
 
     // A renewed certificate is used without a restart.
-    world.client("client", leaf(&world.user, ""), &world.ca);
-    let transport = world.connect("localhost", "ca", Some("client")).await.unwrap();
-    world.client("client", leaf("nobody", ""), &world.ca);
-    world.client("client", leaf(&world.user, ""), &world.ca);
-    world.broker.close_connections();
+    broker.client("client", leaf(&broker.user, ""), &broker.ca);
+    let transport = broker.connect("localhost", "ca", Some("client")).await.unwrap();
+    broker.client("client", leaf("unknown", ""), &broker.ca);
+    broker.client("client", leaf(&broker.user, ""), &broker.ca);
+    broker.node.close_connections();
     transport.depth("nanite-fred").await.unwrap();
     transport.close().await;
 
-    in_the_program(&world);
+    check_program(&broker);
 }
 
-/// The same by the program: a user with a password over TLS, and what it says when it fails.
-fn in_the_program(world: &World) {
-    let files = &world.files;
+/// The same with the program: a user with a password over TLS, and the error messages.
+fn check_program(broker: &TlsBroker) {
+    let files = &broker.files;
     let dir = files.path("nodes").display().to_string();
     assert_eq!(run(&mut nanite(["certs", "init", "--dir", &dir])).code(), 0);
     assert_eq!(run(&mut nanite(["certs", "issue", "mapper", "ctl", "--dir", &dir])).code(), 0);
@@ -223,9 +216,9 @@ fn in_the_program(world: &World) {
         command.args(["--broker-key", &file("client-key.pem")]).current_dir(files.path(""));
         command
     };
-    let external = run(&mut agents(&world.url("localhost"), "ca.pem"));
+    let external = run(&mut agents(&broker.url("localhost"), "ca.pem"));
     assert_eq!(external.code(), 0, "{external:?}");
-    let url = world.url(&format!("{}@localhost", world.user));
+    let url = broker.url(&format!("{}@localhost", broker.user));
     let password = run(agents(&url, "ca.pem").env("NANITE_BROKER_PASSWORD", "unused"));
     assert_eq!(password.code(), 0, "{password:?}");
     let wrong = run(agents(&url, "ca.pem").env("NANITE_BROKER_PASSWORD", "wr0ng-secret"));
@@ -235,20 +228,20 @@ fn in_the_program(world: &World) {
         assert!(!ended.err.contains("wr0ng-secret") && !ended.err.contains(r"\0unused"), "{ended:?}");
     }
 
-    // The system knows the broker's CA, but another is asked for: the system's does not count.
-    let mut system = agents(&world.url("localhost"), "other-ca.pem");
+    // The system's CAs include the broker's, but another is given: the system's are not trusted.
+    let mut system = agents(&broker.url("localhost"), "other-ca.pem");
     system.env("SSL_CERT_FILE", files.path("ca.pem")).env("SSL_CERT_DIR", files.path(""));
     let system = run(&mut system);
     assert_eq!(system.code(), 7, "{system:?}");
-    assert!(system.err.contains("its certificate is refused here") && system.err.contains("--broker-ca"), "{system:?}");
+    assert!(system.err.contains("its certificate is refused") && system.err.contains("--broker-ca"), "{system:?}");
 
     mode(&files.path("client-key.pem"), 0o644);
-    let wide = run(&mut agents(&world.url("localhost"), "ca.pem"));
+    let wide = run(&mut agents(&broker.url("localhost"), "ca.pem"));
     assert_eq!(wide.code(), 6, "{wide:?}");
     assert!(wide.err.contains("has mode 0644") && wide.err.contains("chmod 600"), "{wide:?}");
 }
 
-/// A server with this certificate, which shakes hands with everybody and says nothing more; its port.
+/// Starts a server with this certificate, which accepts every TLS handshake and sends nothing; returns its port.
 fn server(certificate: &Forged) -> u16 {
     let mut acceptor = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls()).unwrap();
     acceptor.set_certificate(&certificate.x509).unwrap();
@@ -266,32 +259,32 @@ fn server(certificate: &Forged) -> u16 {
     port
 }
 
-async fn to(port: u16, ca: &Path) -> TransportError {
+async fn connect_error(port: u16, ca: &Path) -> TransportError {
     let options = AmqpOptions::new(&format!("amqps://127.0.0.1:{port}")).unwrap().tls(Tls::new(ca));
     AmqpTransport::connect(options.connect_timeout(PATIENCE)).await.unwrap_err()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn s14_a_brokers_bad_certificate_is_refused_whatever_the_rest() {
+async fn s14_rejects_invalid_broker_certificates() {
     let files = Files::new();
     let ca = ca("broker CA");
     let path = files.certificate("ca", &ca);
     let good = || leaf("broker", "IP:127.0.0.1");
-    // Told apart from a refusal: the handshake is good, and then there is no AMQP.
-    let answer = to(server(&good().signed_by(&ca)), &path).await;
+    // A valid certificate is told apart from a refused one: the handshake succeeds, and then there is no AMQP.
+    let answer = connect_error(server(&good().signed_by(&ca)), &path).await;
     assert!(matches!(answer, TransportError::Unreachable(_)), "{answer:?}");
-    assert_tls(&to(server(&expired(good()).signed_by(&ca)), &path).await, "certificate has expired");
-    assert_tls(&to(server(&good().self_signed()), &path).await, "certificate is refused here");
+    assert_tls(&connect_error(server(&expired(good()).signed_by(&ca)), &path).await, "certificate has expired");
+    assert_tls(&connect_error(server(&good().self_signed()), &path).await, "certificate is refused");
     let client_only = good().set(Nid::EXT_KEY_USAGE, "clientAuth").signed_by(&ca);
-    assert_tls(&to(server(&client_only), &path).await, "certificate is refused here");
+    assert_tls(&connect_error(server(&client_only), &path).await, "certificate is refused");
     let impostor = self::ca("broker CA");
-    assert_tls(&to(server(&good().signed_by(&impostor)), &path).await, "certificate is refused here");
+    assert_tls(&connect_error(server(&good().signed_by(&impostor)), &path).await, "certificate is refused");
     let other_host = leaf("127.0.0.1", "DNS:example.org").signed_by(&ca);
-    assert_tls(&to(server(&other_host), &path).await, "mismatch");
+    assert_tls(&connect_error(server(&other_host), &path).await, "mismatch");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn s14_without_tls_at_the_other_end_there_is_no_connection() {
+async fn s14_never_falls_back_to_plaintext() {
     let files = Files::new();
     let path = files.certificate("ca", &ca("broker CA"));
     let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
@@ -300,17 +293,17 @@ async fn s14_without_tls_at_the_other_end_there_is_no_connection() {
         let (mut stream, _) = listener.accept().unwrap();
         let mut start = [0; 4];
         stream.read_exact(&mut start).unwrap();
-        // As a broker answers who does not speak AMQP to it.
+        // A broker's answer to a client that does not speak AMQP.
         stream.write_all(b"AMQP\x00\x00\x09\x01").unwrap();
         start
     });
-    let error = to(port, &path).await;
+    let error = connect_error(port, &path).await;
     assert_tls(&error, "handshake failed");
-    assert_eq!(heard.join().unwrap()[0], 0x16, "a handshake, and no word of AMQP");
-    let none = to(port, &files.path("none.pem")).await;
+    assert_eq!(heard.join().unwrap()[0], 0x16, "a TLS handshake, not AMQP");
+    let none = connect_error(port, &files.path("none.pem")).await;
     assert!(matches!(&none, TransportError::TlsFile { path, .. } if path.ends_with("none.pem")), "{none:?}");
     std::fs::write(files.path("empty.pem"), "").unwrap();
-    let empty = to(port, &files.path("empty.pem")).await;
+    let empty = connect_error(port, &files.path("empty.pem")).await;
     assert!(matches!(&empty, TransportError::TlsFile { .. }), "{empty:?}");
     let unset = AmqpTransport::connect(AmqpOptions::new("amqps://127.0.0.1:1").unwrap()).await.unwrap_err();
     assert!(matches!(unset, TransportError::Address(_)), "{unset:?}");

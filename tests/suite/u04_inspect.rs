@@ -1,4 +1,4 @@
-//! `nanite inspect`, with messages that the program has sealed itself, and with what becomes of them on a bad way.
+//! `nanite inspect` with messages that `nanite seal` has created, valid and damaged.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ fn site() -> Offline {
     Offline::new(&["agent fred", "agent bob", "mapper ctl"])
 }
 
-/// A request for fred by ctl, as the program seals it.
+/// A request from ctl to fred.
 fn sealed(site: &Offline, payload: &str) -> Vec<u8> {
     let arguments = ["seal", "/simple/echo", payload, "--to", "fred", "--certs", "certs", "--token", "ctl"];
     let output = site.nanite(arguments).output().unwrap();
@@ -25,7 +25,7 @@ fn sealed(site: &Offline, payload: &str) -> Vec<u8> {
     output.stdout
 }
 
-/// What the program says of these bytes.
+/// Runs `nanite inspect` on these bytes.
 fn inspected(site: &Offline, bytes: &[u8], options: &[&str]) -> Ended {
     std::fs::write(site.path("message"), bytes).unwrap();
     let ended = run(&mut site.nanite(["inspect", "message"].into_iter().chain(options.iter().copied())));
@@ -49,7 +49,7 @@ fn assert_refused(report: &(i32, Value), step: u64, kind: &str) {
 }
 
 #[test]
-fn u04_without_certificates_a_message_says_of_itself_and_nothing_is_verified() {
+fn u04_without_certificates_only_unverified_claims_are_shown() {
     let site = site();
     let message = sealed(&site, "secret-payload");
     let (code, report) = as_json(&site, &message, &[]);
@@ -67,7 +67,7 @@ fn u04_without_certificates_a_message_says_of_itself_and_nothing_is_verified() {
 }
 
 #[test]
-fn u04_the_node_it_is_for_accepts_and_opens_it_as_often_as_asked() {
+fn u04_recipient_accepts_and_opens_it_repeatedly() {
     let site = site();
     let message = sealed(&site, r#"{"a": 1}"#);
     for _ in 0..2 {
@@ -90,7 +90,7 @@ fn u04_the_node_it_is_for_accepts_and_opens_it_as_often_as_asked() {
 }
 
 #[test]
-fn u04_a_refusal_names_its_step_and_what_to_do() {
+fn u04_refusal_names_its_step_and_remedy() {
     let site = site();
     let message = sealed(&site, "hidden");
     let bob = as_json(&site, &message, &["--certs", "certs", "--token", "bob"]);
@@ -115,12 +115,15 @@ fn u04_a_refusal_names_its_step_and_what_to_do() {
     let step = step.unwrap_or_else(|| panic!("{unknown:?}"));
     assert!(lines[step - 1].ends_with("passed") && lines[step + 1].ends_with("not reached"), "{unknown:?}");
     assert!(unknown.out.contains("help: put its sender's certificate into"), "{unknown:?}");
-    let nobody = inspected(&site, &message, &["--certs", "certs", "--token", "carol"]);
-    assert_eq!(nobody.code(), 6);
-    assert!(nobody.out.contains("NOT VERIFIED") && nobody.err.contains("nanite certs issue agent carol"), "{nobody:?}");
+    let no_certificate = inspected(&site, &message, &["--certs", "certs", "--token", "carol"]);
+    assert_eq!(no_certificate.code(), 6);
+    assert!(
+        no_certificate.out.contains("NOT VERIFIED") && no_certificate.err.contains("nanite certs issue agent carol"),
+        "{no_certificate:?}"
+    );
 }
 
-/// A request for fred by ctl that was made at this moment.
+/// A request from ctl to fred that was issued at this time.
 fn sealed_at(site: &Offline, at: Timestamp) -> Vec<u8> {
     let directory = CertificateDirectory::new(site.path("certs"));
     let now = SystemClock.now();
@@ -136,9 +139,9 @@ fn sealed_at(site: &Offline, at: Timestamp) -> Vec<u8> {
 }
 
 #[test]
-fn u04_a_message_that_was_good_once_is_told_apart() {
+fn u04_message_that_was_valid_when_issued_is_recognized() {
     let site = site();
-    // Within the validity of the certificates, which begin a little before they are made.
+    // Within the validity of the certificates, which are backdated a little.
     let (code, report) =
         as_json(&site, &sealed_at(&site, SystemClock.now().saturating_sub(Duration::from_secs(90))), &FRED);
     assert_refused(&(code, report.clone()), 5, "NotFresh");
@@ -151,7 +154,7 @@ fn u04_a_message_that_was_good_once_is_told_apart() {
 }
 
 #[test]
-fn u04_no_bytes_make_it_fail_otherwise() {
+fn u04_arbitrary_bytes_are_refused() {
     let site = site();
     let message = sealed(&site, "x");
     let mut bad: Vec<Vec<u8>> =
@@ -173,7 +176,7 @@ fn u04_no_bytes_make_it_fail_otherwise() {
 }
 
 #[test]
-fn u04_nothing_in_a_message_steers_the_terminal() {
+fn u04_terminal_control_characters_are_escaped() {
     let site = site();
     let message = sealed(&site, "\u{1b}[2J\u{9b}31m\u{202e}\u{7}");
     for options in [FRED.to_vec(), [FRED.as_slice(), &["--json"]].concat()] {

@@ -6,7 +6,7 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use nanite::certs::{Certificate, CertificateAuthority, PrivateKey, Reason, RevocationList, Trust};
+use nanite::certs::{Certificate, CertificateAuthority, PrivateKey, RevocationList, RevocationReason, Trust};
 use openssl::error::ErrorStack;
 use openssl::x509::X509Crl;
 use x509_cert::crl::CertificateList;
@@ -107,7 +107,10 @@ fn is_good_for(list: &X509Crl, leaf: &Certificate) -> bool {
 /// The next list revokes everything that this one does, and one more certificate.
 fn check_next(list: &RevocationList) {
     let day = Duration::from_secs(86_400);
-    let Ok(next) = RevocationList::next(Some(list), &CA, &[(&LEAVES[0], Reason::Superseded)], day, NOW) else { return };
+    let Ok(next) = RevocationList::issue(Some(list), &CA, &[(&LEAVES[0], RevocationReason::Superseded)], day, NOW)
+    else {
+        return;
+    };
     assert!(next.revokes(&LEAVES[0]));
     assert!(next.len() >= list.len() && (next.number() > list.number() || list.number() == u64::MAX));
     let text = next.to_pem().unwrap();

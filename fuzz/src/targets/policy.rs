@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use nanite::packet::{Identity, Payload, Register, Request, SelectorName, Status, Tag};
+use nanite::packet::{Identity, Payload, Register, Request, SelectorName, Tag};
 use nanite::policy::{Caller, Pattern, Policy, Rules};
 use toml::{Table, Value};
 
@@ -115,7 +115,7 @@ fn cases() -> Vec<Case> {
         ("nanite-fred", None),
     ] {
         for (service, selector, tags) in [
-            ("/jobs/light", SelectorName::Rr, &["eu"][..]),
+            ("/jobs/light", SelectorName::RoundRobin, &["eu"][..]),
             ("/jobs/heavy", SelectorName::LeastLoaded, &[]),
             ("/jobs", SelectorName::All, &["eu", "gpu"]),
         ] {
@@ -130,7 +130,7 @@ fn cases() -> Vec<Case> {
 }
 
 fn registers() -> Vec<Register> {
-    let texts = |list: &[&str]| list.iter().map(|text| text.parse().unwrap()).collect();
+    let tags_of = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<Tag>>();
     let mut all = Vec::new();
     for identity in ["nanite-w1", "nanite-fred"] {
         for (services, tags, files) in [
@@ -138,14 +138,11 @@ fn registers() -> Vec<Register> {
             (&["/jobs/heavy"], &[], &["photos"]),
             (&[], &[], &[]),
         ] {
-            all.push(Register {
-                identity: identity.parse().unwrap(),
-                services: services.iter().map(|service| service.parse().unwrap()).collect(),
-                status: Status::default(),
-                tags: texts(tags),
-                files: texts(files),
-                instance: None,
-            });
+            all.push(
+                Register::new(identity.parse().unwrap(), services.iter().map(|service| service.parse().unwrap()))
+                    .with_tags(tags_of(tags))
+                    .with_files(tags_of(files)),
+            );
         }
     }
     all

@@ -53,7 +53,7 @@ fn describe_selector(selector: &SelectorName) -> &'static str {
     match selector {
         SelectorName::LeastLoaded => "least loaded agent",
         SelectorName::Random => "random agent",
-        SelectorName::Rr => "agents in turn (round robin)",
+        SelectorName::RoundRobin => "agents in turn (round robin)",
         SelectorName::All => "all agents",
     }
 }

@@ -298,7 +298,7 @@ fn exit_failure(status: ExitStatus, errors: &[u8]) -> Failure {
         None => format!("ended by {status}"),
     };
     // A failure message is cut at its end, but the end of standard error matters most.
-    let errors = printable_tail(errors, Failure::MAX_MESSAGE.saturating_sub(status.len() + 2));
+    let errors = printable_tail(errors, Failure::MAX_MESSAGE_BYTES.saturating_sub(status.len() + 2));
     Failure::failed(if errors.is_empty() { status } else { format!("{status}: {errors}") })
 }
 

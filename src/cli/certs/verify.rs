@@ -1,33 +1,32 @@
-//! `nanite certs verify`: whether the certificates and keys of a directory would be accepted, file by file.
+//! `nanite certs verify`: whether the certificates, revocation lists and keys of a directory would be accepted.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use openssl::x509::{X509CrlRef, X509KeyUsage};
 use serde::Serialize;
 
-use super::Place;
+use super::files::{DirectoryArgs, key_error};
 use crate::certs::{
-    Authority, CertificateDirectory, CertificateFile, Content, Credentials, KeyError, PrivateKey, Trust, TrustError,
-    moment, name_text,
+    CaCertificate, CertificateDirectory, Content, Credentials, KeyError, PrivateKey, TrustError, distinguished_name,
+    timestamp,
 };
 use crate::cli::error::{CliError, Exit};
 use crate::cli::{output, remedy};
 use crate::clock::{Clock, SystemClock, Timestamp};
-use crate::packet::Identity;
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Verify {
     #[command(flatten)]
-    place: Place,
-    /// Only these files of the directory; all when none is given.
+    directory: DirectoryArgs,
+    /// Check only these files of the directory [default: all].
     files: Vec<PathBuf>,
-    /// As JSON.
+    /// Print JSON.
     #[arg(long)]
     json: bool,
 }
 
-/// What is to be said of a file.
 #[derive(Serialize)]
 struct Finding {
     file: PathBuf,
@@ -38,155 +37,122 @@ struct Finding {
 }
 
 impl Finding {
-    fn good(file: &Path, message: String) -> Self {
-        Self { file: file.to_owned(), ok: true, message, remedy: None }
-    }
-
-    fn bad(file: &Path, error: &CliError) -> Self {
-        let remedy = error.remedy().map(str::to_owned);
-        Self { file: file.to_owned(), ok: false, message: error.message().to_owned(), remedy }
+    fn new(file: &Path, result: Result<String, CliError>) -> Self {
+        let (ok, message, remedy) = match result {
+            Ok(message) => (true, message, None),
+            Err(error) => (false, error.message().to_owned(), error.remedy().map(str::to_owned)),
+        };
+        Self { file: file.to_owned(), ok, message, remedy }
     }
 }
 
 impl Verify {
     pub(super) fn run(self) -> Result<Exit, CliError> {
-        let directory = self.place.directory();
-        let now = SystemClock.now();
-        let failed = |error| remedy::directory(&error, &directory);
-        let trust = directory.trust().map_err(failed)?;
-        let mut findings = Vec::new();
-        for entry in directory.entries().map_err(failed)? {
-            match entry.content {
-                Ok(Content::Authorities(all)) => findings.extend(authorities(&entry.path, &all, &directory, now)),
-                Ok(Content::Revocations(lists)) => {
-                    findings.extend(lists.iter().map(|list| revocations(&entry.path, list, now)))
-                }
-                Ok(Content::Node(identity, held)) => {
-                    findings.extend(node(&entry.path, &identity, &held, &directory, &trust, now));
-                }
-                Err(error) => findings.push(Finding::bad(&entry.path, &failed(error))),
-            }
-        }
+        let directory = self.directory.open();
+        let mut findings = verify(&directory, SystemClock.now())?;
         if !self.files.is_empty() {
-            let canonical = |path: &PathBuf| path.canonicalize().ok();
-            let wanted: Vec<_> = self.files.iter().map(canonical).collect();
-            findings.retain(|finding| wanted.contains(&canonical(&finding.file)));
-            if let Some(missing) =
-                self.files.iter().find(|file| !findings.iter().any(|f| canonical(&f.file) == canonical(file)))
-            {
+            let canonical = |path: &Path| path.canonicalize().ok();
+            let selected: Vec<_> = self.files.iter().map(|file| canonical(file)).collect();
+            findings.retain(|finding| selected.contains(&canonical(&finding.file)));
+            let checked: Vec<_> = findings.iter().map(|finding| canonical(&finding.file)).collect();
+            if let Some(unknown) = self.files.iter().find(|file| !checked.contains(&canonical(file))) {
+                let (file, directory) = (unknown.display(), directory.path().display());
                 return Err(CliError::new(
                     Exit::Usage,
-                    format!("{} is no certificate or key file of {}", missing.display(), directory.path().display()),
+                    format!("{file} is not a certificate or key file of {directory}"),
                 )
-                .help("name files of that directory, or put another one with `--dir`"));
+                .help("name files of that directory, or another directory with `--dir`"));
             }
         }
-        let all_good = findings.iter().all(|finding| finding.ok);
-        if self.json {
-            output::json(&findings)?
-        } else {
-            print(&findings)?
-        }
-        Ok(if all_good { Exit::Success } else { Exit::Security })
+        output::json_or(self.json, &findings, |findings| findings.iter().try_for_each(print))?;
+        Ok(if findings.iter().all(|finding| finding.ok) { Exit::Success } else { Exit::Security })
     }
 }
 
-fn authorities(path: &Path, all: &[Authority], directory: &CertificateDirectory, now: Timestamp) -> Vec<Finding> {
+fn verify(directory: &CertificateDirectory, now: Timestamp) -> Result<Vec<Finding>, CliError> {
+    let failed = |error| remedy::directory(&error, directory);
+    let trust = directory.trust().map_err(failed)?;
     let mut findings = Vec::new();
-    for ca in all {
-        let problem = if now < ca.not_before {
-            Some((
-                format!("the CA {} is not valid before {}", ca.subject, ca.not_before),
-                "check the clock of this machine",
-            ))
-        } else if now >= ca.not_after {
-            Some((
-                format!("the CA {} expired at {}", ca.subject, ca.not_after),
-                "make a new CA, and issue the certificates anew",
-            ))
-        } else if !ca.x509.key_usage().is_some_and(|usage| usage.contains(X509KeyUsage::KEY_CERT_SIGN)) {
-            Some((format!("the CA {} may not sign certificates", ca.subject), "make a CA with `nanite certs init`"))
-        } else {
-            None
-        };
-        findings.push(match problem {
-            Some((message, help)) => Finding::bad(path, &CliError::new(Exit::Security, message).help(help)),
-            None => {
-                let name = ca.domain.as_ref().map_or_else(|| ca.subject.clone(), |domain| format!("of {domain}"));
-                Finding::good(path, format!("CA {name}, valid until {}", ca.not_after))
+    for entry in directory.entries().map_err(failed)? {
+        let path = entry.path;
+        match entry.content {
+            Ok(Content::Authorities(authorities)) => {
+                findings.extend(authorities.iter().map(|ca| Finding::new(&path, authority(ca, now))));
+                let is_key_of = |key: &PrivateKey, ca: &CaCertificate| {
+                    ca.x509.public_key().is_ok_and(|public| public.public_eq(key.pkey()))
+                };
+                let matches = |key: &PrivateKey| authorities.iter().any(|ca| is_key_of(key, ca));
+                findings.extend(key(&directory.ca_key_path(), &path, "the CA's key", matches));
             }
-        });
-    }
-    let key_path = directory.ca_key_path();
-    let matches =
-        |key: &PrivateKey| all.iter().any(|ca| ca.x509.public_key().is_ok_and(|public| public.public_eq(key.pkey())));
-    findings.extend(key(&key_path, path, matches, "the CA's key"));
-    findings
-}
-
-fn node(
-    path: &Path,
-    identity: &Identity,
-    held: &CertificateFile,
-    directory: &CertificateDirectory,
-    trust: &Trust,
-    now: Timestamp,
-) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    for certificate in &held.nodes {
-        findings.push(match trust.verify(certificate, &held.intermediates, now) {
-            Ok(()) => Finding::good(path, format!("{identity}, valid until {}", certificate.not_after())),
-            Err(error) => {
-                let failure = CliError::of(Exit::Security, &error).context(format!("the certificate of {identity}"));
-                Finding::bad(path, &failure.help(remedy::trust(&error)))
+            Ok(Content::Revocations(lists)) => {
+                findings.extend(lists.iter().map(|list| Finding::new(&path, revocation_list(list, now))));
             }
-        });
-    }
-    if let Ok(key_path) = directory.key_path(identity) {
-        let matches = |key: &PrivateKey| {
-            held.nodes.iter().any(|certificate| Credentials::new(certificate.clone(), key.clone()).is_ok())
-        };
-        findings.extend(key(&key_path, path, matches, &format!("the key of {identity}")));
-    }
-    findings
-}
-
-fn revocations(path: &Path, list: &X509CrlRef, now: Timestamp) -> Finding {
-    let issuer = name_text(list.issuer_name());
-    match list.next_update().and_then(moment) {
-        Some(until) if now < until => Finding::good(path, format!("revocation list of {issuer}, valid until {until}")),
-        _ => Finding::bad(
-            path,
-            &CliError::new(Exit::Security, format!("the revocation list of {issuer} is out of date"))
-                .help(remedy::trust(&TrustError::StaleCrl)),
-        ),
-    }
-}
-
-/// A key file is looked at where there is one: other machines' keys are not here.
-fn key(path: &Path, certificate: &Path, matches: impl Fn(&PrivateKey) -> bool, whose: &str) -> Option<Finding> {
-    let failure = match PrivateKey::from_file(path, None) {
-        Err(KeyError::Unreadable { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return None,
-        // That it is under a passphrase is no fault; whose it is cannot be seen.
-        Err(KeyError::NeedsPassphrase) => {
-            return Some(Finding::good(path, format!("{whose}, under a passphrase, for its owner only")));
+            Ok(Content::Node(identity, held)) => {
+                findings.extend(held.certificates.iter().map(|certificate| {
+                    let result = trust.verify(certificate, &held.intermediates, now).map_err(|error| {
+                        let name = format!("the certificate of {identity}");
+                        CliError::of(Exit::Security, &error).context(name).help(remedy::trust(&error))
+                    });
+                    let message = format!("{identity}, valid until {}", certificate.not_after());
+                    Finding::new(&path, result.map(|()| message))
+                }));
+                let matches = |key: &PrivateKey| {
+                    held.certificates
+                        .iter()
+                        .any(|certificate| Credentials::new(certificate.clone(), key.clone()).is_ok())
+                };
+                if let Ok(key_path) = directory.key_path(&identity) {
+                    findings.extend(key(&key_path, &path, &format!("the key of {identity}"), matches));
+                }
+            }
+            Err(error) => findings.push(Finding::new(&path, Err(failed(error)))),
         }
-        Err(error) => remedy::key(CliError::of(Exit::Security, &error).context(whose), path, &error),
-        Ok(key) if matches(&key) => return Some(Finding::good(path, format!("{whose}, for its owner only"))),
-        Ok(_) => CliError::new(Exit::Security, format!("{whose} does not belong to {}", certificate.display()))
-            .help("put the two files that were made together in one place, or issue both anew"),
+    }
+    Ok(findings)
+}
+
+/// Whether a CA may issue certificates now.
+pub(in crate::cli) fn authority(ca: &CaCertificate, now: Timestamp) -> Result<String, CliError> {
+    let (message, help) = if now < ca.not_before {
+        (format!("is not valid before {}", ca.not_before), "check the clock of this machine")
+    } else if now >= ca.not_after {
+        (format!("expired at {}", ca.not_after), "create a new CA and issue all certificates again")
+    } else if !ca.x509.key_usage().is_some_and(|usage| usage.contains(X509KeyUsage::KEY_CERT_SIGN)) {
+        ("may not sign certificates".to_owned(), "create a CA with `nanite certs init`")
+    } else {
+        let name = ca.domain.as_ref().map_or_else(|| ca.subject.clone(), |domain| format!("of {domain}"));
+        return Ok(format!("CA {name}, valid until {}", ca.not_after));
     };
-    Some(Finding::bad(path, &failure))
+    Err(CliError::new(Exit::Security, format!("the CA {} {message}", ca.subject)).help(help))
 }
 
-fn print(findings: &[Finding]) -> Result<(), CliError> {
-    let paint = output::stdout_paint();
-    for finding in findings {
-        let mark = if finding.ok { paint.green("ok  ") } else { paint.red("bad ") };
-        output::line(&format!("{mark}  {}: {}", finding.file.display(), finding.message))?;
-        if let Some(remedy) = &finding.remedy {
-            output::line(&format!("      {remedy}"))?;
-        }
+/// Whether a revocation list is current.
+pub(in crate::cli) fn revocation_list(list: &X509CrlRef, now: Timestamp) -> Result<String, CliError> {
+    let issuer = distinguished_name(list.issuer_name());
+    match list.next_update().and_then(timestamp) {
+        Some(until) if now < until => Ok(format!("revocation list of {issuer}, valid until {until}")),
+        _ => Err(CliError::new(Exit::Security, format!("the revocation list of {issuer} is out of date"))
+            .help(remedy::trust(&TrustError::StaleCrl))),
     }
-    Ok(())
+}
+
+/// Checks a key file if it exists: the keys of other machines are not here.
+fn key(path: &Path, certificate: &Path, name: &str, matches: impl FnOnce(&PrivateKey) -> bool) -> Option<Finding> {
+    let result = match PrivateKey::from_file(path, None) {
+        Err(KeyError::Unreadable { source, .. }) if source.kind() == ErrorKind::NotFound => return None,
+        // A passphrase is not a fault, but then the key cannot be compared with the certificate.
+        Err(KeyError::NeedsPassphrase) => Ok(format!("{name}, encrypted, readable only by its owner")),
+        Err(error) => Err(key_error(name, path, &error)),
+        Ok(key) if matches(&key) => Ok(format!("{name}, readable only by its owner")),
+        Ok(_) => Err(CliError::new(Exit::Security, format!("{name} does not belong to {}", certificate.display()))
+            .help("use the two files that were created together, or issue both again")),
+    };
+    Some(Finding::new(path, result))
+}
+
+fn print(finding: &Finding) -> Result<(), CliError> {
+    let paint = output::stdout_paint();
+    let mark = if finding.ok { paint.green("ok  ") } else { paint.red("bad ") };
+    output::line(&format!("{mark}  {}: {}", finding.file.display(), finding.message))?;
+    finding.remedy.iter().try_for_each(|remedy| output::line(&format!("      {remedy}")))
 }

@@ -18,11 +18,11 @@ use tokio::sync::oneshot;
 use crate::certs::files;
 use crate::cli::error::{CliError, Exit, Result};
 use crate::cli::state_dir;
-use crate::transport::MAX_BODY;
+use crate::transport::MAX_BODY_BYTES;
 
 const PROMPT: &str = "nanite> ";
 /// The longest line of a script: the largest payload and its options.
-const MAX_SCRIPT_LINE_BYTES: u64 = MAX_BODY as u64 + 64 * 1024;
+const MAX_SCRIPT_LINE_BYTES: u64 = MAX_BODY_BYTES as u64 + 64 * 1024;
 const MAX_HISTORY_LINES: usize = 1000;
 const MAX_HISTORY_LINE_BYTES: usize = 4096;
 const MAX_HISTORY_BYTES: u64 = 8 * 1024 * 1024;

@@ -1,84 +1,68 @@
-//! `nanite demo`: a whole system in this process, made to be looked at. It needs no broker and leaves nothing behind.
+//! `nanite demo`: a complete system in this process, to look at. It needs no broker and leaves nothing behind.
 //!
-//! Here: the order of the scenes, and what the end says. What happens is in `world` (who takes part), `scenes` (requests and what
-//! the broker saw of them), `attacks` and `rates`; what was seen is in `facts`, and how it looks in `show`.
+//! `system` starts the nodes, `scenes` uses and attacks them, `report` holds the results and prints them.
 
-mod attacks;
-mod facts;
-mod rates;
+mod report;
 mod scenes;
-mod show;
-mod world;
+mod system;
 
 use std::time::Instant;
 
 use super::error::{CliError, Exit};
 use super::{output, runtime};
-use facts::Facts;
-use show::Show;
-use world::{Pki, World};
+use report::{Rates, Report, millis};
+use system::{Pki, SHOUT, System, TEXT};
 
-/// The arguments of the command.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Print one JSON object with everything that was seen.
+    /// Print one JSON object with all results.
     #[arg(long)]
     json: bool,
 }
 
-/// Something without which the demonstration cannot go on.
-fn stopped<E: std::error::Error + 'static>(what: &'static str) -> impl FnOnce(E) -> CliError {
-    move |error| CliError::of(Exit::Failure, &error).context(what)
-}
-
 impl Args {
     pub(super) fn run(self) -> Result<Exit, CliError> {
-        let facts = runtime::run(play(&Show::new(!self.json)))?;
+        let report = runtime::run(demonstrate(!self.json))?;
         if self.json {
-            output::json(&facts)?;
+            output::json(&report)?;
         }
-        Ok(if facts.ok { Exit::Success } else { Exit::Failure })
+        Ok(if report.ok { Exit::Success } else { Exit::Failure })
     }
 }
 
-/// Everything, in order. What is not as it should be is in the facts; an error means that it could not be seen to the end.
-async fn play(show: &Show) -> Result<Facts, CliError> {
-    let began = Instant::now();
-    let mut facts = Facts::default();
-    show.title()?;
+/// Plays all scenes, and prints each if `visible`. Unexpected results are in the report; an error means that it could not go on.
+async fn demonstrate(visible: bool) -> Result<Report, CliError> {
+    let print = |lines: Vec<String>| if visible { output::line(&lines.join("\n")) } else { Ok(()) };
+    let start = Instant::now();
+    let mut report = Report::default();
+    print(report::title())?;
 
-    let pki = Pki::make()?;
-    facts.certificates = pki.facts();
-    facts.certificates.millis = millis(began);
-    show.certificates(&facts.certificates)?;
+    let pki = Pki::create()?;
+    report.certificates = pki.certificates(start);
+    print(report.certificates.lines())?;
 
     let started = Instant::now();
-    let (secure, plain) = (World::secure(&pki).await?, World::plain(&pki).await?);
-    facts.agents = scenes::agents(&secure).await?;
-    show.agents(&facts.agents, millis(started))?;
+    let (secure, plain) = (System::secure(&pki).await?, System::plain(&pki).await?);
+    report.agents = scenes::agents(&secure).await?;
+    print(report.agent_lines(millis(started)))?;
 
-    let (seen, control) = (scenes::play(&secure).await?, scenes::play(&plain).await?);
-    (facts.requests, facts.parts, facts.failures) = (seen.requests, seen.parts, seen.failures);
-    facts.broker = scenes::what_the_broker_saw(&seen.passed, &control.passed);
-    show.requests(&facts.requests)?;
-    show.parts_and_failures(&facts.parts, &facts.failures)?;
-    show.broker(&facts.broker)?;
+    let (results, plain_results) = (scenes::requests(&secure).await?, scenes::requests(&plain).await?);
+    (report.requests, report.parts, report.failures) = (results.requests, results.parts, results.failures);
+    report.broker = scenes::search(&results.messages, &plain_results.messages);
+    print(report.request_lines(&format!("{SHOUT} \"{TEXT}\"")))?;
+    print(report.parts_and_failure_lines())?;
+    print(report.broker.lines())?;
 
-    facts.refusals = attacks::play(&pki, &secure, &seen.passed).await?;
-    show.refusals(&facts.refusals)?;
+    report.refusals = scenes::attacks(&pki, &secure, &results.messages).await?;
+    print(report.refusal_lines())?;
 
-    show.rates_begin()?;
-    for (world, of) in [(&secure, "secure"), (&plain, "plain")] {
-        let rates = rates::measure(world).await?;
-        show.rates(of, &rates)?;
-        facts.rates.push(facts::Rates { of, at: rates });
+    print(report::rates_heading(&scenes::IN_FLIGHT))?;
+    for (system, of) in [(&secure, "secure"), (&plain, "plain")] {
+        let rates = Rates { of, at: scenes::rates(system).await? };
+        print(rates.lines())?;
+        report.rates.push(rates);
     }
-    facts.seconds = began.elapsed().as_secs_f64();
-    facts.judge();
-    show.end(&facts)?;
-    Ok(facts)
-}
-
-fn millis(since: Instant) -> f64 {
-    since.elapsed().as_secs_f64() * 1000.0
+    report.finish(start);
+    print(report.summary())?;
+    Ok(report)
 }

@@ -1,143 +1,139 @@
-//! Requests of every kind, and what the broker saw of them.
+//! What happens: requests of every kind, a search of the messages at the broker, attacks, and rates.
 
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use super::facts::{Agent, Asked, Broker, Failed, Parts, Searched};
-use super::world::{NUMBER, SHOUT, SHOUTED, TAG, TEXT, WORDS, World};
-use super::{millis, stopped};
+use super::report::{
+    AgentInfo, BrokerView, FailedRequest, PartialAnswers, Rate, Refusal, SearchedWord, Selection, millis,
+};
+use super::system::{NUMBER, Pki, RunningAgent, SHOUT, SHOUTED, System, TAG, TEXT, WORDS, failed};
 use crate::cli::error::{CliError, Exit};
+use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::mapper::MapperDispatch;
-use crate::packet::{FailureCode, Identity, Payload, SelectorName, Tag};
+use crate::packet::{FailureCode, Identity, Payload, Request, SelectorName, Service, Tag};
 use crate::request::{Event, RequestBuilder, RequestError};
-use crate::transport::PublishedMessage;
+use crate::security::CONTENT_TYPE;
+use crate::serializer::{Audience, Codec, Json, OpenErrorKind, PlainSerializer, SealRequest, Serializer};
+use crate::transport::{Destination, MemoryTransport, PublishRequest, PublishedMessage, Transport, topology};
 
-/// A tag that nobody carries.
-const NOBODYS_TAG: &str = "on-the-moon";
+/// A tag that no agent has.
+const UNKNOWN_TAG: &str = "on-the-moon";
+/// How long an agent may take to refuse a message.
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(5);
+/// More than the longest lifetime of a live message.
+const TOO_OLD: Duration = Duration::from_secs(120);
+/// How many concurrent requests the rates are measured with.
+pub(super) const IN_FLIGHT: [usize; 2] = [1, 64];
+const MEASURING_TIME: Duration = Duration::from_millis(500);
 
-/// What one pass gave.
-pub(super) struct Seen {
-    pub requests: Vec<Asked>,
-    pub parts: Parts,
-    pub failures: Vec<Failed>,
-    /// All that went through the broker since the world began.
-    pub passed: Vec<PublishedMessage>,
+pub(super) struct RequestResults {
+    pub requests: Vec<Selection>,
+    pub parts: PartialAnswers,
+    pub failures: Vec<FailedRequest>,
+    /// All messages that the broker has carried so far.
+    pub messages: Vec<PublishedMessage>,
 }
 
 /// The agents, as the mapper knows them.
-pub(super) async fn agents(world: &World) -> Result<Vec<Agent>, CliError> {
-    let known = world.mapper.agents().await.map_err(stopped("cannot look at the agents"))?;
-    let agent = |record: &std::sync::Arc<crate::mapper::AgentRecord>| Agent {
+pub(super) async fn agents(system: &System) -> Result<Vec<AgentInfo>, CliError> {
+    let records = system.mapper.agents().await.map_err(failed("cannot list the agents"))?;
+    let info = records.iter().map(|record| AgentInfo {
         identity: record.identity.clone(),
         load: record.status.load(),
         services: record.services.iter().map(ToString::to_string).collect(),
         tags: record.tags.iter().map(ToString::to_string).collect(),
-    };
-    Ok(known.iter().map(agent).collect())
+    });
+    Ok(info.collect())
 }
 
-/// All requests, once.
-pub(super) async fn play(world: &World) -> Result<Seen, CliError> {
-    let (ada, bob) = (&world.ada.identity, &world.bob.identity);
-    let one_of_both = |from: &[Identity]| from.iter().all(|one| one == ada || one == bob);
-    let in_turn = |from: &[Identity]| from.windows(2).all(|pair| pair.first() != pair.last());
-    let by = |name: SelectorName| move |request: RequestBuilder<MapperDispatch>| request.selector(name);
-    let (tag, moon) = (tag(TAG)?, tag(NOBODYS_TAG)?);
+/// Every kind of request, once.
+pub(super) async fn requests(system: &System) -> Result<RequestResults, CliError> {
+    type Builder<'a> = RequestBuilder<MapperDispatch>;
+    let (ada, bob) = (system.ada.agent.identity(), system.bob.agent.identity());
+    let known = |from: &[Identity]| from.iter().all(|identity| identity == ada || identity == bob);
+    let alternating = |from: &[Identity]| known(from) && from.windows(2).all(|pair| pair.first() != pair.last());
+    let by = |name: SelectorName| move |request: Builder| request.selector(name);
+    let tag = |name: &str| name.parse::<Tag>().map_err(failed("invalid tag"));
+    let (known_tag, unknown_tag) = (tag(TAG)?, tag(UNKNOWN_TAG)?);
+    let all_tagged = |request: Builder| request.selector(SelectorName::All).tag(known_tag.clone());
+    let only = |expected: &Identity, from: &[Identity]| from.iter().all(|identity| identity == expected);
     let requests = vec![
-        asked(world, "least_loaded", 3, by(SelectorName::LeastLoaded), |from| from.iter().all(|one| one == ada))
-            .await?,
-        asked(world, "random", 6, by(SelectorName::Random), one_of_both).await?,
-        asked(world, "rr", 4, by(SelectorName::Rr), |from| one_of_both(from) && in_turn(from)).await?,
-        asked(world, "all", 1, by(SelectorName::All), |from| from == [ada.clone(), bob.clone()]).await?,
-        asked(world, "target", 1, |request| request.target(bob.clone()), |from| from == [bob.clone()]).await?,
-        asked(
-            world,
-            "tag",
-            1,
-            |request| request.selector(SelectorName::All).tag(tag.clone()),
-            |from| from == [ada.clone()],
-        )
-        .await?,
+        select(system, "least_loaded", 3, by(SelectorName::LeastLoaded), |from| only(ada, from)).await?,
+        select(system, "random", 6, by(SelectorName::Random), known).await?,
+        select(system, "rr", 4, by(SelectorName::RoundRobin), alternating).await?,
+        select(system, "all", 1, by(SelectorName::All), |from| from == [ada.clone(), bob.clone()]).await?,
+        select(system, "target", 1, |request| request.target(bob.clone()), |from| from == [bob.clone()]).await?,
+        select(system, "tag", 1, all_tagged, |from| from == [ada.clone()]).await?,
     ];
-    let failures = vec![fails_at_agent(world).await?, fails_for_want_of_an_agent(world, moon).await?];
-    let parts = in_parts(world).await?;
-    Ok(Seen { requests, parts, failures, passed: world.tap.take() })
+    let failures = failures(system, unknown_tag).await?;
+    let parts = partial_answers(system).await?;
+    Ok(RequestResults { requests, parts, failures, messages: system.tap.take() })
 }
 
-fn tag(name: &str) -> Result<Tag, CliError> {
-    name.parse().map_err(stopped("cannot name a tag"))
-}
-
-/// Asks for the same thing some times, and looks at who answers.
-async fn asked(
-    world: &World,
+/// Sends the same request several times, and checks the answers and who sent them.
+async fn select(
+    system: &System,
     by: &'static str,
-    times: usize,
-    choose: impl Fn(RequestBuilder<MapperDispatch>) -> RequestBuilder<MapperDispatch>,
-    should_answer: impl Fn(&[Identity]) -> bool,
-) -> Result<Asked, CliError> {
-    let began = Instant::now();
-    let mut asked =
-        Asked { by, requests: times, answered_by: Vec::new(), results: Default::default(), millis: 0.0, ok: true };
-    for _ in 0..times {
-        let answers = choose(world.mapper.request(SHOUT, TEXT)).await.map_err(stopped("a request was not sent"))?;
-        asked.ok &= answers.failures().next().is_none();
+    count: usize,
+    options: impl Fn(RequestBuilder<MapperDispatch>) -> RequestBuilder<MapperDispatch>,
+    expected: impl Fn(&[Identity]) -> bool,
+) -> Result<Selection, CliError> {
+    let start = Instant::now();
+    let mut selection = Selection { by, requests: count, ok: true, ..Selection::default() };
+    for _ in 0..count {
+        let answers = options(system.mapper.request(SHOUT, TEXT)).await.map_err(failed("a request was not sent"))?;
+        selection.ok &= answers.failures().next().is_none();
         for (from, value) in answers.results() {
-            asked.ok &= *value == Payload::from(SHOUTED);
-            asked.answered_by.push(from.clone());
-            asked.results.insert(from.clone(), value.clone());
+            selection.ok &= *value == Payload::from(SHOUTED);
+            selection.answered_by.push(from.clone());
+            selection.results.insert(from.clone(), value.clone());
         }
     }
-    asked.millis = millis(began) / times as f64;
-    asked.ok &= asked.answered_by.len() >= times && should_answer(&asked.answered_by);
-    Ok(asked)
+    selection.millis = millis(start) / count as f64;
+    selection.ok &= selection.answered_by.len() >= count && expected(&selection.answered_by);
+    Ok(selection)
 }
 
-/// A request that is answered part by part.
-async fn in_parts(world: &World) -> Result<Parts, CliError> {
-    let mut events = world.mapper.request(WORDS, TEXT).events().await.map_err(stopped("a request was not sent"))?;
-    let mut seen = Parts { service: WORDS, ok: true, ..Parts::default() };
+async fn partial_answers(system: &System) -> Result<PartialAnswers, CliError> {
+    let mut events = system.mapper.request(WORDS, TEXT).events().await.map_err(failed("a request was not sent"))?;
+    let mut answers = PartialAnswers { service: WORDS, ok: true, ..PartialAnswers::default() };
     while let Some(event) = events.next().await {
         match event {
             Event::Intermediate { key, value, missed, .. } => {
-                seen.ok &= missed == 0;
-                seen.parts.push((key, value));
+                answers.ok &= missed == 0;
+                answers.parts.push((key, value));
             }
-            Event::Outcome { result: Ok(value), .. } => seen.result = value,
+            Event::Outcome { result: Ok(value), .. } => answers.result = value,
             Event::Outcome { result: Err(failure), .. } | Event::Failed(failure) => {
                 return Err(CliError::new(Exit::Failure, failure).context(WORDS));
             }
         }
     }
     let words = TEXT.split_whitespace();
-    let right = words.clone().map(Payload::from).eq(seen.parts.iter().map(|(_, value)| value.clone()));
-    seen.ok &= right && seen.result == Payload::from(format!("{} words", words.count()).as_str());
-    Ok(seen)
+    answers.ok &= words.clone().map(Payload::from).eq(answers.parts.iter().map(|(_, value)| value.clone()));
+    answers.ok &= answers.result == Payload::from(format!("{} words", words.count()).as_str());
+    Ok(answers)
 }
 
-/// A handler that returns an error.
-async fn fails_at_agent(world: &World) -> Result<Failed, CliError> {
-    let answers = world.mapper.request(NUMBER, TEXT).await.map_err(stopped("a request was not sent"))?;
+/// A request to a handler that returns an error, and one that no agent matches.
+async fn failures(system: &System, unknown_tag: Tag) -> Result<Vec<FailedRequest>, CliError> {
+    let answers = system.mapper.request(NUMBER, TEXT).await.map_err(failed("a request was not sent"))?;
     let from = answers.outcomes.keys().next().cloned();
-    let failed = answers.failures().next();
-    let (code, message) =
-        failed.map_or_else(Default::default, |(_, failure)| (failure.code.to_string(), failure.message.clone()));
+    let failure = answers.failures().next().map(|(_, failure)| (failure.code.to_string(), failure.message.clone()));
+    let (code, message) = failure.unwrap_or_default();
     let ok = code == FailureCode::Failed.as_str() && message == "invalid digit found in string";
-    Ok(Failed { asked: NUMBER, from, code, message, ok })
-}
+    let failing = FailedRequest { asked: NUMBER, from, code, message, ok };
 
-/// A request that no agent fits.
-async fn fails_for_want_of_an_agent(world: &World, moon: Tag) -> Result<Failed, CliError> {
-    let (code, message) = match world.mapper.request(SHOUT, TEXT).tag(moon).await {
-        Err(error @ RequestError::NoTarget(_)) => (FailureCode::NoTarget.to_string(), error.to_string()),
-        Err(error) => (String::new(), error.to_string()),
-        Ok(_) => (String::new(), "it was answered".to_owned()),
+    let (ok, message) = match system.mapper.request(SHOUT, TEXT).tag(unknown_tag).await {
+        Err(error) => (matches!(error, RequestError::NoTarget(_)), error.to_string()),
+        Ok(_) => (false, "it was answered".to_owned()),
     };
-    let ok = code == FailureCode::NoTarget.as_str();
-    Ok(Failed { asked: SHOUT, from: None, code, message, ok })
+    let code = if ok { FailureCode::NoTarget.to_string() } else { String::new() };
+    Ok(vec![failing, FailedRequest { asked: SHOUT, from: None, code, message, ok }])
 }
 
-/// Searches what the broker carried, and as a check of the search the same messages as they look when they are plain.
-pub(super) fn what_the_broker_saw(passed: &[PublishedMessage], plain: &[PublishedMessage]) -> Broker {
+/// Searches the broker's messages for words, and to check the search, the same messages in plain text.
+pub(super) fn search(messages: &[PublishedMessage], plain: &[PublishedMessage]) -> BrokerView {
     let words = [
         ("service", SHOUT, true),
         ("payload", TEXT, true),
@@ -147,43 +143,146 @@ pub(super) fn what_the_broker_saw(passed: &[PublishedMessage], plain: &[Publishe
         ("tag", TAG, true),
         ("name", "nanite-ada", false),
     ];
-    let searched: Vec<Searched> = words
-        .into_iter()
-        .map(|(what, word, secret)| {
-            let (found, found_when_plain) = (count(passed, word), count(plain, word));
-            Searched { what, word, secret, found, found_when_plain }
-        })
-        .collect();
-    let lengths = || passed.iter().map(|message| message.body.len());
-    Broker {
-        messages: passed.len(),
+    let searched = words.map(|(what, word, secret)| {
+        let (found, found_when_plain) = (count_containing(messages, word), count_containing(plain, word));
+        SearchedWord { what, word, secret, found, found_when_plain }
+    });
+    let lengths = || messages.iter().map(|message| message.body.len());
+    BrokerView {
+        messages: messages.len(),
         bytes: lengths().sum(),
         smallest: lengths().min().unwrap_or(0),
         largest: lengths().max().unwrap_or(0),
         plaintext_found: searched.iter().filter(|word| word.secret).map(|word| word.found).sum(),
-        searched,
+        searched: searched.into(),
     }
 }
 
-/// How many of these messages hold this word.
-fn count(passed: &[PublishedMessage], word: &str) -> usize {
-    let holds = |body: &[u8]| body.windows(word.len()).any(|window| window == word.as_bytes());
-    passed.iter().filter(|message| holds(&message.body)).count()
+fn count_containing(messages: &[PublishedMessage], word: &str) -> usize {
+    let contains = |body: &[u8]| body.windows(word.len()).any(|window| window == word.as_bytes());
+    messages.iter().filter(|message| contains(&message.body)).count()
+}
+
+/// Puts messages into the queues of agents, as anyone with access to the broker could, and watches what the agents do.
+pub(super) async fn attacks(
+    pki: &Pki,
+    system: &System,
+    captured: &[PublishedMessage],
+) -> Result<Vec<Refusal>, CliError> {
+    use OpenErrorKind as Kind;
+    let (ada, bob, now) = (&system.ada, &system.bob, SystemClock.now());
+    let ada_inbox = Destination::Queue(topology::agent_inbox_name(ada.agent.identity().as_str()));
+    let valid = captured.iter().find(|message| message.destination == ada_inbox);
+    let valid = &valid.ok_or_else(|| CliError::new(Exit::Failure, "no request was sent to ada"))?.body;
+    let (tower, impostor, other_agent) =
+        (pki.serializer(&pki.tower)?, pki.impostor(&pki.tower)?, pki.serializer(&pki.bob)?);
+    let plain = PlainSerializer::json(tower.identity().clone());
+    let sealed = |by: &dyn Serializer, at: Timestamp| -> Result<Vec<u8>, CliError> {
+        // Most of the message is the encrypted payload.
+        let service: Service = SHOUT.parse().map_err(failed("invalid service"))?;
+        let request = Request::new(service, Payload::from(TEXT.repeat(200).as_str()));
+        let audience = Audience::One(ada.agent.identity().clone());
+        let sealed = by.seal(&request.into(), &SealRequest::new(&audience, at));
+        Ok(sealed.map_err(failed("cannot seal a message"))?.bytes.to_vec())
+    };
+    let forged = sealed(&*impostor, now)?;
+    let mut changed = sealed(&*tower, now)?;
+    let middle = changed.len() / 2;
+    changed.iter_mut().skip(middle).take(1).for_each(|byte| *byte ^= 1);
+    let (wrong_role, old) = (sealed(&*other_agent, now)?, sealed(&*tower, now.saturating_sub(TOO_OLD))?);
+    let mut noise = vec![0; 700];
+    openssl::rand::rand_bytes(&mut noise).map_err(failed("cannot create random bytes"))?;
+    let downgraded = sealed(&plain, now)?;
+
+    let attacks: [(_, _, _, Arc<[u8]>, _); 8] = [
+        ("forged", "in the mapper's name, by a stranger's key", ada, forged.into(), Kind::UnknownSigner),
+        ("changed", "a valid message with one bit flipped", ada, changed.into(), Kind::BadSignature),
+        ("replayed", "a valid message, a second time", ada, valid.clone(), Kind::Replayed),
+        ("re-targeted", "a valid message for ada, sent to bob", bob, valid.clone(), Kind::WrongDestination),
+        ("wrong role", "bob's own certificate, a request to ada", ada, wrong_role.into(), Kind::NotAuthorized),
+        ("old", "a valid message, two minutes late", ada, old.into(), Kind::NotFresh),
+        ("noise", "700 random bytes", ada, noise.into(), Kind::Malformed),
+        ("downgraded", "a plain request, with no signature", ada, downgraded.into(), Kind::Unsupported),
+    ];
+    let attacker = system.broker.connect();
+    let mut refusals = Vec::new();
+    for (attack, how, target, body, expected) in attacks {
+        let identity = target.agent.identity().clone();
+        let message = PublishRequest {
+            destination: Destination::Queue(topology::agent_inbox_name(identity.as_str())),
+            body,
+            content_type: if attack == "downgraded" { Json.content_type() } else { CONTENT_TYPE }.to_owned(),
+            message_id: attack.to_owned(),
+            expires_in: None,
+            persistent: false,
+        };
+        let (refused, handler_ran) = publish_and_wait(&attacker, message, target).await?;
+        refusals.push(Refusal { attack, how, at: identity, expected, refused, handler_ran });
+    }
+    Ok(refusals)
+}
+
+/// Publishes a message to an agent, and waits until it is refused or a handler is called.
+async fn publish_and_wait(
+    attacker: &MemoryTransport,
+    message: PublishRequest,
+    target: &RunningAgent,
+) -> Result<(Option<OpenErrorKind>, bool), CliError> {
+    let (refusals_before, calls_before) = (target.agent.refusals(), target.calls());
+    attacker.publish(message, REFUSAL_TIMEOUT).await.map_err(failed("cannot publish"))?;
+    let deadline = Instant::now() + REFUSAL_TIMEOUT;
+    loop {
+        let refusals = target.agent.refusals();
+        let increased = refusals.iter().zip(&refusals_before).find(|(now, before)| now.1 > before.1);
+        let (refused, handler_ran) = (increased.map(|((kind, _), _)| *kind), target.calls() > calls_before);
+        if refused.is_some() || handler_ran || Instant::now() > deadline {
+            return Ok((refused, handler_ran));
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Measures round trips per second with each number of concurrent requests.
+pub(super) async fn rates(system: &System) -> Result<Vec<Rate>, CliError> {
+    let mut rates = Vec::new();
+    for in_flight in IN_FLIGHT {
+        let start = Instant::now();
+        let send = |mapper: crate::mapper::Mapper| async move {
+            let (mut answered, mut failed) = (0, 0);
+            while start.elapsed() < MEASURING_TIME {
+                match mapper.request(SHOUT, TEXT).selector(SelectorName::RoundRobin).await {
+                    Ok(answers) if answers.results().count() == 1 => answered += 1,
+                    _ => failed += 1,
+                }
+            }
+            (answered, failed)
+        };
+        let senders: Vec<_> = (0..in_flight).map(|_| tokio::spawn(send(system.mapper.clone()))).collect();
+        let mut rate = Rate { in_flight, ..Rate::default() };
+        for sender in senders {
+            let (answered, failures) = sender.await.map_err(failed("a measurement failed"))?;
+            rate.round_trips += answered;
+            rate.failed += failures;
+        }
+        rate.seconds = start.elapsed().as_secs_f64();
+        rate.per_second = rate.round_trips as f64 / rate.seconds;
+        rates.push(rate);
+    }
+    Ok(rates)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::transport::{Destination, MemoryBroker, PublishRequest, Transport};
-    use std::time::Duration;
+    use crate::transport::MemoryBroker;
 
     #[tokio::test]
-    async fn u01_the_search_finds_a_word_anywhere_in_a_message() {
+    async fn u01_search_finds_a_word_anywhere_in_a_message() {
         let broker = MemoryBroker::new();
         let tap = broker.tap(10);
         for body in ["the eagle lands", "xxthe eagle lan", "eagl", "", "\0\u{1}eagle"] {
             let message = PublishRequest {
-                destination: Destination::Exchange(crate::transport::Exchange("x".into())),
+                destination: Destination::exchange("x"),
                 body: body.as_bytes().into(),
                 content_type: "text".into(),
                 message_id: "1".into(),
@@ -192,8 +291,9 @@ mod tests {
             };
             broker.connect().publish(message, Duration::from_secs(1)).await.unwrap();
         }
-        let passed = tap.take();
-        assert_eq!(passed.len(), 5);
-        assert_eq!((count(&passed, "eagle"), count(&passed, "lands"), count(&passed, "eagles")), (3, 1, 0));
+        let messages = tap.take();
+        assert_eq!(messages.len(), 5);
+        let count = |word| count_containing(&messages, word);
+        assert_eq!((count("eagle"), count("lands"), count("eagles")), (3, 1, 0));
     }
 }

@@ -1,120 +1,174 @@
-//! The broker: whether it is reached and takes the node, and what waits in the node's queues.
+//! Checks that need the broker: the connection, the node's queues, a round trip, and the agents that a mapper sees.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
-use super::{Finding, broker_failure};
+use super::finding::Finding;
+use crate::cli::error::{CliError, Exit};
+use crate::cli::fleet::{self, Fleet};
+use crate::cli::node::Node;
 use crate::cli::output::counted;
+use crate::cli::remedy;
 use crate::clock::{Clock, SystemClock};
 use crate::packet::{Identity, Role};
+use crate::serializer::OpenErrorKind;
 use crate::transport::{
     AmqpOptions, AmqpTransport, Consumer, Destination, PublishRequest, Transport, TransportError, topology,
 };
 
-/// How long a message to oneself may take.
-const LOOP_WITHIN: Duration = Duration::from_secs(10);
-/// More than this in an inbox is a sign that nobody works on it.
-const MANY: u64 = 100;
+const ROUND_TRIP_TIMEOUT: Duration = Duration::from_secs(10);
+/// More waiting messages than this mean that an agent does not keep up, or does not run.
+const MAX_INBOX_MESSAGES: u64 = 100;
+/// At most this many agents are asked for an answer.
+const MAX_PINGED_AGENTS: usize = 20;
 
-/// Whether the way to the broker is protected. The messages are so in any case; the password and who talks to whom are not.
+/// Whether the connection is protected. Messages are signed and encrypted in any case; the password and the identities are not.
 pub(super) fn protection(options: &AmqpOptions) -> Finding {
-    if options.is_secure() {
-        return Finding::ok("protection", "TLS, by a CA of its own");
+    if options.uses_tls() {
+        return Finding::ok("protection", "TLS with a private CA");
     }
     if options.is_loopback() {
         return Finding::ok("protection", "plain TCP, on this machine only");
     }
     Finding::warn(
         "protection",
-        format!("{options}: plain TCP shows the password, and who talks to whom, to everybody on the way"),
+        format!(
+            "{options}: plain TCP shows the password, and which nodes talk to each other, to everyone on the network"
+        ),
         "use `--broker amqps://HOST/VHOST --broker-ca FILE`",
     )
 }
 
-/// Connects, and does at the broker what the node does there.
-pub(super) async fn check(identity: &Identity, options: &AmqpOptions) -> Vec<Finding> {
+/// Connects, and uses the broker as the node does.
+pub(super) async fn connection(identity: &Identity, options: &AmqpOptions) -> Vec<Finding> {
     let broker = options.to_string();
+    let failed = |check, error: &TransportError| Finding::fail(check, &remedy::transport(error, Some(&broker)));
     let transport: Arc<dyn Transport> = match AmqpTransport::connect(options.clone()).await {
         Ok(transport) => Arc::new(transport),
-        Err(error) => return vec![broker_failure("broker", &error, &broker), Finding::skip("queues", "no connection")],
+        Err(error) => return vec![failed("broker", &error), Finding::skip("queues", "no connection")],
     };
-    let mut findings = vec![Finding::ok("broker", format!("{broker} takes the user and the virtual host"))];
-    match identity.role() {
-        Role::Agent => findings.extend(agent(identity, &transport, &broker).await),
-        Role::Mapper => findings.extend(mapper(&transport, &broker).await),
-    }
-    crate::cli::fleet::close(transport.close()).await;
-    findings
-}
-
-async fn agent(identity: &Identity, transport: &Arc<dyn Transport>, broker: &str) -> Vec<Finding> {
-    let inbox = topology::agent_inbox(identity.as_str());
-    if let Err(error) = transport.declare(&inbox).await {
-        return vec![broker_failure("queues", &error, broker)];
-    }
-    let mut findings = vec![Finding::ok("queues", format!("{} can be declared", inbox.name))];
-    findings.push(
-        waiting(transport, &inbox.name, MANY, "start the agent, or give it more time: `nanite agent`", broker).await,
-    );
-    findings.push(match to_oneself(identity, transport).await {
-        Ok(took) => Finding::ok("round trip", format!("{took:.1?} through the broker and back")),
-        Err(error) => broker_failure("round trip", &error, broker),
-    });
-    findings
-}
-
-async fn mapper(transport: &Arc<dyn Transport>, broker: &str) -> Vec<Finding> {
-    let nobody = "no mapper takes them: start one with `nanite mapper`";
-    let requests = waiting(transport, topology::REQUEST, 0, nobody, broker).await;
-    let offline = "they wait for an agent that offers what they ask for, and for a `nanite mapper` to deliver them";
-    vec![requests, waiting(transport, topology::OFFLINE, 0, offline, broker).await]
-}
-
-/// How many messages wait in a queue: more than so many are a warning.
-async fn waiting(transport: &Arc<dyn Transport>, queue: &str, most: u64, help: &str, broker: &str) -> Finding {
-    match transport.depth(queue).await {
-        Ok(None) => Finding::ok("waiting", format!("there is no queue {queue} yet")),
-        Ok(Some(count)) if count > most => {
-            let count = counted(usize::try_from(count).unwrap_or(usize::MAX), "message");
-            Finding::warn("waiting", format!("{count} in {queue}"), help)
+    let mut findings = vec![Finding::ok("broker", format!("{broker} accepts the user and the virtual host"))];
+    let queues = match identity.role() {
+        Role::Agent => {
+            let inbox = topology::agent_inbox(identity.as_str());
+            match transport.declare(&inbox).await {
+                Ok(()) => {
+                    findings.push(Finding::ok("queues", format!("{} can be declared", inbox.name)));
+                    vec![(inbox.name, MAX_INBOX_MESSAGES, "start the agent, or give it more time: `nanite agent`")]
+                }
+                Err(error) => {
+                    findings.push(failed("queues", &error));
+                    vec![]
+                }
+            }
         }
-        Ok(Some(count)) => Finding::ok("waiting", format!("{count} in {queue}")),
-        Err(error) => broker_failure("waiting", &error, broker),
+        Role::Mapper => vec![
+            (topology::REQUEST.to_owned(), 0, "no mapper takes them: start one with `nanite mapper`"),
+            (
+                topology::OFFLINE.to_owned(),
+                0,
+                "they wait for an agent that offers their service, and a `nanite mapper` to deliver them",
+            ),
+        ],
+    };
+    let inbox_declared = identity.role() == Role::Agent && !queues.is_empty();
+    for (queue, limit, help) in queues {
+        findings.push(match transport.depth(&queue).await {
+            Ok(None) => Finding::ok("waiting", format!("there is no queue {queue} yet")),
+            Ok(Some(count)) => {
+                let message =
+                    format!("{} in {queue}", counted(usize::try_from(count).unwrap_or(usize::MAX), "message"));
+                if count > limit { Finding::warn("waiting", message, help) } else { Finding::ok("waiting", message) }
+            }
+            Err(error) => failed("waiting", &error),
+        });
     }
+    if inbox_declared {
+        findings.push(match round_trip(identity, &transport).await {
+            Ok(elapsed) => Finding::ok("round trip", format!("{elapsed:.1?} through the broker and back")),
+            Err(error) => failed("round trip", &error),
+        });
+    }
+    fleet::close(transport.close()).await;
+    findings
 }
 
-/// Sends a message to a queue of this process and takes it from there, as an agent does with its own.
-async fn to_oneself(identity: &Identity, transport: &Arc<dyn Transport>) -> Result<Duration, TransportError> {
-    let began = tokio::time::Instant::now();
+/// Sends a message to a queue of this process and receives it, as an agent does.
+async fn round_trip(identity: &Identity, transport: &Arc<dyn Transport>) -> Result<Duration, TransportError> {
+    let start = Instant::now();
     let queue = topology::agent_control(identity.as_str(), SystemClock.now().as_micros());
     let consumer = transport.consume(&queue, 1).await?;
-    // The name of this process's queue is in no other message.
+    // The queue name of this process is unique, so no other message has this body.
     let body: Arc<[u8]> = queue.name.as_bytes().into();
     let message = PublishRequest {
         destination: Destination::Queue(queue.name.clone()),
         body: body.clone(),
         content_type: "text/plain".to_owned(),
         message_id: "doctor".to_owned(),
-        expires_in: Some(LOOP_WITHIN),
+        expires_in: Some(ROUND_TRIP_TIMEOUT),
         persistent: false,
     };
-    transport.publish(message, LOOP_WITHIN).await?;
-    match timeout(LOOP_WITHIN, arrival(consumer, &body)).await {
-        Ok(result) => result.map(|()| began.elapsed()),
-        Err(_) => Err(TransportError::TimedOut(LOOP_WITHIN)),
+    transport.publish(message, ROUND_TRIP_TIMEOUT).await?;
+    match timeout(ROUND_TRIP_TIMEOUT, receive(consumer, &body)).await {
+        Ok(result) => result.map(|()| start.elapsed()),
+        Err(_) => Err(TransportError::TimedOut(ROUND_TRIP_TIMEOUT)),
     }
 }
 
-/// Waits for this message. Others are questions of mappers, which are not for this process.
-async fn arrival(mut consumer: Consumer, body: &[u8]) -> Result<(), TransportError> {
+/// Waits for a message with this body. Others are questions of mappers, and are dropped.
+async fn receive(mut consumer: Consumer, body: &[u8]) -> Result<(), TransportError> {
     while let Some(delivery) = consumer.next().await {
-        let is_it = *delivery.body == *body;
+        let found = *delivery.body == *body;
         delivery.acker.ack().await?;
-        if is_it {
+        if found {
             return Ok(());
         }
     }
     Err(TransportError::Disconnected)
+}
+
+/// Starts a mapper, waits for the agents to register, and asks some of them to register again.
+pub(super) async fn agents(node: &Node, limit: Duration) -> Vec<Finding> {
+    let mut fleet = match Fleet::start(node).await {
+        Ok(fleet) => fleet,
+        Err(error) => return vec![Finding::fail("queues", &error), Finding::skip("agents", "the mapper cannot start")],
+    };
+    let mut findings = vec![Finding::ok("queues", "a mapper's queues can be declared")];
+    match fleet.discover(1, limit, |_| true).await {
+        Ok((_, 0)) => findings.push(Finding::warn(
+            "agents",
+            format!("no agent has registered within {limit:?}"),
+            "start one with `nanite agent`, at the same broker and virtual host, with a certificate of the same CA",
+        )),
+        Ok((mut agents, _)) => {
+            findings.push(Finding::ok("agents", format!("{} registered", counted(agents.len(), "agent"))));
+            agents.truncate(MAX_PINGED_AGENTS);
+            for (agent, result) in fleet.ping(&agents, limit).await {
+                findings.push(match result {
+                    Ok(elapsed) => Finding::ok("round trip", format!("{agent} answers within {elapsed:.1?}")),
+                    Err(failure) => {
+                        let failure = CliError::new(Exit::Incomplete, format!("{agent}: {failure}"));
+                        let help = "look at the log of that agent, and at the load of its machine";
+                        Finding::fail("round trip", &failure.help(help))
+                    }
+                });
+            }
+        }
+        Err(error) => findings.push(Finding::fail("agents", &error)),
+    }
+    for (kind, count) in fleet.mapper.refusals().into_iter().filter(|(_, count)| *count > 0) {
+        let help = match kind {
+            OpenErrorKind::NotFresh => "compare the clocks: run `timedatectl` here and on the agents' machines",
+            OpenErrorKind::UnknownSigner => "put the senders' certificates into the certificate directory",
+            OpenErrorKind::BadCertificate => "run `nanite certs verify`, here and on the senders' machines",
+            _ => "capture one of them and run `nanite inspect` on it",
+        };
+        let count = counted(usize::try_from(count).unwrap_or(usize::MAX), "message");
+        // Not a failure of this node, but it may explain missing agents.
+        findings.push(Finding::warn("refused", format!("{count} from others: {kind}"), help));
+    }
+    fleet.close().await;
+    findings
 }

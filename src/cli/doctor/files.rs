@@ -1,51 +1,85 @@
-//! The files of a node: certificates, keys, revocation lists, rules and the audit log.
+//! Checks of files: certificates, keys, revocation lists, the policy and the audit log.
 
+use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
-use openssl::asn1::{Asn1Time, Asn1TimeRef};
 use openssl::x509::X509Crl;
 
-use super::Finding;
-use crate::audit;
-use crate::certs::{Authority, CertificateDirectory, DirectoryCertificateStore, DirectoryError, KeyError, PrivateKey};
+use super::finding::Finding;
+use crate::certs::{
+    CaCertificate, CertificateDirectory, Content, DirectoryCertificateStore, DirectoryError, KeyError, PrivateKey,
+    TrustError,
+};
 use crate::cli::error::{CliError, Exit};
 use crate::cli::output::counted;
-use crate::cli::{policy as rules, remedy};
+use crate::cli::{certs, identity as names, policy as rules, remedy};
 use crate::clock::Timestamp;
-use crate::packet::Identity;
+use crate::packet::{Identity, Role};
 
 const DAY: Duration = Duration::from_secs(86_400);
-/// When a CA's end is near: everybody's certificates have to be made anew before.
-const CA_SOON: Duration = DAY.saturating_mul(30);
-/// The longest list of revoked certificates that is looked at, in bytes.
-const MAX_CRL: u64 = 64 * 1024 * 1024;
+/// A CA that expires within this time is a warning: all certificates must be issued again before that.
+const CA_EXPIRES_SOON: Duration = DAY.saturating_mul(30);
 
-/// Who can put files into the directory decides whom the node believes.
-pub(super) fn directory(directory: &CertificateDirectory) -> Vec<Finding> {
+/// The node to check: the named one, or the only one with a key in the directory.
+pub(super) fn identity(
+    directory: &CertificateDirectory,
+    roles: &[Role],
+    named: &[Identity],
+) -> Result<Identity, CliError> {
     let path = directory.path();
-    let finding = match std::fs::metadata(path).map(|metadata| metadata.permissions().mode() & 0o7777) {
-        Ok(mode) if mode & 0o022 != 0 => Finding::fail(
-            "directory",
-            &CliError::new(
-                Exit::Security,
-                format!("{} has mode {mode:04o}: others than its owner can put another CA into it", path.display()),
-            )
-            .help(format!("run `chmod go-w {}`, and look at what is in it", path.display())),
-        ),
-        Ok(_) => Finding::ok("directory", path.display().to_string()),
-        Err(error) => Finding::fail(
-            "directory",
-            &CliError::of(Exit::Security, &error)
-                .context(path.display())
-                .help(format!("make it with `nanite certs init --dir {}`", path.display())),
-        ),
+    if !path.is_dir() {
+        return Err(remedy::directory(&DirectoryError::NoDirectory(path.to_owned()), directory));
+    }
+    let has_files = |identity: &Identity| {
+        let paths = [directory.certificate_path(identity), directory.key_path(identity)];
+        paths.iter().flatten().any(|path| path.exists())
     };
-    vec![finding]
+    let mut found = Vec::new();
+    for role in roles {
+        match named.iter().find(|identity| identity.role() == *role) {
+            Some(identity) => found.extend(has_files(identity).then(|| identity.clone())),
+            None => found
+                .extend(names::names_with_keys(path, *role).iter().filter_map(|name| Identity::new(*role, name).ok())),
+        }
+    }
+    let dir = path.display();
+    Err(match (found.as_slice(), named) {
+        ([only], _) | ([], [only]) => return Ok(only.clone()),
+        ([], []) => CliError::new(Exit::Security, format!("{dir} contains no key of an agent or mapper"))
+            .help(format!("issue one with `nanite certs issue agent NAME --dir {dir}`")),
+        ([], [first, ..]) => {
+            CliError::new(Exit::Security, format!("{dir} contains no files of an agent or mapper {}", first.name()))
+                .help(format!("issue one with `nanite certs issue {} {} --dir {dir}`", first.role(), first.name()))
+        }
+        (several, _) => {
+            let names: Vec<&str> = several.iter().map(Identity::as_str).collect();
+            CliError::new(Exit::Usage, format!("which node? {dir} contains keys of {}", names.join(", ")))
+                .help("choose one with `--token NAME`, and `--role agent` or `--role mapper`")
+        }
+    })
 }
 
-/// The CA certificates, and by their validity the clock: it cannot be earlier than the CA's beginning.
+/// Write access to the directory decides which certificates the node trusts.
+pub(super) fn directory(directory: &CertificateDirectory) -> Finding {
+    let path = directory.path().display();
+    match std::fs::metadata(directory.path()).map(|metadata| metadata.permissions().mode() & 0o7777) {
+        Ok(mode) if mode & 0o022 != 0 => Finding::insecure(
+            "directory",
+            format!("{path} has mode {mode:04o}: users other than its owner can put another CA into it"),
+            format!("run `chmod go-w {path}`, and check its contents"),
+        ),
+        Ok(_) => Finding::ok("directory", path.to_string()),
+        Err(error) => Finding::insecure(
+            "directory",
+            format!("{path}: {error}"),
+            format!("create it with `nanite certs init --dir {path}`"),
+        ),
+    }
+}
+
+/// The CA certificates, and by their validity the clock of this machine.
 pub(super) fn authorities(directory: &CertificateDirectory, now: Timestamp) -> Vec<Finding> {
     let trust = match directory.trust() {
         Ok(trust) => trust,
@@ -54,58 +88,46 @@ pub(super) fn authorities(directory: &CertificateDirectory, now: Timestamp) -> V
             return vec![Finding::fail("ca", &failure), Finding::skip("clock", "there is no CA to compare with")];
         }
     };
-    let all: Vec<Authority> = trust.certificates().into_iter().filter_map(|x509| Authority::new(x509).ok()).collect();
+    let all: Vec<CaCertificate> =
+        trust.certificates().into_iter().filter_map(|x509| CaCertificate::new(x509).ok()).collect();
     let mut findings: Vec<Finding> = all.iter().map(|ca| authority(ca, now)).collect();
     let key = directory.ca_key_path();
     match PrivateKey::from_file(&key, None) {
-        Err(KeyError::Unreadable { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
+        Err(KeyError::Unreadable { source, .. }) if source.kind() == ErrorKind::NotFound => {}
         Err(error @ KeyError::TooOpen { .. }) => {
-            let failure = CliError::of(Exit::Security, &error).context("the CA's key");
+            let failure = CliError::of(Exit::Security, &error);
             findings.push(Finding::fail("ca key", &remedy::key(failure, &key, &error)));
         }
         _ => findings.push(Finding::warn(
             "ca key",
-            format!("{} is on this machine: who has it can be everybody", key.display()),
-            "a node does not need it: keep it where certificates are issued, and nowhere else",
+            format!("{} is on this machine: with it, anyone can impersonate every node", key.display()),
+            "a node does not need it: keep it only where certificates are issued",
         )),
     }
-    findings.push(clock(&all, now));
+    findings.push(match all.iter().map(|ca| ca.not_before).max() {
+        Some(created) if now < created => Finding::insecure(
+            "clock",
+            format!("this machine's clock says {now}, before the CA was created ({created})"),
+            "set the clock: `timedatectl set-ntp true`, or `date --set`",
+        ),
+        _ => Finding::ok("clock", format!("{now}: plausible, by the CA's certificate")),
+    });
     findings
 }
 
-fn authority(ca: &Authority, now: Timestamp) -> Finding {
-    let name = ca.domain.as_ref().map_or_else(|| ca.subject.clone(), |domain| format!("of {domain}"));
-    if now >= ca.not_after {
-        let failure = CliError::new(Exit::Security, format!("the CA {name} expired at {}", ca.not_after))
-            .help("make a new CA with `nanite certs init`, and issue all certificates anew");
-        return Finding::fail("ca", &failure);
-    }
-    if ca.not_after.since(now) < CA_SOON {
-        return Finding::warn(
-            "ca",
-            format!("the CA {name} expires at {}", ca.not_after),
-            "make a new CA with `nanite certs init`, add its certificate to every ca.pem, and issue the certificates anew",
-        );
-    }
-    Finding::ok("ca", format!("{name}, valid until {}", ca.not_after))
-}
-
-fn clock(all: &[Authority], now: Timestamp) -> Finding {
-    match all.iter().map(|ca| ca.not_before).max() {
-        Some(begin) if now < begin => {
-            let failure = CliError::new(
-                Exit::Security,
-                format!("this machine says it is {now}, before the CA was made ({begin})"),
-            )
-            .help("set the clock: `timedatectl set-ntp true`, or `date --set`");
-            Finding::fail("clock", &failure)
+fn authority(ca: &CaCertificate, now: Timestamp) -> Finding {
+    match certs::authority(ca, now) {
+        Err(error) => Finding::fail("ca", &error),
+        Ok(message) if ca.not_after.since(now) < CA_EXPIRES_SOON => {
+            let help = "create a new CA with `nanite certs init`, add its certificate to every ca.pem, and issue all certificates again";
+            Finding::warn("ca", format!("{message}: it expires soon"), help)
         }
-        _ => Finding::ok("clock", format!("{now}: plausible, by the CA's certificate")),
+        Ok(message) => Finding::ok("ca", message),
     }
 }
 
 /// The node's own key and certificate.
-pub(super) fn own(
+pub(super) fn credentials(
     directory: &CertificateDirectory,
     identity: &Identity,
     passphrase: Option<&[u8]>,
@@ -115,155 +137,115 @@ pub(super) fn own(
         Ok(credentials) => credentials,
         Err(error) => {
             let failure = remedy::directory(&error, directory);
-            let is_key = matches!(error, DirectoryError::Key { .. } | DirectoryError::NoKey { .. });
-            return if is_key {
-                vec![Finding::fail("key", &failure), Finding::skip("certificate", "its key cannot be used")]
-            } else {
-                vec![Finding::fail("certificate", &failure)]
+            return match error {
+                DirectoryError::Key { .. } | DirectoryError::NoKey { .. } => {
+                    vec![Finding::fail("key", &failure), Finding::skip("certificate", "its key cannot be used")]
+                }
+                _ => vec![Finding::fail("certificate", &failure)],
             };
         }
     };
     let certificate = credentials.certificate();
     let key = directory.key_path(identity).map(|path| path.display().to_string()).unwrap_or_default();
-    let mut findings = vec![
-        Finding::ok("key", format!("{key}, for its owner only")),
-        Finding::ok("certificate", format!("{identity} of {}, belongs to the key", certificate.domain())),
-    ];
-    findings.push(match directory.trust().map(|trust| trust.verify(certificate, credentials.intermediates(), now)) {
+    let chain = match directory.trust().map(|trust| trust.verify(certificate, credentials.intermediates(), now)) {
         Ok(Ok(())) => Finding::ok("chain", "leads to the CA"),
         Ok(Err(error)) => {
-            let failure = CliError::of(Exit::Security, &error).context(format!("the certificate of {identity}"));
-            Finding::fail("chain", &failure.help(remedy::trust(&error)))
+            Finding::insecure("chain", format!("the certificate of {identity}: {error}"), remedy::trust(&error))
         }
         Err(_) => Finding::skip("chain", "there is no CA"),
-    });
-    let (left, lifetime) =
-        (certificate.not_after().since(now), certificate.not_after().since(certificate.not_before()));
-    findings.push(if left < lifetime / 3 {
+    };
+    let not_after = certificate.not_after();
+    let left = not_after.since(now);
+    let expiry = if left < not_after.since(certificate.not_before()) / 3 {
+        let (role, name, dir) = (identity.role(), identity.name(), directory.path().display());
         Finding::warn(
             "expiry",
-            format!("the certificate expires at {}", certificate.not_after()),
-            format!(
-                "renew it with `nanite certs renew {} {} --dir {}`, where the CA's key is",
-                identity.role(),
-                identity.name(),
-                directory.path().display()
-            ),
+            format!("the certificate expires at {not_after}"),
+            format!("renew it with `nanite certs renew {role} {name} --dir {dir}` on the machine with the CA key"),
         )
     } else {
         Finding::ok("expiry", format!("{} days left", left.as_secs() / DAY.as_secs()))
-    });
-    findings
+    };
+    vec![
+        Finding::ok("key", format!("{key}, readable only by its owner")),
+        Finding::ok("certificate", format!("{identity} of {}, matches the key", certificate.domain())),
+        chain,
+        expiry,
+    ]
 }
 
-/// The lists of what the CAs have revoked.
-pub(super) fn revocation(path: &Path, now: Timestamp) -> Vec<Finding> {
-    let failed = |why: String| {
-        let failure = CliError::new(Exit::Security, format!("{}: {why}", path.display()));
-        let help = "make a current list with `nanite certs crl` where the CA's key is, and copy it here as crl.pem";
-        Finding::fail("revocation", &failure.help(help))
-    };
+/// The revocation lists of the CAs.
+pub(super) fn revocation(directory: &CertificateDirectory, now: Timestamp) -> Vec<Finding> {
+    let path = directory.crl_path();
     if !path.exists() {
         return vec![Finding::ok("revocation", format!("no {}: nothing is checked for revocation", path.display()))];
     }
-    let crls = match crls(path) {
-        Ok(crls) if crls.is_empty() => return vec![failed("it holds no revocation list in PEM".to_owned())],
-        Ok(crls) => crls,
-        Err(why) => return vec![failed(why)],
+    let lists = match directory.read_file("crl.pem") {
+        Ok(Content::Revocations(lists)) => lists,
+        Ok(_) => Vec::new(),
+        Err(error) => return vec![Finding::fail("revocation", &remedy::directory(&error, directory))],
     };
-    crls.iter()
-        .map(|crl| {
-            match crl.next_update().map(|next| (next, is_over(next, now), is_over(next, now.saturating_add(DAY)))) {
-                Some((next, Some(true), _)) => {
-                    failed(format!("the list is out of date since {next}: everybody is refused"))
-                }
-                Some((next, _, Some(true))) => Finding::warn(
-                    "revocation",
-                    format!("{}: the list is out of date at {next}, and everybody is refused then", path.display()),
-                    "make a new one with `nanite certs crl` where the CA's key is, and copy it here",
-                ),
-                Some((next, Some(false), Some(false))) => {
-                    Finding::ok("revocation", format!("list current until {next}"))
-                }
-                _ => failed("the list does not say until when it is current".to_owned()),
-            }
-        })
-        .collect()
-}
-
-fn crls(path: &Path) -> Result<Vec<X509Crl>, String> {
-    const BEGIN: &str = "-----BEGIN X509 CRL-----";
-    if std::fs::metadata(path).is_ok_and(|metadata| metadata.len() > MAX_CRL) {
-        return Err(format!("it is longer than {MAX_CRL} bytes"));
-    }
-    let text = std::fs::read_to_string(path).map_err(|error| format!("it cannot be read: {error}"))?;
-    let one = |rest: &str| {
-        X509Crl::from_pem(format!("{BEGIN}{rest}").as_bytes())
-            .map_err(|_| "it holds a list that cannot be read".to_owned())
+    let is_current = |list: &X509Crl, at| certs::revocation_list(list, at);
+    let finding = |list| match (is_current(list, now), is_current(list, now.saturating_add(DAY))) {
+        (Err(error), _) => Finding::fail("revocation", &error),
+        (Ok(message), Err(_)) => Finding::warn(
+            "revocation",
+            format!("{message}: without a newer one, all certificates are refused then"),
+            remedy::trust(&TrustError::StaleCrl),
+        ),
+        (Ok(message), Ok(_)) => Finding::ok("revocation", message),
     };
-    text.split(BEGIN).skip(1).map(one).collect()
-}
-
-/// Whether a moment has come; none when it cannot be told.
-fn is_over(moment: &Asn1TimeRef, now: Timestamp) -> Option<bool> {
-    let now = Asn1Time::from_unix(i64::try_from(now.as_secs()).ok()?).ok()?;
-    moment.compare(&now).ok().map(std::cmp::Ordering::is_le)
+    lists.iter().map(finding).collect()
 }
 
 /// The other certificates in the directory.
 pub(super) fn peers(directory: &CertificateDirectory, now: Timestamp) -> Vec<Finding> {
-    // What is wrong with the directory itself is said elsewhere.
+    // Errors of the directory itself are reported by other checks.
     let Ok(store) = DirectoryCertificateStore::open(directory.path(), now) else { return Vec::new() };
-    let wrong = store.errors();
-    if wrong.is_empty() {
-        let known = counted(store.certificates().len(), "certificate");
-        return vec![Finding::ok("peers", format!("{known} in the directory"))];
+    let errors = store.errors();
+    if errors.is_empty() {
+        let count = counted(store.certificates().len(), "certificate");
+        return vec![Finding::ok("peers", format!("{count} in the directory"))];
     }
-    let help = format!("see all with `nanite certs verify --dir {}`", directory.path().display());
-    wrong.into_iter().map(|error| Finding::warn("peers", error, help.clone())).collect()
+    let help = format!("run `nanite certs verify --dir {}`", directory.path().display());
+    errors.into_iter().map(|error| Finding::warn("peers", error, help.clone())).collect()
 }
 
-/// The rules: without its policy a node does not start.
+/// The rules: a node does not start with a policy file that cannot be used.
 pub(super) fn policy(path: &Path) -> Finding {
+    let path_shown = path.display();
     match rules::names(path) {
         Ok(names) if names.is_empty() => Finding::warn(
             "policy",
-            format!("{} has no rules, so it denies everything", path.display()),
-            "write rules, and try them with `nanite policy explain CALLER SERVICE --policy FILE`",
+            format!("{path_shown} has no rules: it denies everything"),
+            "write rules, and test them with `nanite policy explain CALLER SERVICE --policy FILE`",
         ),
-        Ok(names) => Finding::ok("policy", format!("{}: {}", path.display(), counted(names.len(), "rule"))),
-        Err(error) => {
-            let failure = CliError::new(Exit::Security, error.message()).help(error.remedy().unwrap_or_default());
-            Finding::fail("policy", &failure)
-        }
+        Ok(names) => Finding::ok("policy", format!("{path_shown}: {}", counted(names.len(), "rule"))),
+        Err(error) => Finding::insecure("policy", error.message(), error.remedy().unwrap_or_default()),
     }
 }
 
-/// The audit log: unbroken, where there is one.
+/// The audit log: its chain is intact, if it exists.
 pub(super) fn audit(path: &Path) -> Finding {
-    let check = format!("see all with `nanite audit verify {}`", path.display());
-    let failed = |why: String| Finding::fail("audit", &CliError::new(Exit::Security, why).help(check.clone()));
+    let shown = path.display();
     if !path.exists() {
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         return if parent.is_dir() {
-            Finding::ok("audit", format!("{} is not there yet", path.display()))
+            Finding::ok("audit", format!("{shown} does not exist yet"))
         } else {
-            let why = format!("the directory of {} is not there", path.display());
-            let help = format!("make it with `mkdir -p {}`", parent.display());
-            Finding::fail("audit", &CliError::new(Exit::Security, why).help(help))
+            let help = format!("create it with `mkdir -p {}`", parent.display());
+            Finding::insecure("audit", format!("the directory of {shown} does not exist"), help)
         };
     }
-    match audit::verify(path) {
+    let problem = match crate::audit::verify(path) {
         Ok(report) => match report.problems.first() {
             None => {
-                Finding::ok("audit", format!("{}: {} in their places", path.display(), counted_lines(report.lines)))
+                let lines = counted(usize::try_from(report.lines).unwrap_or(usize::MAX), "line");
+                return Finding::ok("audit", format!("{shown}: {lines}, none changed, missing or moved"));
             }
-            Some(problem) => failed(format!("{}:{}: {}", problem.file.display(), problem.line, problem.reason)),
+            Some(problem) => format!("{}:{}: {}", problem.file.display(), problem.line, problem.reason),
         },
-        Err(error) => failed(format!("cannot read {}: {error}", path.display())),
-    }
-}
-
-fn counted_lines(lines: u64) -> String {
-    counted(usize::try_from(lines).unwrap_or(usize::MAX), "line")
+        Err(error) => format!("cannot read {shown}: {error}"),
+    };
+    Finding::insecure("audit", problem, format!("run `nanite audit verify {shown}`"))
 }

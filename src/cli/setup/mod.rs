@@ -1,11 +1,12 @@
-//! `nanite broker setup`: a virtual host at RabbitMQ in which every node may do what it needs, and no more.
+//! `nanite broker setup`: a virtual host at RabbitMQ in which every node has the permissions it needs, and no others.
+//!
+//! This file is the command: its arguments, and what is created in which order.
 
-mod http;
-mod passwords;
-mod wanted;
+mod api;
+mod resources;
 
 use std::collections::BTreeSet;
-use std::io::{BufRead, IsTerminal};
+use std::io::{BufRead, ErrorKind, IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -13,30 +14,29 @@ use zeroize::Zeroizing;
 
 use super::error::{CliError, Exit};
 use super::output::printable;
-use super::{Global, args, identity, output};
+use super::{Global, args, identity, output, runtime};
 use crate::packet::{Identity, Role};
-use crate::transport::segment;
-use http::{Api, ApiError, ApiUrl};
-use wanted::Permissions;
+use crate::transport::percent_encode;
+use api::{Api, ApiUrl};
+use resources::{NewPassword, Permissions, difference, password_path, topology};
 
-/// The environment variable of the administrator's password.
-const PASSWORD: &str = "NANITE_MANAGEMENT_PASSWORD";
-/// The longest password that is read from stdin, in bytes.
-const LONGEST: u64 = 4096;
+const PASSWORD_VARIABLE: &str = "NANITE_MANAGEMENT_PASSWORD";
+/// The longest line that is read from stdin as a password.
+const MAX_PASSWORD_BYTES: u64 = 4096;
 
-/// Set a broker up.
+/// Set up a broker.
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
-    /// Make a virtual host at RabbitMQ, and a user with its permissions for each node.
+    /// Create a virtual host at RabbitMQ, and a user with its permissions for each node.
     ///
-    /// It makes the virtual host, the exchanges and queues that all nodes share, and for each --agent and --mapper a user named as its
-    /// identity, nanite-NAME or mapper-NAME. A user may declare and read its own queues only; an agent cannot read another's queue,
-    /// nor what agents say to mappers. What is there already and right is left as it is: run it again to add nodes, or to see
-    /// whether all is in order. The password of a new user goes into DIR/ID.password, mode 0600.
+    /// Creates the virtual host, the exchanges and queues that all nodes share, and for each --agent and --mapper a user named like
+    /// its identity, nanite-NAME or mapper-NAME. A user may declare and read only its own queues; an agent can read neither the
+    /// queues of another agent nor what agents send to mappers. Resources that exist and are correct are not changed: run it again to
+    /// add nodes or to check the setup. The password of a new user is written to DIR/ID.password, mode 0600.
     ///
-    /// It speaks to the management API of RabbitMQ as an administrator, whose password comes from --password-file, from
-    /// NANITE_MANAGEMENT_PASSWORD, or from stdin (`--password-file -`). Each step is a line on stdout. Exit codes: 0 all is as it has to
-    /// be, 1 something is there with other properties, 5 not an administrator, 7 the API cannot be reached or refuses the password.
+    /// Uses the management API of RabbitMQ as an administrator, whose password comes from --password-file,
+    /// NANITE_MANAGEMENT_PASSWORD or stdin (`--password-file -`). Prints one line per step. Exit codes: 0 the setup is complete, 1 a
+    /// resource exists with other properties, 5 the user is not an administrator, 7 the API cannot be reached or refuses the password.
     Setup(Args),
 }
 
@@ -45,105 +45,52 @@ pub(super) struct Args {
     /// The virtual host.
     #[arg(long, value_name = "NAME", default_value = "nanite")]
     vhost: String,
-    /// An agent; can be given several times.
+    /// An agent; can be repeated.
     #[arg(long = "agent", value_name = "NAME")]
     agents: Vec<String>,
-    /// A mapper, or a program that is one, such as `nanite request`; can be given several times.
+    /// A mapper, or a program that acts as one, such as `nanite request`; can be repeated.
     #[arg(long = "mapper", value_name = "NAME")]
     mappers: Vec<String>,
-    /// Where the passwords of new users go.
+    /// The directory for the passwords of new users.
     #[arg(long, value_name = "DIR", default_value = "broker-passwords")]
     dir: PathBuf,
-    /// Give users that are there new passwords, too; nodes that run have to be started again with them.
+    /// Give existing users new passwords as well; restart running nodes with them.
     #[arg(long)]
     renew_passwords: bool,
-    /// Say what would be done, and do nothing.
+    /// Print what would be done, and change nothing.
     #[arg(long)]
     dry_run: bool,
     /// The management API.
     #[arg(long, value_name = "URL", default_value = "http://localhost:15672", help_heading = "Administrator")]
     management: String,
-    /// The file with the CA that the API's certificate is from, for https.
+    /// For https: the CA that issued the API's certificate.
     #[arg(long, value_name = "FILE", help_heading = "Administrator")]
     ca: Option<PathBuf>,
     /// The administrator.
     #[arg(long, value_name = "NAME", default_value = "guest", help_heading = "Administrator")]
     user: String,
-    /// The file with the administrator's password; `-` reads it from stdin [also: NANITE_MANAGEMENT_PASSWORD; default: guest's own].
+    /// The file with the administrator's password; `-` for stdin [also: NANITE_MANAGEMENT_PASSWORD; default: guest's own].
     #[arg(long, value_name = "FILE", help_heading = "Administrator")]
     password_file: Option<PathBuf>,
 }
 
 pub(super) fn run(global: &Global, command: &Command) -> Result<Exit, CliError> {
     let Command::Setup(args) = command;
+    let usage = |message: &str, help: &str| Err(CliError::new(Exit::Usage, message).help(help));
     let nodes = args.nodes()?;
     let url = ApiUrl::parse(&args.management).map_err(|why| CliError::new(Exit::Usage, why))?;
     let tls = match (&args.ca, url.tls) {
-        (Some(ca), true) => Some(http::tls(ca).map_err(|why| {
+        (Some(ca), true) => Some(api::tls(ca).map_err(|why| {
             CliError::new(Exit::Usage, why)
-                .help("`--ca FILE` holds the PEM of the CA that issued the API's certificate")
+                .help("`--ca FILE` is the PEM certificate of the CA that issued the API's certificate")
         })?),
         (None, false) => None,
-        (Some(_), false) => {
-            return Err(
-                CliError::new(Exit::Usage, "a CA is of use with https only").help("`--management https://HOST:PORT`")
-            );
-        }
-        (None, true) => {
-            return Err(CliError::new(Exit::Usage, "which CA is the API's certificate from?")
-                .help("name its file: `--ca FILE`; the system's CAs are not believed"));
-        }
+        (Some(_), false) => return usage("`--ca` requires https", "use `--management https://HOST:PORT`"),
+        (None, true) => return usage("https requires `--ca FILE`", "name the CA; the system's CAs are not trusted"),
     };
-    let shown = url.to_string();
     let api = Api::new(url, args.user.clone(), args.password(global)?, tls);
-    let setup = Setup { global, args, api, vhost: segment(&args.vhost) };
-    setup.all(&nodes).map_err(|failure| failure.told(&shown))
-}
-
-/// Why it did not come to its end.
-enum Failed {
-    Api(ApiError),
-    Told(CliError),
-}
-
-impl From<ApiError> for Failed {
-    fn from(error: ApiError) -> Self {
-        Self::Api(error)
-    }
-}
-
-impl From<CliError> for Failed {
-    fn from(error: CliError) -> Self {
-        Self::Told(error)
-    }
-}
-
-impl Failed {
-    fn told(self, api: &str) -> CliError {
-        let error = match self {
-            Failed::Told(error) => return error,
-            Failed::Api(error) => error,
-        };
-        let failure = |exit| CliError::of(exit, &error).context(api);
-        match &error {
-            ApiError::NotHere => {
-                failure(Exit::Usage).help("use `--management https://HOST:15671 --ca FILE`, or run this on the broker's machine")
-            }
-            ApiError::Unreachable(_) | ApiError::NoApi => failure(Exit::Unreachable).help(
-                "the broker needs its management plugin: `rabbitmq-plugins enable rabbitmq_management`; name another place with \
-                 `--management URL`",
-            ),
-            ApiError::Tls(_) => failure(Exit::Unreachable).help(
-                "`--ca` names the CA that issued the API's certificate, which has to hold the host's name",
-            ),
-            ApiError::Credentials(_) => failure(Exit::Unreachable)
-                .help("name an administrator with `--user NAME`, and the password's file with `--password-file FILE`"),
-            ApiError::Forbidden(user) => {
-                failure(Exit::Denied).help(format!("`rabbitmqctl set_user_tags {user} administrator` makes it one"))
-            }
-            ApiError::Refused { .. } => failure(Exit::Failure).help("look at the log of the broker"),
-        }
-    }
+    let vhost = percent_encode(&args.vhost);
+    runtime::run(Setup { global, args, api, vhost }.run(&nodes))
 }
 
 impl Args {
@@ -152,14 +99,12 @@ impl Args {
         let mappers = self.mappers.iter().map(|name| identity::named(Role::Mapper, name));
         let nodes: BTreeSet<Identity> = agents.chain(mappers).collect::<Result<_, _>>()?;
         if nodes.is_empty() {
-            return Err(CliError::new(Exit::Usage, "for whom? No node is named")
-                .help("name each by its certificate's NAME: `--agent fred --agent bob --mapper ctl`"));
+            return Err(CliError::new(Exit::Usage, "no node is named")
+                .help("name each by the NAME in its certificate: `--agent fred --agent bob --mapper ctl`"));
         }
         if self.vhost.is_empty() || self.vhost.len() > 255 || self.vhost.chars().any(char::is_control) {
-            return Err(CliError::new(
-                Exit::Usage,
-                "a virtual host has a name of 1 to 255 bytes, without control characters",
-            ));
+            let message = "the name of a virtual host is 1 to 255 bytes, without control characters";
+            return Err(CliError::new(Exit::Usage, message));
         }
         Ok(nodes.into_iter().collect())
     }
@@ -170,10 +115,10 @@ impl Args {
             Some(path) if path == Path::new("-") => {
                 let stdin = std::io::stdin().lock();
                 if stdin.is_terminal() {
-                    global.note("the password is shown while it is typed; better give it by a pipe or a file");
+                    global.note("the password will be visible while you type; use a pipe or a file instead");
                 }
                 let mut line = Zeroizing::new(String::new());
-                std::io::Read::take(stdin, LONGEST).read_line(&mut line).map_err(|error| {
+                stdin.take(MAX_PASSWORD_BYTES).read_line(&mut line).map_err(|error| {
                     CliError::of(Exit::Usage, &error).context("cannot read the password from stdin")
                 })?;
                 let length = line.trim_end_matches(['\r', '\n']).len();
@@ -181,12 +126,13 @@ impl Args {
                 Ok(line)
             }
             Some(path) => args::read_password(path),
-            None => match std::env::var(PASSWORD) {
+            None => match std::env::var(PASSWORD_VARIABLE) {
                 Ok(password) if !password.is_empty() => Ok(Zeroizing::new(password)),
-                // RabbitMQ makes this user, and lets it in from the same machine only.
+                // RabbitMQ creates this user, and accepts it from the same machine only.
                 _ if self.user == "guest" => Ok(Zeroizing::new("guest".into())),
-                _ => Err(CliError::new(Exit::Usage, format!("no password for {}", printable(&self.user, false)))
-                    .help(format!("`--password-file FILE`, `--password-file -` for stdin, or {PASSWORD}"))),
+                _ => Err(CliError::new(Exit::Usage, format!("no password for {}", printable(&self.user, false))).help(
+                    format!("use `--password-file FILE`, `--password-file -` for stdin, or {PASSWORD_VARIABLE}"),
+                )),
             },
         }
     }
@@ -196,225 +142,183 @@ struct Setup<'a> {
     global: &'a Global,
     args: &'a Args,
     api: Api,
-    /// The virtual host, as a segment of a path.
+    /// The virtual host, percent-encoded.
     vhost: String,
 }
 
 impl Setup<'_> {
-    fn all(&self, nodes: &[Identity]) -> Result<Exit, Failed> {
-        // Before anything is changed: whoever cannot do all of it does none of it.
-        let me = self.api.get("/api/whoami")?.ok_or(ApiError::NoApi)?;
-        if !has_tag(&me, "administrator") {
-            return Err(ApiError::Forbidden(self.args.user.clone()).into());
+    async fn run(&self, nodes: &[Identity]) -> Result<Exit, CliError> {
+        // All checks come before the first change.
+        let administrator = self.api.get("/api/whoami").await?;
+        if !administrator.is_some_and(|user| tags(&user).iter().any(|tag| tag == "administrator")) {
+            return Err(self.api.not_administrator());
         }
-        let users: Vec<_> =
-            nodes.iter().map(|node| self.user(node).map(|there| (node, there))).collect::<Result<_, _>>()?;
-        let is_there = self.api.get(&format!("/api/vhosts/{}", self.vhost))?.is_some();
-        let missing = if is_there { self.missing()? } else { wanted::topology() };
+        let mut users = Vec::new();
+        for node in nodes {
+            users.push((node, self.user_exists(node).await?));
+        }
+        let vhost_path = format!("/api/vhosts/{}", self.vhost);
+        let vhost_exists = self.api.get(&vhost_path).await?.is_some();
+        let mut resources = Vec::new();
+        for (kind, resource) in topology() {
+            let exists = vhost_exists && self.resource_exists(kind, &resource).await?;
+            resources.push((kind, resource, exists));
+        }
 
-        let vhost = printable(&self.args.vhost, false);
-        self.step(is_there, &format!("virtual host {vhost}"), || {
-            self.api.send("PUT", &format!("/api/vhosts/{}", self.vhost), &json!({}))
-        })?;
-        self.topology(&missing)?;
-        for (node, there) in users {
-            if !there || self.args.renew_passwords {
-                self.make_user(node, there)?;
-            } else {
-                self.line("is there", &format!("user {node}"))?;
+        let vhost = format!("virtual host {}", printable(&self.args.vhost, false));
+        self.create(vhost_exists, &vhost, self.api.send("PUT", &vhost_path, json!({}))).await?;
+        for (_, resource, exists) in &resources {
+            step(if *exists { "exists" } else { self.verb("created", "would create") }, text(resource, "name"))?;
+        }
+        let missing = |kind: &str| -> Vec<&Value> {
+            resources.iter().filter(|(of, _, exists)| *of == kind && !exists).map(|(_, resource, _)| resource).collect()
+        };
+        let missing = json!({"exchanges": missing("exchange"), "queues": missing("queue")});
+        if !self.args.dry_run && resources.iter().any(|(_, _, exists)| !exists) {
+            // An import needs no permissions in the virtual host.
+            self.api.send("POST", &format!("/api/definitions/{}", self.vhost), missing).await?;
+        }
+        for (node, exists) in users {
+            self.create_user(node, exists).await?;
+            let path = format!("/api/permissions/{}/{node}", self.vhost);
+            let permissions = Permissions::of(node);
+            let exists = self.api.get(&path).await?.is_some_and(|found| permissions.matches(&found));
+            let Permissions { configure, write, read } = &permissions;
+            let what = format!("permissions of {node}: configure {configure}, write {write}, read {read}");
+            self.create(exists, &what, self.api.send("PUT", &path, permissions.json())).await?;
+        }
+        if !vhost_exists {
+            // RabbitMQ gives the creator of a virtual host all permissions in it; the administrator does not need them.
+            let path = format!("/api/permissions/{}/{}", self.vhost, percent_encode(&self.args.user));
+            if !self.args.dry_run {
+                self.api.delete(&path).await?;
             }
-            self.permit(node)?;
+            let user = printable(&self.args.user, false);
+            let verb = self.verb("removed", "would remove");
+            step(verb, &format!("permissions of {user}, which came with the virtual host"))?;
         }
-        if !is_there {
-            self.step_back()?;
+        self.report_other_users(nodes).await?;
+        if let Some(node) = nodes.first() {
+            let (role, name, vhost) = (node.role(), node.name(), &self.vhost);
+            let password_file = password_path(&self.args.dir, node);
+            self.global.note(&format!(
+                "start a node with: nanite {role} --token {name} --broker amqp://{node}@HOST:5672/{vhost} \
+                 --broker-password-file {}",
+                password_file.display()
+            ));
         }
-        self.others(nodes)?;
-        self.hint(nodes);
         Ok(Exit::Success)
     }
 
-    /// Whether a node's user is there. One that setup cannot have made is left alone.
-    fn user(&self, node: &Identity) -> Result<bool, Failed> {
-        let Some(user) = self.api.get(&format!("/api/users/{node}"))? else { return Ok(false) };
-        let tagged = match user.get("tags") {
-            Some(Value::Array(tags)) => !tags.is_empty(),
-            Some(Value::String(tags)) => !tags.is_empty(),
-            _ => false,
-        };
-        if tagged {
-            return Err(CliError::new(
-                Exit::Failure,
-                format!("the user {node} has tags: it can do more than a node may"),
-            )
-            .help(format!("if it is only a node's, run `rabbitmqctl set_user_tags {node}`"))
-            .into());
+    /// Whether a node's user exists. One with tags was not created by setup, and is an error.
+    async fn user_exists(&self, node: &Identity) -> Result<bool, CliError> {
+        let Some(user) = self.api.get(&format!("/api/users/{node}")).await? else { return Ok(false) };
+        if tags(&user).is_empty() {
+            return Ok(true);
         }
-        Ok(true)
+        let message = format!("the user {node} has tags: it has more rights than a node may have");
+        Err(CliError::new(Exit::Failure, message)
+            .help(format!("if only the node uses it, run `rabbitmqctl set_user_tags {node}`")))
     }
 
-    /// What of the shared exchanges and queues is not there; something of another kind in their place is an error.
-    fn missing(&self) -> Result<Value, Failed> {
-        let mut wanted = wanted::topology();
-        for kind in ["exchanges", "queues"] {
-            let Some(Value::Array(all)) = wanted.get_mut(kind) else { continue };
-            let mut missing = Vec::new();
-            for one in all.drain(..) {
-                let name = one.get("name").and_then(Value::as_str).unwrap_or_default();
-                match self.api.get(&format!("/api/{kind}/{}/{}", self.vhost, segment(name)))? {
-                    None => missing.push(one),
-                    Some(found) => {
-                        if let Some(difference) = wanted::difference(&one, &found) {
-                            let thing = kind.trim_end_matches('s');
-                            let vhost = printable(&self.args.vhost, false);
-                            return Err(CliError::new(Exit::Failure, format!("the {thing} {name} is of another kind: {difference}"))
-                                .help(format!(
-                                    "delete it when nobody needs it, `rabbitmqctl delete_{thing} -p {vhost} {name}`, or give another \
-                                     `--vhost`"
-                                ))
-                                .into());
-                        }
+    /// Whether a shared exchange or queue exists. One with other properties is an error.
+    async fn resource_exists(&self, kind: &str, expected: &Value) -> Result<bool, CliError> {
+        let name = text(expected, "name");
+        let found = self.api.get(&format!("/api/{kind}s/{}/{}", self.vhost, percent_encode(name))).await?;
+        let Some(difference) = found.as_ref().and_then(|found| difference(expected, found)) else {
+            return Ok(found.is_some());
+        };
+        let vhost = printable(&self.args.vhost, false);
+        let message = format!("the {kind} {name} exists with other properties: {difference}");
+        Err(CliError::new(Exit::Failure, message).help(format!(
+            "delete it if it is not used, `rabbitmqctl delete_{kind} -p {vhost} {name}`, or use another `--vhost`"
+        )))
+    }
+
+    async fn create_user(&self, node: &Identity, exists: bool) -> Result<(), CliError> {
+        if exists && !self.args.renew_passwords {
+            return step("exists", &format!("user {node}"));
+        }
+        let path = password_path(&self.args.dir, node);
+        if !self.args.dry_run {
+            let failed = |error: std::io::Error| {
+                let help = match error.kind() {
+                    ErrorKind::AlreadyExists => {
+                        "it may be the password of a user at another broker: move it, or use another directory with `--dir`"
                     }
-                }
+                    _ => "use a directory that can be written: `--dir DIR`",
+                };
+                CliError::of(Exit::Failure, &error).context(format!("cannot write {}", path.display())).help(help)
+            };
+            // The file is written first, so that no user has an unknown password; an old file is replaced once the broker has
+            // accepted the new password.
+            let password = NewPassword::create(&path, exists).map_err(failed)?;
+            let user = password.user().map_err(|error| CliError::of(Exit::Failure, &error))?;
+            self.api.send("PUT", &format!("/api/users/{node}"), user).await?;
+            password.commit().map_err(failed)?;
+        }
+        let verb = if exists { self.verb("renewed", "would renew") } else { self.verb("created", "would create") };
+        step(verb, &format!("user {node}, its password in {}", path.display()))
+    }
+
+    /// Reports users with other permissions in the virtual host.
+    async fn report_other_users(&self, nodes: &[Identity]) -> Result<(), CliError> {
+        let all = self.api.get(&format!("/api/vhosts/{}/permissions", self.vhost)).await?.unwrap_or_default();
+        for found in all.as_array().into_iter().flatten() {
+            let user = text(found, "user");
+            let node = user.parse::<Identity>();
+            if node.is_ok_and(|node| nodes.contains(&node) || Permissions::of(&node).matches(found)) {
+                continue;
             }
-            *all = missing;
-        }
-        Ok(wanted)
-    }
-
-    /// RabbitMQ lets whoever makes a virtual host do everything in it. Nobody needs that here.
-    fn step_back(&self) -> Result<(), Failed> {
-        if !self.args.dry_run {
-            self.api.delete(&format!("/api/permissions/{}/{}", self.vhost, segment(&self.args.user)))?;
-        }
-        let how = if self.args.dry_run { "would take" } else { "took" };
-        Ok(self.line(
-            how,
-            &format!("permissions of {}, which came with the virtual host", printable(&self.args.user, false)),
-        )?)
-    }
-
-    fn topology(&self, missing: &Value) -> Result<(), Failed> {
-        let names = |of: &Value| -> Vec<String> {
-            let all = ["exchanges", "queues"].into_iter().filter_map(|kind| of.get(kind)?.as_array());
-            all.flatten().filter_map(|one| Some(one.get("name")?.as_str()?.to_owned())).collect()
-        };
-        let (missing_names, all) = (names(missing), names(&wanted::topology()));
-        for name in all.iter().filter(|name| !missing_names.contains(name)) {
-            self.line("is there", name)?;
-        }
-        for name in &missing_names {
-            self.line(self.make(), name)?;
-        }
-        if !missing_names.is_empty() && !self.args.dry_run {
-            // An import needs no permissions in the virtual host.
-            self.api.send("POST", &format!("/api/definitions/{}", self.vhost), missing)?;
+            let [configure, write, read] = ["configure", "write", "read"].map(|key| text(found, key));
+            let vhost = &self.args.vhost;
+            let message = format!(
+                "user {user}: configure {configure:?}, write {write:?}, read {read:?}; if it needs no access here: \
+                 `rabbitmqctl clear_permissions -p {vhost} {user}`"
+            );
+            let label = output::stderr_paint().yellow("also has permissions:");
+            self.global.note(&format!("{label} {}", printable(&message, false)));
         }
         Ok(())
     }
 
-    fn make_user(&self, node: &Identity, there: bool) -> Result<(), Failed> {
-        let path = passwords::path(&self.args.dir, node);
-        let what = format!("user {node}, its password in {}", path.display());
-        let how = if there { self.renew() } else { self.make() };
-        if self.args.dry_run {
-            return Ok(self.line(how, &what)?);
-        }
-        let failed = |error: std::io::Error| {
-            let failure = CliError::of(Exit::Failure, &error).context(format!("cannot write {}", path.display()));
-            match error.kind() {
-                std::io::ErrorKind::AlreadyExists => failure.help(
-                    "it may be the password of a user of another broker: move it away, or give another directory with `--dir`",
-                ),
-                _ => failure.help("give a directory that can be written: `--dir DIR`"),
-            }
-        };
-        // The file first, so that there is never a user whose password nobody has; and the old one stays until the broker has the new.
-        let password = passwords::make(&path, there).map_err(failed)?;
-        let hash = passwords::salted_hash(password.text()).map_err(|error| CliError::of(Exit::Failure, &error))?;
-        let user = json!({"password_hash": hash, "hashing_algorithm": "rabbit_password_hashing_sha256", "tags": ""});
-        self.api.send("PUT", &format!("/api/users/{node}"), &user)?;
-        password.keep().map_err(failed)?;
-        Ok(self.line(how, &what)?)
-    }
-
-    fn permit(&self, node: &Identity) -> Result<(), Failed> {
-        let path = format!("/api/permissions/{}/{node}", self.vhost);
-        let wanted = Permissions::of(node);
-        let is_right = self.api.get(&path)?.is_some_and(|found| wanted.is(&found));
-        let Permissions { configure, write, read } = &wanted;
-        let what = format!("permissions of {node}: configure {configure}, write {write}, read {read}");
-        self.step(is_right, &what, || self.api.send("PUT", &path, &wanted.json()))
-    }
-
-    /// Says who else may do something in the virtual host.
-    fn others(&self, nodes: &[Identity]) -> Result<(), Failed> {
-        let all = self.api.get(&format!("/api/vhosts/{}/permissions", self.vhost))?.unwrap_or_default();
-        let text = |of: &Value, key: &str| of.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
-        for one in all.as_array().into_iter().flatten() {
-            let user = text(one, "user");
-            let node = user.parse::<Identity>().ok();
-            let right = node.as_ref().is_some_and(|node| nodes.contains(node) || Permissions::of(node).is(one));
-            if !right {
-                let (configure, write, read) = (text(one, "configure"), text(one, "write"), text(one, "read"));
-                let paint = output::stderr_paint();
-                let vhost = printable(&self.args.vhost, false);
-                self.global.note(&format!(
-                    "{} {}",
-                    paint.yellow("also there:"),
-                    printable(
-                        &format!(
-                            "user {user}: configure {configure:?}, write {write:?}, read {read:?}; when it needs nothing here: \
-                             `rabbitmqctl clear_permissions -p {vhost} {user}`"
-                        ),
-                        false
-                    )
-                ));
-            }
-        }
-        Ok(())
-    }
-
-    /// Says how a node is started with what was made.
-    fn hint(&self, nodes: &[Identity]) {
-        let Some(node) = nodes.first() else { return };
-        let password = passwords::path(&self.args.dir, node);
-        self.global.note(&format!(
-            "start a node with: nanite {} --token {} --broker amqp://{node}@HOST:5672/{} --broker-password-file {}",
-            node.role(),
-            node.name(),
-            self.vhost,
-            password.display()
-        ));
-    }
-
-    fn step(&self, is_right: bool, what: &str, make: impl FnOnce() -> Result<(), ApiError>) -> Result<(), Failed> {
-        if is_right {
-            return Ok(self.line("is there", what)?);
+    /// Creates a resource unless it exists or this is a dry run, and prints the step.
+    async fn create(
+        &self,
+        exists: bool,
+        what: &str,
+        request: impl Future<Output = Result<(), CliError>>,
+    ) -> Result<(), CliError> {
+        if exists {
+            return step("exists", what);
         }
         if !self.args.dry_run {
-            make()?;
+            request.await?;
         }
-        Ok(self.line(self.make(), what)?)
+        step(self.verb("created", "would create"), what)
     }
 
-    fn make(&self) -> &'static str {
-        if self.args.dry_run { "would make" } else { "made" }
-    }
-
-    fn renew(&self) -> &'static str {
-        if self.args.dry_run { "would renew" } else { "renewed" }
-    }
-
-    fn line(&self, how: &str, what: &str) -> Result<(), CliError> {
-        output::line(&format!("{how:<12}{what}"))
+    fn verb(&self, done: &'static str, dry_run: &'static str) -> &'static str {
+        if self.args.dry_run { dry_run } else { done }
     }
 }
 
-fn has_tag(user: &Value, tag: &str) -> bool {
+fn step(verb: &str, what: &str) -> Result<(), CliError> {
+    output::line(&format!("{verb:<12}  {what}"))
+}
+
+/// The string with this key, or an empty one.
+fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+    value.get(key).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// The tags of a user: a list, or with older brokers a text with commas.
+fn tags(user: &Value) -> Vec<String> {
     match user.get("tags") {
-        Some(Value::Array(tags)) => tags.iter().any(|one| one == tag),
-        // As older brokers have them.
-        Some(Value::String(tags)) => tags.split(',').any(|one| one.trim() == tag),
-        _ => false,
+        Some(Value::Array(tags)) => tags.iter().filter_map(|tag| Some(tag.as_str()?.to_owned())).collect(),
+        Some(Value::String(tags)) => {
+            tags.split(',').map(|tag| tag.trim().to_owned()).filter(|tag| !tag.is_empty()).collect()
+        }
+        _ => Vec::new(),
     }
 }

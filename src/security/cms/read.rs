@@ -274,7 +274,7 @@ pub(crate) fn attributes_header(content: &[u8]) -> Result<Vec<u8>> {
 
 /// Key ids are bounded, so that nothing long is stored for them.
 fn key_id(bytes: &[u8]) -> Result<&[u8]> {
-    ensure((1..=crate::certs::KeyId::MAX).contains(&bytes.len()))?;
+    ensure((1..=crate::certs::KeyId::MAX_BYTES).contains(&bytes.len()))?;
     Ok(bytes)
 }
 

@@ -1,170 +1,143 @@
-//! One connection, and the supervisor that replaces it when it is lost.
+//! One AMQP connection: opening it, what its errors mean, and the delay before the next attempt.
 //!
-//! lapin's own recovery is off: it gives up in the end and cannot bring back every consumer. Here each connection is a
-//! *generation*; publisher and consumers watch for the next one and start anew on it.
+//! lapin's own recovery is off: it gives up eventually and cannot restore every consumer. Instead, the publisher and the consumers
+//! watch the [`ConnectionState`] and start again on each new connection, which the supervisor opens.
 
+use std::collections::hash_map::RandomState;
+use std::future::Future;
+use std::hash::{BuildHasher, Hasher};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsFd;
-use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{Stream, StreamExt};
+use futures_util::Stream;
 use lapin::auth::AuthProvider;
+use lapin::protocol::{AMQPError, AMQPErrorKind, AMQPHardError, AMQPSoftError};
 use lapin::tcp::AMQPUriTcpExt;
 use lapin::types::{LongString, ShortString};
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
-use lapin::{AsyncTcpStream, Connection, ConnectionProperties, Event};
-use tokio::sync::{oneshot, watch};
-use tokio::time::Instant;
+use lapin::{AsyncTcpStream, ConnectionProperties, ErrorKind, Event};
+use parking_lot::Mutex;
+use tokio::sync::watch;
 use zeroize::Zeroizing;
 
-use super::AmqpOptions;
-use super::backoff::Backoff;
-use super::declare::Declared;
-use super::error::{classify_connect, printable, within};
-use super::tls::{Connector, Fault};
+use super::options::AmqpOptions;
+use super::tls::{CertificateRefusal, TlsConnector, handshake_error};
 use crate::transport::{CALL_TIMEOUT, TransportError};
 
-/// The largest frame asked for. lapin keeps 64 frames of buffers per connection: with RabbitMQ's 128 KiB that would be 8 MiB.
-const FRAME_MAX: u32 = 32 * 1024;
-/// How often a connection is looked at, beside the events that it sends.
-const WATCH_EVERY: Duration = Duration::from_secs(1);
-/// A connection that lived this long was a good one: the next attempt comes soon.
-const STEADY: Duration = Duration::from_secs(10);
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The largest frame that is requested. lapin keeps buffers of 64 frames per connection: with RabbitMQ's 128 KiB that would be
+/// 8 MiB.
+const MAX_FRAME_BYTES: u32 = 32 * 1024;
+/// How long to wait for the broker when a connection or channel is closed.
+pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest text of the broker that is logged or returned, in characters.
+const MAX_BROKER_TEXT_CHARS: usize = 300;
 
-/// What publisher and consumers know of the connection.
+/// What the publisher and the consumers know of the connection.
 #[derive(Clone, Debug)]
 pub(super) enum ConnectionState {
-    Up(Arc<Generation>),
+    Up(Arc<Connection>),
     Down,
     Closed,
 }
 
 /// Waits until there is a connection.
-pub(super) async fn up(links: &mut watch::Receiver<ConnectionState>) -> Result<Arc<Generation>, TransportError> {
+pub(super) async fn wait_until_up(
+    state: &mut watch::Receiver<ConnectionState>,
+) -> Result<Arc<Connection>, TransportError> {
     loop {
-        match &*links.borrow_and_update() {
-            ConnectionState::Up(generation) if generation.is_up() => return Ok(Arc::clone(generation)),
+        match &*state.borrow_and_update() {
+            ConnectionState::Up(connection) if connection.is_up() => return Ok(Arc::clone(connection)),
             ConnectionState::Up(_) | ConnectionState::Down => {}
             ConnectionState::Closed => return Err(TransportError::Closed),
         }
-        links.changed().await.map_err(|_| TransportError::Closed)?;
+        state.changed().await.map_err(|_| TransportError::Closed)?;
     }
 }
 
 /// One connection.
 #[derive(Debug)]
-pub(super) struct Generation {
+pub(super) struct Connection {
+    /// Counts the connections of one transport, from 1.
     pub(super) number: u64,
-    connection: Connection,
-    _cut: Cut,
+    inner: lapin::Connection,
+    _socket: SocketGuard,
 }
 
-impl Generation {
+/// What a connection reports by itself.
+pub(super) type Events = Pin<Box<dyn Stream<Item = Event> + Send>>;
+
+impl Connection {
     pub(super) fn is_up(&self) -> bool {
-        self.connection.status().connected()
+        self.inner.status().connected()
     }
 
-    /// Whether the broker takes no more for the moment. Nothing may be written then: lapin would hoard it.
+    /// Whether the broker accepts no messages at the moment. Nothing may be published then: lapin would buffer it without limit.
     pub(super) fn is_blocked(&self) -> bool {
-        self.connection.status().blocked()
+        self.inner.status().blocked()
     }
 
     pub(super) async fn channel(&self) -> Result<lapin::Channel, TransportError> {
-        within(CALL_TIMEOUT, self.connection.create_channel()).await
+        within(CALL_TIMEOUT, self.inner.create_channel()).await
     }
 
-    async fn close(&self) {
-        // The socket is shut in any case.
-        let _ = within(CLOSE_TIMEOUT, self.connection.close(200, ShortString::from("closed"))).await;
+    pub(super) async fn close(&self) {
+        // If this fails, dropping the connection shuts the socket down.
+        let _ = within(CLOSE_TIMEOUT, self.inner.close(200, ShortString::from("closed"))).await;
     }
 }
 
-/// A second handle to the socket of a connection. Without it lapin's thread would live as long as the other side cares to keep
-/// the socket open.
+/// A second handle to the socket of a connection. Without it lapin's thread would run for as long as the peer keeps the socket open.
 #[derive(Debug, Default)]
 enum Socket {
     #[default]
     Connecting,
     Open(TcpStream),
-    GivenUp,
+    Abandoned,
 }
 
-/// Cuts the socket when the connection is given up.
-#[derive(Debug)]
-struct Cut(Arc<Mutex<Socket>>);
+/// Shuts the socket down when the connection is dropped.
+#[derive(Debug, Default)]
+struct SocketGuard(Arc<Mutex<Socket>>);
 
-impl Drop for Cut {
+impl Drop for SocketGuard {
     fn drop(&mut self) {
-        let mut socket = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Socket::Open(socket) = std::mem::replace(&mut *socket, Socket::GivenUp) {
+        if let Socket::Open(socket) = std::mem::replace(&mut *self.0.lock(), Socket::Abandoned) {
             let _ = socket.shutdown(Shutdown::Both);
         }
     }
 }
 
-/// A new connection with its events.
-pub(super) struct Opened {
-    pub(super) generation: Arc<Generation>,
-    events: std::pin::Pin<Box<dyn Stream<Item = Event> + Send>>,
-}
-
-/// Connects, once.
-pub(super) async fn open(options: &AmqpOptions, number: u64) -> Result<Opened, TransportError> {
-    let cut = Cut(Arc::default());
-    let connector = match options.protection()?.cloned() {
+/// Makes one attempt to connect.
+pub(super) async fn open(options: &AmqpOptions, number: u64) -> Result<(Arc<Connection>, Events), TransportError> {
+    let guard = SocketGuard::default();
+    let connector = match options.tls_options()?.cloned() {
         Some(tls) => {
             Some(tokio::task::spawn_blocking(move || tls.connector()).await.map_err(|_| TransportError::Closed)??)
         }
         None => None,
     };
-    let fault = connector.as_ref().map(Connector::fault);
-    let uri = AMQPUri {
-        // TLS is added below, by a connector of our own.
-        scheme: AMQPScheme::AMQP,
-        authority: AMQPAuthority {
-            // Who logs in is the provider's matter below.
-            userinfo: AMQPUserInfo { username: String::new(), password: String::new() },
-            host: options.host.clone(),
-            port: options.port,
-        },
-        vhost: options.vhost.clone(),
-        query: AMQPQueryString {
-            frame_max: Some(FRAME_MAX),
-            heartbeat: Some(u16::try_from(options.heartbeat.as_secs()).unwrap_or(u16::MAX)),
-            ..AMQPQueryString::default()
-        },
-    };
-    let properties = ConnectionProperties::default()
-        .with_connection_name(options.name.as_str().into())
-        .with_client_property("product".into(), "nanite".into())
-        .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
-    let properties = match options.login() {
-        Some((user, password)) => {
-            properties.with_auth_provider(Plain { user: user.to_owned(), password: password.clone() })
-        }
-        None => properties.with_auth_provider(External),
-    };
+    let refusal = connector.as_ref().map(TlsConnector::refusal);
     let failed = |error: &lapin::Error| {
-        let refused = fault.as_ref().and_then(Fault::error);
+        let refused = refusal.as_ref().and_then(CertificateRefusal::error);
         refused.unwrap_or_else(|| classify_connect(error, &options.vhost))
     };
     let runtime = lapin::runtime::default_runtime().map_err(|error| failed(&error))?;
     let limit = options.connect_timeout;
-    let socket = Arc::clone(&cut.0);
+    let socket = Arc::clone(&guard.0);
     let host = options.host.clone();
-    let connect = Connection::connector(
-        uri,
+    let connect = lapin::Connection::connector(
+        uri(options),
         runtime,
         async move |uri: AMQPUri, runtime| {
             let stream = tokio::time::timeout(limit, uri.connect_async(&runtime)).await;
             let stream = stream.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))?;
             if let AsyncTcpStream::Plain(stream) = &stream {
                 let second = stream.get_ref().as_fd().try_clone_to_owned()?;
-                let mut socket = socket.lock().unwrap_or_else(PoisonError::into_inner);
-                if matches!(*socket, Socket::GivenUp) {
+                let mut socket = socket.lock();
+                if matches!(*socket, Socket::Abandoned) {
                     return Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into());
                 }
                 *socket = Socket::Open(second.into());
@@ -177,18 +150,51 @@ pub(super) async fn open(options: &AmqpOptions, number: u64) -> Result<Opened, T
                 }
             }
         },
-        properties,
+        properties(options),
     );
-    let connection = tokio::time::timeout(limit, connect).await;
-    let connection = match connection {
-        Ok(connection) => connection.map_err(|error| failed(&error))?,
-        Err(_) => return Err(TransportError::Unreachable(format!("no answer within {limit:?}"))),
-    };
-    let events = Box::pin(connection.events_listener());
-    Ok(Opened { generation: Arc::new(Generation { number, connection, _cut: cut }), events })
+    match tokio::time::timeout(limit, connect).await {
+        Ok(connected) => {
+            let inner = connected.map_err(|error| failed(&error))?;
+            let events = Box::pin(inner.events_listener());
+            Ok((Arc::new(Connection { number, inner, _socket: guard }), events))
+        }
+        Err(_) => Err(TransportError::Unreachable(format!("no answer within {limit:?}"))),
+    }
 }
 
-/// Logs in by user name and password, without showing the password to the rest of lapin.
+fn uri(options: &AmqpOptions) -> AMQPUri {
+    AMQPUri {
+        // TLS is added by our own connector.
+        scheme: AMQPScheme::AMQP,
+        authority: AMQPAuthority {
+            // The user is given by the `AuthProvider`.
+            userinfo: AMQPUserInfo { username: String::new(), password: String::new() },
+            host: options.host.clone(),
+            port: options.port,
+        },
+        vhost: options.vhost.clone(),
+        query: AMQPQueryString {
+            frame_max: Some(MAX_FRAME_BYTES),
+            heartbeat: Some(u16::try_from(options.heartbeat.as_secs()).unwrap_or(u16::MAX)),
+            ..AMQPQueryString::default()
+        },
+    }
+}
+
+fn properties(options: &AmqpOptions) -> ConnectionProperties {
+    let properties = ConnectionProperties::default()
+        .with_connection_name(options.connection_name.as_str().into())
+        .with_client_property("product".into(), "nanite".into())
+        .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
+    match options.login() {
+        Some((user, password)) => {
+            properties.with_auth_provider(Plain { user: user.to_owned(), password: password.clone() })
+        }
+        None => properties.with_auth_provider(External),
+    }
+}
+
+/// SASL PLAIN: user name and password. The password is not in the URI, which lapin may show.
 struct Plain {
     user: String,
     password: Zeroizing<String>,
@@ -204,7 +210,7 @@ impl AuthProvider for Plain {
     }
 }
 
-/// Is whom its certificate says: nothing is said here.
+/// SASL EXTERNAL: the broker takes the user from the client's certificate.
 struct External;
 
 impl AuthProvider for External {
@@ -217,87 +223,127 @@ impl AuthProvider for External {
     }
 }
 
-/// Keeps a connection until told to close it, by `close` or by its other end going away.
-pub(super) async fn supervise(
-    options: AmqpOptions,
-    first: Opened,
-    links: watch::Sender<ConnectionState>,
-    declared: Arc<Declared>,
-    close: oneshot::Receiver<()>,
-) {
-    let mut close = pin!(close);
-    let mut opened = first;
-    let mut backoff = Backoff::new();
-    loop {
-        let since = Instant::now();
-        let number = opened.generation.number;
-        links.send_replace(ConnectionState::Up(Arc::clone(&opened.generation)));
-        let lost = async {
-            watch_over(&mut opened, &links, &declared).await;
-        };
-        tokio::select! {
-            _ = &mut close => {
-                opened.generation.close().await;
-                break;
-            }
-            () = lost => {}
-        }
-        links.send_replace(ConnectionState::Down);
-        tracing::warn!(broker = %options, "connection to the broker lost");
-        if since.elapsed() >= STEADY {
-            backoff.reset();
-        }
-        opened = tokio::select! {
-            _ = &mut close => break,
-            opened = reopen(&options, number + 1, &mut backoff) => opened,
-        };
-        declared.declare_missing(&opened.generation).await;
-        tracing::info!(broker = %options, "connection to the broker is back");
-    }
-    links.send_replace(ConnectionState::Closed);
+/// Delays between attempts. They grow, and each is random up to a bound, so that the clients of a broker that restarts do not all
+/// reconnect at once.
+#[derive(Debug)]
+pub(super) struct Backoff {
+    bound: Duration,
 }
 
-/// Returns when the connection is lost.
-async fn watch_over(opened: &mut Opened, links: &watch::Sender<ConnectionState>, declared: &Declared) {
-    let mut tick = tokio::time::interval(WATCH_EVERY);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut has_events = true;
-    while opened.generation.is_up() {
-        let event = tokio::select! {
-            event = opened.events.next(), if has_events => {
-                has_events = event.is_some();
-                event
-            }
-            _ = tick.tick() => None,
-        };
-        match event {
-            Some(Event::ConnectionBlocked(reason)) => {
-                tracing::warn!(reason = printable(&reason), "the broker takes no messages for now");
-                links.send_replace(ConnectionState::Up(Arc::clone(&opened.generation)));
-            }
-            Some(Event::ConnectionUnblocked) => {
-                tracing::info!("the broker takes messages again");
-                links.send_replace(ConnectionState::Up(Arc::clone(&opened.generation)));
-            }
-            Some(_) => {}
-            None => declared.declare_missing(&opened.generation).await,
-        }
+const MIN_BACKOFF: Duration = Duration::from_millis(50);
+const INITIAL_BACKOFF: Duration = Duration::from_millis(200);
+const MAX_BACKOFF: Duration = Duration::from_secs(10);
+
+impl Backoff {
+    pub(super) const fn new() -> Self {
+        Self { bound: INITIAL_BACKOFF }
+    }
+
+    pub(super) fn reset(&mut self) {
+        self.bound = INITIAL_BACKOFF;
+    }
+
+    pub(super) fn next(&mut self) -> Duration {
+        let bound = self.bound;
+        self.bound = bound.saturating_mul(2).min(MAX_BACKOFF);
+        // Each `RandomState` has random keys: random enough to spread load.
+        let random = RandomState::new().build_hasher().finish() % 1_000;
+        let delay = bound.saturating_mul(u32::try_from(random).unwrap_or(0)) / 1_000;
+        delay.max(MIN_BACKOFF)
     }
 }
 
-/// Connects, however long it takes. Says why it does not work when the reason changes, not for every try.
-async fn reopen(options: &AmqpOptions, number: u64, backoff: &mut Backoff) -> Opened {
-    let mut said = None;
-    loop {
-        tokio::time::sleep(backoff.next()).await;
-        match open(options, number).await {
-            Ok(opened) => return opened,
-            Err(error) => {
-                if said.as_ref() != Some(&error) {
-                    tracing::warn!(broker = %options, %error, "cannot connect to the broker yet");
-                    said = Some(error);
-                }
-            }
+/// Waits for the broker, at most for `limit`.
+pub(super) async fn within<T>(
+    limit: Duration,
+    call: impl Future<Output = lapin::Result<T>>,
+) -> Result<T, TransportError> {
+    match tokio::time::timeout(limit, call).await {
+        Ok(result) => result.map_err(|error| classify(&error)),
+        Err(_) => Err(TransportError::TimedOut(limit)),
+    }
+}
+
+/// An error of an open connection.
+pub(super) fn classify(error: &lapin::Error) -> TransportError {
+    match error.kind() {
+        ErrorKind::ProtocolError(error) => match error.kind() {
+            AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => TransportError::Forbidden(message(error)),
+            AMQPErrorKind::Hard(AMQPHardError::CONNECTIONFORCED) => TransportError::Disconnected,
+            AMQPErrorKind::Soft(_) | AMQPErrorKind::Hard(_) => TransportError::Broker(message(error)),
+        },
+        ErrorKind::InvalidChannel(_)
+        | ErrorKind::InvalidChannelState(..)
+        | ErrorKind::InvalidConnectionState(_)
+        | ErrorKind::IOError(_)
+        | ErrorKind::RuntimeShutdownError(_)
+        | ErrorKind::MissingHeartbeatError => TransportError::Disconnected,
+        _ => TransportError::Broker(printable(&error.to_string())),
+    }
+}
+
+/// An error while connecting.
+fn classify_connect(error: &lapin::Error, vhost: &str) -> TransportError {
+    match error.kind() {
+        ErrorKind::ProtocolError(error) => match error.kind() {
+            AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => TransportError::Credentials,
+            AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) => TransportError::VirtualHost(printable(vhost)),
+            AMQPErrorKind::Soft(_) | AMQPErrorKind::Hard(_) => TransportError::Unreachable(message(error)),
+        },
+        ErrorKind::IOError(error) | ErrorKind::RuntimeShutdownError(error) => {
+            handshake_error(error).unwrap_or_else(|| TransportError::Unreachable(printable(&error.to_string())))
         }
+        _ => TransportError::Unreachable(printable(&error.to_string())),
+    }
+}
+
+/// The error with which the broker closed a channel, and its message, if it did so.
+pub(super) fn channel_error(error: &lapin::Error) -> Option<(&AMQPSoftError, String)> {
+    match error.kind() {
+        ErrorKind::ProtocolError(error) => match error.kind() {
+            AMQPErrorKind::Soft(soft) => Some((soft, message(error))),
+            AMQPErrorKind::Hard(_) => None,
+        },
+        _ => None,
+    }
+}
+
+/// Whether the broker closed the channel or the connection because of something that was sent on it.
+pub(super) fn is_caused_by_client(error: &lapin::Error) -> bool {
+    match error.kind() {
+        ErrorKind::ProtocolError(error) => error.kind() != &AMQPErrorKind::Hard(AMQPHardError::CONNECTIONFORCED),
+        _ => false,
+    }
+}
+
+fn message(error: &AMQPError) -> String {
+    printable(error.get_message().as_str())
+}
+
+/// Text of the broker that is safe for a log or a terminal: bounded, and without control characters.
+pub(super) fn printable(text: &str) -> String {
+    text.chars().take(MAX_BROKER_TEXT_CHARS).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn backoff_delays_are_random_and_grow_to_a_limit() {
+        let mut backoff = Backoff::new();
+        let delays: Vec<_> = (0..40).map(|_| backoff.next()).collect();
+        assert!(delays.iter().all(|delay| *delay >= MIN_BACKOFF && *delay <= MAX_BACKOFF));
+        assert!(delays[0] <= INITIAL_BACKOFF);
+        assert!(delays[10..].iter().any(|delay| *delay > MAX_BACKOFF / 4));
+        assert!(delays[10..].iter().collect::<std::collections::BTreeSet<_>>().len() > 10);
+        backoff.reset();
+        assert!(backoff.next() <= INITIAL_BACKOFF);
+    }
+
+    #[test]
+    fn control_characters_in_broker_text_are_replaced() {
+        assert_eq!(printable("a\u{1b}[31m\nb"), "a [31m b");
+        assert_eq!(printable(&"x".repeat(1_000)).len(), 300);
     }
 }

@@ -1,4 +1,4 @@
-//! Consuming from a queue: a channel of its own, anew on each connection and whenever the broker ends the consumption.
+//! Consuming from a queue: on a channel of its own, started again on each new connection and whenever the broker ends it.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -10,41 +10,42 @@ use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicNackOptions, Bas
 use lapin::types::{FieldTable, ShortString};
 use tokio::sync::{mpsc, watch};
 
-use super::backoff::Backoff;
-use super::connection::{ConnectionState, Generation, up};
-use super::declare;
-use super::error::{classify, within};
-use crate::transport::{Acker, CALL_TIMEOUT, Consumer, Delivery, MAX_BODY, Queue, Settle, Settlement, TransportError};
+use super::connection::{Backoff, Connection, ConnectionState, classify, wait_until_up, within};
+use super::declare::{close_channel, declare_queue, short_name};
+use crate::transport::{
+    Acker, CALL_TIMEOUT, Consumer, Delivery, MAX_BODY_BYTES, Queue, Settle, Settlement, TransportError,
+};
 
-/// How many deliveries may be between lapin and the program, beside those that lapin holds; all of them within the prefetch.
-const HANDED_OVER: usize = 64;
+/// The most deliveries that are buffered for the application, in addition to those that lapin holds. All of them are within the
+/// prefetch.
+const MAX_BUFFERED_DELIVERIES: usize = 64;
 
-/// A consumption that the broker has agreed to.
+/// A subscription to a queue.
 #[derive(Debug)]
 struct Subscription {
     channel: Channel,
     deliveries: lapin::Consumer,
 }
 
-/// Starts to consume. Errors now are the caller's; later ones are dealt with here.
+/// Starts to consume. Errors of this first attempt are returned; later ones are retried.
 pub(super) async fn start(
-    generation: &Generation,
-    links: watch::Receiver<ConnectionState>,
+    connection: &Connection,
+    state: watch::Receiver<ConnectionState>,
     queue: &Queue,
     prefetch: u16,
 ) -> Result<Consumer, TransportError> {
     let prefetch = prefetch.max(1);
-    let first = subscribe(generation, queue, prefetch).await?;
-    let (sender, receiver) = mpsc::channel(usize::from(prefetch).min(HANDED_OVER));
-    tokio::spawn(keep_consuming(first, links, queue.clone(), prefetch, sender));
+    let first = subscribe(connection, queue, prefetch).await?;
+    let (sender, receiver) = mpsc::channel(usize::from(prefetch).min(MAX_BUFFERED_DELIVERIES));
+    tokio::spawn(run(first, state, queue.clone(), prefetch, sender));
     Ok(Consumer::new(Deliveries(receiver)))
 }
 
-async fn subscribe(generation: &Generation, queue: &Queue, prefetch: u16) -> Result<Subscription, TransportError> {
-    let channel = declare::queue(generation, queue).await?;
+async fn subscribe(connection: &Connection, queue: &Queue, prefetch: u16) -> Result<Subscription, TransportError> {
+    let channel = declare_queue(connection, queue).await?;
     within(CALL_TIMEOUT, channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
     let consume = channel.basic_consume(
-        declare::name(&queue.name)?,
+        short_name(&queue.name)?,
         ShortString::default(),
         BasicConsumeOptions::default(),
         FieldTable::default(),
@@ -53,9 +54,9 @@ async fn subscribe(generation: &Generation, queue: &Queue, prefetch: u16) -> Res
     Ok(Subscription { channel, deliveries })
 }
 
-async fn keep_consuming(
+async fn run(
     first: Subscription,
-    mut links: watch::Receiver<ConnectionState>,
+    mut state: watch::Receiver<ConnectionState>,
     queue: Queue,
     prefetch: u16,
     sender: mpsc::Sender<(Channel, Delivery)>,
@@ -63,18 +64,18 @@ async fn keep_consuming(
     let mut subscription = first;
     let mut backoff = Backoff::new();
     loop {
-        let end = hand_over(&mut subscription, &queue, &sender).await;
-        declare::close(&subscription.channel).await;
-        let End::Lost(why) = end else { return };
-        // With a connection that is lost or being closed everything ends: its supervisor says so, once.
-        if matches!(&*links.borrow(), ConnectionState::Up(generation) if generation.is_up()) {
-            tracing::warn!(queue = queue.name, why, "consumption ended; starting it again");
+        let ended = forward(&mut subscription, &queue, &sender).await;
+        close_channel(&subscription.channel).await;
+        let Ended::ByBroker(reason) = ended else { return };
+        // The loss of a connection is logged once, by its supervisor.
+        if matches!(&*state.borrow(), ConnectionState::Up(connection) if connection.is_up()) {
+            tracing::warn!(queue = queue.name, reason, "consuming ended; starting again");
         }
-        let again = subscribe_again(&mut links, &queue, prefetch, &mut backoff);
+        let resubscribed = resubscribe(&mut state, &queue, prefetch, &mut backoff);
         subscription = tokio::select! {
             () = sender.closed() => return,
-            again = again => match again {
-                Some(again) => again,
+            resubscribed = resubscribed => match resubscribed {
+                Some(resubscribed) => resubscribed,
                 None => return,
             },
         };
@@ -82,77 +83,75 @@ async fn keep_consuming(
     }
 }
 
-/// Why no more is handed over.
-enum End {
-    /// The program has dropped its consumer.
-    Dropped,
-    /// The broker or the connection ended it.
-    Lost(String),
+/// Why a subscription ended.
+enum Ended {
+    /// The application has dropped its consumer.
+    ByApplication,
+    /// The broker or the connection ended it, for this reason.
+    ByBroker(String),
 }
 
-async fn hand_over(subscription: &mut Subscription, queue: &Queue, sender: &mpsc::Sender<(Channel, Delivery)>) -> End {
+/// Forwards deliveries to the application until the subscription ends.
+async fn forward(subscription: &mut Subscription, queue: &Queue, sender: &mpsc::Sender<(Channel, Delivery)>) -> Ended {
     let Subscription { channel, deliveries } = subscription;
     loop {
         let next = tokio::select! {
             biased;
-            () = sender.closed() => return End::Dropped,
+            () = sender.closed() => return Ended::ByApplication,
             next = deliveries.next() => next,
         };
         let delivery = match next {
             Some(Ok(delivery)) => delivery,
-            Some(Err(error)) => return End::Lost(classify(&error).to_string()),
-            None => return End::Lost("cancelled by the broker".to_owned()),
+            Some(Err(error)) => return Ended::ByBroker(classify(&error).to_string()),
+            None => return Ended::ByBroker("cancelled by the broker".to_owned()),
         };
         let settle = AmqpSettle { channel: channel.clone(), tag: delivery.delivery_tag };
-        if delivery.data.len() > MAX_BODY {
+        if delivery.data.len() > MAX_BODY_BYTES {
             let length = delivery.data.len();
-            tracing::warn!(queue = queue.name, length, limit = MAX_BODY, "message dropped: too large");
+            tracing::warn!(queue = queue.name, length, limit = MAX_BODY_BYTES, "dropped a message that is too large");
             if let Err(error) = settle.settle(Settlement::Ack).await {
-                tracing::debug!(%error, "the message comes again");
+                tracing::debug!(%error, "the dropped message will be delivered again");
             }
             continue;
         }
         let content_type = delivery.properties.content_type().as_ref().map(|t| t.as_str().to_owned());
-        let delivery = Delivery {
-            body: delivery.data.into(),
-            content_type: content_type.unwrap_or_default(),
-            redelivered: delivery.redelivered,
-            acker: Acker::new(settle),
-        };
+        let delivery = Delivery::new(delivery.data, Acker::new(settle))
+            .content_type(content_type.unwrap_or_default())
+            .redelivered(delivery.redelivered);
         if sender.send((channel.clone(), delivery)).await.is_err() {
-            return End::Dropped;
+            return Ended::ByApplication;
         }
     }
 }
 
-/// Consumes again as soon as it works; none when the transport is closed. Says why it does not work when the reason changes.
-async fn subscribe_again(
-    links: &mut watch::Receiver<ConnectionState>,
+/// Subscribes again as soon as possible; `None` if the transport is closed. Logs the error when it changes, not for every attempt.
+async fn resubscribe(
+    state: &mut watch::Receiver<ConnectionState>,
     queue: &Queue,
     prefetch: u16,
     backoff: &mut Backoff,
 ) -> Option<Subscription> {
-    let mut said = None;
+    let mut last_error = None;
     loop {
-        let generation = up(links).await.ok()?;
-        match subscribe(&generation, queue, prefetch).await {
+        let connection = wait_until_up(state).await.ok()?;
+        match subscribe(&connection, queue, prefetch).await {
             Ok(subscription) => {
                 backoff.reset();
                 return Some(subscription);
             }
             Err(error) => {
-                if said.as_ref() != Some(&error) {
-                    tracing::warn!(queue = queue.name, %error, "cannot consume yet");
-                    said = Some(error);
+                if last_error.as_ref() != Some(&error) {
+                    tracing::warn!(queue = queue.name, %error, "cannot consume again yet; retrying");
+                    last_error = Some(error);
                 }
             }
         }
-        drop(generation);
+        drop(connection);
         tokio::time::sleep(backoff.next()).await;
     }
 }
 
-/// What the program reads from. Deliveries whose channel has gone are left out: they come again, and nobody could settle them.
+/// The deliveries for the application. Those whose channel is closed are left out: they cannot be settled, and will be redelivered.
 #[derive(Debug)]
 struct Deliveries(mpsc::Receiver<(Channel, Delivery)>);
 
@@ -170,7 +169,7 @@ impl Stream for Deliveries {
     }
 }
 
-/// Settles on the channel that the delivery came on, and on no other.
+/// Settles a delivery on the channel that it arrived on, and on no other.
 #[derive(Debug)]
 struct AmqpSettle {
     channel: Channel,
@@ -183,16 +182,16 @@ impl Settle for AmqpSettle {
         if !self.channel.status().connected() {
             return Err(TransportError::Disconnected);
         }
-        // The first poll puts the frame in order behind what was sent before. That it has reached the socket would be no news: the
-        // broker confirms no settlement.
-        let told = match settlement {
+        // The first poll queues the frame in order. Waiting until it has reached the socket would tell nothing: the broker does not
+        // confirm settlements.
+        let sent = match settlement {
             Settlement::Ack => self.channel.basic_ack(self.tag, BasicAckOptions::default()).now_or_never(),
             Settlement::Requeue => {
                 let options = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
                 self.channel.basic_nack(self.tag, options).now_or_never()
             }
         };
-        match told {
+        match sent {
             None | Some(Ok(())) => Ok(()),
             Some(Err(_)) => Err(TransportError::Disconnected),
         }

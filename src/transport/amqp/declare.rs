@@ -1,56 +1,54 @@
-//! Declaring queues and exchanges, and asking about queues.
+//! Declaring queues and exchanges, and asking for the depth of a queue.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::protocol::AMQPSoftError;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, ExchangeKind};
+use parking_lot::Mutex;
 
-use super::connection::Generation;
-use super::error::{classify, soft, within};
-use crate::transport::{CALL_TIMEOUT, Queue, QueueKind, TransportError, check_name};
+use super::connection::{CLOSE_TIMEOUT, Connection, channel_error, classify, within};
+use crate::transport::message::check_name;
+use crate::transport::{CALL_TIMEOUT, Queue, QueueKind, TransportError};
 
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// A name as AMQP carries it.
-pub(super) fn name(name: &str) -> Result<ShortString, TransportError> {
+/// A name as an AMQP short string.
+pub(super) fn short_name(name: &str) -> Result<ShortString, TransportError> {
     check_name(name)?;
     ShortString::try_new(name).map_err(|_| TransportError::Name(name.to_owned()))
 }
 
-/// Declares a queue with its exchanges and bindings. Returns the channel that it was done on.
-pub(super) async fn queue(generation: &Generation, queue: &Queue) -> Result<Channel, TransportError> {
-    let queue_name = name(&queue.name)?;
-    let mut channel = generation.channel().await?;
+/// Declares a queue with its exchanges and bindings. Returns the channel that was used.
+pub(super) async fn declare_queue(connection: &Connection, queue: &Queue) -> Result<Channel, TransportError> {
+    let name = short_name(&queue.name)?;
+    let mut channel = connection.channel().await?;
     for exchange in &queue.bindings {
-        channel = declare_exchange(generation, channel, &exchange.0).await?;
+        channel = declare_exchange_on(connection, channel, &exchange.name).await?;
     }
     let options = QueueDeclareOptions {
-        durable: matches!(queue.kind, QueueKind::Durable { .. }),
+        durable: matches!(queue.kind, QueueKind::Durable(_)),
         exclusive: matches!(queue.kind, QueueKind::Exclusive),
         ..QueueDeclareOptions::default()
     };
-    let call = channel.queue_declare(queue_name.clone(), options, arguments(queue.kind));
+    let call = channel.queue_declare(name.clone(), options, arguments(queue.kind));
     let declared =
         tokio::time::timeout(CALL_TIMEOUT, call).await.map_err(|_| TransportError::TimedOut(CALL_TIMEOUT))?;
     match declared.map_err(|error| conflict(&queue.name, &error)) {
         Ok(_) => {}
-        // As with exchanges: who may not declare it can still use it when it is there.
-        Err(TransportError::Forbidden(why)) if options.durable => {
-            channel = generation.channel().await?;
+        // As with exchanges: without permission to declare it, an existing queue can still be used.
+        Err(TransportError::Forbidden(reason)) if options.durable => {
+            channel = connection.channel().await?;
             let options = QueueDeclareOptions { passive: true, ..options };
-            let call = channel.queue_declare(queue_name.clone(), options, FieldTable::default());
-            within(CALL_TIMEOUT, call).await.map_err(|_| TransportError::Forbidden(why))?;
+            let call = channel.queue_declare(name.clone(), options, FieldTable::default());
+            within(CALL_TIMEOUT, call).await.map_err(|_| TransportError::Forbidden(reason))?;
         }
         Err(error) => return Err(error),
     }
     for exchange in &queue.bindings {
         let bind = channel.queue_bind(
-            queue_name.clone(),
-            name(&exchange.0)?,
+            name.clone(),
+            short_name(&exchange.name)?,
             ShortString::default(),
             QueueBindOptions::default(),
             FieldTable::default(),
@@ -61,31 +59,31 @@ pub(super) async fn queue(generation: &Generation, queue: &Queue) -> Result<Chan
 }
 
 /// Declares a durable fan-out exchange.
-pub(super) async fn exchange(generation: &Generation, exchange: &str) -> Result<(), TransportError> {
-    let channel = declare_exchange(generation, generation.channel().await?, exchange).await?;
-    close(&channel).await;
+pub(super) async fn declare_exchange(connection: &Connection, exchange: &str) -> Result<(), TransportError> {
+    let channel = declare_exchange_on(connection, connection.channel().await?, exchange).await?;
+    close_channel(&channel).await;
     Ok(())
 }
 
-/// Who may not declare it can still use it when it is there. The broker closes the channel of who asks too much, so the channel
-/// that comes back may be another.
-async fn declare_exchange(
-    generation: &Generation,
+/// Without permission to declare it, an existing exchange can still be used. The broker closes the channel after a refusal, so the
+/// returned channel may be another one.
+async fn declare_exchange_on(
+    connection: &Connection,
     channel: Channel,
     exchange: &str,
 ) -> Result<Channel, TransportError> {
-    let name = name(exchange)?;
+    let name = short_name(exchange)?;
     let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
     let call = channel.exchange_declare(name.clone(), ExchangeKind::Fanout, options, FieldTable::default());
     match tokio::time::timeout(CALL_TIMEOUT, call).await {
         Err(_) => Err(TransportError::TimedOut(CALL_TIMEOUT)),
         Ok(Ok(())) => Ok(channel),
         Ok(Err(error)) => match conflict(exchange, &error) {
-            TransportError::Forbidden(why) => {
-                let channel = generation.channel().await?;
+            TransportError::Forbidden(reason) => {
+                let channel = connection.channel().await?;
                 let options = ExchangeDeclareOptions { passive: true, ..options };
                 let call = channel.exchange_declare(name, ExchangeKind::Fanout, options, FieldTable::default());
-                within(CALL_TIMEOUT, call).await.map_err(|_| TransportError::Forbidden(why))?;
+                within(CALL_TIMEOUT, call).await.map_err(|_| TransportError::Forbidden(reason))?;
                 Ok(channel)
             }
             error => Err(error),
@@ -93,106 +91,105 @@ async fn declare_exchange(
     }
 }
 
-/// How many messages are ready in a queue.
-pub(super) async fn depth(generation: &Generation, queue: &str) -> Result<Option<u64>, TransportError> {
-    let channel = generation.channel().await?;
+/// The number of ready messages in a queue; `None` if there is no such queue.
+pub(super) async fn depth(connection: &Connection, queue: &str) -> Result<Option<u64>, TransportError> {
+    let channel = connection.channel().await?;
     let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-    let call = channel.queue_declare(name(queue)?, options, FieldTable::default());
-    let asked = tokio::time::timeout(CALL_TIMEOUT, call).await.map_err(|_| TransportError::TimedOut(CALL_TIMEOUT))?;
-    match asked {
+    let call = channel.queue_declare(short_name(queue)?, options, FieldTable::default());
+    let declared =
+        tokio::time::timeout(CALL_TIMEOUT, call).await.map_err(|_| TransportError::TimedOut(CALL_TIMEOUT))?;
+    match declared {
         Ok(state) => {
-            close(&channel).await;
+            close_channel(&channel).await;
             Ok(Some(u64::from(state.message_count())))
         }
-        Err(error) if matches!(soft(&error), Some((AMQPSoftError::NOTFOUND, _))) => Ok(None),
+        Err(error) if matches!(channel_error(&error), Some((AMQPSoftError::NOTFOUND, _))) => Ok(None),
         Err(error) => Err(conflict(queue, &error)),
     }
 }
 
-/// Closes a channel. What was delivered on it and not settled goes back.
-pub(super) async fn close(channel: &Channel) {
+/// Closes a channel. Its unacknowledged deliveries return to their queues.
+pub(super) async fn close_channel(channel: &Channel) {
     if channel.status().connected() {
         let _ = within(CLOSE_TIMEOUT, channel.close(200, ShortString::from("done"))).await;
     }
 }
 
 fn conflict(queue: &str, error: &lapin::Error) -> TransportError {
-    match soft(error) {
-        Some((AMQPSoftError::RESOURCELOCKED | AMQPSoftError::PRECONDITIONFAILED, why)) => {
-            TransportError::QueueConflict { queue: queue.to_owned(), why }
+    match channel_error(error) {
+        Some((AMQPSoftError::RESOURCELOCKED | AMQPSoftError::PRECONDITIONFAILED, reason)) => {
+            TransportError::QueueConflict { queue: queue.to_owned(), reason }
         }
         _ => classify(error),
     }
 }
 
-/// The arguments of a queue. Its type is named, since the broker's own default can be set otherwise.
+/// The arguments of a queue. The queue type is always given, since the broker's default is configurable.
 fn arguments(kind: QueueKind) -> FieldTable {
     let mut arguments = FieldTable::default();
-    let quorum = matches!(kind, QueueKind::Durable { quorum: true, .. });
+    let quorum = matches!(kind, QueueKind::Durable(options) if options.quorum);
     let queue_type = if quorum { "quorum" } else { "classic" };
     arguments.insert("x-queue-type".into(), AMQPValue::LongString(queue_type.into()));
-    if let QueueKind::Durable { expires: Some(expires), .. } = kind {
-        arguments.insert("x-expires".into(), AMQPValue::LongLongInt(i64::from(milliseconds(expires).max(1))));
+    if let Some(unused) = kind.expires_after() {
+        arguments.insert("x-expires".into(), AMQPValue::LongLongInt(i64::from(milliseconds(unused).max(1))));
     }
-    if let QueueKind::Durable { ordered: true, .. } = kind {
+    if kind.is_ordered() {
         arguments.insert("x-single-active-consumer".into(), AMQPValue::Boolean(true));
     }
     arguments
 }
 
-/// Milliseconds, up to the most that RabbitMQ takes (some 49 days).
+/// Milliseconds, up to RabbitMQ's maximum (about 49 days).
 pub(super) fn milliseconds(duration: Duration) -> u32 {
     u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
 }
 
-/// The queues that were declared without being consumed, to be declared again on each new connection. Those that expire when
-/// unused are not among them: what nobody consumes may go.
+/// The queues that were declared without being consumed, to declare them again on each new connection. Queues that expire when
+/// unused are not remembered.
 #[derive(Debug, Default)]
-pub(super) struct Declared(Mutex<HashMap<String, Known>>);
+pub(super) struct DeclaredQueues(Mutex<HashMap<String, DeclaredQueue>>);
 
 #[derive(Debug)]
-struct Known {
+struct DeclaredQueue {
     queue: Queue,
-    generation: u64,
-    complained: bool,
+    /// The number of the connection on which it was declared last.
+    connection: u64,
+    /// Whether the failure to declare it again has been logged.
+    logged: bool,
 }
 
-impl Declared {
-    pub(super) fn remember(&self, queue: &Queue, generation: u64) {
-        if matches!(queue.kind, QueueKind::Durable { expires: Some(_), .. }) {
-            return;
+impl DeclaredQueues {
+    pub(super) fn remember(&self, queue: &Queue, connection: &Connection) {
+        if queue.kind.expires_after().is_none() {
+            let declared = DeclaredQueue { queue: queue.clone(), connection: connection.number, logged: false };
+            self.0.lock().insert(queue.name.clone(), declared);
         }
-        let known = Known { queue: queue.clone(), generation, complained: false };
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(queue.name.clone(), known);
     }
 
-    /// Declares what has not been declared in this generation. What does not succeed is tried again at the next call.
-    pub(super) async fn declare_missing(&self, generation: &Generation) {
+    /// Declares the queues that have not been declared on this connection. A failure is retried at the next call.
+    pub(super) async fn declare_missing(&self, connection: &Connection) {
         let missing: Vec<Queue> = {
-            let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            known
-                .values()
-                .filter(|known| known.generation != generation.number)
-                .map(|known| known.queue.clone())
-                .collect()
+            let queues = self.0.lock();
+            let missing = queues.values().filter(|declared| declared.connection != connection.number);
+            missing.map(|declared| declared.queue.clone()).collect()
         };
-        for missing in missing {
-            let result = queue(generation, &missing).await;
+        for queue in missing {
+            let result = declare_queue(connection, &queue).await;
             if let Ok(channel) = &result {
-                close(channel).await;
+                close_channel(channel).await;
             }
-            let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            let Some(known) = known.get_mut(&missing.name) else { continue };
+            let mut queues = self.0.lock();
+            let Some(declared) = queues.get_mut(&queue.name) else { continue };
             match result {
                 Ok(_) => {
-                    known.generation = generation.number;
-                    known.complained = false;
+                    declared.connection = connection.number;
+                    declared.logged = false;
                 }
                 Err(error) => {
-                    if !known.complained {
-                        tracing::warn!(queue = missing.name, %error, "queue cannot be declared again yet");
+                    if !declared.logged {
+                        tracing::warn!(queue = queue.name, %error, "cannot declare the queue again yet; retrying");
                     }
-                    known.complained = true;
+                    declared.logged = true;
                 }
             }
         }
@@ -202,20 +199,21 @@ impl Declared {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::transport::DurableOptions;
 
     #[test]
-    fn durations_stay_within_what_the_broker_takes() {
+    fn durations_are_limited_to_the_brokers_range() {
         assert_eq!(milliseconds(Duration::from_secs(3)), 3_000);
         assert_eq!(milliseconds(Duration::from_secs(u64::MAX)), u32::MAX);
-        let kind = QueueKind::Durable { expires: Some(Duration::ZERO), quorum: false, ordered: false };
+        let kind = DurableOptions::new().expires_after(Duration::ZERO).into();
         assert_eq!(arguments(kind).inner().get("x-expires"), Some(&AMQPValue::LongLongInt(1)));
     }
 
     #[test]
-    fn names_that_amqp_cannot_carry_are_refused() {
-        for wrong in ["", "amq.direct", &"x".repeat(256)] {
-            assert_eq!(name(wrong), Err(TransportError::Name(wrong.to_owned())));
+    fn rejects_names_that_amqp_cannot_carry() {
+        for name in ["", "amq.direct", &"x".repeat(256)] {
+            assert_eq!(short_name(name), Err(TransportError::Name(name.to_owned())));
         }
-        assert_eq!(name(&"x".repeat(255)).unwrap().as_str().len(), 255);
+        assert_eq!(short_name(&"x".repeat(255)).unwrap().as_str().len(), 255);
     }
 }

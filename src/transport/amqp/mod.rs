@@ -1,129 +1,157 @@
-//! RabbitMQ, by lapin: the only folder that names it.
+//! RabbitMQ, with the client library lapin. No other folder uses lapin.
 //!
-//! [`AmqpTransport`] is a handle. Behind it, tasks: the supervisor of the connection (`connection`), one that publishes
-//! (`publisher`), and one for each consumer (`consumer`). All follow a watch on the connection and start anew on each new one.
+//! [`AmqpTransport`] is a handle to several tasks: the supervisor of the connection (`supervisor`), the publisher (`publisher`), and
+//! one for each consumer (`consumer`). They watch the state of the connection and start again on each new one.
 
-mod backoff;
 mod connection;
 mod consumer;
 mod declare;
-mod error;
-mod in_flight;
 mod options;
 mod publisher;
+mod supervisor;
 mod tls;
 
 use std::collections::HashSet;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{
-    CALL_TIMEOUT, Consumer, Destination, PublishRequest, Queue, Transport, TransportError, check_message, check_name,
-    check_queue,
-};
-use connection::{ConnectionState, Generation};
-use declare::Declared;
+use super::message::check_name;
+use super::{CALL_TIMEOUT, Consumer, Destination, PublishRequest, Queue, Transport, TransportError};
+use connection::{Connection, ConnectionState};
+use declare::DeclaredQueues;
 pub use options::AmqpOptions;
 #[cfg(feature = "cli")]
-pub(crate) use options::segment;
-use publisher::{Job, Names};
+pub(crate) use options::percent_encode;
+use publisher::{PendingPublish, ShortStrings};
+use supervisor::Supervisor;
 pub use tls::Tls;
 
-/// How long to wait before an exchange that could not be declared is tried again, within the timeout of a publish.
-const RETRY_AFTER: Duration = Duration::from_millis(100);
-/// How long `close` waits for the broker's agreement.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(6);
+/// The delay before an exchange is declared again, within the timeout of a publish.
+const DECLARE_RETRY_DELAY: Duration = Duration::from_millis(100);
+/// How long `close` waits for the supervisor. Longer than the supervisor waits for the broker.
+const CLOSE_TIMEOUT: Duration = connection::CLOSE_TIMEOUT.saturating_add(Duration::from_secs(1));
 
-/// Whether a log of this target may hold secrets: lapin says what it sends, its login with the password too, and what comes back
-/// to it.
+/// Whether log lines of this target may contain secrets: lapin logs what it sends, with the password of the login, and returned
+/// messages.
 #[cfg(feature = "cli")]
 pub(crate) fn logs_secrets(target: &str) -> bool {
     target == "lapin" || target.starts_with("lapin::")
 }
 
-/// A connection to RabbitMQ that comes back by itself.
+/// A connection to RabbitMQ that reconnects by itself.
 ///
-/// What a user needs to know of it is logged under `nanite`. The log of `lapin` should stay off: at the level *trace* it holds the
-/// login with the password, and at the level *warn* the messages that come back.
+/// It logs under `nanite` what a user needs to know. Keep the log of `lapin` off: at level *trace* it contains the password, and at
+/// level *warn* the messages that the broker returns.
+///
+/// ```no_run
+/// use nanite::transport::{AmqpOptions, AmqpTransport, Destination, PublishRequest, Transport, TransportError};
+/// use std::time::Duration;
+///
+/// # async fn example() -> Result<(), TransportError> {
+/// let transport = AmqpTransport::connect(AmqpOptions::new("amqp://localhost")?).await?;
+/// let message = PublishRequest::new(Destination::queue("work"), "hello".as_bytes());
+/// transport.publish(message, Duration::from_secs(10)).await?;
+/// transport.close().await;
+/// # Ok(())
+/// # }
+/// ```
 pub struct AmqpTransport {
     options: AmqpOptions,
-    links: watch::Receiver<ConnectionState>,
-    jobs: mpsc::Sender<Job>,
-    declared: Arc<Declared>,
-    /// The exchanges that are known to exist.
+    state: watch::Receiver<ConnectionState>,
+    publisher: mpsc::Sender<PendingPublish>,
+    declared: Arc<DeclaredQueues>,
+    /// The exchanges that were declared.
     exchanges: Mutex<HashSet<String>>,
-    /// Tells the supervisor to close the connection when it is dropped.
+    /// Makes the supervisor close the connection when it is dropped.
     close: Mutex<Option<oneshot::Sender<()>>>,
 }
 
 impl AmqpTransport {
-    /// Connects. Once this has succeeded, a lost connection is restored without end; but this first attempt is made once.
+    /// Connects. This first attempt is made once; after it succeeded, a lost connection is restored without limit.
     ///
     /// Must be called within a Tokio runtime, which the transport keeps using.
     ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), nanite::transport::TransportError> {
+    /// use nanite::transport::{AmqpOptions, AmqpTransport, Tls};
+    ///
+    /// let tls = Tls::new("broker-ca.pem").client_certificate("fred.pem", "fred-key.pem");
+    /// let transport = AmqpTransport::connect(AmqpOptions::new("amqps://broker.example.org")?.tls(tls)).await?;
+    /// # drop(transport);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// [`TransportError::Unreachable`], [`TransportError::Credentials`] or [`TransportError::VirtualHost`]; for TLS also
-    /// [`TransportError::Tls`], [`TransportError::TlsFile`] and [`TransportError::TlsKeyMode`]; [`TransportError::Address`] when the
-    /// URL says `amqps` and no [`Tls`] is given, or the other way round.
+    /// [`TransportError::Tls`], [`TransportError::TlsFile`] and [`TransportError::TlsKeyMode`]; [`TransportError::Address`] if the
+    /// URL is `amqps` and no [`Tls`] is given, or the other way round.
     pub async fn connect(options: AmqpOptions) -> Result<Self, TransportError> {
         let first = connection::open(&options, 1).await?;
-        let (link, links) = watch::channel(ConnectionState::Up(Arc::clone(&first.generation)));
-        let declared = Arc::new(Declared::default());
+        let (sender, state) = watch::channel(ConnectionState::Up(Arc::clone(&first.0)));
+        let declared = Arc::new(DeclaredQueues::default());
         let (close, closed) = oneshot::channel();
-        tokio::spawn(connection::supervise(options.clone(), first, link, Arc::clone(&declared), closed));
-        let (jobs, queued) = mpsc::channel(publisher::QUEUED);
-        tokio::spawn(publisher::run(queued, links.clone()));
+        let supervisor = Supervisor { options: options.clone(), state: sender, declared: Arc::clone(&declared) };
+        tokio::spawn(supervisor.run(first, closed));
+        let (publisher, requests) = mpsc::channel(publisher::QUEUE_CAPACITY);
+        tokio::spawn(publisher::run(requests, state.clone()));
         let close = Mutex::new(Some(close));
-        Ok(Self { options, links, jobs, declared, exchanges: Mutex::default(), close })
+        Ok(Self { options, state, publisher, declared, exchanges: Mutex::default(), close })
     }
 
-    async fn up(&self) -> Result<Arc<Generation>, TransportError> {
-        connection::up(&mut self.links.clone()).await
+    async fn connection(&self) -> Result<Arc<Connection>, TransportError> {
+        connection::wait_until_up(&mut self.state.clone()).await
     }
 
-    /// The connection, as soon as there is one; for calls without a timeout of their own.
-    async fn up_in_time(&self) -> Result<Arc<Generation>, TransportError> {
-        timeout(CALL_TIMEOUT, self.up()).await.unwrap_or(Err(TransportError::TimedOut(CALL_TIMEOUT)))
+    /// The connection, for calls without a timeout of their own.
+    async fn connection_in_time(&self) -> Result<Arc<Connection>, TransportError> {
+        timeout(CALL_TIMEOUT, self.connection()).await.unwrap_or(Err(TransportError::TimedOut(CALL_TIMEOUT)))
     }
 
-    /// Declares an exchange if that has not been done.
-    async fn know_exchange(&self, exchange: &str) -> Result<(), TransportError> {
-        if self.exchanges.lock().unwrap_or_else(PoisonError::into_inner).contains(exchange) {
+    /// Declares an exchange unless that was done before.
+    async fn ensure_exchange(&self, exchange: &str) -> Result<(), TransportError> {
+        if self.exchanges.lock().contains(exchange) {
             return Ok(());
         }
         loop {
-            let generation = self.up().await?;
-            match declare::exchange(&generation, exchange).await {
+            let connection = self.connection().await?;
+            match declare::declare_exchange(&connection, exchange).await {
                 Ok(()) => break,
-                Err(error) if error.is_retryable() => tokio::time::sleep(RETRY_AFTER).await,
+                Err(error) if error.is_retryable() => tokio::time::sleep(DECLARE_RETRY_DELAY).await,
                 Err(error) => return Err(error),
             }
         }
-        self.exchanges.lock().unwrap_or_else(PoisonError::into_inner).insert(exchange.to_owned());
+        self.exchanges.lock().insert(exchange.to_owned());
         Ok(())
     }
 
-    async fn publish_confirmed(&self, message: &PublishRequest, names: Names) -> Result<(), TransportError> {
+    async fn publish_confirmed(
+        &self,
+        message: &PublishRequest,
+        properties: ShortStrings,
+    ) -> Result<(), TransportError> {
         loop {
             if let Destination::Exchange(exchange) = &message.destination {
-                self.know_exchange(&exchange.0).await?;
+                self.ensure_exchange(&exchange.name).await?;
             }
-            let (reply, verdict) = oneshot::channel();
-            let job = Job { message: message.clone(), names: names.clone(), reply, suspect: false };
-            // Outside of Tokio's budget, so that the first poll takes a place in the queue: that keeps the order.
-            tokio::task::unconstrained(self.jobs.send(job)).await.map_err(|_| TransportError::Closed)?;
-            match (verdict.await.map_err(|_| TransportError::Closed)?, &message.destination) {
-                // The exchange has gone: a broker without its data, or somebody deleted it.
+            let (sender, result) = oneshot::channel();
+            let properties = properties.clone();
+            let request = PendingPublish { message: message.clone(), properties, result: sender, is_suspect: false };
+            // Without Tokio's budget, so that the first poll reserves a position in the queue: this keeps the order.
+            tokio::task::unconstrained(self.publisher.send(request)).await.map_err(|_| TransportError::Closed)?;
+            match (result.await.map_err(|_| TransportError::Closed)?, &message.destination) {
+                // The exchange was deleted, or the broker lost its data.
                 (Err(TransportError::Unroutable(_)), Destination::Exchange(exchange)) => {
-                    self.exchanges.lock().unwrap_or_else(PoisonError::into_inner).remove(&exchange.0);
-                    tokio::time::sleep(RETRY_AFTER).await;
+                    self.exchanges.lock().remove(&exchange.name);
+                    tokio::time::sleep(DECLARE_RETRY_DELAY).await;
                 }
-                (verdict, _) => return verdict,
+                (result, _) => return result,
             }
         }
     }
@@ -132,10 +160,10 @@ impl AmqpTransport {
 #[async_trait]
 impl Transport for AmqpTransport {
     async fn publish(&self, message: PublishRequest, timeout: Duration) -> Result<(), TransportError> {
-        check_message(&message)?;
-        let names = Names::of(&message)?;
+        message.check()?;
+        let properties = ShortStrings::of(&message)?;
         let deadline = Instant::now().checked_add(timeout);
-        let published = self.publish_confirmed(&message, names);
+        let published = self.publish_confirmed(&message, properties);
         match deadline {
             Some(deadline) => timeout_at(deadline, published).await.unwrap_or(Err(TransportError::TimedOut(timeout))),
             None => published.await,
@@ -143,31 +171,30 @@ impl Transport for AmqpTransport {
     }
 
     async fn consume(&self, queue: &Queue, prefetch: u16) -> Result<Consumer, TransportError> {
-        check_queue(queue)?;
-        let generation = self.up_in_time().await?;
-        consumer::start(&generation, self.links.clone(), queue, prefetch).await
+        queue.check()?;
+        let connection = self.connection_in_time().await?;
+        consumer::start(&connection, self.state.clone(), queue, prefetch).await
     }
 
     async fn declare(&self, queue: &Queue) -> Result<(), TransportError> {
-        check_queue(queue)?;
-        let generation = self.up_in_time().await?;
-        let channel = declare::queue(&generation, queue).await?;
-        self.declared.remember(queue, generation.number);
-        declare::close(&channel).await;
+        queue.check()?;
+        let connection = self.connection_in_time().await?;
+        let channel = declare::declare_queue(&connection, queue).await?;
+        self.declared.remember(queue, &connection);
+        declare::close_channel(&channel).await;
         Ok(())
     }
 
     async fn depth(&self, queue: &str) -> Result<Option<u64>, TransportError> {
         check_name(queue)?;
-        let generation = self.up_in_time().await?;
-        declare::depth(&generation, queue).await
+        let connection = self.connection_in_time().await?;
+        declare::depth(&connection, queue).await
     }
 
     async fn close(&self) {
-        drop(self.close.lock().unwrap_or_else(PoisonError::into_inner).take());
-        let mut links = self.links.clone();
-        // The supervisor gives up waiting for the broker before this does.
-        let _ = timeout(CLOSE_TIMEOUT, links.wait_for(|link| matches!(link, ConnectionState::Closed))).await;
+        drop(self.close.lock().take());
+        let mut state = self.state.clone();
+        let _ = timeout(CLOSE_TIMEOUT, state.wait_for(|state| matches!(state, ConnectionState::Closed))).await;
     }
 }
 

@@ -1,56 +1,25 @@
-//! What the memory broker holds: queues, exchanges, consumers, and the rules of RabbitMQ by which messages move between them.
+//! The state of a memory broker: connections, queues, exchanges and consumers, and how messages move between them, by the rules of
+//! RabbitMQ.
 //!
-//! All of it is plain data behind the one lock in `mod.rs`; nothing here waits or looks at a clock of its own.
+//! All of it is plain data behind the lock in `mod.rs`; nothing here waits or reads the clock.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use tokio::time::Instant;
 
-use super::Limits;
-use super::tap::Taps;
+use super::queue::{Message, QueueLimits, QueueState};
 use crate::transport::{Destination, PublishRequest, Queue, QueueKind, Settlement, TransportError};
 
-/// A message in one queue.
-#[derive(Clone, Debug)]
-pub(super) struct Stored {
-    /// Its place in the queue; requeued messages return to it.
-    place: u64,
-    pub(super) body: Arc<[u8]>,
-    pub(super) content_type: Arc<str>,
-    pub(super) redelivered: bool,
-    persistent: bool,
-    expires_at: Option<Instant>,
-}
+/// At how many queues the expired ones are searched for the first time.
+const MIN_SWEEP_QUEUES: usize = 64;
 
-/// A message handed to a consumer, and what names it when it is settled.
-#[derive(Debug)]
-pub(super) struct Handed {
-    pub(super) message: Stored,
-    pub(super) receipt: Receipt,
-}
-
-/// Names one delivery. It dies with the attachment of its consumer, so a late settlement never touches a later delivery.
+/// Identifies one delivery. It becomes invalid when its consumer is detached, so a late settlement never affects a later delivery.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Receipt {
+pub(super) struct DeliveryTag {
     consumer: u64,
     attachment: u64,
-    place: u64,
-}
-
-#[derive(Debug)]
-struct QueueState {
-    kind: QueueKind,
-    /// The connection an exclusive queue belongs to.
-    owner: Option<u64>,
-    bindings: BTreeSet<String>,
-    /// In order of their places.
-    ready: VecDeque<Stored>,
-    bytes: usize,
-    /// Whose turn it is, at the front.
-    consumers: VecDeque<u64>,
-    last_used: Instant,
+    position: u64,
 }
 
 #[derive(Debug)]
@@ -58,97 +27,84 @@ struct ConsumerState {
     connection: u64,
     queue: Queue,
     prefetch: usize,
-    /// Grows each time the consumer is attached to its queue anew.
+    /// A new number each time that the consumer is attached to its queue; zero while it is not.
     attachment: u64,
-    unacknowledged: BTreeMap<u64, Stored>,
-    /// The unacknowledged messages that the program has not taken yet.
-    untaken: VecDeque<u64>,
+    unacknowledged: BTreeMap<u64, Message>,
+    /// The positions of those unacknowledged messages that the application has not received yet.
+    undelivered: VecDeque<u64>,
     waker: Option<Waker>,
 }
 
 #[derive(Debug, Default)]
 struct Connection {
     up: bool,
-    /// What it declared without consuming and must find again after a cut.
+    /// The queues to declare again after a reconnect.
     declared: Vec<Queue>,
 }
 
-/// Everything a memory broker holds.
+/// The state of a memory broker.
 #[derive(Debug)]
 pub(super) struct State {
-    limits: Limits,
+    limits: QueueLimits,
     queues: HashMap<String, QueueState>,
+    /// The queues bound to each exchange.
     exchanges: HashMap<String, BTreeSet<String>>,
     consumers: BTreeMap<u64, ConsumerState>,
     connections: HashMap<u64, Connection>,
-    pub(super) taps: Taps,
-    counter: u64,
+    last_id: u64,
+    /// At how many queues the expired ones are searched next.
     sweep_at: usize,
 }
 
 impl State {
-    pub(super) fn new(limits: Limits) -> Self {
+    pub(super) fn new(limits: QueueLimits) -> Self {
         Self {
             limits,
             queues: HashMap::new(),
             exchanges: HashMap::new(),
             consumers: BTreeMap::new(),
             connections: HashMap::new(),
-            taps: Taps::default(),
-            counter: 0,
-            sweep_at: 64,
+            last_id: 0,
+            sweep_at: MIN_SWEEP_QUEUES,
         }
     }
 
-    #[cfg(test)]
-    pub(super) fn queues(&self) -> usize {
-        self.queues.len()
-    }
-
-    fn next(&mut self) -> u64 {
-        self.counter += 1;
-        self.counter
+    fn next_id(&mut self) -> u64 {
+        self.last_id += 1;
+        self.last_id
     }
 
     pub(super) fn connect(&mut self) -> u64 {
-        let id = self.next();
+        let id = self.next_id();
         self.connections.insert(id, Connection { up: true, declared: Vec::new() });
         id
-    }
-
-    pub(super) fn connections(&self) -> Vec<u64> {
-        self.connections.keys().copied().collect()
     }
 
     /// Whether the connection is up at the moment.
     ///
     /// # Errors
-    /// [`TransportError::Closed`] when it was closed.
+    /// [`TransportError::Closed`] if it was closed.
     pub(super) fn is_up(&self, connection: u64) -> Result<bool, TransportError> {
         self.connections.get(&connection).map(|connection| connection.up).ok_or(TransportError::Closed)
     }
 
-    /// The connection goes away, as when its socket closes: exclusive queues go with it, unacknowledged messages go back.
-    pub(super) fn cut(&mut self, connection: u64, now: Instant) {
+    /// Takes a connection down, as when its socket breaks: its exclusive queues are deleted, unacknowledged messages requeued.
+    pub(super) fn disconnect(&mut self, connection: u64, now: Instant) {
         let Some(state) = self.connections.get_mut(&connection) else { return };
         state.up = false;
         for id in self.consumers_of(connection) {
             self.detach(id, now);
         }
-        let owned = self.queues.iter().filter(|(_, queue)| queue.owner == Some(connection));
-        let owned: Vec<String> = owned.map(|(name, _)| name.clone()).collect();
-        for name in owned {
-            self.remove_queue(&name, now);
-        }
+        self.remove_queues(|queue| queue.owner == Some(connection), now);
     }
 
-    /// The connection is there again: its queues are declared and consumed as before.
-    pub(super) fn restore(&mut self, connection: u64, now: Instant) {
+    /// Brings a connection back: its queues are declared and consumed as before.
+    pub(super) fn reconnect(&mut self, connection: u64, now: Instant) {
         let Some(state) = self.connections.get_mut(&connection) else { return };
         state.up = true;
         for queue in state.declared.clone() {
             if let Err(error) = self.declare(connection, &queue, now) {
-                tracing::warn!(queue = queue.name, %error, "queue lost with its connection");
+                tracing::warn!(queue = queue.name, %error, "cannot declare the queue again after a reconnect");
             }
         }
         for id in self.consumers_of(connection) {
@@ -156,20 +112,24 @@ impl State {
         }
     }
 
-    /// The connection is over; its consumers end.
+    /// Closes a connection and ends its consumers.
     pub(super) fn close(&mut self, connection: u64, now: Instant) {
-        self.cut(connection, now);
+        self.disconnect(connection, now);
         self.connections.remove(&connection);
         for id in self.consumers_of(connection) {
             self.end_consumer(id, now);
         }
     }
 
-    /// The broker starts anew: only persistent messages in durable queues are left.
-    pub(super) fn forget_transient(&mut self) {
-        for queue in self.queues.values_mut() {
-            queue.ready.retain(|message| message.persistent);
-            queue.bytes = queue.ready.iter().map(|message| message.body.len()).sum();
+    /// Restarts the broker: all connections that are up are interrupted, and only persistent messages in durable queues remain.
+    pub(super) fn restart(&mut self, now: Instant) {
+        let up: Vec<u64> = self.connections.iter().filter(|(_, state)| state.up).map(|(id, _)| *id).collect();
+        for connection in &up {
+            self.disconnect(*connection, now);
+        }
+        self.queues.values_mut().for_each(QueueState::drop_transient);
+        for connection in &up {
+            self.reconnect(*connection, now);
         }
     }
 
@@ -177,56 +137,46 @@ impl State {
         self.consumers.iter().filter(|(_, c)| c.connection == connection).map(|(id, _)| *id).collect()
     }
 
-    /// Declares, and remembers the queue for the time after a cut. A queue that expires when unused is not remembered: what
-    /// nobody consumes may go.
-    pub(super) fn declare_and_keep(
+    /// Declares a queue, and remembers it for a reconnect unless it expires when unused.
+    pub(super) fn declare_and_remember(
         &mut self,
         connection: u64,
         queue: &Queue,
         now: Instant,
     ) -> Result<(), TransportError> {
         self.declare(connection, queue, now)?;
-        if matches!(queue.kind, QueueKind::Durable { expires: Some(_), .. }) {
-            return Ok(());
-        }
-        if let Some(connection) = self.connections.get_mut(&connection) {
-            connection.declared.retain(|known| known.name != queue.name);
+        if queue.kind.expires_after().is_none()
+            && let Some(connection) = self.connections.get_mut(&connection)
+        {
+            connection.declared.retain(|declared| declared.name != queue.name);
             connection.declared.push(queue.clone());
         }
         Ok(())
     }
 
-    pub(super) fn declare(&mut self, connection: u64, queue: &Queue, now: Instant) -> Result<(), TransportError> {
+    fn declare(&mut self, connection: u64, queue: &Queue, now: Instant) -> Result<(), TransportError> {
         self.sweep(now);
-        self.expire(&queue.name, now);
-        let conflict = |why: &str| TransportError::QueueConflict { queue: queue.name.clone(), why: why.to_owned() };
-        if let Some(there) = self.queues.get(&queue.name) {
-            if there.owner.is_some_and(|owner| owner != connection) {
-                return Err(conflict("it belongs to another connection"));
+        self.remove_if_expired(&queue.name, now);
+        if let Some(existing) = self.queues.get(&queue.name) {
+            if existing.owner.is_some_and(|owner| owner != connection) {
+                return Err(belongs_to_another(&queue.name));
             }
-            if there.kind != queue.kind {
-                return Err(conflict("it exists with other properties"));
+            if existing.kind != queue.kind {
+                let reason = "it exists with other properties".to_owned();
+                return Err(TransportError::QueueConflict { queue: queue.name.clone(), reason });
             }
         }
-        let owner = matches!(queue.kind, QueueKind::Exclusive).then_some(connection);
-        let state = self.queues.entry(queue.name.clone()).or_insert_with(|| QueueState {
-            kind: queue.kind,
-            owner,
-            bindings: BTreeSet::new(),
-            ready: VecDeque::new(),
-            bytes: 0,
-            consumers: VecDeque::new(),
-            last_used: now,
-        });
+        let owner = (queue.kind == QueueKind::Exclusive).then_some(connection);
+        let state = self.queues.entry(queue.name.clone()).or_insert_with(|| QueueState::new(queue.kind, owner, now));
         state.last_used = now;
         for exchange in &queue.bindings {
-            state.bindings.insert(exchange.0.clone());
-            self.exchanges.entry(exchange.0.clone()).or_default().insert(queue.name.clone());
+            state.bindings.insert(exchange.name.clone());
+            self.exchanges.entry(exchange.name.clone()).or_default().insert(queue.name.clone());
         }
         Ok(())
     }
 
-    /// Deletes a queue and what is in it. Consumers that live declare it again, as the transport promises.
+    /// Deletes a queue with its messages; false if there is none. Its consumers declare it again, as the transport guarantees.
     pub(super) fn delete(&mut self, name: &str, now: Instant) -> bool {
         if !self.queues.contains_key(name) {
             return false;
@@ -248,48 +198,61 @@ impl State {
                 }
             }
         }
-        let waiting: Vec<u64> =
-            self.consumers.iter().filter(|(_, c)| c.queue.name == name).map(|(id, _)| *id).collect();
-        for id in waiting {
+        let consumers = self.consumers.iter().filter(|(_, c)| c.queue.name == name);
+        let consumers: Vec<u64> = consumers.map(|(id, _)| *id).collect();
+        for id in consumers {
             self.attach(id, now);
         }
     }
 
-    /// How many messages wait.
+    fn remove_queues(&mut self, matches: impl Fn(&QueueState) -> bool, now: Instant) {
+        let names = self.queues.iter().filter(|(_, queue)| matches(queue));
+        let names: Vec<String> = names.map(|(name, _)| name.clone()).collect();
+        for name in names {
+            self.remove_queue(&name, now);
+        }
+    }
+
+    fn remove_if_expired(&mut self, name: &str, now: Instant) {
+        if self.queues.get(name).is_some_and(|queue| queue.is_expired(now)) {
+            self.remove_queue(name, now);
+        }
+    }
+
+    /// Removes all expired queues, each time that the number of queues has doubled: queues that are never used again go, too.
+    fn sweep(&mut self, now: Instant) {
+        if self.queues.len() >= self.sweep_at {
+            self.remove_queues(|queue| queue.is_expired(now), now);
+            self.sweep_at = self.queues.len().saturating_mul(2).max(MIN_SWEEP_QUEUES);
+        }
+    }
+
+    /// The number of ready messages; `None` if there is no such queue.
     pub(super) fn depth(&mut self, connection: u64, name: &str, now: Instant) -> Result<Option<u64>, TransportError> {
-        self.expire(name, now);
+        self.remove_if_expired(name, now);
         let Some(queue) = self.queues.get_mut(name) else { return Ok(None) };
         if queue.owner.is_some_and(|owner| owner != connection) {
-            let why = "it belongs to another connection".to_owned();
-            return Err(TransportError::QueueConflict { queue: name.to_owned(), why });
+            return Err(belongs_to_another(name));
         }
-        queue.drop_expired(now);
-        Ok(Some(queue.ready.len() as u64))
+        Ok(Some(queue.ready(now).len() as u64))
     }
 
-    /// What waits in a queue, first to be delivered first.
-    pub(super) fn waiting(&mut self, name: &str, now: Instant) -> Vec<Stored> {
-        self.expire(name, now);
-        let Some(queue) = self.queues.get_mut(name) else { return Vec::new() };
-        queue.drop_expired(now);
-        queue.ready.iter().cloned().collect()
+    /// The ready messages of a queue, next one first; empty if there is no such queue.
+    pub(super) fn ready(&mut self, name: &str, now: Instant) -> Vec<Message> {
+        self.remove_if_expired(name, now);
+        self.queues.get_mut(name).map(|queue| queue.ready(now).cloned().collect()).unwrap_or_default()
     }
 
-    /// Puts a message where it has to go.
+    /// Puts a message into the queues that it is routed to.
     pub(super) fn publish(&mut self, message: &PublishRequest, now: Instant) -> Result<(), TransportError> {
-        self.taps.record(message);
         match &message.destination {
-            Destination::Queue(name) => {
-                self.expire(name, now);
-                self.enqueue(name, message, now)
-            }
+            Destination::Queue(name) => self.enqueue(name, message, now),
             Destination::Exchange(exchange) => {
-                let bound: Vec<String> = self.exchanges.get(&exchange.0).into_iter().flatten().cloned().collect();
+                let bound: Vec<String> = self.exchanges.get(&exchange.name).into_iter().flatten().cloned().collect();
                 let mut outcome = Ok(());
                 for name in bound {
-                    self.expire(&name, now);
                     match self.enqueue(&name, message, now) {
-                        // It expired just now: one listener less.
+                        // The queue has just expired.
                         Ok(()) | Err(TransportError::Unroutable(_)) => {}
                         Err(error) => outcome = Err(error),
                     }
@@ -300,51 +263,38 @@ impl State {
     }
 
     fn enqueue(&mut self, name: &str, message: &PublishRequest, now: Instant) -> Result<(), TransportError> {
-        let place = self.next();
-        let limits = self.limits;
+        self.remove_if_expired(name, now);
+        let position = self.next_id();
         let Some(queue) = self.queues.get_mut(name) else { return Err(TransportError::Unroutable(name.to_owned())) };
-        queue.drop_expired(now);
-        if queue.ready.len() >= limits.messages || queue.bytes.saturating_add(message.body.len()) > limits.bytes {
-            return Err(TransportError::Nacked);
-        }
-        queue.bytes += message.body.len();
-        queue.ready.push_back(Stored {
-            place,
-            body: Arc::clone(&message.body),
-            content_type: message.content_type.as_str().into(),
-            redelivered: false,
-            persistent: message.persistent,
-            expires_at: message.expires_in.and_then(|after| now.checked_add(after)),
-        });
-        self.hand_out(name);
+        queue.push(position, message, self.limits, now)?;
+        self.dispatch(name);
         if let Some(queue) = self.queues.get_mut(name) {
-            // What may not wait at all has now been delivered or is dropped.
+            // A message with a lifetime of zero is delivered at once or dropped.
             queue.drop_expired(now);
         }
         Ok(())
     }
 
-    /// Hands waiting messages to the consumers that may have more, one each in turn.
-    fn hand_out(&mut self, name: &str) {
+    /// Gives ready messages to the consumers whose prefetch allows it, one each in turn.
+    fn dispatch(&mut self, name: &str) {
         let Some(queue) = self.queues.get_mut(name) else { return };
-        let mut refused = 0;
-        while refused < queue.consumers.len() && !queue.ready.is_empty() {
+        let ordered = queue.kind.is_ordered();
+        let mut busy = 0;
+        while busy < queue.consumers.len() && !queue.is_empty() {
             let Some(id) = queue.consumers.front().copied() else { return };
-            let ordered = matches!(queue.kind, QueueKind::Durable { ordered: true, .. });
             if !ordered {
                 queue.consumers.rotate_left(1);
             }
             match self.consumers.get_mut(&id) {
                 Some(consumer) if consumer.unacknowledged.len() < consumer.prefetch => {
-                    let Some(message) = queue.ready.pop_front() else { return };
-                    queue.bytes = queue.bytes.saturating_sub(message.body.len());
-                    consumer.untaken.push_back(message.place);
-                    consumer.unacknowledged.insert(message.place, message);
+                    let Some(message) = queue.pop() else { return };
+                    consumer.undelivered.push_back(message.position);
+                    consumer.unacknowledged.insert(message.position, message);
                     consumer.wake();
-                    refused = 0;
+                    busy = 0;
                 }
                 _ if ordered => return,
-                _ => refused += 1,
+                _ => busy += 1,
             }
         }
     }
@@ -357,14 +307,14 @@ impl State {
         now: Instant,
     ) -> Result<u64, TransportError> {
         self.declare(connection, queue, now)?;
-        let id = self.next();
+        let id = self.next_id();
         let consumer = ConsumerState {
             connection,
             queue: queue.clone(),
             prefetch: usize::from(prefetch.max(1)),
             attachment: 0,
             unacknowledged: BTreeMap::new(),
-            untaken: VecDeque::new(),
+            undelivered: VecDeque::new(),
             waker: None,
         };
         self.consumers.insert(id, consumer);
@@ -372,7 +322,7 @@ impl State {
         Ok(id)
     }
 
-    /// Makes a consumer take from its queue, which is declared if need be.
+    /// Attaches a consumer to its queue, which is declared if necessary.
     fn attach(&mut self, id: u64, now: Instant) {
         let Some(consumer) = self.consumers.get(&id) else { return };
         let (connection, queue) = (consumer.connection, consumer.queue.clone());
@@ -380,10 +330,10 @@ impl State {
             return;
         }
         if let Err(error) = self.declare(connection, &queue, now) {
-            tracing::warn!(queue = queue.name, %error, "consumer waits for its queue");
+            tracing::warn!(queue = queue.name, %error, "cannot declare the queue of a consumer again");
             return;
         }
-        let attachment = self.next();
+        let attachment = self.next_id();
         if let Some(consumer) = self.consumers.get_mut(&id) {
             consumer.attachment = attachment;
         }
@@ -391,21 +341,21 @@ impl State {
             state.consumers.retain(|other| *other != id);
             state.consumers.push_back(id);
         }
-        self.hand_out(&queue.name);
+        self.dispatch(&queue.name);
     }
 
-    /// Makes a consumer take no more; what it had goes back.
+    /// Detaches a consumer from its queue, and requeues its unacknowledged messages.
     fn detach(&mut self, id: u64, now: Instant) {
         let Some(consumer) = self.consumers.get_mut(&id) else { return };
         let name = consumer.queue.name.clone();
-        let back = consumer.drop_deliveries();
+        let unacknowledged = consumer.drop_deliveries();
         let Some(queue) = self.queues.get_mut(&name) else { return };
         queue.consumers.retain(|other| *other != id);
         queue.last_used = now;
-        for message in back.into_values() {
-            queue.put_back(message);
+        for message in unacknowledged.into_values() {
+            queue.requeue(message);
         }
-        self.hand_out(&name);
+        self.dispatch(&name);
     }
 
     pub(super) fn end_consumer(&mut self, id: u64, now: Instant) {
@@ -415,13 +365,13 @@ impl State {
         }
     }
 
-    /// The next delivery of a consumer; none when the consumer has ended.
-    pub(super) fn poll_delivery(&mut self, id: u64, cx: &Context<'_>) -> Poll<Option<Handed>> {
+    /// The next delivery of a consumer; `None` if the consumer has ended.
+    pub(super) fn poll_delivery(&mut self, id: u64, cx: &Context<'_>) -> Poll<Option<(Message, DeliveryTag)>> {
         let Some(consumer) = self.consumers.get_mut(&id) else { return Poll::Ready(None) };
-        while let Some(place) = consumer.untaken.pop_front() {
-            if let Some(message) = consumer.unacknowledged.get(&place) {
-                let receipt = Receipt { consumer: id, attachment: consumer.attachment, place };
-                return Poll::Ready(Some(Handed { message: message.clone(), receipt }));
+        while let Some(position) = consumer.undelivered.pop_front() {
+            if let Some(message) = consumer.unacknowledged.get(&position) {
+                let tag = DeliveryTag { consumer: id, attachment: consumer.attachment, position };
+                return Poll::Ready(Some((message.clone(), tag)));
             }
         }
         consumer.waker = Some(cx.waker().clone());
@@ -430,77 +380,30 @@ impl State {
 
     pub(super) fn settle(
         &mut self,
-        receipt: Receipt,
+        tag: DeliveryTag,
         settlement: Settlement,
         now: Instant,
     ) -> Result<(), TransportError> {
-        let consumer = self.consumers.get_mut(&receipt.consumer).filter(|c| c.attachment == receipt.attachment);
+        let consumer = self.consumers.get_mut(&tag.consumer).filter(|c| c.attachment == tag.attachment);
         let consumer = consumer.ok_or(TransportError::Disconnected)?;
-        let message = consumer.unacknowledged.remove(&receipt.place).ok_or(TransportError::Disconnected)?;
+        let message = consumer.unacknowledged.remove(&tag.position).ok_or(TransportError::Disconnected)?;
         let name = consumer.queue.name.clone();
         if let Some(queue) = self.queues.get_mut(&name) {
             if settlement == Settlement::Requeue {
-                queue.put_back(message);
+                queue.requeue(message);
             }
             queue.drop_expired(now);
         }
-        self.hand_out(&name);
+        self.dispatch(&name);
         Ok(())
-    }
-
-    /// Deletes the queue if it has been unused for too long.
-    fn expire(&mut self, name: &str, now: Instant) {
-        if self.queues.get(name).is_some_and(|queue| queue.is_overdue(now)) {
-            self.remove_queue(name, now);
-        }
-    }
-
-    /// Looks through all queues for overdue ones, each time their number has doubled: so those that nobody asks for go, too.
-    fn sweep(&mut self, now: Instant) {
-        if self.queues.len() < self.sweep_at {
-            return;
-        }
-        let overdue = self.queues.iter().filter(|(_, queue)| queue.is_overdue(now));
-        let overdue: Vec<String> = overdue.map(|(name, _)| name.clone()).collect();
-        for name in overdue {
-            self.remove_queue(&name, now);
-        }
-        self.sweep_at = self.queues.len().saturating_mul(2).max(64);
-    }
-}
-
-impl QueueState {
-    fn is_overdue(&self, now: Instant) -> bool {
-        match self.kind {
-            QueueKind::Durable { expires: Some(after), .. } => {
-                self.consumers.is_empty() && now.saturating_duration_since(self.last_used) >= after
-            }
-            QueueKind::Durable { expires: None, .. } | QueueKind::Exclusive => false,
-        }
-    }
-
-    /// Expired messages go when they come to the head, as in RabbitMQ.
-    fn drop_expired(&mut self, now: Instant) {
-        while self.ready.front().and_then(|m| m.expires_at).is_some_and(|at: Instant| at <= now) {
-            if let Some(message) = self.ready.pop_front() {
-                self.bytes = self.bytes.saturating_sub(message.body.len());
-            }
-        }
-    }
-
-    fn put_back(&mut self, mut message: Stored) {
-        message.redelivered = true;
-        self.bytes += message.body.len();
-        let at = self.ready.partition_point(|other| other.place < message.place);
-        self.ready.insert(at, message);
     }
 }
 
 impl ConsumerState {
-    /// Forgets its deliveries: none of them can be settled any more.
-    fn drop_deliveries(&mut self) -> BTreeMap<u64, Stored> {
+    /// Invalidates its deliveries: none of them can be settled any more.
+    fn drop_deliveries(&mut self) -> BTreeMap<u64, Message> {
         self.attachment = 0;
-        self.untaken.clear();
+        self.undelivered.clear();
         std::mem::take(&mut self.unacknowledged)
     }
 
@@ -508,5 +411,28 @@ impl ConsumerState {
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
+    }
+}
+
+fn belongs_to_another(queue: &str) -> TransportError {
+    let reason = "it belongs to another connection".to_owned();
+    TransportError::QueueConflict { queue: queue.to_owned(), reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transport::DurableOptions;
+    use std::time::Duration;
+
+    #[test]
+    fn expired_queues_are_removed_although_they_are_never_used_again() {
+        let (mut state, now) = (State::new(QueueLimits::new()), Instant::now());
+        let connection = state.connect();
+        let options = DurableOptions::new().expires_after(Duration::ZERO);
+        for n in 0..1_000 {
+            state.declare_and_remember(connection, &Queue::new(format!("q{n}"), options), now).unwrap();
+        }
+        assert!(state.queues.len() < 200);
     }
 }

@@ -74,11 +74,11 @@ pub fn request() -> Packet {
 pub fn register(name: &str) -> Packet {
     let services = vec!["/bank/pay".parse().unwrap()];
     let identity = agent(name);
-    Register { identity, services, status: Status::new(0.0), tags: vec![], files: vec![], instance: None }.into()
+    Register::new(identity, services).with_status(Status::new(0.0)).into()
 }
 
 pub fn ping(name: &str) -> Packet {
-    Ping { identity: agent(name), status: Status::new(0.0), instance: None }.into()
+    Ping::new(agent(name), Status::new(0.0)).into()
 }
 
 #[track_caller]

@@ -1,9 +1,9 @@
-//! RabbitMQ nodes for tests: one that all tests share, and private ones that a test may stop, kill and start again.
+//! RabbitMQ nodes for tests: one that all tests share, and private ones that a test may stop, kill and restart.
 //!
-//! A node has its own ports, data, cookie and port mapper, all in a directory under Cargo's for tests. `broker.sh` keeps it and ends it:
-//! a private one when its test ends in whatever way, the shared one when no test has used it for some seconds.
+//! A node has its own ports, data, cookie and port mapper, all in a directory below Cargo's directory for tests. `broker.sh` runs and
+//! stops it: a private node when its test ends in any way, the shared one when no test has used it for some seconds.
 //!
-//! The calls here block, for seconds when a node starts; in a test on one thread nothing else runs meanwhile.
+//! The calls here block, for seconds while a node starts. In a test on one thread nothing else runs meanwhile.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -14,6 +14,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use data_encoding::HEXLOWER;
 use nanite::transport::{AmqpOptions, AmqpTransport};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -21,10 +22,10 @@ use serde_json::{Value, json};
 
 use super::http;
 
-/// How long a node may take until it is ready.
-const READY_WITHIN: Duration = Duration::from_secs(120);
+/// How long a node may take to start.
+const START_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// A virtual host of its own on a node.
+/// A virtual host on a node, for one test.
 #[derive(Debug)]
 pub struct Broker {
     node: Node,
@@ -32,7 +33,7 @@ pub struct Broker {
     private: Option<Private>,
 }
 
-/// Where a node listens.
+/// The directory and the ports of a node.
 #[derive(Clone, Debug)]
 struct Node {
     dir: PathBuf,
@@ -40,8 +41,8 @@ struct Node {
     management: u16,
     distribution: u16,
     port_mapper: u16,
-    /// For the settings of a test's own.
-    other: u16,
+    /// A free port for additional settings of a test.
+    extra: u16,
 }
 
 /// A node that belongs to one test.
@@ -52,21 +53,21 @@ struct Private {
 }
 
 impl Broker {
-    /// The shared node, which is started when it is not there.
+    /// A virtual host on the shared node, which is started if it does not run.
     pub fn shared() -> Self {
         static SHARED: OnceLock<(Node, File)> = OnceLock::new();
         let (node, _lease) = SHARED.get_or_init(shared_node);
         Self::on(node.clone(), None)
     }
 
-    /// A node of one's own.
+    /// A private node.
     pub fn private() -> Self {
         let dir = tempfile::Builder::new().prefix("broker-").tempdir_in(target()).unwrap();
         let (node, child) = start_new(dir.path(), launch_private);
         Self::on(node, Some(Private { _dir: dir, running: Some(child) }))
     }
 
-    /// A node of one's own with plugins beside the usual ones and settings of the test's own, which are told of a free port.
+    /// A private node with additional plugins and settings; the settings are given a free port.
     pub fn private_with(plugins: &[&str], settings: impl Fn(u16) -> String) -> Self {
         let dir = tempfile::Builder::new().prefix("broker-").tempdir_in(target()).unwrap();
         let (node, child) = start_with(dir.path(), plugins, &settings, launch_private);
@@ -74,7 +75,7 @@ impl Broker {
     }
 
     /// Another virtual host on the same node.
-    pub fn another(&self) -> Self {
+    pub fn new_vhost(&self) -> Self {
         Self::on(self.node.clone(), None)
     }
 
@@ -86,12 +87,12 @@ impl Broker {
         broker
     }
 
-    /// Where this virtual host is, for a user.
+    /// The URL of this virtual host, for a user.
     pub fn url_for(&self, user: &str, password: &str) -> String {
         format!("amqp://{user}:{password}@127.0.0.1:{}/{}", self.node.amqp, self.vhost)
     }
 
-    /// Where this virtual host is.
+    /// The URL of this virtual host.
     pub fn url(&self) -> String {
         self.url_for("guest", "guest")
     }
@@ -105,9 +106,9 @@ impl Broker {
         self.node.management
     }
 
-    /// The port that the settings of [`private_with`](Self::private_with) were told of.
-    pub fn other_port(&self) -> u16 {
-        self.node.other
+    /// The port that was given to the settings of [`private_with`](Self::private_with).
+    pub fn extra_port(&self) -> u16 {
+        self.node.extra
     }
 
     pub fn vhost(&self) -> &str {
@@ -122,7 +123,7 @@ impl Broker {
         AmqpTransport::connect(self.options()).await.unwrap()
     }
 
-    /// A call of the management API: the status, and the answer, null where it is none.
+    /// Calls the management API: the status and the answer, null if it is not JSON.
     pub fn api(&self, method: &str, path: &str, body: &Value) -> (u16, Value) {
         let body = if body.is_null() { String::new() } else { body.to_string() };
         let (status, answer) = http::request(self.node.management, method, path, &body).unwrap();
@@ -135,20 +136,20 @@ impl Broker {
         answer
     }
 
-    /// A new user with a password, who may not do anything yet; its name.
+    /// Adds a user without permissions, and returns its name.
     pub fn add_user(&self, password: &str) -> String {
         let user = format!("user-{}", random());
         self.api_ok("PUT", &format!("/api/users/{user}"), json!({"password": password, "tags": ""}));
         user
     }
 
-    /// What a user may do here: patterns of names of queues and exchanges.
+    /// Gives a user permissions here: patterns for names of queues and exchanges.
     pub fn permit(&self, user: &str, configure: &str, write: &str, read: &str) {
         let permissions = json!({"configure": configure, "write": write, "read": read});
         self.api_ok("PUT", &format!("/api/permissions/{}/{user}", self.vhost), permissions);
     }
 
-    /// Sets properties of all queues here that a user of the broker cannot set, such as `max-length`.
+    /// Sets a policy for all queues here, such as `max-length`.
     pub fn set_policy(&self, definition: Value) {
         let policy = json!({"pattern": ".*", "definition": definition, "apply-to": "queues"});
         self.api_ok("PUT", &format!("/api/policies/{}/test", self.vhost), policy);
@@ -158,7 +159,7 @@ impl Broker {
         self.api_ok("DELETE", &format!("/api/queues/{}/{queue}", self.vhost), Value::Null);
     }
 
-    /// What is in a queue, by name of its properties; null when there is no such queue.
+    /// The properties of a queue; null if there is no such queue.
     pub fn queue(&self, queue: &str) -> Value {
         self.api("GET", &format!("/api/queues/{}/{queue}", self.vhost), &Value::Null).1
     }
@@ -166,14 +167,19 @@ impl Broker {
     /// The names of the connections to this virtual host.
     pub fn connections(&self) -> Vec<String> {
         let connections = self.api_ok("GET", &format!("/api/vhosts/{}/connections", self.vhost), Value::Null);
-        connections.as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap().to_owned()).collect()
+        connections
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|connection| connection["name"].as_str().unwrap().to_owned())
+            .collect()
     }
 
-    /// Closes all connections to this virtual host, as an operator would; how many there were.
+    /// Closes all connections to this virtual host, as an operator would, and returns their number.
     pub fn close_connections(&self) -> usize {
         let connections = self.connections();
         for name in &connections {
-            // One that has gone meanwhile is fine.
+            // It may have been closed meanwhile.
             self.api(
                 "DELETE",
                 &format!("/api/connections/{}", name.replace(' ', "%20").replace('>', "%3E")),
@@ -196,36 +202,36 @@ impl Broker {
         text
     }
 
-    /// What `rabbitmqctl` needs in its environment for this node, as lines of sh.
+    /// The environment that `rabbitmqctl` needs for this node, as lines of sh.
     pub fn ctl_environment(&self) -> String {
         let mut command = Command::new("rabbitmqctl");
         let set = environment(&mut command, &self.node).env("RABBITMQCTL", programs().join("rabbitmqctl")).get_envs();
         set.filter_map(|(key, value)| Some(format!("export {}='{}'\n", key.to_str()?, value?.to_str()?))).collect()
     }
 
-    /// Stops a private node in order.
+    /// Stops a private node gracefully.
     pub fn stop(&mut self) {
-        self.end("stop");
+        self.send("stop");
     }
 
-    /// Kills a private node at once, as by `kill -9`.
+    /// Kills a private node, as `kill -9` does.
     pub fn kill(&mut self) {
-        self.end("kill");
+        self.send("kill");
     }
 
-    fn end(&mut self, how: &str) {
-        let private = self.private.as_mut().expect("only a private node can be ended");
+    fn send(&mut self, command: &str) {
+        let private = self.private.as_mut().expect("only a private node can be stopped");
         let (mut child, mut input) = private.running.take().expect("the node runs");
-        writeln!(input, "{how}").unwrap();
+        writeln!(input, "{command}").unwrap();
         child.wait().unwrap();
     }
 
-    /// Starts a private node again, with its data and on its ports.
+    /// Starts a private node again, with its data and its ports.
     pub fn start(&mut self) {
         let private = self.private.as_mut().expect("only a private node can be started");
         assert!(private.running.is_none(), "the node runs already");
         let mut child = launch_private(&self.node);
-        wait_ready(&self.node, &mut child.0).unwrap_or_else(|why| panic!("{why}"));
+        wait_ready(&self.node, &mut child.0).unwrap_or_else(|error| panic!("{error}"));
         private.running = Some(child);
     }
 }
@@ -233,7 +239,7 @@ impl Broker {
 impl Drop for Broker {
     fn drop(&mut self) {
         match &mut self.private {
-            // The end of its input ends the node and removes its data.
+            // The end of input makes the supervisor stop the node and remove its data.
             Some(private) => {
                 if let Some((mut child, input)) = private.running.take() {
                     drop(input);
@@ -247,7 +253,7 @@ impl Drop for Broker {
     }
 }
 
-/// The shared node, with the lease that keeps it for as long as this process lives.
+/// The shared node, with the lease that keeps it running while this process runs.
 fn shared_node() -> (Node, File) {
     let base = target().join("shared-broker");
     fs::create_dir_all(&base).unwrap();
@@ -255,22 +261,22 @@ fn shared_node() -> (Node, File) {
         |name: &str| File::options().create(true).truncate(false).read(true).write(true).open(base.join(name)).unwrap();
     let mut lease = open("lease");
     lease.lock_shared().unwrap();
-    // This moves the time of its last use.
+    // Updates the time of last use.
     writeln!(lease, "{}", std::process::id()).unwrap();
     let starting = open("starting");
     starting.lock().unwrap();
     let ready = base.join("lease.ready");
-    // A node whose supervisor was killed would never end: the next supervisor ends it.
+    // A node whose supervisor was killed would never stop: the next supervisor kills it.
     let is_supervised = open("lease.supervised").try_lock().is_err();
-    let known = fs::read_to_string(&ready).ok().and_then(|text| Node::read(&text));
-    if let Some(node) = known.filter(|node| is_supervised && node.answers()) {
+    let existing = fs::read_to_string(&ready).ok().and_then(|text| Node::read(&text));
+    if let Some(node) = existing.filter(|node| is_supervised && node.answers()) {
         return (node, lease);
     }
     let dir = base.join(format!("node-{}", random()));
     fs::create_dir(&dir).unwrap();
     let (node, _supervisor) = start_new(&dir, |node| {
         let mut command = supervisor(node, "shared");
-        // It outlives this process, and must not hold on to its output.
+        // It outlives this process, and must not hold its output open.
         (command.arg(base.join("lease")).stdin(Stdio::null()).spawn().unwrap(), ())
     });
     fs::write(&ready, node.write()).unwrap();
@@ -283,7 +289,7 @@ fn launch_private(node: &Node) -> (Child, ChildStdin) {
     (child, input)
 }
 
-/// Makes a node in a directory and starts it. Free ports may be taken by others before the node has them; then others are tried.
+/// Creates a node in a directory and starts it. If another process takes its free ports first, other ports are tried.
 fn start_new<T>(dir: &Path, launch: impl Fn(&Node) -> (Child, T)) -> (Node, (Child, T)) {
     start_with(dir, &[], &|_| String::new(), launch)
 }
@@ -294,29 +300,29 @@ fn start_with<T>(
     settings: &dyn Fn(u16) -> String,
     launch: impl Fn(&Node) -> (Child, T),
 ) -> (Node, (Child, T)) {
-    let mut why = String::new();
+    let mut last_error = String::new();
     for _ in 0..3 {
-        let node = Node::make(dir, plugins, settings);
+        let node = Node::create(dir, plugins, settings);
         let mut child = launch(&node);
         match wait_ready(&node, &mut child.0) {
             Ok(()) => return (node, child),
-            Err(error) => why = error,
+            Err(error) => last_error = error,
         }
     }
-    panic!("{why}");
+    panic!("{last_error}");
 }
 
 fn wait_ready(node: &Node, child: &mut Child) -> Result<(), String> {
-    let deadline = Instant::now() + READY_WITHIN;
+    let deadline = Instant::now() + START_TIMEOUT;
     while !node.answers() {
         if let Some(status) = child.try_wait().unwrap() {
-            return Err(format!("RabbitMQ ended while it was starting ({status}):\n{}", node.logs()));
+            return Err(format!("RabbitMQ failed to start ({status}):\n{}", node.logs()));
         }
         if Instant::now() > deadline {
-            // The supervisor ends the node before itself.
+            // The supervisor kills the node before it ends.
             let supervisor = Pid::from_raw(child.id().try_into().unwrap());
             let _ = kill(supervisor, Signal::SIGTERM);
-            return Err(format!("RabbitMQ was not ready within {READY_WITHIN:?}:\n{}", node.logs()));
+            return Err(format!("RabbitMQ was not ready within {START_TIMEOUT:?}:\n{}", node.logs()));
         }
         std::thread::sleep(Duration::from_millis(100));
     }
@@ -332,7 +338,7 @@ fn supervisor(node: &Node, mode: &str) -> Command {
     command
 }
 
-/// The environment of everything that has to do with a node, and nothing else in it.
+/// The complete environment of a node and its tools.
 fn environment<'a>(command: &'a mut Command, node: &Node) -> &'a mut Command {
     let dir = |name: &str| node.dir.join(name).display().to_string();
     let path = std::env::var("PATH").unwrap_or_default();
@@ -360,8 +366,8 @@ fn environment<'a>(command: &'a mut Command, node: &Node) -> &'a mut Command {
 }
 
 impl Node {
-    /// Writes what a node needs before its first start.
-    fn make(dir: &Path, plugins: &[&str], more: &dyn Fn(u16) -> String) -> Self {
+    /// Chooses free ports and writes the configuration.
+    fn create(dir: &Path, plugins: &[&str], settings: &dyn Fn(u16) -> String) -> Self {
         let listeners: Vec<TcpListener> = (0..5).map(|_| TcpListener::bind(("127.0.0.1", 0)).unwrap()).collect();
         let port = |n: usize| listeners[n].local_addr().unwrap().port();
         let node = Self {
@@ -370,15 +376,15 @@ impl Node {
             management: port(1),
             distribution: port(2),
             port_mapper: port(3),
-            other: port(4),
+            extra: port(4),
         };
-        let settings = format!(
+        let config = format!(
             "management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {}\n\
              disk_free_limit.absolute = 1MB\ncollect_statistics_interval = 500\nvm_memory_high_watermark.absolute = 1GB\n{}",
             node.management,
-            more(node.other)
+            settings(node.extra)
         );
-        fs::write(dir.join("rabbitmq.conf"), settings).unwrap();
+        fs::write(dir.join("rabbitmq.conf"), config).unwrap();
         let plugins: Vec<&str> = std::iter::once("rabbitmq_management").chain(plugins.iter().copied()).collect();
         fs::write(dir.join("plugins"), format!("[{}].\n", plugins.join(","))).unwrap();
         let cookie = dir.join(".erlang.cookie");
@@ -390,14 +396,14 @@ impl Node {
         node
     }
 
-    /// Whether it takes connections and answers.
+    /// Whether it accepts connections and answers.
     fn answers(&self) -> bool {
         TcpStream::connect(("127.0.0.1", self.amqp)).is_ok()
             && http::request(self.management, "GET", "/api/overview", "").is_ok_and(|(status, _)| status == 200)
     }
 
     fn write(&self) -> String {
-        let ports = [self.amqp, self.management, self.distribution, self.port_mapper, self.other];
+        let ports = [self.amqp, self.management, self.distribution, self.port_mapper, self.extra];
         json!({"dir": self.dir, "ports": ports}).to_string()
     }
 
@@ -410,7 +416,7 @@ impl Node {
             management: port(1)?,
             distribution: port(2)?,
             port_mapper: port(3)?,
-            other: port(4)?,
+            extra: port(4)?,
         })
     }
 
@@ -420,13 +426,13 @@ impl Node {
     }
 }
 
-/// Where RabbitMQ's programs are.
+/// The folder of RabbitMQ's programs.
 fn programs() -> PathBuf {
     let dir = std::env::var_os("NANITE_TEST_RABBITMQ").map_or_else(|| "/usr/lib/rabbitmq/bin".into(), PathBuf::from);
     let server = dir.join("rabbitmq-server");
     assert!(
         server.exists(),
-        "these tests need RabbitMQ, and there is no {}: `make test` installs it; NANITE_TEST_RABBITMQ can name another folder",
+        "these tests need RabbitMQ, and {} does not exist: `make test` installs it; NANITE_TEST_RABBITMQ can name another folder",
         server.display()
     );
     dir
@@ -436,9 +442,9 @@ fn target() -> &'static Path {
     Path::new(env!("CARGO_TARGET_TMPDIR"))
 }
 
-/// A name that nobody else has.
+/// A unique name.
 fn random() -> String {
     let mut bytes = [0; 8];
     openssl::rand::rand_bytes(&mut bytes).unwrap();
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    HEXLOWER.encode(&bytes)
 }

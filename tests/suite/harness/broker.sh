@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Keeps one RabbitMQ node, with the settings in its environment, as long as somebody needs it, and leaves nothing behind.
+# Runs one RabbitMQ node, with the settings in its environment, as long as it is needed, and leaves nothing behind.
 #
-#   broker.sh private DIR          until standard input ends; before that, a line `stop` ends it in order and `kill` at once,
-#                                  and both leave its data in DIR
-#   broker.sh shared DIR LEASE     until nobody has held a lock on the file LEASE for some seconds; then LEASE.ready goes, too;
-#                                meanwhile LEASE.supervised is locked
+#   broker.sh private DIR          until standard input ends; before that, a line `stop` stops it gracefully and `kill` at once,
+#                                  and both keep its data in DIR
+#   broker.sh shared DIR LEASE     until the file LEASE has not been locked for some seconds; then LEASE.ready is removed, too;
+#                                  meanwhile LEASE.supervised is locked
 #
-# SERVER is the program that starts a node. Each of the two jobs below is a process group of its own, by which it is ended.
+# SERVER is the program that starts a node. Each of the two jobs below has its own process group, so that it can be killed as a whole.
 set -u -m
 mode=$1
 dir=$2
 idle_limit=8
 
-# What a supervisor that was killed has left: processes that carry its directory in their environment.
+# Removes what killed supervisors have left: processes with their directory in the environment, and the directory.
 if [ "$mode" = shared ]; then
     for old in "$(dirname "$dir")"/node-*; do
         [ -d "$old" ] && [ "$old" != "$dir" ] || continue
@@ -41,7 +41,7 @@ trap exit TERM INT HUP
 
 case $mode in
 private)
-    # The node may also end by itself: who waits for it to be ready then sees this script end, with its logs left in place.
+    # The node may also fail to start: the test sees that this script ends, and finds its logs in place.
     while kill -0 "$node" 2>/dev/null; do
         if read -r -t 1 line; then
             keep=yes
@@ -55,7 +55,7 @@ private)
     exit 1
     ;;
 shared)
-    # Not before the node runs: it must not hold these locks. The first says that this supervisor lives.
+    # After the node was started, which must not hold these locks. The first shows that this supervisor is alive.
     exec 8>"$3.supervised" 9<>"$3"
     flock -xn 8 || exit 1
     used=$(date +%s)
@@ -67,7 +67,7 @@ shared)
             used=$(date +%s)
             continue
         fi
-        # Whoever comes now waits until this has been decided.
+        # A test that starts now waits for the lock until this is decided.
         if [ $(($(date +%s) - used)) -ge "$idle_limit" ]; then
             rm -f "$3.ready"
             exit 0

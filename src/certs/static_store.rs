@@ -1,19 +1,19 @@
-//! A store whose certificates are given when it is made.
+//! A store of a fixed set of certificates.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{Certificate, CertificateStore, Recipient, RecipientQuery, SignerQuery, StoreError};
+use super::certificate::Certificate;
+use super::store::{CertificateStore, Recipient, RecipientQuery, SignerQuery, StoreError};
 use crate::clock::Timestamp;
 use crate::packet::{Identity, Role};
 
-/// To how many keys of one identity a message is encrypted: during a rotation to the new and the old one.
-const KEYS: usize = 2;
+/// The most keys of one identity that a message is encrypted for: the new and the old one during a rotation.
+pub(super) const MAX_KEYS_PER_RECIPIENT: usize = 2;
 
-/// A certificate store with the certificates that it was made with.
+/// A certificate store of a fixed set of certificates.
 ///
-/// It is also the part from which stores of your own can be built: load certificates from wherever they are, put them into one
-/// of these, and let it answer.
+/// Custom stores can delegate to it: load the certificates, create a store of them, and forward the queries to it.
 ///
 /// ```
 /// use nanite::certs::{
@@ -36,24 +36,23 @@ const KEYS: usize = 2;
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct StaticCertificateStore {
-    signers: Peers,
-    recipients: Peers,
+    signers: CertificateSet,
+    recipients: CertificateSet,
 }
 
 impl StaticCertificateStore {
-    /// A store of nodes that sign and receive.
+    /// A store of nodes that are both signers and recipients.
     pub fn new(certificates: impl IntoIterator<Item = Arc<Certificate>>) -> Self {
-        let peers = Peers::new(certificates);
-        Self { signers: peers.clone(), recipients: peers }
+        let certificates = CertificateSet::new(certificates);
+        Self { signers: certificates.clone(), recipients: certificates }
     }
 
-    /// A store that knows these as signers, and those as recipients: for nodes that only ever listen to the one and speak to the
-    /// other.
+    /// A store with different signers and recipients: for nodes that receive messages from the former and send messages to the latter.
     pub fn separate(
         signers: impl IntoIterator<Item = Arc<Certificate>>,
         recipients: impl IntoIterator<Item = Arc<Certificate>>,
     ) -> Self {
-        Self { signers: Peers::new(signers), recipients: Peers::new(recipients) }
+        Self { signers: CertificateSet::new(signers), recipients: CertificateSet::new(recipients) }
     }
 }
 
@@ -75,78 +74,81 @@ impl CertificateStore for StaticCertificateStore {
     }
 }
 
-/// Certificates by identity, and the answers to a store's two questions.
+/// Certificates by identity, and the answers to a store's two queries.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Peers {
-    by_identity: HashMap<Identity, Vec<Peer>>,
+pub(super) struct CertificateSet {
+    by_identity: HashMap<Identity, Vec<Entry>>,
 }
 
-/// One certificate.
+/// A certificate of the set.
 #[derive(Clone, Debug)]
-pub(super) struct Peer {
+pub(super) struct Entry {
     pub(super) certificate: Arc<Certificate>,
-    /// It has been replaced, and is known until this moment only.
+    /// When the entry ends, for a certificate that another one has replaced.
     pub(super) until: Option<Timestamp>,
 }
 
-impl Peer {
+impl Entry {
     fn is_known_at(&self, now: Timestamp) -> bool {
         self.until.is_none_or(|until| now < until)
     }
 }
 
-impl Peers {
+impl CertificateSet {
     pub(super) fn new(certificates: impl IntoIterator<Item = Arc<Certificate>>) -> Self {
-        let mut peers = Self::default();
+        let mut set = Self::default();
         for certificate in certificates {
-            peers.insert(Peer { certificate, until: None });
+            set.insert(Entry { certificate, until: None });
         }
-        peers
+        set
     }
 
-    /// Adds a certificate; one that is there already stays as it is.
-    pub(super) fn insert(&mut self, peer: Peer) {
-        let of_identity = self.by_identity.entry(peer.certificate.identity().clone()).or_default();
-        if !of_identity.iter().any(|known| known.certificate.fingerprint() == peer.certificate.fingerprint()) {
-            of_identity.push(peer);
+    /// Adds a certificate, unless it is in the set.
+    pub(super) fn insert(&mut self, entry: Entry) {
+        let entries = self.by_identity.entry(entry.certificate.identity().clone()).or_default();
+        if !entries.iter().any(|other| other.certificate.fingerprint() == entry.certificate.fingerprint()) {
+            entries.push(entry);
             // The newest first.
-            of_identity.sort_by_key(|peer| std::cmp::Reverse(peer.certificate.not_before()));
+            entries.sort_by_key(|entry| std::cmp::Reverse(entry.certificate.not_before()));
         }
     }
 
-    pub(super) fn of(&self, identity: &Identity) -> &[Peer] {
+    pub(super) fn of(&self, identity: &Identity) -> &[Entry] {
         self.by_identity.get(identity).map_or(&[], Vec::as_slice)
     }
 
-    pub(super) fn all(&self) -> impl Iterator<Item = &Peer> {
+    pub(super) fn all(&self) -> impl Iterator<Item = &Entry> {
         self.by_identity.values().flatten()
     }
 
     pub(super) fn signer(&self, query: &SignerQuery<'_>) -> Option<Arc<Certificate>> {
-        let with_key = || self.of(query.identity).iter().filter(|peer| peer.certificate.key_id() == query.key_id);
-        // One that is valid, if there is; else one that says why it is not.
-        let valid = with_key().find(|peer| peer.is_known_at(query.now) && peer.certificate.is_valid_at(query.now));
-        let known = || with_key().find(|peer| peer.is_known_at(query.now));
-        valid.or_else(known).map(|peer| peer.certificate.clone())
+        let entries = self.of(query.identity).iter();
+        let mut known =
+            entries.filter(|entry| entry.certificate.key_id() == query.key_id && entry.is_known_at(query.now));
+        // One that is not valid is better than none: verifying it tells why messages are refused.
+        let valid = known.clone().find(|entry| entry.certificate.is_valid_at(query.now));
+        valid.or_else(|| known.next()).map(|entry| entry.certificate.clone())
     }
 
     pub(super) fn recipients(&self, query: &RecipientQuery<'_>) -> Vec<Arc<Certificate>> {
         match query.recipient {
-            Recipient::One(identity) => current(self.of(identity), query.now),
+            Recipient::One(identity) => usable(self.of(identity), query.now),
             Recipient::Mappers => {
                 let mappers = self.by_identity.iter().filter(|(identity, _)| identity.role() == Role::Mapper);
-                mappers.flat_map(|(_, peers)| current(peers, query.now)).collect()
+                mappers.flat_map(|(_, entries)| usable(entries, query.now)).collect()
             }
         }
     }
 }
 
-/// The certificates of an identity that can be encrypted to: valid, the newest for each key, at most [`KEYS`].
-fn current(peers: &[Peer], now: Timestamp) -> Vec<Arc<Certificate>> {
+/// The certificates of an identity to encrypt for: valid, the newest of each key, at most [`MAX_KEYS_PER_RECIPIENT`].
+fn usable(entries: &[Entry], now: Timestamp) -> Vec<Arc<Certificate>> {
     let mut found: Vec<Arc<Certificate>> = Vec::with_capacity(1);
-    for peer in peers.iter().filter(|peer| peer.is_known_at(now) && peer.certificate.is_valid_at(now)) {
-        if found.len() < KEYS && !found.iter().any(|other| other.key_id() == peer.certificate.key_id()) {
-            found.push(peer.certificate.clone());
+    for entry in entries.iter().filter(|entry| entry.is_known_at(now) && entry.certificate.is_valid_at(now)) {
+        if found.len() < MAX_KEYS_PER_RECIPIENT
+            && !found.iter().any(|other| other.key_id() == entry.certificate.key_id())
+        {
+            found.push(entry.certificate.clone());
         }
     }
     found
@@ -162,7 +164,7 @@ mod tests {
     const DAY: Duration = Duration::from_secs(86_400);
 
     #[test]
-    fn s02_signers_are_found_by_identity_and_key_and_recipients_are_valid_ones_only() {
+    fn s02_static_store_finds_signers_by_key_id_and_valid_recipients() {
         let now = SystemClock.now();
         let ca = CertificateAuthority::create("example.org", KeyType::P256, DAY * 100, now).unwrap();
         let issue = |name: &str, at| {
@@ -176,8 +178,8 @@ mod tests {
         };
         assert_eq!(signer(old.identity(), old.key_id(), now), Some(*old.fingerprint()));
         assert_eq!(signer(old.identity(), new.key_id(), now), Some(*new.fingerprint()));
-        assert_eq!(signer(other.identity(), old.key_id(), now), None, "another's key");
-        // An expired one is still named, so that it can be refused for what it is.
+        assert_eq!(signer(other.identity(), old.key_id(), now), None, "the key of another identity");
+        // An expired certificate is still found, so that verifying it reports the expiry.
         assert_eq!(signer(old.identity(), old.key_id(), now.saturating_add(DAY * 2)), Some(*old.fingerprint()));
 
         let to = |recipient, at| {

@@ -1,14 +1,15 @@
-//! Small checked texts: service names, tags, tokens and message ids.
+//! Validated names: services, tags, tokens and message ids.
 
 use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use data_encoding::{HEXLOWER, HEXLOWER_PERMISSIVE};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// Reads a string and parses it; the error names what is wrong, not the value.
-pub(super) fn parsed<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+/// Deserializes a string and parses it. The error says what is wrong and does not repeat the value.
+pub(super) fn deserialize_parsed<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
     T: FromStr,
@@ -19,18 +20,26 @@ where
 }
 
 /// The longest service name, in bytes.
-pub const MAX_SERVICE: usize = 255;
+const MAX_SERVICE_BYTES: usize = 255;
 /// The longest tag, in bytes.
-pub const MAX_TAG: usize = 128;
+const MAX_TAG_BYTES: usize = 128;
 
 /// The name of a service: `/PREFIX/METHOD`, such as `/simple/echo`.
 ///
-/// It is 2 to 255 bytes: segments of ASCII letters, digits, `-`, `_` and `.`, each behind a `/`; no segment is `.` or `..`.
+/// It is 2 to 255 bytes: segments of ASCII letters, digits, `-`, `_` and `.`, each after a `/`; no segment is `.` or `..`.
+///
+/// ```
+/// use nanite::packet::Service;
+///
+/// assert!("/simple/echo".parse::<Service>().is_ok());
+/// assert!("/simple/../echo".parse::<Service>().is_err());
+/// ```
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Service(Arc<str>);
 
-/// Why a text is no service name.
+/// A text is not a service name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 #[error("a service is /PREFIX/METHOD: segments of letters, digits, '-', '_' and '.', at most 255 bytes")]
 pub struct InvalidService;
 
@@ -40,7 +49,16 @@ impl Service {
         &self.0
     }
 
-    /// The service that is meant: a name of one segment, `/simple`, means `/simple/index`.
+    /// The full name: a name of one segment, `/simple`, is short for `/simple/index`.
+    ///
+    /// ```
+    /// use nanite::packet::Service;
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// assert_eq!("/simple".parse::<Service>()?.resolved().as_str(), "/simple/index");
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn resolved(&self) -> Service {
         if self.0[1..].contains('/') { self.clone() } else { Service(format!("{}/index", self.0).into()) }
     }
@@ -55,19 +73,27 @@ impl FromStr for Service {
             !matches!(segment, "" | "." | "..")
                 && segment.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
         };
-        if text.len() > MAX_SERVICE || !segments.split('/').all(good) {
+        if text.len() > MAX_SERVICE_BYTES || !segments.split('/').all(good) {
             return Err(InvalidService);
         }
         Ok(Self(text.into()))
     }
 }
 
-/// A tag that an agent carries and a request can ask for: 1 to 128 bytes, no control characters.
+/// A tag of an agent, which requests can require: 1 to 128 bytes without control characters.
+///
+/// ```
+/// use nanite::packet::Tag;
+///
+/// assert!("eu-west".parse::<Tag>().is_ok());
+/// assert!("eu\nwest".parse::<Tag>().is_err());
+/// ```
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Tag(Arc<str>);
 
-/// Why a text is no tag.
+/// A text is not a tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 #[error("a tag is 1 to 128 bytes without control characters")]
 pub struct InvalidTag;
 
@@ -82,7 +108,7 @@ impl FromStr for Tag {
     type Err = InvalidTag;
 
     fn from_str(text: &str) -> Result<Self, InvalidTag> {
-        if text.is_empty() || text.len() > MAX_TAG || text.chars().any(char::is_control) {
+        if text.is_empty() || text.len() > MAX_TAG_BYTES || text.chars().any(char::is_control) {
             return Err(InvalidTag);
         }
         Ok(Self(text.into()))
@@ -111,7 +137,7 @@ macro_rules! text_type {
 
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                parsed(deserializer)
+                deserialize_parsed(deserializer)
             }
         }
     )*};
@@ -119,7 +145,7 @@ macro_rules! text_type {
 
 text_type!(Service, Tag);
 
-/// Sixteen random bytes, written as 32 hexadecimal digits.
+/// Defines an id of sixteen random bytes, written as 32 hexadecimal digits.
 macro_rules! random_id {
     ($(#[$doc:meta])* $name:ident, $what:literal) => {
         $(#[$doc])*
@@ -127,17 +153,17 @@ macro_rules! random_id {
         pub struct $name([u8; 16]);
 
         impl $name {
-            /// A new random one, from the system's cryptographic generator.
+            /// A new random id, from OpenSSL's cryptographic generator.
             ///
             /// # Errors
-            /// When the generator fails.
+            /// [`RandomnessError`] when the generator fails.
             pub fn random() -> Result<Self, RandomnessError> {
                 let mut bytes = [0; 16];
                 openssl::rand::rand_bytes(&mut bytes).map_err(|_| RandomnessError)?;
                 Ok(Self(bytes))
             }
 
-            /// The one with these bytes.
+            /// The id with these bytes.
             pub const fn from_bytes(bytes: [u8; 16]) -> Self {
                 Self(bytes)
             }
@@ -150,7 +176,7 @@ macro_rules! random_id {
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+                f.write_str(&HEXLOWER.encode(&self.0))
             }
         }
 
@@ -164,15 +190,8 @@ macro_rules! random_id {
             type Err = InvalidId;
 
             fn from_str(text: &str) -> Result<Self, InvalidId> {
-                let mut bytes = [0; 16];
-                if text.len() != 32 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
-                    return Err(InvalidId($what));
-                }
-                for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks(2)) {
-                    let digits = std::str::from_utf8(digits).map_err(|_| InvalidId($what))?;
-                    *byte = u8::from_str_radix(digits, 16).map_err(|_| InvalidId($what))?;
-                }
-                Ok(Self(bytes))
+                let bytes = HEXLOWER_PERMISSIVE.decode(text.as_bytes()).map_err(|_| InvalidId($what))?;
+                bytes.try_into().map(Self).map_err(|_| InvalidId($what))
             }
         }
 
@@ -184,29 +203,40 @@ macro_rules! random_id {
 
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                parsed(deserializer)
+                deserialize_parsed(deserializer)
             }
         }
     };
 }
 
-/// Why a text is no token or message id.
+/// A text is not a token or message id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a {0} is 32 hexadecimal digits")]
 pub struct InvalidId(&'static str);
 
 /// The system's random generator failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 #[error("the system's random generator failed")]
 pub struct RandomnessError;
 
 random_id! {
-    /// What ties the answers to a request together: chosen by whoever asks.
+    /// Links the answers to their request. The caller chooses it.
+    ///
+    /// ```
+    /// use nanite::packet::Token;
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let token = Token::random()?;
+    /// assert_eq!(token.to_string().parse::<Token>()?, token);
+    /// # Ok(())
+    /// # }
+    /// ```
     Token, "token"
 }
 
 random_id! {
-    /// The id of one message, chosen by its sender; part of the signed header.
+    /// The id of one message. The sender chooses it, and it is part of the signed header.
     MessageId, "message id"
 }
 
@@ -215,7 +245,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn services_are_paths_of_plain_segments() {
+    fn accepts_only_services_of_plain_segments() {
         for good in ["/simple/echo", "/simple", "/a.b/c-d_e/F9"] {
             assert_eq!(good.parse::<Service>().unwrap().as_str(), good);
         }
@@ -237,9 +267,12 @@ mod tests {
     }
 
     #[test]
-    fn tokens_read_back() {
+    fn tokens_round_trip_as_text() {
         let token = Token::random().unwrap();
         assert_eq!(token.to_string().parse::<Token>().unwrap(), token);
-        assert!("+1".repeat(16).parse::<Token>().is_err());
+        assert_eq!(token.to_string().to_uppercase().parse::<Token>().unwrap(), token);
+        for bad in ["+1".repeat(16), "0".repeat(31), "0".repeat(33), "0".repeat(30)] {
+            assert!(bad.parse::<Token>().is_err(), "{bad}");
+        }
     }
 }
