@@ -37,7 +37,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use config::Config;
 use error::{Exit, Result};
@@ -158,8 +158,8 @@ impl Cli {
             Command::Policy(command) => policy::run(command),
             Command::Audit(command) => audit::run(command),
             Command::Broker(command) => setup::run(global, &command),
-            Command::Completions(args) => generate::completions(&args),
-            Command::Man(args) => generate::manual(global, &args),
+            Command::Completions(args) => generate::completions(Self::command(), &args),
+            Command::Man(args) => generate::manual(global, Self::command(), &args),
         }
     }
 }
@@ -167,7 +167,6 @@ impl Cli {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn u02_clap_definition_is_valid() {
