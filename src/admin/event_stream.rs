@@ -15,8 +15,8 @@ use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, timeout};
 
+use super::access::Session;
 use super::http::HttpError;
-use super::session::Session;
 use super::state::AppState;
 
 /// How long a stream lasts; then the browser opens another.

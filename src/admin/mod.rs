@@ -27,7 +27,6 @@
 mod access;
 mod event_stream;
 mod format;
-mod guard;
 mod history;
 mod http;
 mod origin;
@@ -35,7 +34,6 @@ mod pages;
 mod requests;
 mod secret;
 mod server;
-mod session;
 mod state;
 
 use std::sync::Arc;

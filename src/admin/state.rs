@@ -9,12 +9,11 @@ use axum::http::{Method, StatusCode, header};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::access::{Access, Authenticator, LoginAttempts};
+use super::access::{Access, Authenticator, LoginAttempts, SESSION_COOKIE, Session, Sessions};
 use super::history::History;
 use super::http::{HttpError, cookie};
 use super::origin::Origins;
 use super::requests::Requests;
-use super::session::{SESSION_COOKIE, Session, Sessions};
 use crate::clock::{Clock, Timestamp};
 use crate::mapper::{AgentRecord, Mapper};
 use crate::packet::Service;

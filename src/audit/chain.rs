@@ -12,8 +12,6 @@ use openssl::sha::sha256;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use super::record::Record;
-
 /// The longest line that is read back, in bytes.
 const MAX_LINE_BYTES: u64 = 64 * 1024;
 /// The most events written before the head file is considered again.
@@ -149,7 +147,7 @@ impl ChainWriter {
     }
 
     /// Writes events until the channel is closed.
-    pub fn run(&mut self, mut events: mpsc::Receiver<Record>, dropped: &AtomicU64, failed: &AtomicU64) {
+    pub fn run<T: Serialize>(&mut self, mut events: mpsc::Receiver<T>, dropped: &AtomicU64, failed: &AtomicU64) {
         let (mut batch, mut recorded_drops) = (Vec::new(), 0);
         if self.truncated {
             self.write(&GapRecord::new(TRUNCATED_BY_CRASH, 1), failed);

@@ -13,8 +13,7 @@ use rcgen::{
 use time::OffsetDateTime;
 use x509_cert::der::{Decode, Tag, Tagged};
 
-use super::certificate::{Certificate, Suite, distinguished_name, is_ca, validity};
-use super::files;
+use super::certificate::{Certificate, Suite, distinguished_name, is_ca, parse_certificates, validity};
 use super::issuing::{CertificateRequest, IssueError, OpensslSigner, SubjectKey, rcgen_name};
 use super::key::{Credentials, KeyError, KeyType, PrivateKey};
 use super::trust::Trust;
@@ -120,7 +119,7 @@ impl CertificateAuthority {
     /// # }
     /// ```
     pub fn from_pem(text: &[u8], key: PrivateKey, domain: Option<&str>) -> Result<Self, IssueError> {
-        let mut certificates = files::parse_certificates(text).ok_or(IssueError::Malformed)?;
+        let mut certificates = parse_certificates(text).ok_or(IssueError::Malformed)?;
         let is_own = |x509: &X509| x509.public_key().is_ok_and(|public| public.public_eq(key.pkey()));
         let own = certificates.iter().position(is_own).unwrap_or(0);
         Self::new(certificates.swap_remove(own), key, domain)

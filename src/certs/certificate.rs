@@ -1,4 +1,4 @@
-//! A node's certificate, parsed: its identity, key and validity.
+//! A node's certificate, parsed: its identity, key and validity; and PEM texts of certificates and revocation lists.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,11 +7,18 @@ use data_encoding::HEXLOWER;
 use openssl::asn1::{Asn1Time, Asn1TimeRef};
 use openssl::nid::Nid;
 use openssl::pkey::{Id, PKey, Public};
-use openssl::x509::{X509, X509NameRef, X509Ref};
+use openssl::x509::{X509, X509Crl, X509NameRef, X509Ref};
 
-use super::files;
 use crate::clock::Timestamp;
 use crate::packet::{Identity, InvalidIdentity};
+
+/// The longest PEM text of certificates that is read, in bytes.
+pub(super) const MAX_CERTIFICATES_BYTES: usize = 1024 * 1024;
+/// The longest PEM text of revocation lists that is read, in bytes.
+pub(super) const MAX_CRLS_BYTES: usize = 16 * 1024 * 1024;
+
+/// The PEM label of revocation lists.
+const CRL_LABEL: &str = "X509 CRL";
 
 /// The longest distinguished name that is shown, in characters.
 const MAX_NAME_CHARS: usize = 200;
@@ -151,7 +158,7 @@ impl Certificate {
     /// # Errors
     /// [`CertificateError`] when a node cannot use the certificate.
     pub fn from_pem(pem: &[u8]) -> Result<Self, CertificateError> {
-        let certificates = files::parse_certificates(pem).unwrap_or_default();
+        let certificates = parse_certificates(pem).unwrap_or_default();
         Self::from_x509(certificates.into_iter().next().ok_or(CertificateError::Malformed)?)
     }
 
@@ -307,4 +314,52 @@ pub(crate) fn distinguished_name(name: &X509NameRef) -> String {
         }
     }
     if text.is_empty() { "no name".into() } else { text }
+}
+
+/// Parses every certificate of a PEM text, in order; `None` when there is none or one cannot be parsed.
+pub(super) fn parse_certificates(pem: &[u8]) -> Option<Vec<X509>> {
+    if pem.len() > MAX_CERTIFICATES_BYTES {
+        return None;
+    }
+    X509::stack_from_pem(pem).ok().filter(|certificates| !certificates.is_empty())
+}
+
+/// Parses every revocation list of a PEM text; `None` when there is none, when one cannot be parsed, or when one could be overlooked
+/// because a boundary line is damaged or has other text beside it.
+pub(super) fn parse_crls(pem: &[u8]) -> Option<Vec<X509Crl>> {
+    if pem.len() > MAX_CRLS_BYTES {
+        return None;
+    }
+    let mut crls = Vec::new();
+    let mut rest = std::str::from_utf8(pem).ok()?;
+    while let Some((before, from)) = rest.split_once("-----BEGIN X509 CRL-----") {
+        let (block, after) = from.split_once("-----END X509 CRL-----")?;
+        let begins_line = before.is_empty() || before.ends_with('\n');
+        let lines_are_whole = begins_line && ends_line(block) && block.ends_with('\n') && ends_line(after);
+        if !lines_are_whole || before.contains(CRL_LABEL) || block.contains(CRL_LABEL) {
+            return None;
+        }
+        crls.push(parse_crl(block)?);
+        rest = after;
+    }
+    (!crls.is_empty() && !rest.contains(CRL_LABEL)).then_some(crls)
+}
+
+/// Parses the text between the boundary lines of a revocation list: base64 of one list in DER and nothing else (RFC 7468, section 3).
+/// OpenSSL's own reader ignores lines that are not base64, and so could ignore a damaged boundary.
+fn parse_crl(block: &str) -> Option<X509Crl> {
+    let text: String = block.split_ascii_whitespace().collect();
+    let digits = text.trim_end_matches('=');
+    if text.len() - digits.len() > 2 || !digits.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'+' || b == b'/') {
+        return None;
+    }
+    let der = openssl::base64::decode_block(&text).ok()?;
+    let crl = X509Crl::from_der(&der).ok()?;
+    (crl.to_der().ok()? == der).then_some(crl)
+}
+
+/// Whether only whitespace follows on the line.
+fn ends_line(text: &str) -> bool {
+    let text = text.trim_start_matches([' ', '\t', '\r']);
+    text.is_empty() || text.starts_with('\n')
 }

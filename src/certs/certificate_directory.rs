@@ -1,20 +1,13 @@
-//! A directory of certificate and key files, as `nanite certs` creates it: file names, reading, and errors.
-
-#[cfg(test)]
-mod tests;
+//! A directory of certificate and key files, as `nanite certs` creates it: file names, and reading credentials, CAs and peers.
 
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use openssl::x509::{X509, X509Crl};
+use openssl::x509::X509Crl;
 
-use super::certificate::{Certificate, CertificateError, is_ca};
-use super::files;
+use super::files::{CertificateFile, DirectoryError, read_authorities, read_revocations};
 use super::key::{Credentials, KeyError, PrivateKey};
-#[cfg(feature = "cli")]
-use super::store::StoreError;
 use super::trust::Trust;
 use super::trust_anchors::{AuthorityError, CaCertificate};
 use crate::clock::Timestamp;
@@ -61,120 +54,6 @@ pub(super) const CRL_FILE: &str = "crl.pem";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CertificateDirectory {
     path: PathBuf,
-}
-
-/// Why the files of a directory cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum DirectoryError {
-    /// The directory does not exist.
-    #[error("there is no directory {0}")]
-    NoDirectory(PathBuf),
-    /// The name of a node ends in `-key`, so that its certificate file would have the name of another node's key file.
-    #[error("{0} cannot have files in a directory: its name ends in '-key'")]
-    AmbiguousName(Identity),
-    /// The node has no certificate file.
-    #[error("there is no certificate for {identity}: no file {path}")]
-    NoCertificate {
-        /// The node.
-        identity: Identity,
-        /// The missing file.
-        path: PathBuf,
-    },
-    /// The node has no key file.
-    #[error("there is no key for {identity}: no file {path}")]
-    NoKey {
-        /// The node.
-        identity: Identity,
-        /// The missing file.
-        path: PathBuf,
-    },
-    /// A certificate file or the directory cannot be read.
-    #[error("cannot read {path}")]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// The reason.
-        #[source]
-        source: io::Error,
-    },
-    /// A certificate file does not hold the certificate of a node.
-    #[error("{path} cannot be used")]
-    Invalid {
-        /// The file.
-        path: PathBuf,
-        /// The reason.
-        #[source]
-        source: CertificateError,
-    },
-    /// A certificate file holds another node's certificate.
-    #[error("{path} holds the certificate of {found}")]
-    OtherIdentity {
-        /// The file.
-        path: PathBuf,
-        /// The identity in the certificate.
-        found: Identity,
-    },
-    /// A key file cannot be used.
-    #[error("the key file {path} cannot be used")]
-    Key {
-        /// The file.
-        path: PathBuf,
-        /// The reason.
-        #[source]
-        source: KeyError,
-    },
-    /// The key does not belong to the certificate.
-    #[error("{key} is not the key of {certificate}")]
-    Mismatch {
-        /// The certificate file.
-        certificate: PathBuf,
-        /// The key file.
-        key: PathBuf,
-    },
-    /// The certificate has expired.
-    #[error("the certificate {path} expired at {at}")]
-    Expired {
-        /// The file.
-        path: PathBuf,
-        /// The end of its validity.
-        at: Timestamp,
-    },
-    /// The certificate is not valid yet.
-    #[error("the certificate {path} is not valid before {at}")]
-    NotYetValid {
-        /// The file.
-        path: PathBuf,
-        /// The start of its validity.
-        at: Timestamp,
-    },
-    /// A file name begins like that of an agent or mapper, but the rest is not a valid name.
-    #[error("{path} is not named after an agent or mapper")]
-    FileName {
-        /// The file.
-        path: PathBuf,
-    },
-    /// There is no file of CA certificates.
-    #[error("there is no CA certificate: no file {0}")]
-    NoAuthority(PathBuf),
-    /// The CA certificates cannot be used.
-    #[error("the CA certificate {path} cannot be used")]
-    Authority {
-        /// The file.
-        path: PathBuf,
-        /// The reason.
-        #[source]
-        source: AuthorityError,
-    },
-    /// The revocation lists cannot be used.
-    #[error("the revocation lists {path} cannot be used")]
-    Revocation {
-        /// The file.
-        path: PathBuf,
-        /// The reason.
-        #[source]
-        source: AuthorityError,
-    },
 }
 
 impl CertificateDirectory {
@@ -391,32 +270,6 @@ impl fmt::Debug for Content {
     }
 }
 
-fn read_authorities(path: &Path) -> Result<Vec<CaCertificate>, DirectoryError> {
-    let failed = |source| DirectoryError::Authority { path: path.to_owned(), source };
-    let unreadable = |source| AuthorityError::Unreadable { path: path.to_owned(), source };
-    let text = files::read_bounded(path, files::MAX_CERTIFICATES_BYTES).map_err(|source| failed(unreadable(source)))?;
-    let certificates = files::parse_certificates(&text).ok_or_else(|| failed(AuthorityError::Malformed))?;
-    certificates.into_iter().map(CaCertificate::new).collect::<Result<_, _>>().map_err(failed)
-}
-
-fn read_revocations(path: &Path) -> Result<Vec<X509Crl>, DirectoryError> {
-    let failed = |source| DirectoryError::Revocation { path: path.to_owned(), source };
-    let unreadable = |source| failed(AuthorityError::Unreadable { path: path.to_owned(), source });
-    let text = files::read_bounded(path, files::MAX_CRLS_BYTES).map_err(unreadable)?;
-    files::parse_crls(&text).ok_or_else(|| failed(AuthorityError::Crl))
-}
-
-/// Reads every certificate of a PEM file, of CAs and of nodes.
-#[cfg(feature = "cli")]
-pub(crate) fn read_certificates(path: &Path) -> Result<Vec<X509>, StoreError> {
-    let unreadable = |source| StoreError::Unreadable { path: path.to_owned(), source };
-    let text = files::read_bounded(path, files::MAX_CERTIFICATES_BYTES).map_err(unreadable)?;
-    files::parse_certificates(&text).ok_or_else(|| StoreError::Invalid {
-        location: path.display().to_string(),
-        why: CertificateError::Malformed.to_string(),
-    })
-}
-
 /// Whether a file name has the form of the certificate file of an agent or mapper.
 fn is_node_file(name: &str) -> bool {
     let has_role = name.starts_with("agent-") || name.starts_with("mapper-");
@@ -430,41 +283,130 @@ pub(super) fn identity_of_file(file_name: &str) -> Option<Identity> {
     Identity::new(role.parse().ok()?, name).ok()
 }
 
-/// A node's certificate file.
-#[derive(Debug)]
-pub(crate) struct CertificateFile {
-    /// The node's certificates in the order of the file: one, or two during a rotation.
-    pub(crate) certificates: Vec<Arc<Certificate>>,
-    /// The intermediate certificates, in DER.
-    pub(crate) intermediates: Vec<Vec<u8>>,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::certs::{CertificateAuthority, CertificateError, KeyType, files};
+    use crate::clock::{Clock, SystemClock};
+    use std::os::unix::fs::PermissionsExt;
+    use std::time::Duration;
 
-impl CertificateFile {
-    fn read(path: &Path) -> Result<Self, DirectoryError> {
-        let unreadable = |source| DirectoryError::Unreadable { path: path.to_owned(), source };
-        let text = files::read_bounded(path, files::MAX_CERTIFICATES_BYTES).map_err(unreadable)?;
-        Self::parse(&text).map_err(|source| DirectoryError::Invalid { path: path.to_owned(), source })
+    const DAY: Duration = Duration::from_secs(86_400);
+
+    struct TestDirectory {
+        dir: tempfile::TempDir,
+        ca: CertificateAuthority,
+        now: Timestamp,
     }
 
-    fn parse(text: &[u8]) -> Result<Self, CertificateError> {
-        let certificates = files::parse_certificates(text).ok_or(CertificateError::Malformed)?;
-        let (authorities, nodes): (Vec<X509>, Vec<X509>) = certificates.into_iter().partition(|x509| is_ca(x509));
-        if nodes.is_empty() {
-            return Err(CertificateError::IsCa);
+    impl TestDirectory {
+        fn new() -> Self {
+            let now = SystemClock.now();
+            let dir = tempfile::tempdir().unwrap();
+            let ca = CertificateAuthority::create("example.org", KeyType::P256, DAY * 365, now).unwrap();
+            std::fs::write(dir.path().join("ca.pem"), ca.certificate().to_pem().unwrap()).unwrap();
+            Self { dir, ca, now }
         }
-        let certificates = nodes.into_iter().map(|x509| Certificate::from_x509(x509).map(Arc::new));
-        Ok(Self {
-            certificates: certificates.collect::<Result<_, _>>()?,
-            intermediates: authorities.iter().filter_map(|x509| x509.to_der().ok()).collect(),
-        })
+
+        fn issue(&self, identity: &Identity, file: &str) -> Credentials {
+            let credentials = self.ca.issue(identity, KeyType::P256, DAY, self.now).unwrap();
+            let write = |name: String, content: &[u8], mode| {
+                files::write(&self.dir.path().join(name), content, mode, true).unwrap();
+            };
+            write(format!("{file}.pem"), &credentials.certificate().to_pem(), files::PUBLIC);
+            write(format!("{file}-key.pem"), &credentials.key().to_pem().unwrap(), files::SECRET);
+            credentials
+        }
+
+        fn load(&self, identity: &Identity) -> Result<Credentials, DirectoryError> {
+            CertificateDirectory::new(self.dir.path()).credentials(identity, None, self.now)
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.dir.path().join(name)
+        }
     }
 
-    fn check_identity(&self, identity: &Identity, path: &Path) -> Result<(), DirectoryError> {
-        match self.certificates.iter().find(|certificate| certificate.identity() != identity) {
-            Some(other) => {
-                Err(DirectoryError::OtherIdentity { path: path.to_owned(), found: other.identity().clone() })
-            }
-            None => Ok(()),
+    #[test]
+    fn s03_every_fault_of_a_nodes_files_has_its_own_error() {
+        use DirectoryError as E;
+        let test = TestDirectory::new();
+        let fred = Identity::agent("fred").unwrap();
+        assert!(matches!(test.load(&fred), Err(E::NoCertificate { .. })));
+        let made = test.issue(&fred, "agent-fred");
+        assert_eq!(test.load(&fred).unwrap().certificate().fingerprint(), made.certificate().fingerprint());
+
+        let key = test.path("agent-fred-key.pem");
+        std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o640)).unwrap();
+        let wide = test.load(&fred);
+        assert!(matches!(wide, Err(E::Key { source: KeyError::TooOpen { mode: 0o640, .. }, .. })), "{wide:?}");
+        std::fs::remove_file(&key).unwrap();
+        assert!(matches!(test.load(&fred), Err(E::NoKey { .. })));
+        std::fs::create_dir(&key).unwrap();
+        assert!(matches!(test.load(&fred), Err(E::Key { source: KeyError::Unreadable { .. }, .. })));
+        std::fs::remove_dir(&key).unwrap();
+        let other = PrivateKey::generate(KeyType::P256).unwrap();
+        files::write(&key, &other.to_pem().unwrap(), files::SECRET, false).unwrap();
+        assert!(matches!(test.load(&fred), Err(E::Mismatch { .. })));
+        files::write(&key, b"nothing", files::SECRET, true).unwrap();
+        assert!(matches!(test.load(&fred), Err(E::Key { source: KeyError::Malformed, .. })));
+
+        test.issue(&Identity::agent("bob").unwrap(), "agent-fred");
+        assert!(matches!(test.load(&fred), Err(E::OtherIdentity { found, .. }) if found.name() == "bob"));
+        std::fs::write(test.path("agent-fred.pem"), "nothing").unwrap();
+        assert!(matches!(test.load(&fred), Err(E::Invalid { source: CertificateError::Malformed, .. })));
+        std::fs::copy(test.path("ca.pem"), test.path("agent-fred.pem")).unwrap();
+        assert!(matches!(test.load(&fred), Err(E::Invalid { source: CertificateError::IsCa, .. })));
+
+        let missing = CertificateDirectory::new("/nonexistent");
+        assert!(matches!(missing.credentials(&fred, None, test.now), Err(E::NoDirectory(_))));
+        assert!(matches!(missing.trust(), Err(E::NoDirectory(_))));
+    }
+
+    #[test]
+    fn s03_certificate_is_loaded_only_while_valid() {
+        let test = TestDirectory::new();
+        let fred = Identity::agent("fred").unwrap();
+        test.issue(&fred, "agent-fred");
+        let directory = CertificateDirectory::new(test.dir.path());
+        let late = directory.credentials(&fred, None, test.now.saturating_add(DAY));
+        assert!(matches!(late, Err(DirectoryError::Expired { .. })));
+        let early = directory.credentials(&fred, None, test.now.saturating_sub(DAY));
+        assert!(matches!(early, Err(DirectoryError::NotYetValid { .. })));
+    }
+
+    #[test]
+    fn s03_missing_ca_certificate_is_reported() {
+        let test = TestDirectory::new();
+        let directory = CertificateDirectory::new(test.dir.path());
+        let fred = test.issue(&Identity::agent("fred").unwrap(), "agent-fred");
+        assert_eq!(directory.trust().unwrap().verify(fred.certificate(), &[], test.now), Ok(()));
+        std::fs::copy(test.path("agent-fred.pem"), directory.ca_path()).unwrap();
+        assert!(matches!(directory.trust(), Err(DirectoryError::Authority { .. })));
+        std::fs::remove_file(directory.ca_path()).unwrap();
+        assert!(matches!(directory.trust(), Err(DirectoryError::NoAuthority(_))));
+    }
+
+    #[test]
+    fn s03_certificate_of_the_key_is_found_behind_another_during_rotation() {
+        let test = TestDirectory::new();
+        let fred = Identity::agent("fred").unwrap();
+        let own = test.issue(&fred, "agent-fred");
+        let next = test.ca.issue(&fred, KeyType::P256, DAY, test.now).unwrap();
+        let both = [next.certificate().to_pem(), own.certificate().to_pem()].concat();
+        std::fs::write(test.path("agent-fred.pem"), both).unwrap();
+        assert_eq!(test.load(&fred).unwrap().certificate().fingerprint(), own.certificate().fingerprint());
+    }
+
+    #[test]
+    fn s03_certificate_file_name_is_never_a_key_file_name() {
+        let test = TestDirectory::new();
+        let tricky = Identity::agent("fred-key").unwrap();
+        assert!(matches!(test.load(&tricky), Err(DirectoryError::AmbiguousName(_))));
+        assert_eq!(identity_of_file("agent-fred-key.pem"), None);
+        assert_eq!(identity_of_file("mapper-m_1.pem"), Identity::mapper("m_1").ok());
+        for name in ["ca.pem", "ca-key.pem", "agent-.pem", "agent-a.pem.bak", ".agent-a.pem.12", "root-a.pem"] {
+            assert_eq!(identity_of_file(name), None, "{name}");
         }
     }
 }

@@ -14,11 +14,9 @@ use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use parking_lot::{Mutex, MutexGuard, RwLock};
 
 use super::certificate::Certificate;
-use super::certificate_directory::{
-    CA_FILE, CRL_FILE, CertificateDirectory, Content, DirectoryError, identity_of_file,
-};
-use super::static_store::{CertificateSet, Entry};
-use super::store::{CertificateStore, RecipientQuery, SignerQuery, StoreError};
+use super::certificate_directory::{CA_FILE, CRL_FILE, CertificateDirectory, Content, identity_of_file};
+use super::files::DirectoryError;
+use super::store::{CertificateSet, CertificateStore, Entry, RecipientQuery, SignerQuery, StoreError};
 use super::trust::Trust;
 use crate::clock::Timestamp;
 

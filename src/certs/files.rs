@@ -1,82 +1,216 @@
-//! Certificate and key files: bounded reading of PEM, and atomic writing.
+//! Certificate and key files: bounded reading, why one cannot be used, and atomic writing.
 
 use std::fs::File;
-use std::io::Read;
-use std::path::Path;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use openssl::x509::{X509, X509Crl};
+
+use super::certificate::{
+    Certificate, CertificateError, MAX_CERTIFICATES_BYTES, MAX_CRLS_BYTES, is_ca, parse_certificates, parse_crls,
+};
+use super::key::KeyError;
+#[cfg(feature = "cli")]
+use super::store::StoreError;
+use super::trust_anchors::{AuthorityError, CaCertificate};
+use crate::clock::Timestamp;
+use crate::packet::Identity;
 
 #[cfg(any(feature = "cli", test))]
 pub(crate) use write::{PUBLIC, SECRET, create_directory, write};
 
-/// The longest PEM text of certificates that is read, in bytes.
-pub(super) const MAX_CERTIFICATES_BYTES: usize = 1024 * 1024;
-/// The longest PEM text of revocation lists that is read, in bytes.
-pub(super) const MAX_CRLS_BYTES: usize = 16 * 1024 * 1024;
-
-/// The PEM label of revocation lists.
-const CRL_LABEL: &str = "X509 CRL";
+/// Why the files of a directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DirectoryError {
+    /// The directory does not exist.
+    #[error("there is no directory {0}")]
+    NoDirectory(PathBuf),
+    /// The name of a node ends in `-key`, so that its certificate file would have the name of another node's key file.
+    #[error("{0} cannot have files in a directory: its name ends in '-key'")]
+    AmbiguousName(Identity),
+    /// The node has no certificate file.
+    #[error("there is no certificate for {identity}: no file {path}")]
+    NoCertificate {
+        /// The node.
+        identity: Identity,
+        /// The missing file.
+        path: PathBuf,
+    },
+    /// The node has no key file.
+    #[error("there is no key for {identity}: no file {path}")]
+    NoKey {
+        /// The node.
+        identity: Identity,
+        /// The missing file.
+        path: PathBuf,
+    },
+    /// A certificate file or the directory cannot be read.
+    #[error("cannot read {path}")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        #[source]
+        source: io::Error,
+    },
+    /// A certificate file does not hold the certificate of a node.
+    #[error("{path} cannot be used")]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        #[source]
+        source: CertificateError,
+    },
+    /// A certificate file holds another node's certificate.
+    #[error("{path} holds the certificate of {found}")]
+    OtherIdentity {
+        /// The file.
+        path: PathBuf,
+        /// The identity in the certificate.
+        found: Identity,
+    },
+    /// A key file cannot be used.
+    #[error("the key file {path} cannot be used")]
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        #[source]
+        source: KeyError,
+    },
+    /// The key does not belong to the certificate.
+    #[error("{key} is not the key of {certificate}")]
+    Mismatch {
+        /// The certificate file.
+        certificate: PathBuf,
+        /// The key file.
+        key: PathBuf,
+    },
+    /// The certificate has expired.
+    #[error("the certificate {path} expired at {at}")]
+    Expired {
+        /// The file.
+        path: PathBuf,
+        /// The end of its validity.
+        at: Timestamp,
+    },
+    /// The certificate is not valid yet.
+    #[error("the certificate {path} is not valid before {at}")]
+    NotYetValid {
+        /// The file.
+        path: PathBuf,
+        /// The start of its validity.
+        at: Timestamp,
+    },
+    /// A file name begins like that of an agent or mapper, but the rest is not a valid name.
+    #[error("{path} is not named after an agent or mapper")]
+    FileName {
+        /// The file.
+        path: PathBuf,
+    },
+    /// There is no file of CA certificates.
+    #[error("there is no CA certificate: no file {0}")]
+    NoAuthority(PathBuf),
+    /// The CA certificates cannot be used.
+    #[error("the CA certificate {path} cannot be used")]
+    Authority {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        #[source]
+        source: AuthorityError,
+    },
+    /// The revocation lists cannot be used.
+    #[error("the revocation lists {path} cannot be used")]
+    Revocation {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        #[source]
+        source: AuthorityError,
+    },
+}
 
 /// Reads a regular file of at most `max` bytes.
-pub(super) fn read_bounded(path: &Path, max: usize) -> std::io::Result<Vec<u8>> {
+pub(super) fn read_bounded(path: &Path, max: usize) -> io::Result<Vec<u8>> {
     // Opening anything else, such as a named pipe, could block.
     if !std::fs::metadata(path)?.is_file() {
-        return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is not a file"));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a file"));
     }
     let mut text = Vec::new();
     File::open(path)?.take(max as u64 + 1).read_to_end(&mut text)?;
     if text.len() > max {
-        return Err(std::io::Error::new(std::io::ErrorKind::FileTooLarge, format!("longer than {max} bytes")));
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("longer than {max} bytes")));
     }
     Ok(text)
 }
 
-/// Parses every certificate of a PEM text, in order; `None` when there is none or one cannot be parsed.
-pub(super) fn parse_certificates(pem: &[u8]) -> Option<Vec<X509>> {
-    if pem.len() > MAX_CERTIFICATES_BYTES {
-        return None;
-    }
-    X509::stack_from_pem(pem).ok().filter(|certificates| !certificates.is_empty())
+pub(super) fn read_authorities(path: &Path) -> Result<Vec<CaCertificate>, DirectoryError> {
+    let failed = |source| DirectoryError::Authority { path: path.to_owned(), source };
+    let unreadable = |source| AuthorityError::Unreadable { path: path.to_owned(), source };
+    let text = read_bounded(path, MAX_CERTIFICATES_BYTES).map_err(|source| failed(unreadable(source)))?;
+    let certificates = parse_certificates(&text).ok_or_else(|| failed(AuthorityError::Malformed))?;
+    certificates.into_iter().map(CaCertificate::new).collect::<Result<_, _>>().map_err(failed)
 }
 
-/// Parses every revocation list of a PEM text; `None` when there is none, when one cannot be parsed, or when one could be overlooked
-/// because a boundary line is damaged or has other text beside it.
-pub(super) fn parse_crls(pem: &[u8]) -> Option<Vec<X509Crl>> {
-    if pem.len() > MAX_CRLS_BYTES {
-        return None;
+pub(super) fn read_revocations(path: &Path) -> Result<Vec<X509Crl>, DirectoryError> {
+    let failed = |source| DirectoryError::Revocation { path: path.to_owned(), source };
+    let unreadable = |source| failed(AuthorityError::Unreadable { path: path.to_owned(), source });
+    let text = read_bounded(path, MAX_CRLS_BYTES).map_err(unreadable)?;
+    parse_crls(&text).ok_or_else(|| failed(AuthorityError::Crl))
+}
+
+/// Reads every certificate of a PEM file, of CAs and of nodes.
+#[cfg(feature = "cli")]
+pub(crate) fn read_certificates(path: &Path) -> Result<Vec<X509>, StoreError> {
+    let unreadable = |source| StoreError::Unreadable { path: path.to_owned(), source };
+    let text = read_bounded(path, MAX_CERTIFICATES_BYTES).map_err(unreadable)?;
+    parse_certificates(&text).ok_or_else(|| StoreError::Invalid {
+        location: path.display().to_string(),
+        why: CertificateError::Malformed.to_string(),
+    })
+}
+
+/// A node's certificate file.
+#[derive(Debug)]
+pub(crate) struct CertificateFile {
+    /// The node's certificates in the order of the file: one, or two during a rotation.
+    pub(crate) certificates: Vec<Arc<Certificate>>,
+    /// The intermediate certificates, in DER.
+    pub(crate) intermediates: Vec<Vec<u8>>,
+}
+
+impl CertificateFile {
+    pub(super) fn read(path: &Path) -> Result<Self, DirectoryError> {
+        let unreadable = |source| DirectoryError::Unreadable { path: path.to_owned(), source };
+        let text = read_bounded(path, MAX_CERTIFICATES_BYTES).map_err(unreadable)?;
+        Self::parse(&text).map_err(|source| DirectoryError::Invalid { path: path.to_owned(), source })
     }
-    let mut crls = Vec::new();
-    let mut rest = std::str::from_utf8(pem).ok()?;
-    while let Some((before, from)) = rest.split_once("-----BEGIN X509 CRL-----") {
-        let (block, after) = from.split_once("-----END X509 CRL-----")?;
-        let begins_line = before.is_empty() || before.ends_with('\n');
-        let lines_are_whole = begins_line && ends_line(block) && block.ends_with('\n') && ends_line(after);
-        if !lines_are_whole || before.contains(CRL_LABEL) || block.contains(CRL_LABEL) {
-            return None;
+
+    fn parse(text: &[u8]) -> Result<Self, CertificateError> {
+        let certificates = parse_certificates(text).ok_or(CertificateError::Malformed)?;
+        let (authorities, nodes): (Vec<X509>, Vec<X509>) = certificates.into_iter().partition(|x509| is_ca(x509));
+        if nodes.is_empty() {
+            return Err(CertificateError::IsCa);
         }
-        crls.push(parse_crl(block)?);
-        rest = after;
+        let certificates = nodes.into_iter().map(|x509| Certificate::from_x509(x509).map(Arc::new));
+        Ok(Self {
+            certificates: certificates.collect::<Result<_, _>>()?,
+            intermediates: authorities.iter().filter_map(|x509| x509.to_der().ok()).collect(),
+        })
     }
-    (!crls.is_empty() && !rest.contains(CRL_LABEL)).then_some(crls)
-}
 
-/// Parses the text between the boundary lines of a revocation list: base64 of one list in DER and nothing else (RFC 7468, section 3).
-/// OpenSSL's own reader ignores lines that are not base64, and so could ignore a damaged boundary.
-fn parse_crl(block: &str) -> Option<X509Crl> {
-    let text: String = block.split_ascii_whitespace().collect();
-    let digits = text.trim_end_matches('=');
-    if text.len() - digits.len() > 2 || !digits.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'+' || b == b'/') {
-        return None;
+    pub(super) fn check_identity(&self, identity: &Identity, path: &Path) -> Result<(), DirectoryError> {
+        match self.certificates.iter().find(|certificate| certificate.identity() != identity) {
+            Some(other) => {
+                Err(DirectoryError::OtherIdentity { path: path.to_owned(), found: other.identity().clone() })
+            }
+            None => Ok(()),
+        }
     }
-    let der = openssl::base64::decode_block(&text).ok()?;
-    let crl = X509Crl::from_der(&der).ok()?;
-    (crl.to_der().ok()? == der).then_some(crl)
-}
-
-/// Whether only whitespace follows on the line.
-fn ends_line(text: &str) -> bool {
-    let text = text.trim_start_matches([' ', '\t', '\r']);
-    text.is_empty() || text.starts_with('\n')
 }
 
 #[cfg(any(feature = "cli", test))]
@@ -115,7 +249,6 @@ mod write {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io;
     use std::os::unix::fs::PermissionsExt;
 
     #[test]

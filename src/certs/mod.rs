@@ -12,7 +12,6 @@ pub(crate) mod files;
 mod issuing;
 mod key;
 mod revocation_list;
-mod static_store;
 mod store;
 mod trust;
 mod trust_anchors;
@@ -23,15 +22,17 @@ pub use cached_store::CachedCertificateStore;
 pub use certificate::{Certificate, CertificateError, KeyId, Suite};
 #[cfg(feature = "cli")]
 pub(crate) use certificate::{distinguished_name, timestamp};
-pub use certificate_directory::{CertificateDirectory, DirectoryError};
+pub use certificate_directory::CertificateDirectory;
 #[cfg(feature = "cli")]
-pub(crate) use certificate_directory::{Content, read_certificates};
+pub(crate) use certificate_directory::Content;
 pub use directory_store::DirectoryCertificateStore;
+pub use files::DirectoryError;
+#[cfg(feature = "cli")]
+pub(crate) use files::read_certificates;
 pub use issuing::{CertificateRequest, IssueError};
 pub use key::{Credentials, KeyError, KeyType, PrivateKey};
 pub use revocation_list::{RevocationList, RevocationReason};
-pub use static_store::StaticCertificateStore;
-pub use store::{CertificateStore, Recipient, RecipientQuery, SignerQuery, StoreError};
+pub use store::{CertificateStore, Recipient, RecipientQuery, SignerQuery, StaticCertificateStore, StoreError};
 pub use trust::Trust;
 #[cfg(feature = "cli")]
 pub(crate) use trust_anchors::CaCertificate;

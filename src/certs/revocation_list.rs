@@ -9,8 +9,7 @@ use x509_cert::der::Decode;
 use x509_cert::der::asn1::UintRef;
 
 use super::authority::{CertificateAuthority, backdated, expiry, rcgen_date};
-use super::certificate::{Certificate, timestamp};
-use super::files;
+use super::certificate::{Certificate, parse_crls, timestamp};
 use super::issuing::IssueError;
 use crate::clock::Timestamp;
 
@@ -105,7 +104,7 @@ impl RevocationList {
     /// # Errors
     /// [`IssueError::MalformedList`] when a list cannot be parsed, or a list of this CA has no number or no next update.
     pub fn from_pem(text: &[u8], ca: &CertificateAuthority) -> Result<(Option<Self>, Vec<X509Crl>), IssueError> {
-        let crls = files::parse_crls(text).ok_or(IssueError::MalformedList)?;
+        let crls = parse_crls(text).ok_or(IssueError::MalformedList)?;
         let key = ca.certificate().public_key()?;
         let (own, others): (Vec<_>, Vec<_>) = crls.into_iter().partition(|crl| crl.verify(&key).unwrap_or(false));
         let mut own = own.into_iter().map(Self::from_crl).collect::<Result<Vec<_>, _>>()?;

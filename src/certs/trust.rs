@@ -9,7 +9,7 @@ use lru::LruCache;
 use openssl::x509::{X509, X509Crl, X509KeyUsage};
 use parking_lot::{Mutex, RwLock};
 
-use super::certificate::{Certificate, Suite};
+use super::certificate::{Certificate, MAX_CERTIFICATES_BYTES, Suite, parse_certificates, parse_crls};
 use super::files;
 use super::trust_anchors::{AuthorityError, TrustAnchors, TrustError};
 use crate::clock::Timestamp;
@@ -84,7 +84,7 @@ impl Trust {
     /// # Errors
     /// [`AuthorityError`] when there is no certificate, or one is not a CA's.
     pub fn from_pem(text: &[u8]) -> Result<Self, AuthorityError> {
-        Self::authorities(files::parse_certificates(text).ok_or(AuthorityError::Malformed)?)
+        Self::authorities(parse_certificates(text).ok_or(AuthorityError::Malformed)?)
     }
 
     /// Trusts certificates that the CAs in a PEM file issued. Reads the file.
@@ -92,7 +92,7 @@ impl Trust {
     /// # Errors
     /// [`AuthorityError`] when the file cannot be read, holds no certificate, or holds one that is not a CA's.
     pub fn from_file(path: &Path) -> Result<Self, AuthorityError> {
-        let text = files::read_bounded(path, files::MAX_CERTIFICATES_BYTES)
+        let text = files::read_bounded(path, MAX_CERTIFICATES_BYTES)
             .map_err(|source| AuthorityError::Unreadable { path: path.to_owned(), source })?;
         Self::from_pem(&text)
     }
@@ -154,7 +154,7 @@ impl Trust {
     /// # }
     /// ```
     pub fn with_crls_pem(self, text: &[u8]) -> Result<Self, AuthorityError> {
-        self.with_crls(&files::parse_crls(text).ok_or(AuthorityError::Crl)?)
+        self.with_crls(&parse_crls(text).ok_or(AuthorityError::Crl)?)
     }
 
     /// Trusts identities of this trust domain only.
@@ -354,7 +354,7 @@ mod tests {
         assert!(matches!(ca.trust().unwrap().with_crls_pem(b"no list"), Err(AuthorityError::Crl)));
         assert!(matches!(ca.trust().unwrap().with_crls(&[]), Err(AuthorityError::Crl)));
         assert!(matches!(Trust::from_dir(Path::new("/nonexistent")), Err(AuthorityError::Unreadable { .. })));
-        let empty = vec![b'\n'; files::MAX_CERTIFICATES_BYTES + 1];
+        let empty = vec![b'\n'; MAX_CERTIFICATES_BYTES + 1];
         assert!(matches!(Trust::from_pem(&empty), Err(AuthorityError::Malformed)));
     }
 

@@ -10,8 +10,10 @@ use std::time::Duration;
 use parking_lot::RwLock;
 
 use super::certificate::Certificate;
-use super::static_store::{MAX_KEYS_PER_RECIPIENT, StaticCertificateStore};
-use super::store::{CertificateStore, Recipient, RecipientQuery, SignerQuery, StoreError};
+use super::store::{
+    CertificateStore, MAX_KEYS_PER_RECIPIENT, Recipient, RecipientQuery, SignerQuery, StaticCertificateStore,
+    StoreError,
+};
 use super::trust::Trust;
 use super::trust_anchors::TrustError;
 use crate::clock::Timestamp;

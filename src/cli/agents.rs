@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::error::{Exit, Result};
 use super::fleet::{self, DiscoveryArgs, Fleet};
-use super::node::NodeArgs;
+use super::node::{NodeArgs, WithNode};
 use super::output::counted;
 use super::request::{failure_line, or_empty_json};
 use super::runtime::Global;
@@ -90,15 +90,6 @@ fn lines<T: ToString>(items: &[T]) -> String {
 /// Each agent is asked to register again. Request and registration are signed, encrypted, sent through the broker and verified. No
 /// service is called, so it works with every agent.
 #[derive(Debug, clap::Args)]
-pub(super) struct PingCommand {
-    #[command(flatten)]
-    args: PingArgs,
-    #[command(flatten)]
-    node: NodeArgs,
-}
-
-/// The agents to ping.
-#[derive(Debug, clap::Args)]
 pub(super) struct PingArgs {
     /// An agent, by its name or as nanite-NAME; `all` for every agent.
     #[arg(value_name = "NAME|all", value_parser = PingTarget::parse)]
@@ -140,7 +131,7 @@ struct RoundTrips {
     ms: Vec<f64>,
 }
 
-pub(super) fn ping(global: &Global, PingCommand { args, node }: &PingCommand) -> Result<Exit> {
+pub(super) fn ping(global: &Global, WithNode { node, args }: &WithNode<PingArgs>) -> Result<Exit> {
     fleet::run(global, node, async |fleet| args.run(global, fleet).await)
 }
 

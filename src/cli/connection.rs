@@ -6,7 +6,7 @@ use zeroize::Zeroizing;
 
 use super::args::{password_of, read_password};
 use super::config::{Config, File};
-use super::error::{CliError, Exit, Result};
+use super::error::{CliError, Result};
 use super::{output, remedy};
 use crate::transport::{AmqpOptions, Tls};
 
@@ -100,6 +100,7 @@ pub(super) async fn redis(
     Config { environment, file }: &Config,
     serializer: &std::sync::Arc<dyn crate::serializer::Serializer>,
 ) -> Result<Option<crate::mapper::RedisState>> {
+    use super::error::Exit;
     use crate::mapper::{RedisOptions, RedisState};
     let file = &file.mapper;
     if given.redis.as_deref().is_some_and(|url| password_of(url).is_some() || url.contains("pass=")) {

@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 
-use clap::{Command, CommandFactory};
+use clap::Command;
 use clap_complete::Shell;
 use clap_mangen::Man;
 
 use super::error::{CliError, Exit, Result};
-use super::{Cli, Global, output};
+use super::output;
+use super::runtime::Global;
 
 /// Print a script that completes the command line in a shell.
 #[derive(Debug, clap::Args)]
@@ -23,15 +24,14 @@ pub(super) struct Manual {
     directory: Option<PathBuf>,
 }
 
-pub(super) fn completions(args: &Completions) -> Result<Exit> {
+pub(super) fn completions(mut program: Command, args: &Completions) -> Result<Exit> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "nanite", &mut script);
+    clap_complete::generate(args.shell, &mut program, "nanite", &mut script);
     output::write(&script)?;
     Ok(Exit::Success)
 }
 
-pub(super) fn manual(global: &Global, args: &Manual) -> Result<Exit> {
-    let mut root = Cli::command();
+pub(super) fn manual(global: &Global, mut root: Command, args: &Manual) -> Result<Exit> {
     root.build();
     let Some(directory) = &args.directory else {
         output::write(&page(&root)?.1)?;

@@ -104,7 +104,9 @@ async fn log_requests(mapper: &Mapper) {
 
 /// Logs changes of the agents. It remembers their registrations, because agents repeat them.
 #[derive(Debug, Default)]
-struct RegistrationLog(Mutex<BTreeMap<Identity, (Vec<Service>, Vec<Tag>)>>);
+struct RegistrationLog(Mutex<BTreeMap<Identity, Registration>>);
+
+type Registration = (Vec<Service>, Vec<Tag>);
 
 impl RegistrationLog {
     fn log(&self, event: &AgentEvent) {

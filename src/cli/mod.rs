@@ -37,11 +37,12 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use config::Config;
 use error::{Exit, Result};
 use logging::DefaultLevel;
+use node::WithNode;
 use runtime::Global;
 
 /// Security-first messaging: agents, mappers and requests over an untrusted broker.
@@ -67,14 +68,14 @@ enum Command {
     Certs(certs::Command),
     Agent(agent::Args),
     Mapper(mapper::Args),
-    Request(request::RequestCommand),
-    Push(request::PushCommand),
+    Request(WithNode<request::RequestArgs>),
+    Push(WithNode<request::PushArgs>),
     SendFile(send_file::Args),
     /// List the registered agents, with their load, services and tags.
     Agents(agents::Args),
     /// List the services that agents offer, and the agents that offer them.
     Services(agents::Args),
-    Ping(agents::PingCommand),
+    Ping(WithNode<agents::PingArgs>),
     Console(console::Args),
     #[cfg(feature = "admin")]
     Admin(admin::Args),
@@ -157,8 +158,8 @@ impl Cli {
             Command::Policy(command) => policy::run(command),
             Command::Audit(command) => audit::run(command),
             Command::Broker(command) => setup::run(global, &command),
-            Command::Completions(args) => generate::completions(&args),
-            Command::Man(args) => generate::manual(global, &args),
+            Command::Completions(args) => generate::completions(Self::command(), &args),
+            Command::Man(args) => generate::manual(global, Self::command(), &args),
         }
     }
 }
@@ -166,7 +167,6 @@ impl Cli {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn u02_clap_definition_is_valid() {

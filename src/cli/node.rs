@@ -37,6 +37,15 @@ pub(super) struct NodeArgs {
     format: Format,
 }
 
+// The description of the command is that of `A`, because it is flattened last.
+#[derive(Debug, clap::Args)]
+pub(super) struct WithNode<A: clap::Args> {
+    #[command(flatten)]
+    pub node: NodeArgs,
+    #[command(flatten)]
+    pub args: A,
+}
+
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
 enum Format {
     #[default]

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::dispatch::{DispatchArgs, Route};
 use super::error::{CliError, Exit, Result};
 use super::fleet::Fleet;
-use super::node::NodeArgs;
+use super::node::WithNode;
 use super::output::{counted, printable};
 use super::runtime::Global;
 use super::{args, output, remedy};
@@ -22,15 +22,6 @@ use crate::request::{Answers, Event};
 /// Each command runs a short-lived mapper, which needs the certificate of a mapper. Answers go to stdout, everything else to stderr.
 /// Exit codes: 0 all answered, 3 no agent offers it, 4 timed out or partly answered, 5 denied, 6 certificates or keys, 7 broker
 /// unreachable.
-#[derive(Debug, clap::Args)]
-pub(super) struct RequestCommand {
-    #[command(flatten)]
-    args: RequestArgs,
-    #[command(flatten)]
-    node: NodeArgs,
-}
-
-/// A request, and how to show its answers.
 #[derive(Debug, clap::Args)]
 pub(super) struct RequestArgs {
     #[command(flatten)]
@@ -52,15 +43,6 @@ pub(super) struct RequestArgs {
 /// When the command ends, the broker has confirmed the message: it is in the queue of each agent named on stderr, or in the queue of
 /// the mappers.
 #[derive(Debug, clap::Args)]
-pub(super) struct PushCommand {
-    #[command(flatten)]
-    args: PushArgs,
-    #[command(flatten)]
-    node: NodeArgs,
-}
-
-/// A push.
-#[derive(Debug, clap::Args)]
 pub(super) struct PushArgs {
     #[command(flatten)]
     dispatch: DispatchArgs,
@@ -69,12 +51,12 @@ pub(super) struct PushArgs {
     json: bool,
 }
 
-pub(super) fn request(global: &Global, RequestCommand { args, node }: &RequestCommand) -> Result<Exit> {
+pub(super) fn request(global: &Global, WithNode { node, args }: &WithNode<RequestArgs>) -> Result<Exit> {
     let answers = args.dispatch.run(global, node, async |route, payload| args.answers(route, payload).await);
     args.show(global, answers)
 }
 
-pub(super) fn push(global: &Global, PushCommand { args, node }: &PushCommand) -> Result<Exit> {
+pub(super) fn push(global: &Global, WithNode { node, args }: &WithNode<PushArgs>) -> Result<Exit> {
     let sent = args.dispatch.run(global, node, async |mut route, payload| route.push(&args.dispatch, payload).await);
     args.show(global, sent)
 }

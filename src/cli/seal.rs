@@ -10,7 +10,8 @@ use serde::Serialize;
 
 use super::args::agent;
 use super::error::{CliError, Exit, Result};
-use super::{Global, args, identity, output, remedy};
+use super::runtime::Global;
+use super::{args, identity, output, remedy};
 use crate::clock::{Clock, SystemClock};
 use crate::packet::{Identity, MessageId, Packet, Request, Role, Service, Token};
 use crate::serializer::{

@@ -1,20 +1,23 @@
-//! What a link is made of: who the node is, how it seals, and where its bytes go.
+//! What a link is made of: who the node is, how it seals, where its bytes go, and how refused messages are counted and logged.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc};
 
-use super::refusals::Refusals;
 use crate::audit::{AuditLog, DecisionSubject, Record};
 use crate::clock::{Clock, SystemClock, Timestamp};
+use crate::limits::{LogDecision, LogLimit};
 use crate::packet::Identity;
 use crate::policy::Decision;
-use crate::serializer::{Cost, OpenErrorKind, Serializer, SupersededProcess};
+use crate::serializer::{Cost, InboundQueue, OpenError, OpenErrorKind, Serializer, SupersededProcess};
 use crate::transport::Transport;
 
 /// How many unverified peers wait for an answer. More are skipped; they are heard again.
 const MAX_UNVERIFIED_PEERS: usize = 64;
+/// How many refusals are logged per second; all are counted.
+const MAX_LOGGED_PER_SECOND: u64 = 20;
 
 /// A node's sending and receiving end. Cloning it is cheap.
 #[derive(Clone, Debug)]
@@ -204,5 +207,58 @@ impl Link {
         let _permit = self.0.workers.acquire().await.ok()?;
         let inner = self.0.clone();
         tokio::task::spawn_blocking(move || work(&inner)).await.ok()
+    }
+}
+
+/// Counts and logs refused messages: always counted, logged up to a limit, never with their content.
+#[derive(Debug)]
+pub(super) struct Refusals {
+    by_kind: [AtomicU64; OpenErrorKind::ALL.len()],
+    log_limit: LogLimit,
+}
+
+impl Default for Refusals {
+    fn default() -> Self {
+        Self { by_kind: Default::default(), log_limit: LogLimit::new(MAX_LOGGED_PER_SECOND) }
+    }
+}
+
+impl Refusals {
+    pub(super) fn count(&self, kind: OpenErrorKind) {
+        if let Some(count) = self.by_kind.get(kind as usize) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn log(
+        &self,
+        identity: &Identity,
+        error: &OpenError,
+        channel: InboundQueue,
+        redelivered: bool,
+        now: Timestamp,
+    ) {
+        if redelivered && error.kind == OpenErrorKind::Replayed {
+            tracing::debug!(%identity, "refused a redelivered message that was opened before");
+            return;
+        }
+        match self.log_limit.next(now) {
+            LogDecision::Suppressing => {
+                tracing::warn!(%identity, "more messages refused in this second; they are counted but not logged")
+            }
+            LogDecision::Log => tracing::warn!(
+                %identity,
+                kind = %error.kind,
+                why = %error.why,
+                claimed = error.claimed.as_ref().map(tracing::field::display),
+                ?channel,
+                "message refused"
+            ),
+            LogDecision::Skip => {}
+        }
+    }
+
+    pub(super) fn counts(&self) -> Vec<(OpenErrorKind, u64)> {
+        OpenErrorKind::ALL.into_iter().zip(&self.by_kind).map(|(kind, n)| (kind, n.load(Ordering::Relaxed))).collect()
     }
 }

@@ -5,15 +5,12 @@
 //! order of arrival. Refused messages are counted, logged without their content and acknowledged; a message that another mapper may be
 //! able to open is requeued.
 
-mod advertise;
 mod context;
 mod receive;
-mod refusals;
-mod requeue;
 mod send;
 
-pub(crate) use advertise::wait_for_mappers;
 pub(crate) use context::UnverifiedPeer;
 pub use context::{Link, LinkBuilder};
 pub use receive::{Received, Subscription, acknowledge};
+pub(crate) use send::wait_for_mappers;
 pub use send::{Outbound, SealedMessage, SendError};

@@ -4,7 +4,6 @@
 //! know about agents: in memory ([`LocalState`]) or shared in Redis (`RedisState`, with the feature `redis`).
 
 mod dispatch;
-mod offline;
 mod presence;
 mod proxied_requests;
 #[cfg(feature = "redis")]
@@ -232,8 +231,9 @@ impl MapperBuilder {
         if !self.short_lived {
             let requests = link.subscribe(&topology::requests(), InboundQueue::Requests, PREFETCH).await?;
             tasks.spawn(proxied_requests::handle_requests(shared.clone(), requests));
-            let stored = link.subscribe(&topology::offline(), InboundQueue::Offline, offline::PREFETCH).await?;
-            tasks.spawn(offline::redeliver(shared.clone(), stored));
+            let stored =
+                link.subscribe(&topology::offline(), InboundQueue::Offline, proxied_requests::OFFLINE_PREFETCH).await?;
+            tasks.spawn(proxied_requests::redeliver(shared.clone(), stored));
         }
         let mapper = Mapper { shared, tasks: Arc::new(tasks) };
         mapper.shared.request_registration(RegistrationRequest::All).await;

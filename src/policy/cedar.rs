@@ -9,8 +9,8 @@ use cedar_policy::{
     PolicySet, Request as CedarRequest, RestrictedExpression, Schema, ValidationMode, Validator,
 };
 
-use super::decision::{Caller, Decision, Policy};
 use super::rules::{MAX_RULES, PolicyError, read_file};
+use super::{Caller, Decision, Policy};
 use crate::packet::{Identity, Register, Request};
 
 /// The entities, actions and context that policies can use.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, de};
 
-use super::decision::{Caller, Decision, Policy};
+use super::{Caller, Decision, Policy};
 use crate::packet::{Identity, Register, Request, Role, SelectorName, Tag};
 
 /// The largest policy file, in bytes.

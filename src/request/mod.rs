@@ -3,11 +3,10 @@
 mod answers;
 mod builder;
 mod pending;
-mod reply;
 
+pub(crate) use answers::ReplyTo;
 pub use answers::{Answers, Event, RequestError};
 pub use builder::{Dispatch, Events, RequestBuilder, RequestSpec};
 pub(crate) use builder::{after, sealed};
 pub use pending::AgentWorkload;
 pub(crate) use pending::PendingRequests;
-pub(crate) use reply::ReplyTo;

@@ -30,27 +30,22 @@
 //! The wire format is in `docs/wire-format.md`.
 
 mod agreement;
-mod builder;
 mod cms;
 mod context;
-mod credentials;
 mod crypto;
 mod envelope;
 mod fields;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
-mod inspect;
 mod open;
-mod peers;
-mod proof;
 mod replay;
 mod seal;
 mod serializer;
+mod verify;
 
-pub use builder::{BuildError, DangerousOptions, SecureSerializerBuilder};
-pub use credentials::IdentityMismatch;
+pub use context::IdentityMismatch;
 pub use envelope::Header;
-pub use inspect::{Inspection, inspect};
 pub use replay::ReplayLimits;
-pub use serializer::{CONTENT_TYPE, Counters, SecureSerializer};
+pub use serializer::{BuildError, CONTENT_TYPE, Counters, DangerousOptions, SecureSerializer, SecureSerializerBuilder};
+pub use verify::{Inspection, inspect};

@@ -3,12 +3,11 @@
 use std::sync::Arc;
 
 use super::cms::{self, Content, Message};
-use super::context::Context;
+use super::context::{Context, Presented};
 use super::crypto::{self, Failed, Secret};
 use super::envelope::{
     Header, HeaderFault, MAX_CLOCK_SKEW, PREFIX, commitment, may_carry_certificates, recipients_digest,
 };
-use super::peers::Presented;
 use crate::certs::{Certificate, Credentials, KeyId};
 use crate::clock::Timestamp;
 use crate::packet::{Kind, Packet};

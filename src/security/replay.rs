@@ -1,14 +1,19 @@
-//! The replay memory: message ids until they expire, and the order of each sender's heartbeats.
+//! The replay memory: message ids until they expire, and the order of each sender's heartbeats. Also the ids of the messages that this
+//! process sent.
 //!
 //! It is bounded. An entry that still protects is never dropped to make room: a full memory refuses new messages.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
 use crate::clock::Timestamp;
 use crate::packet::{Identity, MessageId};
+
+/// How many ids of sent messages are kept for answers by slower clocks.
+const MAX_SENT_IDS: usize = 16_384;
 
 /// The size of the replay memory. Only messages of senders with a valid certificate are recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -214,6 +219,39 @@ impl Orders {
     }
 }
 
+/// The ids of messages sent since the start, as long as an answer to one could seem older than this process: the clock of its sender may
+/// be behind.
+pub(super) struct SentIds {
+    until: Timestamp,
+    over: AtomicBool,
+    ids: Mutex<HashSet<MessageId>>,
+}
+
+impl SentIds {
+    pub fn new(until: Timestamp) -> Self {
+        Self { until, over: AtomicBool::new(false), ids: Mutex::default() }
+    }
+
+    /// Remembers the id of a sent message.
+    pub fn note(&self, id: MessageId, now: Timestamp) {
+        if self.over.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut ids = self.ids.lock();
+        if now > self.until {
+            self.over.store(true, Ordering::Relaxed);
+            *ids = HashSet::new();
+        } else if ids.len() < MAX_SENT_IDS {
+            ids.insert(id);
+        }
+    }
+
+    /// Whether this process sent the message with this id.
+    pub fn knows(&self, id: MessageId) -> bool {
+        !self.over.load(Ordering::Relaxed) && self.ids.lock().contains(&id)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -298,5 +336,19 @@ mod tests {
         let bob = agent("bob");
         assert_eq!(memory.advance(&bob, 1, 1, MINUTE, at(120)), Err("the replay memory for senders is full"));
         memory.advance(&bob, 1, 1, MINUTE, at(121)).unwrap();
+    }
+
+    #[test]
+    fn what_was_asked_is_known_for_a_time_and_up_to_a_number() {
+        let at = Timestamp::from_secs;
+        let sent_ids = SentIds::new(at(100));
+        let id = |number: u64| MessageId::from_bytes([number.to_be_bytes(), [0; 8]].concat().try_into().unwrap());
+        for number in 0..=MAX_SENT_IDS as u64 {
+            sent_ids.note(id(number), at(100));
+        }
+        assert!(sent_ids.knows(id(0)) && sent_ids.knows(id(MAX_SENT_IDS as u64 - 1)));
+        assert!(!sent_ids.knows(id(MAX_SENT_IDS as u64)), "what no longer fits in gets no exemption");
+        sent_ids.note(id(0), at(101));
+        assert!(!sent_ids.knows(id(0)));
     }
 }

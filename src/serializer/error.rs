@@ -1,10 +1,24 @@
-//! Why a message could not be sealed or was refused.
+//! Errors: why a packet could not be encoded or decoded, and why a message could not be sealed or was refused.
 
 use std::borrow::Cow;
 use std::fmt;
 
-use super::CodecError;
 use crate::packet::{Identity, RandomnessError};
+
+/// Why a packet could not be encoded or decoded.
+#[derive(Debug, thiserror::Error)]
+#[error("{codec}: {why}")]
+pub struct CodecError {
+    codec: &'static str,
+    why: String,
+}
+
+impl CodecError {
+    /// An error of the codec of this name. `why` must hold nothing of the message.
+    pub fn new(codec: &'static str, why: impl fmt::Display) -> Self {
+        Self { codec, why: why.to_string() }
+    }
+}
 
 /// Why a message could not be sealed.
 #[derive(Debug, thiserror::Error)]

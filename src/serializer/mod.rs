@@ -6,7 +6,6 @@
 mod codec;
 mod error;
 mod inbound_queue;
-mod plain;
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,10 +18,9 @@ use crate::packet::{Identity, MessageId, Packet};
 pub use codec::MsgPack;
 #[cfg(feature = "yaml")]
 pub use codec::Yaml;
-pub use codec::{Codec, CodecError, Json};
-pub use error::{OpenError, OpenErrorKind, SealError, SupersededProcess};
+pub use codec::{Codec, Json, PlainSerializer};
+pub use error::{CodecError, OpenError, OpenErrorKind, SealError, SupersededProcess};
 pub use inbound_queue::InboundQueue;
-pub use plain::PlainSerializer;
 
 /// Turns packets into bytes and bytes into packets, for one node.
 ///

@@ -24,7 +24,6 @@
 
 #[cfg(feature = "amqp")]
 mod amqp;
-mod error;
 mod memory;
 mod message;
 pub mod topology;
@@ -43,9 +42,10 @@ use futures_util::StreamExt;
 pub use amqp::{AmqpOptions, AmqpTransport, Tls};
 #[cfg(all(feature = "amqp", feature = "cli"))]
 pub(crate) use amqp::{logs_secrets, percent_encode};
-pub use error::TransportError;
 pub use memory::{MemoryBroker, MemoryTransport, PublishedMessage, QueueLimits, QueuedMessage, Tap};
-pub use message::{Destination, DurableOptions, Exchange, MAX_BODY_BYTES, PublishRequest, Queue, QueueKind};
+pub use message::{
+    Destination, DurableOptions, Exchange, MAX_BODY_BYTES, PublishRequest, Queue, QueueKind, TransportError,
+};
 
 /// How long a call without a timeout of its own waits for the broker.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(15);

@@ -1,157 +1,19 @@
 //! Programs as actors: programs in sh and Python, requested by a mapper over the broker in memory.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::Path;
 
-use nanite::agent::{Agent, ProgramActors, ProgramLimits, SkipReason, actor};
-use nanite::mapper::Mapper;
-use nanite::packet::{Failure, FailureCode, Identity, Payload};
-use nanite::request::{Event, Events, RequestError};
+use nanite::agent::{ProgramActors, SkipReason};
+use nanite::packet::{Failure, FailureCode, Payload};
+use nanite::request::{Event, RequestError};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use serde::Serialize;
-use tempfile::TempDir;
 
-use crate::harness::system::{System, json, wait_until_known};
-
-const TIMEOUT: Duration = Duration::from_secs(60);
-
-/// A program directory that only this user can write, whatever the umask is.
-struct Programs(TempDir);
-
-impl Programs {
-    fn new(programs: &[(&str, &str)]) -> Self {
-        let directory = Self(TempDir::new().unwrap());
-        mode(directory.0.path(), 0o755);
-        for (name, text) in programs {
-            directory.install(name, text);
-        }
-        directory
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    /// Installs a program atomically.
-    fn install(&self, name: &str, text: &str) -> PathBuf {
-        let path = self.path(name);
-        let prefix = path.parent().unwrap();
-        if !prefix.exists() {
-            fs::create_dir(prefix).unwrap();
-            mode(prefix, 0o755);
-        }
-        let new = prefix.join(".new");
-        fs::write(&new, text).unwrap();
-        mode(&new, 0o755);
-        fs::rename(&new, &path).unwrap();
-        path
-    }
-
-    fn actors(&self) -> ProgramActors {
-        ProgramActors::open(self.0.path()).unwrap()
-    }
-}
-
-fn mode(path: &Path, bits: u32) {
-    fs::set_permissions(path, Permissions::from_mode(bits)).unwrap();
-}
-
-/// An agent that runs programs, and a mapper.
-struct TestSystem {
-    agent: Agent,
-    mapper: Mapper,
-    _system: System,
-}
-
-impl TestSystem {
-    async fn new(system: System, actors: ProgramActors) -> Self {
-        let alive = actor("test").expose("alive", |(): ()| async { Ok::<_, Failure>("yes") });
-        let agent = system.agent("fred").actor(actors).actor(alive).drain(Duration::ZERO).start().await.unwrap();
-        let mapper = system.mapper("m1").request_timeout(TIMEOUT).start().await.unwrap();
-        wait_until_known(&mapper, &["fred"]).await;
-        Self { agent, mapper, _system: system }
-    }
-
-    async fn with(programs: &Programs) -> Self {
-        Self::new(System::plain(), programs.actors()).await
-    }
-
-    /// The result of a program. The agent must still answer afterwards, whatever the result is.
-    async fn request(&self, service: &str, payload: impl Serialize) -> Result<Payload, Failure> {
-        let result = only(self.mapper.request(service, payload).await.unwrap().outcomes);
-        assert_eq!(only(self.mapper.request("/test/alive", ()).await.unwrap().outcomes), Ok("yes".into()));
-        result
-    }
-
-    async fn events(&self, service: &str, payload: impl Serialize, timeout: Duration) -> Events {
-        self.mapper.request(service, payload).timeout(timeout).events().await.unwrap()
-    }
-
-    /// Waits until the mapper knows exactly these programs.
-    async fn wait_for_services(&self, expected: &[&str]) {
-        let offered = async || {
-            let agents = self.mapper.agents().await.unwrap();
-            let services = agents[0].services.iter().map(|service| service.to_string());
-            services.filter(|service| service != "/test/alive").collect::<Vec<_>>()
-        };
-        let known = async {
-            while offered().await != expected {
-                let _ = tokio::time::timeout(Duration::from_millis(10), self.mapper.agent_registered()).await;
-            }
-        };
-        if tokio::time::timeout(TIMEOUT, known).await.is_err() {
-            panic!("expected {expected:?}, offered are {:?}", offered().await);
-        }
-    }
-}
-
-fn only(outcomes: BTreeMap<Identity, Result<Payload, Failure>>) -> Result<Payload, Failure> {
-    assert_eq!(outcomes.len(), 1);
-    outcomes.into_values().next().unwrap()
-}
-
-fn failure(code: FailureCode, message: &str) -> Result<Payload, Failure> {
-    Err(Failure::new(code, message))
-}
-
-/// The next intermediate result, as a process id.
-async fn pid(events: &mut Events) -> u32 {
-    match events.next().await {
-        Some(Event::Intermediate { value, .. }) => value.parse().unwrap(),
-        other => panic!("{other:?}"),
-    }
-}
-
-async fn outcome(events: &mut Events) -> Result<Payload, Failure> {
-    loop {
-        match events.next().await {
-            Some(Event::Outcome { result, .. }) => return result,
-            Some(Event::Intermediate { .. }) => {}
-            other => panic!("{other:?}"),
-        }
-    }
-}
-
-/// Waits until a process has ended. A zombie counts as ended unless it is our child, which must be reaped.
-async fn wait_until_ended(pid: u32) {
-    let ended = async {
-        while let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) {
-            let (_, rest) = stat.rsplit_once(") ").unwrap();
-            let mut fields = rest.split(' ');
-            let (state, parent) = (fields.next().unwrap(), fields.next().unwrap());
-            if state == "Z" && parent != std::process::id().to_string() {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    let still_running = format!("process {pid} still runs");
-    tokio::time::timeout(TIMEOUT, ended).await.expect(&still_running);
-}
+use crate::harness::WAIT_TIMEOUT;
+use crate::harness::programs::{Programs, TestSystem, failure, mode, only, outcome, pid};
+use crate::harness::system::{System, json};
 
 #[tokio::test]
 async fn n17_result_is_json_if_it_parses_else_text() {
@@ -185,7 +47,7 @@ async fn n17_intermediate_results_arrive_in_order_before_the_result() {
          parts.write('\\n{\"value\": \"no key\"}\\n{\"value\": \"no line break\"}')\nparts.flush()\nprint('done')\n",
     )]);
     let system = TestSystem::with(&programs).await;
-    let mut events = system.events("/count/to", 500, TIMEOUT).await;
+    let mut events = system.events("/count/to", 500, WAIT_TIMEOUT).await;
     let mut seen = Vec::new();
     let result = loop {
         match events.next().await.unwrap() {
@@ -223,7 +85,7 @@ async fn n17_nonzero_exit_is_a_failure_with_the_end_of_stderr() {
     let long = system.request("/bad/long", ()).await.unwrap_err();
     assert!(long.message.starts_with("exit code 1: ") && long.message.ends_with("ä\nä\nat last"), "{long}");
     assert!((4000..=Failure::MAX_MESSAGE_BYTES).contains(&long.message.len()), "{}", long.message.len());
-    let mut events = system.events("/bad/parts", (), TIMEOUT).await;
+    let mut events = system.events("/bad/parts", (), WAIT_TIMEOUT).await;
     assert_eq!(pid(&mut events).await, 1);
     assert_eq!(outcome(&mut events).await, failure(FailureCode::Failed, "exit code 4"));
 }
@@ -259,112 +121,6 @@ async fn n17_program_that_cannot_be_run_is_a_failure() {
     }
     system.wait_for_services(&["/bad/binary", "/bad/interpreter", "/bad/removed"]).await;
     assert!(!programs.path("bad/ran").exists());
-}
-
-#[tokio::test]
-async fn n17_output_beyond_the_limits_stops_the_program() {
-    let programs = Programs::new(&[
-        ("flood/stdout", "#!/bin/sh\necho \"{\\\"value\\\":$$}\" >&3\nexec yes\n"),
-        ("flood/line", "#!/bin/sh\necho \"{\\\"value\\\":$$}\" >&3\nexec yes | tr -d '\\n' >&3\n"),
-        ("flood/parts", "#!/bin/sh\necho \"{\\\"value\\\":$$}\" >&3\nexec yes '{\"value\":1}' >&3\n"),
-        ("flood/rubbish", "#!/bin/sh\necho \"{\\\"value\\\":$$}\" >&3\nexec yes >&3\n"),
-        ("flood/stderr", "#!/bin/sh\nyes | head -c 100000000 >&2\necho fine\n"),
-    ]);
-    let system = TestSystem::with(&programs).await;
-    for (service, message) in [
-        ("/flood/stdout", "the program wrote more than 8388608 bytes on its standard output"),
-        ("/flood/line", "the program wrote a line of more than 1048576 bytes on descriptor 3"),
-        (
-            "/flood/rubbish",
-            "the program wrote a line on descriptor 3 that is not {\"key\":..,\"value\":..}: \
-             expected value at line 1 column 1",
-        ),
-    ] {
-        let mut events = system.events(service, (), TIMEOUT).await;
-        let pid = pid(&mut events).await;
-        assert_eq!(outcome(&mut events).await, failure(FailureCode::BadAnswer, message));
-        wait_until_ended(pid).await;
-    }
-    let mut events = system.events("/flood/parts", (), Duration::from_secs(3)).await;
-    let pid = pid(&mut events).await;
-    assert_eq!(outcome(&mut events).await.unwrap_err().code, FailureCode::TimedOut);
-    wait_until_ended(pid).await;
-    assert_eq!(system.request("/flood/stderr", ()).await, Ok("fine".into()));
-}
-
-/// A shell, a child that ignores SIGTERM, and a grandchild; their process ids are intermediate results.
-const PROCESS_TREE: &str = "#!/bin/sh
-echo \"{\\\"value\\\":$$}\" >&3
-sh -c 'trap \"\" TERM
-    sleep 1000 & echo \"{\\\"value\\\":$!}\" >&3
-    echo \"{\\\"value\\\":$$}\" >&3
-    while :; do wait; sleep 1000; done' &
-wait
-";
-
-#[tokio::test]
-async fn n17_deadline_kills_the_program_and_its_descendants() {
-    let programs = Programs::new(&[("hang/tree", PROCESS_TREE)]);
-    let system = TestSystem::with(&programs).await;
-    let mut events = system.events("/hang/tree", (), Duration::from_secs(5)).await;
-    let pids = [pid(&mut events).await, pid(&mut events).await, pid(&mut events).await];
-    assert_eq!(outcome(&mut events).await.unwrap_err().code, FailureCode::TimedOut);
-    for pid in pids {
-        wait_until_ended(pid).await;
-    }
-    assert_eq!(system.request("/test/alive", ()).await, Ok("yes".into()));
-}
-
-#[tokio::test]
-async fn n17_timeout_kills_a_program_without_deadline() {
-    let programs = Programs::new(&[
-        ("hang/tree", PROCESS_TREE),
-        ("hang/push", "#!/bin/sh\necho $$ > .pid.new\nmv .pid.new .pid\nsleep 1000\n"),
-    ]);
-    let limits = ProgramLimits::new().timeout(Duration::from_secs(2)).grace_period(Duration::ZERO);
-    let system = TestSystem::new(System::plain(), programs.actors().limits(limits)).await;
-    let mut events = system.events("/hang/tree", (), TIMEOUT).await;
-    let pids = [pid(&mut events).await, pid(&mut events).await, pid(&mut events).await];
-    let ended = outcome(&mut events).await;
-    assert_eq!(ended, failure(FailureCode::TimedOut, "the program exceeded its time limit"));
-    for pid in pids {
-        wait_until_ended(pid).await;
-    }
-    system.mapper.push("/hang/push", ()).await.unwrap();
-    let written = async {
-        loop {
-            match fs::read_to_string(programs.path("hang/.pid")) {
-                Ok(pid) => break pid.trim().parse().unwrap(),
-                Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
-            }
-        }
-    };
-    wait_until_ended(tokio::time::timeout(TIMEOUT, written).await.unwrap()).await;
-}
-
-#[tokio::test]
-async fn n17_stopped_agent_leaves_no_process_behind() {
-    let programs = Programs::new(&[("hang/tree", PROCESS_TREE)]);
-    let system = TestSystem::with(&programs).await;
-    let mut events = system.events("/hang/tree", (), TIMEOUT).await;
-    let pids = [pid(&mut events).await, pid(&mut events).await, pid(&mut events).await];
-    system.agent.stop().await.unwrap();
-    for pid in pids {
-        wait_until_ended(pid).await;
-    }
-}
-
-#[tokio::test]
-async fn n17_remaining_child_processes_are_killed() {
-    let programs = Programs::new(&[
-        ("left/child", "#!/bin/sh\nsleep 1000 &\necho $!\n"),
-        // It leaves the group and keeps the pipes open: the result does not wait for it.
-        ("left/session", "#!/bin/sh\nsetsid sleep 1000 &\necho $!\n"),
-    ]);
-    let system = TestSystem::with(&programs).await;
-    wait_until_ended(system.request("/left/child", ()).await.unwrap().parse().unwrap()).await;
-    let pid: i32 = system.request("/left/session", ()).await.unwrap().parse().unwrap();
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
 }
 
 #[tokio::test]
@@ -522,7 +278,7 @@ async fn n17_example_programs_run() {
     );
     let usage: BTreeMap<String, u64> = system.request("/disk/usage", ()).await.unwrap().parse().unwrap();
     assert!(usage["used_percent"] <= 100 && usage["total_kib"] > 0, "{usage:?}");
-    let mut events = system.events("/count/to", 3, TIMEOUT).await;
+    let mut events = system.events("/count/to", 3, WAIT_TIMEOUT).await;
     for number in 1..=3 {
         assert_eq!(pid(&mut events).await, number);
     }

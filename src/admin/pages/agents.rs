@@ -12,11 +12,11 @@ use openssl::sha::sha256;
 
 use super::agent_table::{Column, TablePage, TableQuery};
 use super::{Frame, render_fragment};
+use crate::admin::access::Session;
 use crate::admin::event_stream::event_stream;
 use crate::admin::format::{DisplayTime, LoadChart, count_of, visible};
 use crate::admin::history::{History, HistoryEvent, MAX_LOAD_SAMPLES};
 use crate::admin::http::{HttpError, render_page};
-use crate::admin::session::Session;
 use crate::admin::state::{AgentSnapshot, AppState, Snapshot};
 use crate::clock::Timestamp;
 use crate::packet::{Identity, Tag};

@@ -11,13 +11,13 @@ use axum::response::{IntoResponse, Redirect, Response};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::{Frame, parse_session_form, render_fragment};
+use crate::admin::access::Session;
 use crate::admin::event_stream::event_stream;
 use crate::admin::format::{DisplayTime, DisplayValue, count_of, visible};
 use crate::admin::http::{FormFields, HttpError, render_page};
 use crate::admin::requests::{
     FieldError, NewRequest, Progress, RequestForm, RequestResult, RequestStatus, ResultKind, SentRequest, StartError,
 };
-use crate::admin::session::Session;
 use crate::admin::state::{AppState, READ_ONLY};
 use crate::packet::{Identity, SelectorName, Service, Tag};
 

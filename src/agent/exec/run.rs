@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,13 +12,21 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
 
-use super::directory::Program;
 use super::permissions::ProgramRoot;
 use super::process::{self, StartedProgram, StopOnDrop};
 use crate::agent::actor::{Context, HandlerResult};
 use crate::packet::{Failure, FailureCode, Intermediate, Payload};
 
 const READ_BUFFER_BYTES: usize = 16 * 1024;
+
+/// A program that may be run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Program {
+    /// DIR/PREFIX/NAME, not resolved: a program may behave differently by the name it is called with.
+    pub path: PathBuf,
+    /// DIR/PREFIX, its working directory.
+    pub directory: PathBuf,
+}
 
 /// Limits for each run of a program.
 ///

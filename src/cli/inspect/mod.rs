@@ -8,8 +8,9 @@ mod report;
 use std::path::{Path, PathBuf};
 
 use super::error::{Exit, Result};
+use super::runtime::Global;
 use super::seal::read_message;
-use super::{Global, identity, output};
+use super::{identity, output};
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::packet::{Kind, Role};
 use crate::security::{Header, inspect};

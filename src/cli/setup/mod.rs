@@ -14,7 +14,8 @@ use zeroize::Zeroizing;
 
 use super::error::{CliError, Exit, Result};
 use super::output::printable;
-use super::{Global, args, identity, output, runtime};
+use super::runtime::{self, Global};
+use super::{args, identity, output};
 use crate::packet::{Identity, Role};
 use crate::transport::percent_encode;
 use api::{Api, ApiUrl};

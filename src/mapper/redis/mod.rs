@@ -25,7 +25,6 @@
 
 mod connection;
 mod keys;
-mod options;
 mod replica;
 mod sync;
 mod verify;
@@ -40,7 +39,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::AbortHandle;
 
-pub use options::{DangerousRedisOptions, RedisError, RedisOptions};
+pub use connection::{DangerousRedisOptions, RedisError, RedisOptions};
 pub use verify::RedisRefusal;
 
 use super::state::{AgentQuery, AgentRecord, ClusterState, Heartbeat, StateContext, StateError};

@@ -1,41 +1,45 @@
 //! RabbitMQ, with the client library lapin. No other folder uses lapin.
 //!
-//! [`AmqpTransport`] is a handle to several tasks: the supervisor of the connection (`supervisor`), the publisher (`publisher`), and
-//! one for each consumer (`consumer`). They watch the state of the connection and start again on each new one.
+//! [`AmqpTransport`] is a handle to several tasks: the supervisor of the connection (in this file), the publisher (`publisher`), and
+//! one for each consumer (`queues`). They watch the state of the connection and start again on each new one.
 
 mod connection;
-mod consumer;
-mod declare;
 mod options;
 mod publisher;
-mod supervisor;
+mod queues;
 mod tls;
 
 use std::collections::HashSet;
 use std::fmt;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::StreamExt;
+use lapin::Event;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, MissedTickBehavior, timeout, timeout_at};
 
 use super::message::check_name;
 use super::{CALL_TIMEOUT, Consumer, Destination, PublishRequest, Queue, Transport, TransportError};
-use connection::{Connection, ConnectionState};
-use declare::DeclaredQueues;
+use connection::{Backoff, Connection, ConnectionState, Events, printable};
 pub use options::AmqpOptions;
 #[cfg(feature = "cli")]
 pub(crate) use options::percent_encode;
 use publisher::{PendingPublish, ShortStrings};
-use supervisor::Supervisor;
+use queues::DeclaredQueues;
 pub use tls::Tls;
 
 /// The delay before an exchange is declared again, within the timeout of a publish.
 const DECLARE_RETRY_DELAY: Duration = Duration::from_millis(100);
 /// How long `close` waits for the supervisor. Longer than the supervisor waits for the broker.
 const CLOSE_TIMEOUT: Duration = connection::CLOSE_TIMEOUT.saturating_add(Duration::from_secs(1));
+/// How often the state of a connection is checked, in addition to the events that it reports.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// After a connection that lasted this long, the first attempt to reconnect is made soon.
+const BACKOFF_RESET_AFTER: Duration = Duration::from_secs(10);
 
 /// Whether log lines of this target may contain secrets: lapin logs what it sends, with the password of the login, and returned
 /// messages.
@@ -121,7 +125,7 @@ impl AmqpTransport {
         }
         loop {
             let connection = self.connection().await?;
-            match declare::declare_exchange(&connection, exchange).await {
+            match queues::declare_exchange(&connection, exchange).await {
                 Ok(()) => break,
                 Err(error) if error.is_retryable() => tokio::time::sleep(DECLARE_RETRY_DELAY).await,
                 Err(error) => return Err(error),
@@ -173,22 +177,22 @@ impl Transport for AmqpTransport {
     async fn consume(&self, queue: &Queue, prefetch: u16) -> Result<Consumer, TransportError> {
         queue.check()?;
         let connection = self.connection_in_time().await?;
-        consumer::start(&connection, self.state.clone(), queue, prefetch).await
+        queues::consume(&connection, self.state.clone(), queue, prefetch).await
     }
 
     async fn declare(&self, queue: &Queue) -> Result<(), TransportError> {
         queue.check()?;
         let connection = self.connection_in_time().await?;
-        let channel = declare::declare_queue(&connection, queue).await?;
+        let channel = queues::declare_queue(&connection, queue).await?;
         self.declared.remember(queue, &connection);
-        declare::close_channel(&channel).await;
+        queues::close_channel(&channel).await;
         Ok(())
     }
 
     async fn depth(&self, queue: &str) -> Result<Option<u64>, TransportError> {
         check_name(queue)?;
         let connection = self.connection_in_time().await?;
-        declare::depth(&connection, queue).await
+        queues::depth(&connection, queue).await
     }
 
     async fn close(&self) {
@@ -201,5 +205,89 @@ impl Transport for AmqpTransport {
 impl fmt::Debug for AmqpTransport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AmqpTransport").field("broker", &self.options).finish_non_exhaustive()
+    }
+}
+
+/// The task that keeps the connection of one transport open.
+struct Supervisor {
+    options: AmqpOptions,
+    state: watch::Sender<ConnectionState>,
+    declared: Arc<DeclaredQueues>,
+}
+
+impl Supervisor {
+    /// Runs until `close` is sent or its sender is dropped.
+    async fn run(self, first: (Arc<Connection>, Events), close: oneshot::Receiver<()>) {
+        let mut close = pin!(close);
+        let (mut connection, mut events) = first;
+        let mut backoff = Backoff::new();
+        loop {
+            let since = Instant::now();
+            self.state.send_replace(ConnectionState::Up(Arc::clone(&connection)));
+            tokio::select! {
+                _ = &mut close => {
+                    connection.close().await;
+                    break;
+                }
+                () = self.watch(&connection, &mut events) => {}
+            }
+            self.state.send_replace(ConnectionState::Down);
+            tracing::warn!(broker = %self.options, "connection to the broker lost; reconnecting");
+            if since.elapsed() >= BACKOFF_RESET_AFTER {
+                backoff.reset();
+            }
+            (connection, events) = tokio::select! {
+                _ = &mut close => break,
+                reconnected = self.reconnect(connection.number + 1, &mut backoff) => reconnected,
+            };
+            self.declared.declare_missing(&connection).await;
+            tracing::info!(broker = %self.options, "reconnected to the broker");
+        }
+        self.state.send_replace(ConnectionState::Closed);
+    }
+
+    /// Returns when the connection is lost.
+    async fn watch(&self, connection: &Arc<Connection>, events: &mut Events) {
+        let mut tick = tokio::time::interval(CHECK_INTERVAL);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut has_events = true;
+        while connection.is_up() {
+            let event = tokio::select! {
+                event = events.next(), if has_events => {
+                    has_events = event.is_some();
+                    event
+                }
+                _ = tick.tick() => None,
+            };
+            match event {
+                Some(Event::ConnectionBlocked(reason)) => {
+                    tracing::warn!(reason = printable(&reason), "the broker accepts no messages at the moment");
+                    self.state.send_replace(ConnectionState::Up(Arc::clone(connection)));
+                }
+                Some(Event::ConnectionUnblocked) => {
+                    tracing::info!("the broker accepts messages again");
+                    self.state.send_replace(ConnectionState::Up(Arc::clone(connection)));
+                }
+                Some(_) => {}
+                None => self.declared.declare_missing(connection).await,
+            }
+        }
+    }
+
+    /// Tries to connect until it succeeds. Logs the error when it changes, not for every attempt.
+    async fn reconnect(&self, number: u64, backoff: &mut Backoff) -> (Arc<Connection>, Events) {
+        let mut last_error = None;
+        loop {
+            tokio::time::sleep(backoff.next()).await;
+            match connection::open(&self.options, number).await {
+                Ok(opened) => return opened,
+                Err(error) => {
+                    if last_error.as_ref() != Some(&error) {
+                        tracing::warn!(broker = %self.options, %error, "cannot connect to the broker; retrying");
+                        last_error = Some(error);
+                    }
+                }
+            }
+        }
     }
 }

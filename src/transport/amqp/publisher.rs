@@ -27,7 +27,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::connection::{Backoff, Connection, ConnectionState, channel_error, classify, is_caused_by_client, within};
-use super::declare::{milliseconds, short_name};
+use super::queues::{milliseconds, short_name};
 use crate::transport::{CALL_TIMEOUT, Destination, PublishRequest, TransportError};
 
 /// The most publishes in flight.

@@ -11,6 +11,7 @@ mod http;
 pub mod oracle;
 pub mod pki;
 pub mod program;
+pub mod programs;
 pub mod proxy;
 #[cfg(feature = "redis")]
 pub mod redis;

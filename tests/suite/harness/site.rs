@@ -1,13 +1,16 @@
 //! A working directory for the program, with certificates that `nanite certs` made, and a virtual host.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use super::WAIT_TIMEOUT;
 use super::broker::Broker;
 use super::program::{Ended, Running, nanite, run};
 
@@ -171,4 +174,45 @@ pub fn ready(command: &mut Command) -> Running {
     let mut running = Running::start(command);
     running.wait_for(" is ready: ");
     running
+}
+
+/// Timeouts for slow machines.
+const LONG_TIMEOUTS: [&str; 4] = ["--look", "60s", "--timeout", "60s"];
+
+/// `nanite request` with these arguments and long timeouts.
+pub fn request<'a>(arguments: &[&'a str]) -> Vec<&'a str> {
+    ["request"].into_iter().chain(arguments.iter().copied()).chain(LONG_TIMEOUTS).collect()
+}
+
+/// The keys of an object.
+pub fn keys(value: &Value) -> BTreeSet<&str> {
+    value.as_object().unwrap().keys().map(String::as_str).collect()
+}
+
+/// The exit code is `code`, and standard error contains these parts and no panic.
+pub fn assert_fails(ended: &Ended, code: i32, parts: &[&str]) {
+    assert_eq!(ended.code(), code, "{ended:?}");
+    for part in parts {
+        assert!(ended.err.contains(part), "no {part:?} in: {}", ended.err);
+    }
+    assert!(!ended.err.contains("panicked"), "{}", ended.err);
+}
+
+/// Waits for a condition that another process fulfils.
+pub fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + WAIT_TIMEOUT;
+    while !condition() {
+        assert!(Instant::now() < deadline, "not within {WAIT_TIMEOUT:?}: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Waits until exactly these agents are registered.
+pub fn wait_for_agents(site: &Site, names: &[&str]) {
+    wait_until(&format!("agents are {names:?}"), || {
+        let count = names.len().max(1).to_string();
+        let agents = run(&mut site.nanite(["agents", "--json", "--look", "1s", "--at-least", &count]));
+        let agents: Value = serde_json::from_str(&agents.out).unwrap();
+        keys(&agents["agents"]) == names.iter().copied().collect()
+    });
 }

@@ -99,7 +99,8 @@ fn without_tests(code: &str) -> String {
     while let Some(at) = rest.find("#[cfg(test)]") {
         out.push_str(&rest[..at]);
         rest = &rest[at + "#[cfg(test)]".len()..];
-        if rest.trim_start().starts_with("mod ") {
+        let item = rest.trim_start();
+        if item.strip_prefix("pub(super) ").unwrap_or(item).starts_with("mod ") {
             let open = rest.find(['{', ';']).unwrap();
             rest = if rest[open..].starts_with('{') { &rest[open + block(&rest[open..])..] } else { &rest[open + 1..] };
         }

@@ -1,17 +1,35 @@
-//! Declaring queues and exchanges, and asking for the depth of a queue.
+//! Queues on the broker: declaring them and exchanges, asking for their depth, and consuming from them.
+//!
+//! A consumer has a channel of its own, and starts again on each new connection and whenever the broker ends it.
 
 use std::collections::HashMap;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use async_trait::async_trait;
+use futures_util::{FutureExt, Stream, StreamExt};
+use lapin::options::{
+    BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions, ExchangeDeclareOptions, QueueBindOptions,
+    QueueDeclareOptions,
+};
 use lapin::protocol::AMQPSoftError;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, ExchangeKind};
 use parking_lot::Mutex;
+use tokio::sync::{mpsc, watch};
 
-use super::connection::{CLOSE_TIMEOUT, Connection, channel_error, classify, within};
+use super::connection::{
+    Backoff, CLOSE_TIMEOUT, Connection, ConnectionState, channel_error, classify, wait_until_up, within,
+};
 use crate::transport::message::check_name;
-use crate::transport::{CALL_TIMEOUT, Queue, QueueKind, TransportError};
+use crate::transport::{
+    Acker, CALL_TIMEOUT, Consumer, Delivery, MAX_BODY_BYTES, Queue, QueueKind, Settle, Settlement, TransportError,
+};
+
+/// The most deliveries that are buffered for the application, in addition to those that lapin holds. All of them are within the
+/// prefetch.
+const MAX_BUFFERED_DELIVERIES: usize = 64;
 
 /// A name as an AMQP short string.
 pub(super) fn short_name(name: &str) -> Result<ShortString, TransportError> {
@@ -192,6 +210,184 @@ impl DeclaredQueues {
                     declared.logged = true;
                 }
             }
+        }
+    }
+}
+
+/// A subscription to a queue.
+#[derive(Debug)]
+struct Subscription {
+    channel: Channel,
+    deliveries: lapin::Consumer,
+}
+
+/// Starts to consume. Errors of this first attempt are returned; later ones are retried.
+pub(super) async fn consume(
+    connection: &Connection,
+    state: watch::Receiver<ConnectionState>,
+    queue: &Queue,
+    prefetch: u16,
+) -> Result<Consumer, TransportError> {
+    let prefetch = prefetch.max(1);
+    let first = subscribe(connection, queue, prefetch).await?;
+    let (sender, receiver) = mpsc::channel(usize::from(prefetch).min(MAX_BUFFERED_DELIVERIES));
+    tokio::spawn(run(first, state, queue.clone(), prefetch, sender));
+    Ok(Consumer::new(Deliveries(receiver)))
+}
+
+async fn subscribe(connection: &Connection, queue: &Queue, prefetch: u16) -> Result<Subscription, TransportError> {
+    let channel = declare_queue(connection, queue).await?;
+    within(CALL_TIMEOUT, channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
+    let consume = channel.basic_consume(
+        short_name(&queue.name)?,
+        ShortString::default(),
+        BasicConsumeOptions::default(),
+        FieldTable::default(),
+    );
+    let deliveries = within(CALL_TIMEOUT, consume).await?;
+    Ok(Subscription { channel, deliveries })
+}
+
+async fn run(
+    first: Subscription,
+    mut state: watch::Receiver<ConnectionState>,
+    queue: Queue,
+    prefetch: u16,
+    sender: mpsc::Sender<(Channel, Delivery)>,
+) {
+    let mut subscription = first;
+    let mut backoff = Backoff::new();
+    loop {
+        let ended = forward(&mut subscription, &queue, &sender).await;
+        close_channel(&subscription.channel).await;
+        let Ended::ByBroker(reason) = ended else { return };
+        // The loss of a connection is logged once, by its supervisor.
+        if matches!(&*state.borrow(), ConnectionState::Up(connection) if connection.is_up()) {
+            tracing::warn!(queue = queue.name, reason, "consuming ended; starting again");
+        }
+        let resubscribed = resubscribe(&mut state, &queue, prefetch, &mut backoff);
+        subscription = tokio::select! {
+            () = sender.closed() => return,
+            resubscribed = resubscribed => match resubscribed {
+                Some(resubscribed) => resubscribed,
+                None => return,
+            },
+        };
+        tracing::info!(queue = queue.name, "consuming again");
+    }
+}
+
+/// Why a subscription ended.
+enum Ended {
+    /// The application has dropped its consumer.
+    ByApplication,
+    /// The broker or the connection ended it, for this reason.
+    ByBroker(String),
+}
+
+/// Forwards deliveries to the application until the subscription ends.
+async fn forward(subscription: &mut Subscription, queue: &Queue, sender: &mpsc::Sender<(Channel, Delivery)>) -> Ended {
+    let Subscription { channel, deliveries } = subscription;
+    loop {
+        let next = tokio::select! {
+            biased;
+            () = sender.closed() => return Ended::ByApplication,
+            next = deliveries.next() => next,
+        };
+        let delivery = match next {
+            Some(Ok(delivery)) => delivery,
+            Some(Err(error)) => return Ended::ByBroker(classify(&error).to_string()),
+            None => return Ended::ByBroker("cancelled by the broker".to_owned()),
+        };
+        let settle = AmqpSettle { channel: channel.clone(), tag: delivery.delivery_tag };
+        if delivery.data.len() > MAX_BODY_BYTES {
+            let length = delivery.data.len();
+            tracing::warn!(queue = queue.name, length, limit = MAX_BODY_BYTES, "dropped a message that is too large");
+            if let Err(error) = settle.settle(Settlement::Ack).await {
+                tracing::debug!(%error, "the dropped message will be delivered again");
+            }
+            continue;
+        }
+        let content_type = delivery.properties.content_type().as_ref().map(|t| t.as_str().to_owned());
+        let delivery = Delivery::new(delivery.data, Acker::new(settle))
+            .content_type(content_type.unwrap_or_default())
+            .redelivered(delivery.redelivered);
+        if sender.send((channel.clone(), delivery)).await.is_err() {
+            return Ended::ByApplication;
+        }
+    }
+}
+
+/// Subscribes again as soon as possible; `None` if the transport is closed. Logs the error when it changes, not for every attempt.
+async fn resubscribe(
+    state: &mut watch::Receiver<ConnectionState>,
+    queue: &Queue,
+    prefetch: u16,
+    backoff: &mut Backoff,
+) -> Option<Subscription> {
+    let mut last_error = None;
+    loop {
+        let connection = wait_until_up(state).await.ok()?;
+        match subscribe(&connection, queue, prefetch).await {
+            Ok(subscription) => {
+                backoff.reset();
+                return Some(subscription);
+            }
+            Err(error) => {
+                if last_error.as_ref() != Some(&error) {
+                    tracing::warn!(queue = queue.name, %error, "cannot consume again yet; retrying");
+                    last_error = Some(error);
+                }
+            }
+        }
+        drop(connection);
+        tokio::time::sleep(backoff.next()).await;
+    }
+}
+
+/// The deliveries for the application. Those whose channel is closed are left out: they cannot be settled, and will be redelivered.
+#[derive(Debug)]
+struct Deliveries(mpsc::Receiver<(Channel, Delivery)>);
+
+impl Stream for Deliveries {
+    type Item = Delivery;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Delivery>> {
+        loop {
+            match std::task::ready!(self.0.poll_recv(cx)) {
+                Some((channel, delivery)) if channel.status().connected() => return Poll::Ready(Some(delivery)),
+                Some(_) => {}
+                None => return Poll::Ready(None),
+            }
+        }
+    }
+}
+
+/// Settles a delivery on the channel that it arrived on, and on no other.
+#[derive(Debug)]
+struct AmqpSettle {
+    channel: Channel,
+    tag: u64,
+}
+
+#[async_trait]
+impl Settle for AmqpSettle {
+    async fn settle(&self, settlement: Settlement) -> Result<(), TransportError> {
+        if !self.channel.status().connected() {
+            return Err(TransportError::Disconnected);
+        }
+        // The first poll queues the frame in order. Waiting until it has reached the socket would tell nothing: the broker does not
+        // confirm settlements.
+        let sent = match settlement {
+            Settlement::Ack => self.channel.basic_ack(self.tag, BasicAckOptions::default()).now_or_never(),
+            Settlement::Requeue => {
+                let options = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
+                self.channel.basic_nack(self.tag, options).now_or_never()
+            }
+        };
+        match sent {
+            None | Some(Ok(())) => Ok(()),
+            Some(Err(_)) => Err(TransportError::Disconnected),
         }
     }
 }
