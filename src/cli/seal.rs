@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::args::agent;
 use super::error::{CliError, Exit};
 use super::runtime::Global;
-use super::{args, identity, output, remedy};
+use super::{args, node, output, remedy};
 use crate::clock::{Clock, SystemClock};
 use crate::packet::{Identity, MessageId, Packet, Request, Role, Service, Token};
 use crate::serializer::{
@@ -36,7 +36,7 @@ pub(super) struct Seal {
     #[arg(long, value_name = "AGENT", value_parser = agent)]
     to: Identity,
     #[command(flatten)]
-    who: identity::IdentityArgs,
+    who: node::IdentityArgs,
 }
 
 /// Open one message that was sealed to an agent: DER on stdin; the packet and its signer as JSON on stdout.
@@ -46,7 +46,7 @@ pub(super) struct Seal {
 #[derive(Debug, clap::Args)]
 pub(super) struct Open {
     #[command(flatten)]
-    who: identity::IdentityArgs,
+    who: node::IdentityArgs,
 }
 
 #[derive(Serialize)]

@@ -8,13 +8,13 @@ use std::sync::Arc;
 use clap::Args;
 use zeroize::Zeroizing;
 
-use crate::certs::files;
 use crate::certs::{
     Certificate, CertificateAuthority, CertificateDirectory, Content, DirectoryError, IssueError, KeyError, PrivateKey,
+    files,
 };
 use crate::cli::args::CaPassphrase;
 use crate::cli::error::{CliError, Exit};
-use crate::cli::{identity, remedy};
+use crate::cli::{node, remedy};
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::packet::{Identity, Role};
 
@@ -43,7 +43,7 @@ pub(super) struct NodeArgs {
 
 impl NodeArgs {
     pub(super) fn identity(&self) -> Result<Identity, CliError> {
-        identity::named(self.role, &self.name)
+        node::named(self.role, &self.name)
     }
 }
 

@@ -14,9 +14,9 @@ use super::files::{
 use crate::certs::{
     Certificate, CertificateDirectory, Content, KeyType, PrivateKey, RevocationList, RevocationReason, Suite, timestamp,
 };
-use crate::cli::args::{self, CaPassphrase, Passphrase};
+use crate::cli::args::{CaPassphrase, Passphrase};
 use crate::cli::error::{CliError, Exit};
-use crate::cli::{identity, output, remedy};
+use crate::cli::{args, node, output, remedy};
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::packet::{Identity, Role};
 
@@ -126,7 +126,7 @@ struct Published<'a> {
 impl Selection {
     fn identities(&self, directory: &CertificateDirectory) -> Result<Vec<Identity>, CliError> {
         if let (Some(role), Some(name)) = (self.role, &self.name) {
-            return Ok(vec![identity::named(role, name)?]);
+            return Ok(vec![node::named(role, name)?]);
         }
         if !self.all {
             return Err(CliError::new(Exit::Usage, "no certificate is named")

@@ -14,7 +14,8 @@ use crate::certs::{
 };
 use crate::cli::error::{CliError, Exit};
 use crate::cli::output::counted;
-use crate::cli::{certs, identity as names, policy as rules, remedy};
+use crate::cli::policy as rules;
+use crate::cli::{certs, node, remedy};
 use crate::clock::Timestamp;
 use crate::packet::{Identity, Role};
 
@@ -41,7 +42,7 @@ pub(super) fn identity(
         match named.iter().find(|identity| identity.role() == *role) {
             Some(identity) => found.extend(has_files(identity).then(|| identity.clone())),
             None => found
-                .extend(names::names_with_keys(path, *role).iter().filter_map(|name| Identity::new(*role, name).ok())),
+                .extend(node::names_with_keys(path, *role).iter().filter_map(|name| Identity::new(*role, name).ok())),
         }
     }
     let dir = path.display();

@@ -9,17 +9,17 @@ use std::collections::BTreeSet;
 use std::io::{BufRead, ErrorKind, IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
+use api::{Api, ApiUrl};
+use resources::{NewPassword, Permissions, difference, password_path, topology};
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use super::error::{CliError, Exit};
 use super::output::printable;
-use super::runtime::{self, Global};
-use super::{args, identity, output};
+use super::runtime::Global;
+use super::{args, node, output, runtime};
 use crate::packet::{Identity, Role};
 use crate::transport::percent_encode;
-use api::{Api, ApiUrl};
-use resources::{NewPassword, Permissions, difference, password_path, topology};
 
 const PASSWORD_VARIABLE: &str = "NANITE_MANAGEMENT_PASSWORD";
 /// The longest line that is read from stdin as a password.
@@ -96,8 +96,8 @@ pub(super) fn run(global: &Global, command: &Command) -> Result<Exit, CliError> 
 
 impl Args {
     fn nodes(&self) -> Result<Vec<Identity>, CliError> {
-        let agents = self.agents.iter().map(|name| identity::named(Role::Agent, name));
-        let mappers = self.mappers.iter().map(|name| identity::named(Role::Mapper, name));
+        let agents = self.agents.iter().map(|name| node::named(Role::Agent, name));
+        let mappers = self.mappers.iter().map(|name| node::named(Role::Mapper, name));
         let nodes: BTreeSet<Identity> = agents.chain(mappers).collect::<Result<_, _>>()?;
         if nodes.is_empty() {
             return Err(CliError::new(Exit::Usage, "no node is named")
