@@ -3,9 +3,7 @@
 #[cfg(feature = "admin")]
 mod admin;
 mod agent;
-mod agents;
 mod args;
-mod audit;
 mod certs;
 mod config;
 mod connection;
@@ -17,9 +15,7 @@ mod doctor;
 mod error;
 mod fleet;
 mod generate;
-mod identity;
 mod inspect;
-mod logging;
 mod mapper;
 mod node;
 mod output;
@@ -41,8 +37,8 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use config::Config;
 use error::{Exit, Result};
-use logging::DefaultLevel;
 use node::WithNode;
+use runtime::DefaultLevel;
 use runtime::Global;
 
 /// Security-first messaging: agents, mappers and requests over an untrusted broker.
@@ -56,7 +52,7 @@ struct Cli {
     #[arg(long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
     #[command(flatten)]
-    log: logging::Options,
+    log: runtime::Options,
     #[command(subcommand)]
     command: Command,
 }
@@ -72,10 +68,10 @@ enum Command {
     Push(WithNode<request::PushArgs>),
     SendFile(send_file::Args),
     /// List the registered agents, with their load, services and tags.
-    Agents(agents::Args),
+    Agents(fleet::Args),
     /// List the services that agents offer, and the agents that offer them.
-    Services(agents::Args),
-    Ping(WithNode<agents::PingArgs>),
+    Services(fleet::Args),
+    Ping(WithNode<fleet::PingArgs>),
     Console(console::Args),
     #[cfg(feature = "admin")]
     Admin(admin::Args),
@@ -90,7 +86,7 @@ enum Command {
     Policy(policy::Command),
     /// Check an audit log.
     #[command(subcommand)]
-    Audit(audit::Command),
+    Audit(policy::AuditCommand),
     /// Set up a broker.
     #[command(subcommand)]
     Broker(setup::Command),
@@ -144,9 +140,9 @@ impl Cli {
             Command::Request(args) => request::request(global, &args),
             Command::Push(args) => request::push(global, &args),
             Command::SendFile(args) => send_file::run(global, &args),
-            Command::Agents(args) => agents::list(global, &args, agents::show_agents),
-            Command::Services(args) => agents::list(global, &args, agents::show_services),
-            Command::Ping(args) => agents::ping(global, &args),
+            Command::Agents(args) => fleet::list(global, &args, fleet::show_agents),
+            Command::Services(args) => fleet::list(global, &args, fleet::show_services),
+            Command::Ping(args) => fleet::ping(global, &args),
             Command::Console(args) => console::run(global, &args),
             #[cfg(feature = "admin")]
             Command::Admin(args) => admin::run(global, &args),
@@ -156,7 +152,7 @@ impl Cli {
             Command::Doctor(args) => doctor::run(global, &args),
             Command::Demo(args) => args.run(),
             Command::Policy(command) => policy::run(command),
-            Command::Audit(command) => audit::run(command),
+            Command::Audit(command) => policy::run_audit(command),
             Command::Broker(command) => setup::run(global, &command),
             Command::Completions(args) => generate::completions(Self::command(), &args),
             Command::Man(args) => generate::manual(global, Self::command(), &args),

@@ -1,11 +1,14 @@
-//! `nanite policy`: checks policy files and explains their decisions; and loads the policy of a node.
+//! `nanite policy` and `nanite audit`: check and explain rules, and check audit logs. They need no broker.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::error::{CliError, Exit, Result, chain};
+use serde_json::json;
+
+use super::error::{CliError, Exit, chain};
 use super::output;
 use super::output::counted;
+use crate::audit::{Problem, verify};
 use crate::packet::{Identity, Payload, Request, SelectorName, Service, Tag};
 #[cfg(feature = "cedar")]
 use crate::policy::CedarPolicy;
@@ -44,7 +47,7 @@ pub(super) struct Explain {
     tags: Vec<Tag>,
 }
 
-pub(super) fn run(command: Command) -> Result<Exit> {
+pub(super) fn run(command: Command) -> Result<Exit, CliError> {
     match command {
         Command::Check { file } => {
             let names = names(&file)?;
@@ -59,7 +62,7 @@ pub(super) fn run(command: Command) -> Result<Exit> {
 }
 
 impl Explain {
-    fn run(self) -> Result<Exit> {
+    fn run(self) -> Result<Exit, CliError> {
         let PolicyFile { policy, rules, .. } = read(&self.policy)?;
         let mut request = Request::new(self.service, Payload::default());
         (request.selector, request.tags) = (self.selector, self.tags);
@@ -94,17 +97,17 @@ struct PolicyFile {
 ///
 /// # Errors
 /// [`CliError`] when the file cannot be read or is not a policy.
-pub(super) fn load(file: &Path) -> Result<Arc<dyn Policy>> {
+pub(super) fn load(file: &Path) -> Result<Arc<dyn Policy>, CliError> {
     Ok(read(file)?.policy)
 }
 
 /// The names of the rules in a file.
-pub(super) fn names(file: &Path) -> Result<Vec<String>> {
+pub(super) fn names(file: &Path) -> Result<Vec<String>, CliError> {
     Ok(read(file)?.names)
 }
 
 /// Reads Cedar from a file that ends in `.cedar`, TOML from any other.
-fn read(file: &Path) -> Result<PolicyFile> {
+fn read(file: &Path) -> Result<PolicyFile, CliError> {
     if file.extension().is_some_and(|extension| extension == "cedar") {
         #[cfg(not(feature = "cedar"))]
         return Err(CliError::new(Exit::Usage, "this nanite was built without Cedar")
@@ -128,4 +131,45 @@ fn invalid(file: &Path, error: &PolicyError) -> CliError {
         }
         _ => failure.help("a node does not start without its policy: make the file readable, or leave out --policy"),
     }
+}
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum AuditCommand {
+    /// Check that no line of a log was changed, removed or moved.
+    ///
+    /// Rotated files (FILE.1, FILE.2, ...) are included. Exit codes: 0 the log is intact, 6 it is not.
+    Verify {
+        /// The log.
+        file: PathBuf,
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+pub(super) fn run_audit(command: AuditCommand) -> Result<Exit, CliError> {
+    let AuditCommand::Verify { file, json } = command;
+    let report = verify(&file)
+        .map_err(|error| CliError::of(Exit::Security, &error).context(format!("cannot read {}", file.display())))?;
+    if json {
+        let problem = |problem: &Problem| json!({ "file": problem.file, "line": problem.line, "why": problem.reason });
+        output::json(&json!({
+            "files": report.files,
+            "lines": report.lines,
+            "first": report.first_seq,
+            "last_hash": report.last_hash,
+            "problems": report.problems.iter().map(problem).collect::<Vec<_>>(),
+        }))?;
+    } else {
+        for Problem { file, line, reason, .. } in &report.problems {
+            let line = if *line == 0 { String::new() } else { format!(":{line}") };
+            output::line(&format!("{} {}{line}: {reason}", output::stdout_paint().red("broken"), file.display()))?;
+        }
+        let lines = counted(usize::try_from(report.lines).unwrap_or(usize::MAX), "line");
+        output::line(&format!("{lines} in {}, last {}", counted(report.files.len(), "file"), report.last_hash))?;
+        if report.first_seq > 1 {
+            output::note(&format!("the first line is number {}: older lines were removed", report.first_seq));
+        }
+    }
+    Ok(if report.problems.is_empty() { Exit::Success } else { Exit::Security })
 }

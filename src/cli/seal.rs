@@ -9,9 +9,9 @@ use data_encoding::HEXLOWER;
 use serde::Serialize;
 
 use super::args::agent;
-use super::error::{CliError, Exit, Result};
+use super::error::{CliError, Exit};
 use super::runtime::Global;
-use super::{args, identity, output, remedy};
+use super::{args, node, output, remedy};
 use crate::clock::{Clock, SystemClock};
 use crate::packet::{Identity, MessageId, Packet, Request, Role, Service, Token};
 use crate::serializer::{
@@ -36,7 +36,7 @@ pub(super) struct Seal {
     #[arg(long, value_name = "AGENT", value_parser = agent)]
     to: Identity,
     #[command(flatten)]
-    who: identity::IdentityArgs,
+    who: node::IdentityArgs,
 }
 
 /// Open one message that was sealed to an agent: DER on stdin; the packet and its signer as JSON on stdout.
@@ -46,7 +46,7 @@ pub(super) struct Seal {
 #[derive(Debug, clap::Args)]
 pub(super) struct Open {
     #[command(flatten)]
-    who: identity::IdentityArgs,
+    who: node::IdentityArgs,
 }
 
 #[derive(Serialize)]
@@ -69,7 +69,7 @@ struct Signer<'a> {
     in_reply_to: Option<MessageId>,
 }
 
-pub(super) fn seal(global: &Global, args: &Seal) -> Result<Exit> {
+pub(super) fn seal(global: &Global, args: &Seal) -> Result<Exit, CliError> {
     if std::io::stdout().is_terminal() {
         return Err(CliError::new(Exit::Usage, "a sealed message is binary, and stdout is a terminal")
             .help("write it to a file: `nanite seal ... > message.der`, or pipe it to `nanite open`"));
@@ -87,7 +87,7 @@ pub(super) fn seal(global: &Global, args: &Seal) -> Result<Exit> {
     Ok(Exit::Success)
 }
 
-pub(super) fn open(global: &Global, args: &Open) -> Result<Exit> {
+pub(super) fn open(global: &Global, args: &Open) -> Result<Exit, CliError> {
     let limit = InboundQueue::AgentInbox.max_bytes();
     let bytes = read_message(None, limit, Exit::Failure, "redirect it to stdin: `nanite open ... < message.der`")?;
     let earliest = SystemClock.now().saturating_sub(MAX_AGE_AT_START);
@@ -131,7 +131,7 @@ pub(super) fn class_name(class: MessageClass) -> &'static str {
 }
 
 /// Reads a message from a file or stdin: at most one byte more than `limit`, so that a longer message is refused as such.
-pub(super) fn read_message(file: Option<&Path>, limit: usize, failure: Exit, help: &str) -> Result<Vec<u8>> {
+pub(super) fn read_message(file: Option<&Path>, limit: usize, failure: Exit, help: &str) -> Result<Vec<u8>, CliError> {
     let mut bytes = Vec::new();
     let limit = limit as u64 + 1;
     let (read, source) = match file {

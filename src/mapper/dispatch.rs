@@ -9,8 +9,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::future::join_all;
 
+use super::registry::{Shared, Tasks};
 use super::selector::{Candidate, Selector};
-use super::shared::{Shared, Tasks};
 use super::state::AgentQuery;
 use crate::link::{Outbound, SealedMessage, SendError, wait_for_mappers};
 use crate::packet::{Failure, FailureCode, Identity, Packet, Request, Tag, Token};

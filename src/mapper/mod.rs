@@ -10,7 +10,7 @@ mod proxied_requests;
 mod redis;
 mod registry;
 mod selector;
-mod shared;
+
 mod state;
 
 use std::future::Future;
@@ -23,9 +23,9 @@ use tokio::sync::{Notify, OnceCell, watch};
 pub use dispatch::MapperDispatch;
 #[cfg(feature = "redis")]
 pub use redis::{DangerousRedisOptions, RedisError, RedisOptions, RedisRefusal, RedisState};
+pub use registry::AgentEvent;
 pub use registry::LocalState;
 pub use selector::{All, Candidate, LeastLoaded, Random, RoundRobin, Selector};
-pub use shared::AgentEvent;
 pub use state::{AgentQuery, AgentRecord, ClusterState, Heartbeat, StateContext, StateError};
 
 use crate::audit::AuditLog;
@@ -37,8 +37,8 @@ use crate::policy::{AllowVerified, Policy};
 use crate::request::{AgentWorkload, Answers, Events, RequestBuilder, RequestError};
 use crate::serializer::{InboundQueue, OpenErrorKind, Serializer};
 use crate::transport::{QueueKind, Transport, TransportError, topology};
+use registry::{AgentHook, RegistrationRequest, Shared, Tasks};
 use selector::Selectors;
-use shared::{AgentHook, RegistrationRequest, Shared, Tasks};
 
 /// How many messages of each queue may be unacknowledged, except for the offline queue.
 const PREFETCH: u16 = 512;

@@ -8,7 +8,7 @@ use lru::LruCache;
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::shared::{AgentEvent, RegistrationRequest, Shared};
+use super::registry::{AgentEvent, RegistrationRequest, Shared};
 use super::state::{AgentRecord, Heartbeat};
 use crate::audit::DecisionSubject;
 use crate::clock::Timestamp;

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::shared::Shared;
+use super::registry::Shared;
 use crate::audit::DecisionSubject;
 use crate::link::{Received, SendError, Subscription, acknowledge};
 use crate::packet::{Failure, FailureCode, Identity, Kind, Packet, Payload, Request, Role, Token};

@@ -4,10 +4,9 @@ mod files;
 mod issue;
 mod lifecycle;
 mod show;
-mod verify;
 
-use super::error::{Exit, Result};
-pub(super) use verify::{authority, revocation_list};
+use super::error::{CliError, Exit};
+pub(super) use show::{authority, revocation_list};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
@@ -20,7 +19,7 @@ pub(super) enum Command {
     /// Explain the certificates in a file.
     Show(show::Show),
     /// Check certificates and keys: chain, dates, usage, file modes.
-    Verify(verify::Verify),
+    Verify(show::Verify),
     /// Create new keys and certificates before the current ones expire; both stay valid until then.
     Renew(lifecycle::Renew),
     /// Check whether a renewal is due: exit 0 if it is, 1 if not.
@@ -35,7 +34,7 @@ pub(super) enum Command {
     Sign(issue::Sign),
 }
 
-pub(super) fn run(command: Command) -> Result<Exit> {
+pub(super) fn run(command: Command) -> Result<Exit, CliError> {
     match command {
         Command::Init(args) => args.run(),
         Command::Issue(args) => args.run(),

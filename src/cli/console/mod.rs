@@ -7,18 +7,18 @@ use std::time::Duration;
 
 use clap::Parser;
 use futures_util::FutureExt;
+use input::{History, Input, Line};
 use tokio::signal::unix::{Signal, SignalKind};
 
 use super::error::{CliError, Exit, Result};
 use super::fleet::Fleet;
 use super::node::NodeArgs;
-use super::output::{self, counted, printable};
+use super::output::{counted, printable};
 use super::request::{PushArgs, RequestArgs};
-use super::runtime::{self, Global};
-use super::{agents, state_dir};
+use super::runtime::Global;
+use super::{fleet, output, runtime, state_dir};
 use crate::mapper::AgentRecord;
 use crate::packet::{Role, SelectorName, Tag};
-use input::{History, Input, Line};
 
 /// How long to wait for the first agents.
 const DISCOVERY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -58,7 +58,7 @@ enum Command {
     /// List the services that agents offer.
     Services(ListArgs),
     /// Ping agents.
-    Ping(agents::PingArgs),
+    Ping(fleet::PingArgs),
     /// End the console.
     #[command(visible_alias = "exit")]
     Quit,
@@ -177,11 +177,11 @@ async fn execute(global: &Global, fleet: &mut Fleet, command: Command) -> Result
         }
         Command::Push(args) => args.send(global, fleet).await?,
         Command::Agents(args) => {
-            agents::show_agents(&fleet.agents().await?, args.json)?;
+            fleet::show_agents(&fleet.agents().await?, args.json)?;
             Exit::Success
         }
         Command::Services(args) => {
-            agents::show_services(&fleet.agents().await?, args.json)?;
+            fleet::show_services(&fleet.agents().await?, args.json)?;
             Exit::Success
         }
         Command::Ping(args) => args.run(global, fleet).await?,

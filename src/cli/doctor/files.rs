@@ -12,9 +12,10 @@ use crate::certs::{
     CaCertificate, CertificateDirectory, Content, DirectoryCertificateStore, DirectoryError, KeyError, PrivateKey,
     TrustError,
 };
-use crate::cli::error::{CliError, Exit, Result};
+use crate::cli::error::{CliError, Exit};
 use crate::cli::output::counted;
-use crate::cli::{certs, identity as names, policy as rules, remedy};
+use crate::cli::policy as rules;
+use crate::cli::{certs, node, remedy};
 use crate::clock::Timestamp;
 use crate::packet::{Identity, Role};
 
@@ -23,7 +24,11 @@ const DAY: Duration = Duration::from_secs(86_400);
 const CA_EXPIRES_SOON: Duration = DAY.saturating_mul(30);
 
 /// The node to check: the named one, or the only one with a key in the directory.
-pub(super) fn identity(directory: &CertificateDirectory, roles: &[Role], named: &[Identity]) -> Result<Identity> {
+pub(super) fn identity(
+    directory: &CertificateDirectory,
+    roles: &[Role],
+    named: &[Identity],
+) -> Result<Identity, CliError> {
     let path = directory.path();
     if !path.is_dir() {
         return Err(remedy::directory(&DirectoryError::NoDirectory(path.to_owned()), directory));
@@ -37,7 +42,7 @@ pub(super) fn identity(directory: &CertificateDirectory, roles: &[Role], named: 
         match named.iter().find(|identity| identity.role() == *role) {
             Some(identity) => found.extend(has_files(identity).then(|| identity.clone())),
             None => found
-                .extend(names::names_with_keys(path, *role).iter().filter_map(|name| Identity::new(*role, name).ok())),
+                .extend(node::names_with_keys(path, *role).iter().filter_map(|name| Identity::new(*role, name).ok())),
         }
     }
     let dir = path.display();

@@ -10,16 +10,16 @@ mod finding;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use finding::{Finding, State, exit_code};
 use serde::Serialize;
 
-use super::error::{Exit, Result};
+use super::error::{CliError, Exit};
 use super::node::Node;
 use super::output::counted;
-use super::runtime::{self, Global};
-use super::{args, identity, output};
+use super::runtime::Global;
+use super::{args, node, output, runtime};
 use crate::clock::{Clock, SystemClock};
 use crate::packet::{Identity, Role};
-use finding::{Finding, State, exit_code};
 
 /// Check everything that a node needs: files, certificates, clock, broker and other nodes; say what is wrong and how to fix it.
 ///
@@ -28,7 +28,7 @@ use finding::{Finding, State, exit_code};
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
-    who: identity::IdentityArgs,
+    who: node::IdentityArgs,
     #[command(flatten)]
     broker: super::connection::BrokerArgs,
     /// The role of the node, if the directory has keys for both.
@@ -56,7 +56,7 @@ struct Report {
     checks: Vec<Finding>,
 }
 
-pub(super) fn run(global: &Global, args: &Args) -> Result<Exit> {
+pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
     let (node, checks) = check(global, args)?;
     let exit = exit_code(&checks);
     let report = Report { node, ok: exit == Exit::Success, checks };
@@ -69,11 +69,11 @@ pub(super) fn run(global: &Global, args: &Args) -> Result<Exit> {
     Ok(exit)
 }
 
-fn check(global: &Global, args: &Args) -> Result<(Option<Identity>, Vec<Finding>)> {
+fn check(global: &Global, args: &Args) -> Result<(Option<Identity>, Vec<Finding>), CliError> {
     let (now, config) = (SystemClock.now(), &global.config);
     let roles = args.role.map_or(vec![Role::Agent, Role::Mapper], |role| vec![role]);
     let directory = args.who.directory(config, args.role.unwrap_or(Role::Agent))?;
-    let names = roles.iter().filter_map(|role| Some(identity::named(*role, &args.who.token(config, *role)?)));
+    let names = roles.iter().filter_map(|role| Some(node::named(*role, &args.who.token(config, *role)?)));
     let names = names.collect::<Result<Vec<_>, _>>()?;
     let options = args.broker.options(config)?;
     let identity = match files::identity(&directory, &roles, &names) {
