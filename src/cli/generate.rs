@@ -6,7 +6,7 @@ use clap::Command;
 use clap_complete::Shell;
 use clap_mangen::Man;
 
-use super::error::{CliError, Exit};
+use super::error::{CliError, Exit, Result};
 use super::output;
 use super::runtime::Global;
 
@@ -24,14 +24,14 @@ pub(super) struct Manual {
     directory: Option<PathBuf>,
 }
 
-pub(super) fn completions(mut program: Command, args: &Completions) -> Result<Exit, CliError> {
+pub(super) fn completions(mut program: Command, args: &Completions) -> Result<Exit> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut program, "nanite", &mut script);
     output::write(&script)?;
     Ok(Exit::Success)
 }
 
-pub(super) fn manual(global: &Global, mut root: Command, args: &Manual) -> Result<Exit, CliError> {
+pub(super) fn manual(global: &Global, mut root: Command, args: &Manual) -> Result<Exit> {
     root.build();
     let Some(directory) = &args.directory else {
         output::write(&page(&root)?.1)?;
@@ -53,7 +53,7 @@ pub(super) fn manual(global: &Global, mut root: Command, args: &Manual) -> Resul
 }
 
 /// The file name and the content of a command's page.
-fn page(command: &Command) -> Result<(String, Vec<u8>), CliError> {
+fn page(command: &Command) -> Result<(String, Vec<u8>)> {
     let man = Man::new(command.clone());
     let mut text = Vec::new();
     man.render(&mut text).map_err(|error| CliError::of(Exit::Failure, &error))?;

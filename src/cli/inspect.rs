@@ -8,7 +8,7 @@ use std::sync::Arc;
 use data_encoding::HEXLOWER;
 use serde::Serialize;
 
-use super::error::{CliError, Exit};
+use super::error::{CliError, Exit, Result};
 use super::output::{counted, printable};
 use super::runtime::Global;
 use super::seal::{class_name, read_message};
@@ -131,7 +131,7 @@ impl Claims {
         }
     }
 
-    fn print(&self) -> Result<(), CliError> {
+    fn print(&self) -> Result<()> {
         let protection = if self.encrypted { "signed and encrypted" } else { "signed, not encrypted" };
         let mut fields = vec![
             ("from", self.from.to_string()),
@@ -191,7 +191,7 @@ impl Verdict {
         }
     }
 
-    fn print(&self) -> Result<(), CliError> {
+    fn print(&self) -> Result<()> {
         let paint = output::stdout_paint();
         let node = self.node.as_ref().map_or("every node", Identity::as_str);
         let queue = self.channel.map(|queue| format!(" in {queue}")).unwrap_or_default();
@@ -258,7 +258,7 @@ impl Opened {
         Some(Self { signer, certificate, packet: inbound.packet })
     }
 
-    fn print(&self) -> Result<(), CliError> {
+    fn print(&self) -> Result<()> {
         let signer = output::stdout_paint().bold(&format!("signed by {}, VERIFIED", self.signer));
         output::line(&format!("{signer} (certificate {})", self.certificate))?;
         let packet = serde_json::to_string_pretty(&self.packet).map_err(|error| CliError::of(Exit::Failure, &error))?;
@@ -267,7 +267,7 @@ impl Opened {
 }
 
 impl Report {
-    pub(super) fn print(&self) -> Result<(), CliError> {
+    pub(super) fn print(&self) -> Result<()> {
         let paint = output::stdout_paint();
         let length = counted(self.bytes, "byte");
         match &self.claims {
@@ -323,7 +323,7 @@ pub(super) struct Args {
     json: bool,
 }
 
-pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
+pub(super) fn run(global: &Global, args: &Args) -> Result<Exit> {
     let limit = Kind::ALL.into_iter().map(Kind::max_bytes).max().unwrap_or(0);
     let file = args.file.as_deref().filter(|path| *path != Path::new("-"));
     let help = "name its file: `nanite inspect FILE`, or pipe it to stdin";
@@ -360,7 +360,7 @@ fn open(
     queue: InboundQueue,
     bytes: &[u8],
     report: &mut Report,
-) -> Result<(), CliError> {
+) -> Result<()> {
     let now = SystemClock.now();
     // As a node that was already running when the message was issued: one that started later refuses live messages.
     let node = args.who.secure(&global.config, queue.reader(), Some(now.min(header.issued_at)))?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use super::error::{CliError, Exit, chain};
+use super::error::{CliError, Exit, Result, chain};
 use super::output;
 use super::output::counted;
 use crate::audit::{Problem, verify};
@@ -47,7 +47,7 @@ pub(super) struct Explain {
     tags: Vec<Tag>,
 }
 
-pub(super) fn run(command: Command) -> Result<Exit, CliError> {
+pub(super) fn run(command: Command) -> Result<Exit> {
     match command {
         Command::Check { file } => {
             let names = names(&file)?;
@@ -62,7 +62,7 @@ pub(super) fn run(command: Command) -> Result<Exit, CliError> {
 }
 
 impl Explain {
-    fn run(self) -> Result<Exit, CliError> {
+    fn run(self) -> Result<Exit> {
         let PolicyFile { policy, rules, .. } = read(&self.policy)?;
         let mut request = Request::new(self.service, Payload::default());
         (request.selector, request.tags) = (self.selector, self.tags);
@@ -97,17 +97,17 @@ struct PolicyFile {
 ///
 /// # Errors
 /// [`CliError`] when the file cannot be read or is not a policy.
-pub(super) fn load(file: &Path) -> Result<Arc<dyn Policy>, CliError> {
+pub(super) fn load(file: &Path) -> Result<Arc<dyn Policy>> {
     Ok(read(file)?.policy)
 }
 
 /// The names of the rules in a file.
-pub(super) fn names(file: &Path) -> Result<Vec<String>, CliError> {
+pub(super) fn names(file: &Path) -> Result<Vec<String>> {
     Ok(read(file)?.names)
 }
 
 /// Reads Cedar from a file that ends in `.cedar`, TOML from any other.
-fn read(file: &Path) -> Result<PolicyFile, CliError> {
+fn read(file: &Path) -> Result<PolicyFile> {
     if file.extension().is_some_and(|extension| extension == "cedar") {
         #[cfg(not(feature = "cedar"))]
         return Err(CliError::new(Exit::Usage, "this nanite was built without Cedar")
@@ -147,7 +147,7 @@ pub(super) enum AuditCommand {
     },
 }
 
-pub(super) fn run_audit(command: AuditCommand) -> Result<Exit, CliError> {
+pub(super) fn run_audit(command: AuditCommand) -> Result<Exit> {
     let AuditCommand::Verify { file, json } = command;
     let report = verify(&file)
         .map_err(|error| CliError::of(Exit::Security, &error).context(format!("cannot read {}", file.display())))?;

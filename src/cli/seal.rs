@@ -9,7 +9,7 @@ use data_encoding::HEXLOWER;
 use serde::Serialize;
 
 use super::args::agent;
-use super::error::{CliError, Exit};
+use super::error::{CliError, Exit, Result};
 use super::runtime::Global;
 use super::{args, node, output, remedy};
 use crate::clock::{Clock, SystemClock};
@@ -69,7 +69,7 @@ struct Signer<'a> {
     in_reply_to: Option<MessageId>,
 }
 
-pub(super) fn seal(global: &Global, args: &Seal) -> Result<Exit, CliError> {
+pub(super) fn seal(global: &Global, args: &Seal) -> Result<Exit> {
     if std::io::stdout().is_terminal() {
         return Err(CliError::new(Exit::Usage, "a sealed message is binary, and stdout is a terminal")
             .help("write it to a file: `nanite seal ... > message.der`, or pipe it to `nanite open`"));
@@ -87,7 +87,7 @@ pub(super) fn seal(global: &Global, args: &Seal) -> Result<Exit, CliError> {
     Ok(Exit::Success)
 }
 
-pub(super) fn open(global: &Global, args: &Open) -> Result<Exit, CliError> {
+pub(super) fn open(global: &Global, args: &Open) -> Result<Exit> {
     let limit = InboundQueue::AgentInbox.max_bytes();
     let bytes = read_message(None, limit, Exit::Failure, "redirect it to stdin: `nanite open ... < message.der`")?;
     let earliest = SystemClock.now().saturating_sub(MAX_AGE_AT_START);
@@ -131,7 +131,7 @@ pub(super) fn class_name(class: MessageClass) -> &'static str {
 }
 
 /// Reads a message from a file or stdin: at most one byte more than `limit`, so that a longer message is refused as such.
-pub(super) fn read_message(file: Option<&Path>, limit: usize, failure: Exit, help: &str) -> Result<Vec<u8>, CliError> {
+pub(super) fn read_message(file: Option<&Path>, limit: usize, failure: Exit, help: &str) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let limit = limit as u64 + 1;
     let (read, source) = match file {

@@ -13,7 +13,7 @@ use crate::certs::{
     files,
 };
 use crate::cli::args::CaPassphrase;
-use crate::cli::error::{CliError, Exit};
+use crate::cli::error::{CliError, Exit, Result};
 use crate::cli::{node, remedy};
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::packet::{Identity, Role};
@@ -42,7 +42,7 @@ pub(super) struct NodeArgs {
 }
 
 impl NodeArgs {
-    pub(super) fn identity(&self) -> Result<Identity, CliError> {
+    pub(super) fn identity(&self) -> Result<Identity> {
         node::named(self.role, &self.name)
     }
 }
@@ -54,16 +54,13 @@ impl From<IssueError> for CliError {
 }
 
 /// The paths of a node's certificate and key.
-pub(super) fn node_paths(directory: &CertificateDirectory, node: &Identity) -> Result<(PathBuf, PathBuf), CliError> {
+pub(super) fn node_paths(directory: &CertificateDirectory, node: &Identity) -> Result<(PathBuf, PathBuf)> {
     let paths = directory.certificate_path(node).and_then(|path| Ok((path, directory.key_path(node)?)));
     paths.map_err(|error| remedy::directory(&error, directory))
 }
 
 /// The certificates of a node, newest first.
-pub(super) fn node_certificates(
-    directory: &CertificateDirectory,
-    node: &Identity,
-) -> Result<Vec<Arc<Certificate>>, CliError> {
+pub(super) fn node_certificates(directory: &CertificateDirectory, node: &Identity) -> Result<Vec<Arc<Certificate>>> {
     let failed = |error| remedy::directory(&error, directory);
     let (path, _) = node_paths(directory, node)?;
     if !path.exists() {
@@ -84,7 +81,7 @@ pub(super) struct Issuer {
 }
 
 impl Issuer {
-    pub(super) fn load(directory: CertificateDirectory, passphrase: &CaPassphrase) -> Result<Self, CliError> {
+    pub(super) fn load(directory: CertificateDirectory, passphrase: &CaPassphrase) -> Result<Self> {
         // For its more precise errors: the same file is parsed below.
         directory.trust().map_err(|error| remedy::directory(&error, &directory))?;
         let (path, key_path, now) = (directory.ca_path(), directory.ca_key_path(), SystemClock.now());
@@ -120,7 +117,7 @@ pub(super) fn key_error(name: &str, path: &Path, error: &KeyError) -> CliError {
 }
 
 /// Reads a file, or stdin for `-`.
-pub(super) fn read(path: &Path) -> Result<Vec<u8>, CliError> {
+pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
     let mut text = Vec::new();
     let read = if path == Path::new("-") {
         std::io::stdin().lock().take(MAX_FILE_BYTES).read_to_end(&mut text)
@@ -135,7 +132,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, CliError> {
 }
 
 /// Writes a file that everyone may read. Without `replace`, an existing file is an error.
-pub(super) fn write(path: &Path, content: &[u8], replace: bool) -> Result<(), CliError> {
+pub(super) fn write(path: &Path, content: &[u8], replace: bool) -> Result<()> {
     write_with_mode(path, content, files::PUBLIC, replace)
 }
 
@@ -145,12 +142,12 @@ pub(super) fn write_key(
     key: &PrivateKey,
     passphrase: &Option<Zeroizing<Vec<u8>>>,
     replace: bool,
-) -> Result<(), CliError> {
+) -> Result<()> {
     let pem = secret(passphrase).map_or_else(|| key.to_pem(), |passphrase| key.to_encrypted_pem(passphrase));
     write_with_mode(path, &pem.map_err(IssueError::Key)?, files::SECRET, replace)
 }
 
-fn write_with_mode(path: &Path, content: &[u8], mode: u32, replace: bool) -> Result<(), CliError> {
+fn write_with_mode(path: &Path, content: &[u8], mode: u32, replace: bool) -> Result<()> {
     files::write(path, content, mode, replace).map_err(|error| cannot_write(path, &error))
 }
 

@@ -12,7 +12,7 @@ use super::files::{DirectoryArgs, Issuer, NodeArgs, cannot_write, node_paths, re
 use crate::certs::files::create_directory;
 use crate::certs::{CertificateAuthority, CertificateRequest, IssueError, KeyType, PrivateKey};
 use crate::cli::args::{self, CaPassphrase, Passphrase};
-use crate::cli::error::{CliError, Exit};
+use crate::cli::error::{CliError, Exit, Result};
 use crate::cli::output;
 use crate::clock::{Clock, SystemClock};
 use crate::packet::Identity;
@@ -121,7 +121,7 @@ struct Created<'a> {
 }
 
 impl Init {
-    pub(super) fn run(self) -> Result<Exit, CliError> {
+    pub(super) fn run(self) -> Result<Exit> {
         let directory = self.directory.open();
         let (path, key_path) = (directory.ca_path(), directory.ca_key_path());
         self.output.check_absent(&[&path, &key_path])?;
@@ -135,7 +135,7 @@ impl Init {
 }
 
 impl Issue {
-    pub(super) fn run(self) -> Result<Exit, CliError> {
+    pub(super) fn run(self) -> Result<Exit> {
         let Target { node, directory, output } = self.target;
         let (directory, identity) = (directory.open(), node.identity()?);
         let (path, key_path) = node_paths(&directory, &identity)?;
@@ -152,7 +152,7 @@ impl Issue {
 }
 
 impl Csr {
-    pub(super) fn run(self) -> Result<Exit, CliError> {
+    pub(super) fn run(self) -> Result<Exit> {
         let Target { node, directory, output } = self.target;
         let (directory, identity) = (directory.open(), node.identity()?);
         let (path, key_path) = node_paths(&directory, &identity)?;
@@ -168,7 +168,7 @@ impl Csr {
 }
 
 impl Sign {
-    pub(super) fn run(self) -> Result<Exit, CliError> {
+    pub(super) fn run(self) -> Result<Exit> {
         let Target { node, directory, output } = self.target;
         let (directory, identity) = (directory.open(), node.identity()?);
         let (path, _) = node_paths(&directory, &identity)?;
@@ -186,7 +186,7 @@ impl Sign {
 
 impl OutputArgs {
     /// Fails before anything is created if a file would be replaced without `--force`.
-    fn check_absent(&self, paths: &[&Path]) -> Result<(), CliError> {
+    fn check_absent(&self, paths: &[&Path]) -> Result<()> {
         match paths.iter().find(|path| !self.force && path.symlink_metadata().is_ok()) {
             Some(path) => Err(cannot_write(path, &ErrorKind::AlreadyExists.into())),
             None => Ok(()),
@@ -198,7 +198,7 @@ impl OutputArgs {
         &self,
         (key_path, key, passphrase): (&Path, &PrivateKey, Option<Zeroizing<Vec<u8>>>),
         (path, content): (&Path, &[u8]),
-    ) -> Result<(), CliError> {
+    ) -> Result<()> {
         let directory = path.parent().unwrap_or(path);
         create_directory(directory).map_err(|error| cannot_write(directory, &error))?;
         write_key(key_path, key, &passphrase, self.force)?;
@@ -209,14 +209,14 @@ impl OutputArgs {
         })
     }
 
-    fn report(&self, title: &str, created: &Created<'_>) -> Result<Exit, CliError> {
+    fn report(&self, title: &str, created: &Created<'_>) -> Result<Exit> {
         output::json_or(self.json, created, |created| created.print(title))?;
         Ok(Exit::Success)
     }
 }
 
 impl Created<'_> {
-    fn print(&self, title: &str) -> Result<(), CliError> {
+    fn print(&self, title: &str) -> Result<()> {
         let expires = self.expires.as_ref().map(|expires| format!(", valid until {expires}")).unwrap_or_default();
         output::line(&format!("{}{expires}", output::stdout_paint().bold(title)))?;
         let files = [("certificate", self.certificate), ("key", self.key), ("request", self.request)];

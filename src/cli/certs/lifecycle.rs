@@ -15,7 +15,7 @@ use crate::certs::{
     Certificate, CertificateDirectory, Content, KeyType, PrivateKey, RevocationList, RevocationReason, Suite, timestamp,
 };
 use crate::cli::args::{CaPassphrase, Passphrase};
-use crate::cli::error::{CliError, Exit};
+use crate::cli::error::{CliError, Exit, Result};
 use crate::cli::{args, node, output, remedy};
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::packet::{Identity, Role};
@@ -124,7 +124,7 @@ struct Published<'a> {
 }
 
 impl Selection {
-    fn identities(&self, directory: &CertificateDirectory) -> Result<Vec<Identity>, CliError> {
+    fn identities(&self, directory: &CertificateDirectory) -> Result<Vec<Identity>> {
         if let (Some(role), Some(name)) = (self.role, &self.name) {
             return Ok(vec![node::named(role, name)?]);
         }
@@ -146,7 +146,7 @@ impl Selection {
 }
 
 impl NeedsRenewal {
-    pub(super) fn run(self) -> Result<Exit, CliError> {
+    pub(super) fn run(self) -> Result<Exit> {
         let directory = self.selection.directory.open();
         let mut items = Vec::new();
         for identity in self.selection.identities(&directory)? {
@@ -171,7 +171,7 @@ impl NeedsRenewal {
 }
 
 impl Renew {
-    pub(super) fn run(self) -> Result<Exit, CliError> {
+    pub(super) fn run(self) -> Result<Exit> {
         let directory = self.selection.directory.open();
         let identities = self.selection.identities(&directory)?;
         let issuer = Issuer::load(directory, &self.ca)?;
@@ -205,7 +205,7 @@ impl Renew {
         Ok(Exit::Success)
     }
 
-    fn renew(&self, issuer: &Issuer, identity: &Identity) -> Result<Option<Renewed>, CliError> {
+    fn renew(&self, issuer: &Issuer, identity: &Identity) -> Result<Option<Renewed>> {
         let Issuer { directory, ca, now } = issuer;
         let certificates = node_certificates(directory, identity)?;
         let is_due = |newest: &Certificate| self.selection.is_due(newest.not_before(), newest.not_after(), *now);
@@ -240,7 +240,7 @@ impl Renew {
         Ok(Some(Renewed { identity: identity.clone(), expires, certificate: path, key: key_path }))
     }
 
-    fn execute(&self, renewed: &Renewed) -> Result<(), CliError> {
+    fn execute(&self, renewed: &Renewed) -> Result<()> {
         let Some(command) = &self.exec else { return Ok(()) };
         let status = Command::new("sh")
             .args(["-c", command])
@@ -258,7 +258,7 @@ impl Renew {
 }
 
 impl Revoke {
-    pub(super) fn run(self) -> Result<Exit, CliError> {
+    pub(super) fn run(self) -> Result<Exit> {
         let (directory, identity) = (self.directory.open(), self.node.identity()?);
         let certificates = node_certificates(&directory, &identity)?;
         let revoked: Vec<_> = certificates.iter().map(|certificate| (&**certificate, self.reason)).collect();
@@ -267,7 +267,7 @@ impl Revoke {
 }
 
 impl Crl {
-    pub(super) fn run(self) -> Result<Exit, CliError> {
+    pub(super) fn run(self) -> Result<Exit> {
         self.list.publish(self.directory.open(), &[], None)
     }
 }
@@ -278,7 +278,7 @@ impl ListArgs {
         directory: CertificateDirectory,
         revoked: &[(&Certificate, RevocationReason)],
         identity: Option<&Identity>,
-    ) -> Result<Exit, CliError> {
+    ) -> Result<Exit> {
         let issuer = Issuer::load(directory, &self.passphrase)?;
         let before = issuer.read_lists()?.0.map_or(0, |list| list.len());
         let list = issuer.publish(revoked, self.valid_for)?;
@@ -304,11 +304,7 @@ impl ListArgs {
 
 impl Issuer {
     /// Writes the CA's next list: its current entries and `revoked`. Lists of other CAs are kept.
-    fn publish(
-        &self,
-        revoked: &[(&Certificate, RevocationReason)],
-        valid_for: Duration,
-    ) -> Result<RevocationList, CliError> {
+    fn publish(&self, revoked: &[(&Certificate, RevocationReason)], valid_for: Duration) -> Result<RevocationList> {
         let path = self.directory.crl_path();
         let failed = |error| CliError::from(error).context(path.display());
         let (current, others) = self.read_lists()?;
@@ -320,7 +316,7 @@ impl Issuer {
     }
 
     /// The CA's own revocation list, if there is one, and those of other CAs.
-    fn read_lists(&self) -> Result<(Option<RevocationList>, Vec<X509Crl>), CliError> {
+    fn read_lists(&self) -> Result<(Option<RevocationList>, Vec<X509Crl>)> {
         let path = self.directory.crl_path();
         if !path.exists() {
             return Ok((None, Vec::new()));

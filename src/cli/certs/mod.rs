@@ -5,7 +5,7 @@ mod issue;
 mod lifecycle;
 mod show;
 
-use super::error::{CliError, Exit};
+use super::error::{Exit, Result};
 pub(super) use show::{authority, revocation_list};
 
 #[derive(Debug, clap::Subcommand)]
@@ -34,7 +34,7 @@ pub(super) enum Command {
     Sign(issue::Sign),
 }
 
-pub(super) fn run(command: Command) -> Result<Exit, CliError> {
+pub(super) fn run(command: Command) -> Result<Exit> {
     match command {
         Command::Init(args) => args.run(),
         Command::Issue(args) => args.run(),

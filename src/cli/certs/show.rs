@@ -15,7 +15,7 @@ use crate::certs::{
     CaCertificate, Certificate, CertificateDirectory, Content, Credentials, KeyError, KeyId, PrivateKey, Trust,
     TrustError, distinguished_name, read_certificates, timestamp,
 };
-use crate::cli::error::{CliError, Exit, chain};
+use crate::cli::error::{CliError, Exit, Result, chain};
 use crate::cli::{output, remedy};
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::packet::Identity;
@@ -74,7 +74,7 @@ struct Listing {
 }
 
 impl List {
-    pub(super) fn run(self) -> Result<Exit, CliError> {
+    pub(super) fn run(self) -> Result<Exit> {
         let directory = self.directory.open();
         let now = SystemClock.now();
         let trust = directory.trust().ok();
@@ -141,7 +141,7 @@ impl Row {
 }
 
 impl Listing {
-    fn print(&self, directory: &Path) -> Result<(), CliError> {
+    fn print(&self, directory: &Path) -> Result<()> {
         if self.certificates.is_empty() {
             output::note(&format!("no certificates in {}", directory.display()));
         } else {
@@ -187,7 +187,7 @@ struct CertificateInfo {
 }
 
 impl Show {
-    pub(super) fn run(self) -> Result<Exit, CliError> {
+    pub(super) fn run(self) -> Result<Exit> {
         let certificates = read_certificates(&self.file).map_err(|error| {
             CliError::of(Exit::Security, &error)
                 .help("give a file with certificates in PEM; keys and signing requests are not shown")
@@ -242,7 +242,7 @@ impl CertificateInfo {
         Self { not_before, not_after, days_left, ..info }
     }
 
-    fn print(&self, after_another: bool) -> Result<(), CliError> {
+    fn print(&self, after_another: bool) -> Result<()> {
         let paint = output::stdout_paint();
         let separator = if after_another { "\n" } else { "" };
         let domain = self.domain.as_deref().unwrap_or("an unnamed domain");
@@ -334,7 +334,7 @@ struct Finding {
 }
 
 impl Finding {
-    fn new(file: &Path, result: Result<String, CliError>) -> Self {
+    fn new(file: &Path, result: Result<String>) -> Self {
         let (ok, message, remedy) = match result {
             Ok(message) => (true, message, None),
             Err(error) => (false, error.message().to_owned(), error.remedy().map(str::to_owned)),
@@ -344,7 +344,7 @@ impl Finding {
 }
 
 impl Verify {
-    pub(super) fn run(self) -> Result<Exit, CliError> {
+    pub(super) fn run(self) -> Result<Exit> {
         let directory = self.directory.open();
         let mut findings = verify(&directory, SystemClock.now())?;
         if !self.files.is_empty() {
@@ -366,7 +366,7 @@ impl Verify {
     }
 }
 
-fn verify(directory: &CertificateDirectory, now: Timestamp) -> Result<Vec<Finding>, CliError> {
+fn verify(directory: &CertificateDirectory, now: Timestamp) -> Result<Vec<Finding>> {
     let failed = |error| remedy::directory(&error, directory);
     let trust = directory.trust().map_err(failed)?;
     let mut findings = Vec::new();
@@ -409,7 +409,7 @@ fn verify(directory: &CertificateDirectory, now: Timestamp) -> Result<Vec<Findin
 }
 
 /// Whether a CA may issue certificates now.
-pub(in crate::cli) fn authority(ca: &CaCertificate, now: Timestamp) -> Result<String, CliError> {
+pub(in crate::cli) fn authority(ca: &CaCertificate, now: Timestamp) -> Result<String> {
     let (message, help) = if now < ca.not_before {
         (format!("is not valid before {}", ca.not_before), "check the clock of this machine")
     } else if now >= ca.not_after {
@@ -424,7 +424,7 @@ pub(in crate::cli) fn authority(ca: &CaCertificate, now: Timestamp) -> Result<St
 }
 
 /// Whether a revocation list is current.
-pub(in crate::cli) fn revocation_list(list: &X509CrlRef, now: Timestamp) -> Result<String, CliError> {
+pub(in crate::cli) fn revocation_list(list: &X509CrlRef, now: Timestamp) -> Result<String> {
     let issuer = distinguished_name(list.issuer_name());
     match list.next_update().and_then(timestamp) {
         Some(until) if now < until => Ok(format!("revocation list of {issuer}, valid until {until}")),
@@ -447,7 +447,7 @@ fn key(path: &Path, certificate: &Path, name: &str, matches: impl FnOnce(&Privat
     Some(Finding::new(path, result))
 }
 
-fn print(finding: &Finding) -> Result<(), CliError> {
+fn print(finding: &Finding) -> Result<()> {
     let paint = output::stdout_paint();
     let mark = if finding.ok { paint.green("ok  ") } else { paint.red("bad ") };
     output::line(&format!("{mark}  {}: {}", finding.file.display(), finding.message))?;

@@ -13,7 +13,7 @@ use report::{
 };
 use system::{NUMBER, Pki, RunningAgent, SHOUT, SHOUTED, System, TAG, TEXT, WORDS, failed};
 
-use super::error::{CliError, Exit};
+use super::error::{CliError, Exit, Result};
 use super::{output, runtime};
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::mapper::MapperDispatch;
@@ -31,7 +31,7 @@ pub(super) struct Args {
 }
 
 impl Args {
-    pub(super) fn run(self) -> Result<Exit, CliError> {
+    pub(super) fn run(self) -> Result<Exit> {
         let report = runtime::run(demonstrate(!self.json))?;
         if self.json {
             output::json(&report)?;
@@ -41,7 +41,7 @@ impl Args {
 }
 
 /// Plays all scenes, and prints each if `visible`. Unexpected results are in the report; an error means that it could not go on.
-async fn demonstrate(visible: bool) -> Result<Report, CliError> {
+async fn demonstrate(visible: bool) -> Result<Report> {
     let print = |lines: Vec<String>| if visible { output::line(&lines.join("\n")) } else { Ok(()) };
     let start = Instant::now();
     let mut report = Report::default();
@@ -96,7 +96,7 @@ struct RequestResults {
 }
 
 /// The agents, as the mapper knows them.
-async fn agents(system: &System) -> Result<Vec<AgentInfo>, CliError> {
+async fn agents(system: &System) -> Result<Vec<AgentInfo>> {
     let records = system.mapper.agents().await.map_err(failed("cannot list the agents"))?;
     let info = records.iter().map(|record| AgentInfo {
         identity: record.identity.clone(),
@@ -108,7 +108,7 @@ async fn agents(system: &System) -> Result<Vec<AgentInfo>, CliError> {
 }
 
 /// Every kind of request, once.
-async fn requests(system: &System) -> Result<RequestResults, CliError> {
+async fn requests(system: &System) -> Result<RequestResults> {
     type Builder<'a> = RequestBuilder<MapperDispatch>;
     let (ada, bob) = (system.ada.agent.identity(), system.bob.agent.identity());
     let known = |from: &[Identity]| from.iter().all(|identity| identity == ada || identity == bob);
@@ -138,7 +138,7 @@ async fn select(
     count: usize,
     options: impl Fn(RequestBuilder<MapperDispatch>) -> RequestBuilder<MapperDispatch>,
     expected: impl Fn(&[Identity]) -> bool,
-) -> Result<Selection, CliError> {
+) -> Result<Selection> {
     let start = Instant::now();
     let mut selection = Selection { by, requests: count, ok: true, ..Selection::default() };
     for _ in 0..count {
@@ -155,7 +155,7 @@ async fn select(
     Ok(selection)
 }
 
-async fn partial_answers(system: &System) -> Result<PartialAnswers, CliError> {
+async fn partial_answers(system: &System) -> Result<PartialAnswers> {
     let mut events = system.mapper.request(WORDS, TEXT).events().await.map_err(failed("a request was not sent"))?;
     let mut answers = PartialAnswers { service: WORDS, ok: true, ..PartialAnswers::default() };
     while let Some(event) = events.next().await {
@@ -177,7 +177,7 @@ async fn partial_answers(system: &System) -> Result<PartialAnswers, CliError> {
 }
 
 /// A request to a handler that returns an error, and one that no agent matches.
-async fn failures(system: &System, unknown_tag: Tag) -> Result<Vec<FailedRequest>, CliError> {
+async fn failures(system: &System, unknown_tag: Tag) -> Result<Vec<FailedRequest>> {
     let answers = system.mapper.request(NUMBER, TEXT).await.map_err(failed("a request was not sent"))?;
     let from = answers.outcomes.keys().next().cloned();
     let failure = answers.failures().next().map(|(_, failure)| (failure.code.to_string(), failure.message.clone()));
@@ -225,7 +225,7 @@ fn count_containing(messages: &[PublishedMessage], word: &str) -> usize {
 }
 
 /// Puts messages into the queues of agents, as anyone with access to the broker could, and watches what the agents do.
-async fn attacks(pki: &Pki, system: &System, captured: &[PublishedMessage]) -> Result<Vec<Refusal>, CliError> {
+async fn attacks(pki: &Pki, system: &System, captured: &[PublishedMessage]) -> Result<Vec<Refusal>> {
     use OpenErrorKind as Kind;
     let (ada, bob, now) = (&system.ada, &system.bob, SystemClock.now());
     let ada_inbox = Destination::Queue(topology::agent_inbox_name(ada.agent.identity().as_str()));
@@ -234,7 +234,7 @@ async fn attacks(pki: &Pki, system: &System, captured: &[PublishedMessage]) -> R
     let (tower, impostor, other_agent) =
         (pki.serializer(&pki.tower)?, pki.impostor(&pki.tower)?, pki.serializer(&pki.bob)?);
     let plain = PlainSerializer::json(tower.identity().clone());
-    let sealed = |by: &dyn Serializer, at: Timestamp| -> Result<Vec<u8>, CliError> {
+    let sealed = |by: &dyn Serializer, at: Timestamp| -> Result<Vec<u8>> {
         // Most of the message is the encrypted payload.
         let service: Service = SHOUT.parse().map_err(failed("invalid service"))?;
         let request = Request::new(service, Payload::from(TEXT.repeat(200).as_str()));
@@ -284,7 +284,7 @@ async fn publish_and_wait(
     attacker: &MemoryTransport,
     message: PublishRequest,
     target: &RunningAgent,
-) -> Result<(Option<OpenErrorKind>, bool), CliError> {
+) -> Result<(Option<OpenErrorKind>, bool)> {
     let (refusals_before, calls_before) = (target.agent.refusals(), target.calls());
     attacker.publish(message, REFUSAL_TIMEOUT).await.map_err(failed("cannot publish"))?;
     let deadline = Instant::now() + REFUSAL_TIMEOUT;
@@ -300,7 +300,7 @@ async fn publish_and_wait(
 }
 
 /// Measures round trips per second with each number of concurrent requests.
-async fn rates(system: &System) -> Result<Vec<Rate>, CliError> {
+async fn rates(system: &System) -> Result<Vec<Rate>> {
     let mut rates = Vec::new();
     for in_flight in IN_FLIGHT {
         let start = Instant::now();

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::report::{Certificates, IssuedCertificate, millis};
 use crate::agent::{Agent, Context, Handlers, actor, reply};
 use crate::certs::{CertificateAuthority, Credentials, KeyType, StaticCertificateStore};
-use crate::cli::error::{CliError, Exit};
+use crate::cli::error::{CliError, Exit, Result};
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::mapper::Mapper;
 use crate::packet::{Identity, InvalidIdentity, Tag};
@@ -43,7 +43,7 @@ pub(super) struct Pki {
 }
 
 impl Pki {
-    pub(super) fn create() -> Result<Self, CliError> {
+    pub(super) fn create() -> Result<Self> {
         let ca = create_ca()?;
         let node = |identity: Result<Identity, InvalidIdentity>| issue(&ca, &identity.map_err(failed("invalid name"))?);
         let (tower, ada, bob) =
@@ -52,14 +52,14 @@ impl Pki {
         Ok(Self { ca, store: Arc::new(store), tower, ada, bob })
     }
 
-    pub(super) fn serializer(&self, credentials: &Credentials) -> Result<Arc<dyn Serializer>, CliError> {
+    pub(super) fn serializer(&self, credentials: &Credentials) -> Result<Arc<dyn Serializer>> {
         let trust = self.ca.trust().map_err(failed("cannot trust the CA"))?;
         let serializer = SecureSerializer::builder(credentials.clone(), self.store.clone(), trust).build();
         Ok(Arc::new(serializer.map_err(failed("cannot create a serializer"))?))
     }
 
     /// A node with the name of another, and a certificate of a different CA.
-    pub(super) fn impostor(&self, of: &Credentials) -> Result<Arc<dyn Serializer>, CliError> {
+    pub(super) fn impostor(&self, of: &Credentials) -> Result<Arc<dyn Serializer>> {
         self.serializer(&issue(&create_ca()?, of.certificate().identity())?)
     }
 
@@ -79,12 +79,12 @@ impl Pki {
     }
 }
 
-fn create_ca() -> Result<CertificateAuthority, CliError> {
+fn create_ca() -> Result<CertificateAuthority> {
     CertificateAuthority::create(DOMAIN, KeyType::P256, CertificateAuthority::VALID_FOR, SystemClock.now())
         .map_err(failed("cannot create a CA"))
 }
 
-fn issue(ca: &CertificateAuthority, identity: &Identity) -> Result<Credentials, CliError> {
+fn issue(ca: &CertificateAuthority, identity: &Identity) -> Result<Credentials> {
     ca.issue(identity, KeyType::P256, CertificateAuthority::LEAF_VALID_FOR, SystemClock.now())
         .map_err(failed("cannot issue a certificate"))
 }
@@ -112,22 +112,19 @@ impl RunningAgent {
 
 impl System {
     /// Nodes that sign and encrypt.
-    pub(super) async fn secure(pki: &Pki) -> Result<Self, CliError> {
+    pub(super) async fn secure(pki: &Pki) -> Result<Self> {
         Self::start(pki, |credentials| pki.serializer(credentials)).await
     }
 
     /// Nodes with the same names that do not: for comparison.
-    pub(super) async fn plain(pki: &Pki) -> Result<Self, CliError> {
-        let plain = |credentials: &Credentials| -> Result<Arc<dyn Serializer>, CliError> {
+    pub(super) async fn plain(pki: &Pki) -> Result<Self> {
+        let plain = |credentials: &Credentials| -> Result<Arc<dyn Serializer>> {
             Ok(Arc::new(PlainSerializer::json(credentials.certificate().identity().clone())))
         };
         Self::start(pki, plain).await
     }
 
-    async fn start(
-        pki: &Pki,
-        serializer: impl Fn(&Credentials) -> Result<Arc<dyn Serializer>, CliError>,
-    ) -> Result<Self, CliError> {
+    async fn start(pki: &Pki, serializer: impl Fn(&Credentials) -> Result<Arc<dyn Serializer>>) -> Result<Self> {
         let broker = MemoryBroker::new();
         let tap = broker.tap(MAX_RECORDED_MESSAGES);
         let ada = start_agent(&broker, serializer(&pki.ada)?, 0.2, Some(TAG)).await?;
@@ -156,7 +153,7 @@ async fn start_agent(
     serializer: Arc<dyn Serializer>,
     load: f64,
     tag: Option<&str>,
-) -> Result<RunningAgent, CliError> {
+) -> Result<RunningAgent> {
     let calls = Arc::new(AtomicU64::new(0));
     let mut agent =
         Agent::builder(serializer, broker.connect()).actor(handlers(&calls)).status(move || load).concurrency(64);

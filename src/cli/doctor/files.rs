@@ -12,7 +12,7 @@ use crate::certs::{
     CaCertificate, CertificateDirectory, Content, DirectoryCertificateStore, DirectoryError, KeyError, PrivateKey,
     TrustError,
 };
-use crate::cli::error::{CliError, Exit};
+use crate::cli::error::{CliError, Exit, Result};
 use crate::cli::output::counted;
 use crate::cli::policy as rules;
 use crate::cli::{certs, node, remedy};
@@ -24,11 +24,7 @@ const DAY: Duration = Duration::from_secs(86_400);
 const CA_EXPIRES_SOON: Duration = DAY.saturating_mul(30);
 
 /// The node to check: the named one, or the only one with a key in the directory.
-pub(super) fn identity(
-    directory: &CertificateDirectory,
-    roles: &[Role],
-    named: &[Identity],
-) -> Result<Identity, CliError> {
+pub(super) fn identity(directory: &CertificateDirectory, roles: &[Role], named: &[Identity]) -> Result<Identity> {
     let path = directory.path();
     if !path.is_dir() {
         return Err(remedy::directory(&DirectoryError::NoDirectory(path.to_owned()), directory));

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::cli::error::{CliError, Exit};
+use crate::cli::error::{CliError, Exit, Result};
 use crate::cli::output;
 use crate::cli::output::printable;
 
@@ -53,7 +53,7 @@ impl Finding {
         Self { state: State::Skip, ..Self::ok(check, format!("not checked: {reason}")) }
     }
 
-    pub(super) fn print(&self) -> Result<(), CliError> {
+    pub(super) fn print(&self) -> Result<()> {
         let paint = output::stdout_paint();
         let mark = match self.state {
             State::Ok => paint.green("ok  "),

@@ -13,7 +13,7 @@ use std::time::Duration;
 use finding::{Finding, State, exit_code};
 use serde::Serialize;
 
-use super::error::{CliError, Exit};
+use super::error::{Exit, Result};
 use super::node::Node;
 use super::output::counted;
 use super::runtime::Global;
@@ -56,7 +56,7 @@ struct Report {
     checks: Vec<Finding>,
 }
 
-pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
+pub(super) fn run(global: &Global, args: &Args) -> Result<Exit> {
     let (node, checks) = check(global, args)?;
     let exit = exit_code(&checks);
     let report = Report { node, ok: exit == Exit::Success, checks };
@@ -69,7 +69,7 @@ pub(super) fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
     Ok(exit)
 }
 
-fn check(global: &Global, args: &Args) -> Result<(Option<Identity>, Vec<Finding>), CliError> {
+fn check(global: &Global, args: &Args) -> Result<(Option<Identity>, Vec<Finding>)> {
     let (now, config) = (SystemClock.now(), &global.config);
     let roles = args.role.map_or(vec![Role::Agent, Role::Mapper], |role| vec![role]);
     let directory = args.who.directory(config, args.role.unwrap_or(Role::Agent))?;

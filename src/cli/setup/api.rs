@@ -29,7 +29,7 @@ use tokio::time::timeout;
 use tokio_openssl::SslStream;
 use zeroize::Zeroizing;
 
-use crate::cli::error::{CliError, Exit};
+use crate::cli::error::{CliError, Exit, Result};
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_RESPONSE_BYTES: usize = 16 * 1024 * 1024;
@@ -124,7 +124,7 @@ impl Api {
     }
 
     /// The resource at this path, if it exists.
-    pub(super) async fn get(&self, path: &str) -> Result<Option<Value>, CliError> {
+    pub(super) async fn get(&self, path: &str) -> Result<Option<Value>> {
         let body = self.call("GET", path, None).await.and_then(|body| {
             body.map(|body| serde_json::from_slice(&body).map_err(|_| ApiError::NotAnApi)).transpose()
         });
@@ -132,14 +132,14 @@ impl Api {
     }
 
     /// Sends JSON with this method.
-    pub(super) async fn send(&self, method: &str, path: &str, body: Value) -> Result<(), CliError> {
+    pub(super) async fn send(&self, method: &str, path: &str, body: Value) -> Result<()> {
         let body =
             self.call(method, path, Some(body)).await.and_then(|body| body.ok_or(ApiError::Missing(path.into())));
         body.map(|_| ()).map_err(|error| self.explain(&error))
     }
 
     /// Deletes the resource at this path, if it exists.
-    pub(super) async fn delete(&self, path: &str) -> Result<(), CliError> {
+    pub(super) async fn delete(&self, path: &str) -> Result<()> {
         self.call("DELETE", path, None).await.map(|_| ()).map_err(|error| self.explain(&error))
     }
 

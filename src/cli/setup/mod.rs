@@ -14,7 +14,7 @@ use resources::{NewPassword, Permissions, difference, password_path, topology};
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
-use super::error::{CliError, Exit};
+use super::error::{CliError, Exit, Result};
 use super::output::printable;
 use super::runtime::Global;
 use super::{args, node, output, runtime};
@@ -75,7 +75,7 @@ pub(super) struct Args {
     password_file: Option<PathBuf>,
 }
 
-pub(super) fn run(global: &Global, command: &Command) -> Result<Exit, CliError> {
+pub(super) fn run(global: &Global, command: &Command) -> Result<Exit> {
     let Command::Setup(args) = command;
     let usage = |message: &str, help: &str| Err(CliError::new(Exit::Usage, message).help(help));
     let nodes = args.nodes()?;
@@ -95,7 +95,7 @@ pub(super) fn run(global: &Global, command: &Command) -> Result<Exit, CliError> 
 }
 
 impl Args {
-    fn nodes(&self) -> Result<Vec<Identity>, CliError> {
+    fn nodes(&self) -> Result<Vec<Identity>> {
         let agents = self.agents.iter().map(|name| node::named(Role::Agent, name));
         let mappers = self.mappers.iter().map(|name| node::named(Role::Mapper, name));
         let nodes: BTreeSet<Identity> = agents.chain(mappers).collect::<Result<_, _>>()?;
@@ -111,7 +111,7 @@ impl Args {
     }
 
     /// The administrator's password.
-    fn password(&self, global: &Global) -> Result<Zeroizing<String>, CliError> {
+    fn password(&self, global: &Global) -> Result<Zeroizing<String>> {
         match &self.password_file {
             Some(path) if path == Path::new("-") => {
                 let stdin = std::io::stdin().lock();
@@ -148,7 +148,7 @@ struct Setup<'a> {
 }
 
 impl Setup<'_> {
-    async fn run(&self, nodes: &[Identity]) -> Result<Exit, CliError> {
+    async fn run(&self, nodes: &[Identity]) -> Result<Exit> {
         // All checks come before the first change.
         let administrator = self.api.get("/api/whoami").await?;
         if !administrator.is_some_and(|user| tags(&user).iter().any(|tag| tag == "administrator")) {
@@ -212,7 +212,7 @@ impl Setup<'_> {
     }
 
     /// Whether a node's user exists. One with tags was not created by setup, and is an error.
-    async fn user_exists(&self, node: &Identity) -> Result<bool, CliError> {
+    async fn user_exists(&self, node: &Identity) -> Result<bool> {
         let Some(user) = self.api.get(&format!("/api/users/{node}")).await? else { return Ok(false) };
         if tags(&user).is_empty() {
             return Ok(true);
@@ -223,7 +223,7 @@ impl Setup<'_> {
     }
 
     /// Whether a shared exchange or queue exists. One with other properties is an error.
-    async fn resource_exists(&self, kind: &str, expected: &Value) -> Result<bool, CliError> {
+    async fn resource_exists(&self, kind: &str, expected: &Value) -> Result<bool> {
         let name = text(expected, "name");
         let found = self.api.get(&format!("/api/{kind}s/{}/{}", self.vhost, percent_encode(name))).await?;
         let Some(difference) = found.as_ref().and_then(|found| difference(expected, found)) else {
@@ -236,7 +236,7 @@ impl Setup<'_> {
         )))
     }
 
-    async fn create_user(&self, node: &Identity, exists: bool) -> Result<(), CliError> {
+    async fn create_user(&self, node: &Identity, exists: bool) -> Result<()> {
         if exists && !self.args.renew_passwords {
             return step("exists", &format!("user {node}"));
         }
@@ -263,7 +263,7 @@ impl Setup<'_> {
     }
 
     /// Reports users with other permissions in the virtual host.
-    async fn report_other_users(&self, nodes: &[Identity]) -> Result<(), CliError> {
+    async fn report_other_users(&self, nodes: &[Identity]) -> Result<()> {
         let all = self.api.get(&format!("/api/vhosts/{}/permissions", self.vhost)).await?.unwrap_or_default();
         for found in all.as_array().into_iter().flatten() {
             let user = text(found, "user");
@@ -284,12 +284,7 @@ impl Setup<'_> {
     }
 
     /// Creates a resource unless it exists or this is a dry run, and prints the step.
-    async fn create(
-        &self,
-        exists: bool,
-        what: &str,
-        request: impl Future<Output = Result<(), CliError>>,
-    ) -> Result<(), CliError> {
+    async fn create(&self, exists: bool, what: &str, request: impl Future<Output = Result<()>>) -> Result<()> {
         if exists {
             return step("exists", what);
         }
@@ -304,7 +299,7 @@ impl Setup<'_> {
     }
 }
 
-fn step(verb: &str, what: &str) -> Result<(), CliError> {
+fn step(verb: &str, what: &str) -> Result<()> {
     output::line(&format!("{verb:<12}  {what}"))
 }
 
