@@ -272,7 +272,7 @@ async fn n22_complete_system_works_with_these_users() {
         run_command(&[&["send-file", "holiday.jpg", "--domain", "photos"][..], &look].concat()),
         format!("nanite-{b}\n")
     );
-    bob.wait_for("has sent");
+    bob.wait_for("received ");
     assert_eq!(fs::read_to_string(test.site.path("inbox/holiday.jpg")).unwrap(), "a file");
     // One mapper puts a request into the offline queue, and the other delivers it.
     run_command(&["push", "/agent/info", "null", "--offline", "--look", "10ms"]);

@@ -281,7 +281,7 @@ fn s03_extensions_in_a_csr_are_ignored() {
     for (request, message, remedy) in [
         (&csr, "not signed by its own key", "nanite certs csr"),
         (&PathBuf::from("/nonexistent"), "cannot read /nonexistent", "check the path"),
-        (&certs.file("ca.pem"), "no certificate signing request", "csr"),
+        (&certs.file("ca.pem"), "not a certificate signing request", "csr"),
     ] {
         certs.refused(6, &["sign", "agent", "eve2", request.to_str().unwrap()], message, remedy);
     }
@@ -291,7 +291,7 @@ fn s03_extensions_in_a_csr_are_ignored() {
 #[test]
 fn s03_invalid_arguments_are_refused_before_files_are_created() {
     let certs = Certs::new();
-    certs.refused(2, &["init", "--domain", "Example org"], "is no domain", "--domain");
+    certs.refused(2, &["init", "--domain", "Example org"], "is not a trust domain", "--domain");
     certs.refused(2, &["init", "--valid-for", "0s"], "validity", "--valid-for");
     assert!(!certs.path.exists());
     let usage = |arguments: &[&str]| {
@@ -326,11 +326,11 @@ fn s03_issue_fails_without_a_usable_ca() {
     set_mode(&certs.file("ca-key.pem"), 0o600);
     certs.refused(6, &["issue", "agent", "bob"], "is not the key of", "one CA");
     fs::write(certs.file("ca-key.pem"), "nothing").unwrap();
-    certs.refused(6, &["issue", "agent", "bob"], "no private key", "right file");
+    certs.refused(6, &["issue", "agent", "bob"], "not a private key", "right file");
     fs::write(certs.file("ca.pem"), "nothing").unwrap();
-    certs.refused(6, &["issue", "agent", "bob"], "no CA certificate in PEM", "ca.pem has to hold");
+    certs.refused(6, &["issue", "agent", "bob"], "no CA certificate in PEM", "ca.pem must hold");
     fs::copy(certs.file("agent-fred.pem"), certs.file("ca.pem")).unwrap();
-    certs.refused(6, &["issue", "agent", "bob"], "is not a CA's", "ca.pem has to hold");
+    certs.refused(6, &["issue", "agent", "bob"], "is not a CA's", "ca.pem must hold");
     certs.refused(6, &["issue", "agent", "fred-key"], "its name ends in '-key'", "choose a name");
     assert!(!certs.file("agent-bob.pem").exists() && !certs.file("agent-bob-key.pem").exists());
 }
@@ -371,8 +371,13 @@ fn s03_verify_names_each_fault_with_its_file_and_remedy() {
         (&*other_key, "agent-fred-key.pem", "does not belong to", "issue both again"),
         ("chmod 644 agent-fred-key.pem", "agent-fred-key.pem", "has mode 0644", "chmod 600"),
         ("chmod 660 ca-key.pem", "ca-key.pem", "has mode 0660", "chmod 600"),
-        ("echo nothing > agent-fred-key.pem", "agent-fred-key.pem", "no private key", "right file"),
-        ("echo nothing > agent-fred.pem", "agent-fred.pem", "no X.509 certificate", "nanite certs issue agent fred"),
+        ("echo nothing > agent-fred-key.pem", "agent-fred-key.pem", "not a private key", "right file"),
+        (
+            "echo nothing > agent-fred.pem",
+            "agent-fred.pem",
+            "not an X.509 certificate",
+            "nanite certs issue agent fred",
+        ),
         ("mv mapper-m1.pem agent-odd.pem", "agent-odd.pem", "holds the certificate of mapper-m1", "after mapper-m1"),
         ("mv mapper-m1.pem mapper-a.b.pem", "mapper-a.b.pem", "not named after", "rename"),
     ] {
