@@ -11,7 +11,7 @@ mod directory_store;
 pub(crate) mod files;
 mod issuing;
 mod key;
-
+mod revocation_list;
 mod store;
 mod trust;
 mod trust_anchors;
@@ -30,8 +30,8 @@ pub use files::DirectoryError;
 #[cfg(feature = "cli")]
 pub(crate) use files::read_certificates;
 pub use issuing::{CertificateRequest, IssueError};
-pub use issuing::{RevocationList, RevocationReason};
 pub use key::{Credentials, KeyError, KeyType, PrivateKey};
+pub use revocation_list::{RevocationList, RevocationReason};
 pub use store::{CertificateStore, Recipient, RecipientQuery, SignerQuery, StaticCertificateStore, StoreError};
 pub use trust::Trust;
 #[cfg(feature = "cli")]

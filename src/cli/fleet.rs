@@ -11,8 +11,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::error::{CliError, Exit, Result, chain};
 use super::node::{Node, NodeArgs, WithNode};
-use super::output::counted;
-use super::request::{failure_line, or_empty_json};
+use super::output::{counted, failure_line, or_empty_json};
 use super::runtime::Global;
 use super::{args, output, remedy, runtime};
 use crate::mapper::{AgentEvent, AgentRecord, Mapper};

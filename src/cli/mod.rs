@@ -14,12 +14,12 @@ mod dispatch;
 mod doctor;
 mod error;
 mod fleet;
-mod generate;
+
 mod inspect;
 mod mapper;
 mod node;
+mod offline;
 mod output;
-mod policy;
 
 mod remedy;
 mod request;
@@ -83,15 +83,15 @@ enum Command {
     Demo(demo::Args),
     /// Check the rules for who may do what, and show what they decide.
     #[command(subcommand)]
-    Policy(policy::Command),
+    Policy(offline::Command),
     /// Check an audit log.
     #[command(subcommand)]
-    Audit(policy::AuditCommand),
+    Audit(offline::AuditCommand),
     /// Set up a broker.
     #[command(subcommand)]
     Broker(setup::Command),
-    Completions(generate::Completions),
-    Man(generate::Manual),
+    Completions(offline::Completions),
+    Man(offline::Manual),
 }
 
 /// Runs the program with these arguments, starting with its own name.
@@ -151,11 +151,11 @@ impl Cli {
             Command::Inspect(args) => inspect::run(global, &args),
             Command::Doctor(args) => doctor::run(global, &args),
             Command::Demo(args) => args.run(),
-            Command::Policy(command) => policy::run(command),
-            Command::Audit(command) => policy::run_audit(command),
+            Command::Policy(command) => offline::run(command),
+            Command::Audit(command) => offline::run_audit(command),
             Command::Broker(command) => setup::run(global, &command),
-            Command::Completions(args) => generate::completions(Self::command(), &args),
-            Command::Man(args) => generate::manual(global, Self::command(), &args),
+            Command::Completions(args) => offline::completions(Self::command(), &args),
+            Command::Man(args) => offline::manual(global, Self::command(), &args),
         }
     }
 }

@@ -17,7 +17,7 @@ use super::config::Config;
 use super::connection::BrokerArgs;
 use super::error::{CliError, Exit, Result};
 use super::runtime::Global;
-use super::{output, policy, remedy, runtime, state_dir};
+use super::{offline, output, remedy, runtime, state_dir};
 use crate::audit::{AuditLog, AuditOptions, Overflow};
 use crate::certs::{CertificateDirectory, CertificateStore, DirectoryCertificateStore, Trust, TrustError, TrustStore};
 use crate::clock::{Clock, SystemClock, Timestamp};
@@ -455,7 +455,7 @@ enum AuditOverflow {
 impl PolicyArgs {
     /// Reads the rules, if any are given. A file that cannot be used is an error, never an empty policy.
     pub(super) fn policy(&self, global: &Global) -> Result<Option<Arc<dyn Policy>>> {
-        self.policy.as_ref().or(global.config.file.policy.as_ref()).map(|path| policy::load(path)).transpose()
+        self.policy.as_ref().or(global.config.file.policy.as_ref()).map(|path| offline::load(path)).transpose()
     }
 
     /// Opens the audit log, if one is given.

@@ -9,6 +9,7 @@ use anstyle::{AnsiColor, Style};
 use comfy_table::{ContentArrangement, Table, presets};
 
 use super::error::{CliError, Exit, Result};
+use crate::packet::{Failure, Identity};
 
 /// Tables are not fitted into terminals that are narrower, in columns. A terminal of unknown width reports 0.
 const MIN_TABLE_WIDTH: u16 = 40;
@@ -64,6 +65,24 @@ pub(super) fn report(error: &CliError) -> ExitCode {
         }
     }
     error.exit().into()
+}
+
+/// Prints `empty` as JSON if no agent offers the service.
+pub(super) fn or_empty_json<T>(result: Result<T>, as_json: bool, empty: &impl serde::Serialize) -> Result<T> {
+    match &result {
+        Err(error) if as_json && error.exit() == Exit::NotOffered => json(empty)?,
+        _ => {}
+    }
+    result
+}
+
+/// A failure in one line. A message that only repeats the code is left out.
+pub(super) fn failure_line(from: &Identity, failure: &Failure) -> String {
+    let line = match failure.code.as_str() {
+        code if failure.message.eq_ignore_ascii_case(code) => format!("{from}: {code}"),
+        _ => format!("{from}: {failure}"),
+    };
+    printable(&line, false).into_owned()
 }
 
 /// Whether to use colours.

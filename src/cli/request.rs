@@ -4,14 +4,13 @@ use std::fmt;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
 use serde_json::json;
 
 use super::dispatch::{DispatchArgs, Route};
 use super::error::{CliError, Exit, Result};
 use super::fleet::Fleet;
 use super::node::WithNode;
-use super::output::{counted, printable};
+use super::output::{counted, failure_line, or_empty_json, printable};
 use super::runtime::Global;
 use super::{args, output, remedy};
 use crate::packet::{Failure, FailureCode, Identity, Payload};
@@ -154,15 +153,6 @@ impl PushArgs {
     }
 }
 
-/// Prints `empty` as JSON if no agent offers the service.
-pub(super) fn or_empty_json<T>(result: Result<T>, json: bool, empty: &impl Serialize) -> Result<T> {
-    match &result {
-        Err(error) if json && error.exit() == Exit::NotOffered => output::json(empty)?,
-        _ => {}
-    }
-    result
-}
-
 /// How many targets have which outcome.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Tally {
@@ -232,15 +222,6 @@ pub(super) fn note_failures(answers: &Answers) {
     for (from, failure) in answers.failures() {
         output::note(&paint.red(&failure_line(from, failure)));
     }
-}
-
-/// A failure in one line. A message that only repeats the code is left out.
-pub(super) fn failure_line(from: &Identity, failure: &Failure) -> String {
-    let line = match failure.code.as_str() {
-        code if failure.message.eq_ignore_ascii_case(code) => format!("{from}: {code}"),
-        _ => format!("{from}: {failure}"),
-    };
-    printable(&line, false).into_owned()
 }
 
 /// A text as it is, any other value as JSON. On a terminal, control characters are escaped.

@@ -46,7 +46,7 @@ fn n02_newest_agent_process_wins_and_both_are_told() {
     let ended = first.wait();
     assert_eq!(ended.code(), 8, "{ended:?}");
     assert!(ended.err.contains("replaced by a newer process of this agent, started "), "{}", ended.err);
-    assert!(ended.err.contains("help: each agent has a name and a certificate of its own"), "{}", ended.err);
+    assert!(ended.err.contains("help: give each agent its own name and certificate"), "{}", ended.err);
     second.wait_for("this process has replaced an older process of nanite-fred that still runs");
     mapper.wait_for("two processes of nanite-fred were running");
     assert_eq!(answering_process(&site), "second");

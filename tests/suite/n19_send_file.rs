@@ -142,7 +142,7 @@ fn n19_send_file_errors_and_exit_codes() {
     check(&["small"], 0, &["1 agent has it, 0 without it (5 B, "]);
     check(&["small", "--dest", "other name"], 0, &[]);
     assert_eq!(fs::read(site.path("a/other name")).unwrap(), b"hello");
-    check(&["large"], 5, &["nanite-a: denied: the file is larger than is taken here"]);
+    check(&["large"], 5, &["nanite-a: denied: the file is larger than this agent allows"]);
     check(&["none"], 2, &["there is no file none"]);
     check(&["a"], 2, &["a is not a regular file", "tar"]);
     for name in ["../x", "/etc/x", "", ".hidden", "a/b"] {

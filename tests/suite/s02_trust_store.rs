@@ -1,4 +1,4 @@
-//! Nodes that hold nothing but their own certificate and key and the CA's certificate come to know each other by their messages.
+//! s02: nodes with only their own certificate and key and the CA certificate learn each other's certificates from messages.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -23,20 +23,22 @@ use crate::harness::site::{Site, ready, separate_directories};
 use crate::harness::system::{json, wait_until_known};
 use crate::harness::wait_until;
 
-/// A CA and a broker; each node has a store of its own.
-struct Apart {
+const PING_TIME: Duration = Duration::from_millis(50);
+
+/// A CA and a broker. Each node has its own trust store.
+struct TestNetwork {
     ca: CertificateAuthority,
     broker: MemoryBroker,
 }
 
-/// A node: what it speaks by, and whom it has learned.
+/// A node's serializer and the store with the certificates that it has learned.
 struct Node {
     identity: Identity,
     serializer: Arc<SecureSerializer>,
     store: Arc<TrustStore>,
 }
 
-impl Apart {
+impl TestNetwork {
     fn new() -> Self {
         let now = SystemClock.now();
         let ca =
@@ -56,10 +58,10 @@ impl Apart {
     fn node_with(&self, identity: Identity, credentials: Credentials) -> Node {
         let trust = Arc::new(self.ca.trust().unwrap());
         let own = StaticCertificateStore::new([credentials.certificate().clone()]);
-        let store = TrustStore::new(trust.clone()).with_store(own);
+        let store = TrustStore::new(trust.clone()).with_store(Arc::new(own));
         let store = Arc::new(store.capacity(NonZeroUsize::new(100).unwrap()));
-        let asked: Arc<dyn CertificateStore> = store.clone();
-        let serializer = Arc::new(SecureSerializer::builder(credentials, asked, trust).build().unwrap());
+        let peers: Arc<dyn CertificateStore> = store.clone();
+        let serializer = Arc::new(SecureSerializer::builder(credentials, peers, trust).build().unwrap());
         Node { identity, serializer, store }
     }
 
@@ -67,7 +69,7 @@ impl Apart {
         let connection = Arc::new(self.broker.connect());
         let echo = actor("simple").expose("echo", async |payload: Payload| Ok::<_, Failure>(payload));
         let agent = Agent::builder(node.serializer.clone(), connection).actor(echo);
-        agent.ping_time(Duration::from_millis(50)).status(|| 1.0).start().await.unwrap()
+        agent.ping_time(PING_TIME).status(|| 1.0).start().await.unwrap()
     }
 
     async fn mapper(&self, node: &Node) -> Mapper {
@@ -76,18 +78,18 @@ impl Apart {
     }
 }
 
-/// A connection on which the first advertise to all agents is lost.
+/// A connection that loses its first advertise to all agents.
 #[derive(Debug)]
-struct Mute {
+struct LossyTransport {
     inner: MemoryTransport,
-    missed: AtomicUsize,
+    advertises: AtomicUsize,
 }
 
 #[async_trait::async_trait]
-impl Transport for Mute {
+impl Transport for LossyTransport {
     async fn publish(&self, message: PublishRequest, timeout: Duration) -> Result<(), TransportError> {
         if message.destination == Destination::exchange(topology::ADVERTISE)
-            && self.missed.fetch_add(1, Ordering::SeqCst) == 0
+            && self.advertises.fetch_add(1, Ordering::SeqCst) == 0
         {
             return Ok(());
         }
@@ -115,45 +117,45 @@ fn register(identity: &Identity) -> Packet {
     Packet::Register(Register::new(identity.clone(), []).with_status(Status::new(1.0)))
 }
 
-async fn echoes(mapper: &Mapper, name: &str) {
+async fn assert_echo(mapper: &Mapper, name: &str) {
     let answers = mapper.request("/simple/echo", json("[1]")).target(agent(name)).await.unwrap();
     assert_eq!(answers.results().count(), 1, "{answers:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn s02_nodes_with_only_their_own_certificate_cooperate_in_any_start_order() {
-    let apart = Apart::new();
-    let (early, late, m1) = (apart.node(agent("early")), apart.node(agent("late")), apart.node(mapper("m1")));
-    let _early = apart.agent(&early).await;
-    let m1 = apart.mapper(&m1).await;
+    let network = TestNetwork::new();
+    let (early, late, m1) = (network.node(agent("early")), network.node(agent("late")), network.node(mapper("m1")));
+    let _early = network.agent(&early).await;
+    let m1 = network.mapper(&m1).await;
     wait_until_known(&m1, &["early"]).await;
-    let _late = apart.agent(&late).await;
+    let _late = network.agent(&late).await;
     wait_until_known(&m1, &["early", "late"]).await;
-    echoes(&m1, "early").await;
-    echoes(&m1, "late").await;
-    // One mapper more: it, too, comes to know them, and the first still does.
-    let second = apart.node(mapper("m2"));
-    let m2 = apart.mapper(&second).await;
+    assert_echo(&m1, "early").await;
+    assert_echo(&m1, "late").await;
+    // A second mapper learns them as well, and the first still knows them.
+    let second = network.node(mapper("m2"));
+    let m2 = network.mapper(&second).await;
     wait_until_known(&m2, &["early", "late"]).await;
-    echoes(&m2, "late").await;
-    echoes(&m1, "early").await;
-    // The mappers know each other: what one seals for the mappers, the other can open.
+    assert_echo(&m2, "late").await;
+    assert_echo(&m1, "early").await;
+    // The mappers know each other, so that each can open messages for all mappers.
     wait_until("the mappers know each other", async || {
-        second.store.learned_certificates().iter().any(|one| *one.identity() == mapper("m1"))
+        second.store.learned_certificates().iter().any(|learned| *learned.identity() == mapper("m1"))
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn s02_proxy_learns_mapper_certificates_before_its_request() {
-    let apart = Apart::new();
-    let (fred, m1) = (apart.node(agent("fred")), apart.node(mapper("m1")));
-    let m1 = apart.mapper(&m1).await;
-    let _fred = apart.agent(&fred).await;
+    let network = TestNetwork::new();
+    let (fred, m1) = (network.node(agent("fred")), network.node(mapper("m1")));
+    let m1 = network.mapper(&m1).await;
+    let _fred = network.agent(&fred).await;
     wait_until_known(&m1, &["fred"]).await;
     for identity in [agent("asker"), mapper("asker")] {
-        let node = apart.node(identity);
-        let connection = Arc::new(apart.broker.connect());
+        let node = network.node(identity);
+        let connection = Arc::new(network.broker.connect());
         let proxy = MapperProxy::builder(node.serializer.clone(), connection).start().await.unwrap();
         let answers = proxy.request("/simple/echo", json("[2]")).timeout(Duration::from_secs(20)).await.unwrap();
         assert_eq!(answers.results().count(), 1, "{}: {answers:?}", node.identity);
@@ -162,25 +164,30 @@ async fn s02_proxy_learns_mapper_certificates_before_its_request() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn s02_mapper_asks_an_unknown_agent_for_its_certificate() {
-    let apart = Apart::new();
-    let (m1, m2) = (apart.node(mapper("m1")), apart.node(mapper("m2")));
-    let fred = apart.node(agent("fred"));
-    let first = apart.mapper(&m1).await;
-    let _fred = apart.agent(&fred).await;
+    let network = TestNetwork::new();
+    let (m1, m2) = (network.node(mapper("m1")), network.node(mapper("m2")));
+    let fred = network.node(agent("fred"));
+    let first = network.mapper(&m1).await;
+    let _fred = network.agent(&fred).await;
     wait_until_known(&first, &["fred"]).await;
-    // It never hears that the second comes: what it says is for the first only, and the second does not know its certificate.
-    let connection = Arc::new(Mute { inner: apart.broker.connect(), missed: AtomicUsize::new(0) });
+    // A registration that only the first mapper can decrypt would already carry the agent's certificate to the second one.
+    let last_seen = async || first.agents().await.unwrap()[0].last_seen;
+    let registered = last_seen().await;
+    let heartbeats = async || last_seen().await.since(registered) >= 2 * PING_TIME;
+    wait_until("only heartbeats follow", heartbeats).await;
+    // The agent does not notice the second mapper: its heartbeats are encrypted for the first only, and the second lacks its certificate.
+    let connection = Arc::new(LossyTransport { inner: network.broker.connect(), advertises: AtomicUsize::new(0) });
     let builder = Mapper::builder(m2.serializer.clone(), connection.clone());
     let second = builder.start().await.unwrap();
     wait_until_known(&second, &["fred"]).await;
-    assert!(connection.missed.load(Ordering::SeqCst) > 0);
-    echoes(&second, "fred").await;
+    assert!(connection.advertises.load(Ordering::SeqCst) > 0);
+    assert_echo(&second, "fred").await;
 }
 
 #[test]
 fn s02_nothing_is_learned_from_unverified_messages() {
-    let apart = Apart::new();
-    let (fred, m1) = (apart.node(agent("fred")), apart.node(mapper("m1")));
+    let network = TestNetwork::new();
+    let (fred, m1) = (network.node(agent("fred")), network.node(mapper("m1")));
     let seal = |node: &Node, packet: &Packet, to: &Audience| {
         let request = SealRequest::new(to, SystemClock.now());
         node.serializer.seal(packet, &request).map(|sealed| sealed.bytes)
@@ -188,29 +195,29 @@ fn s02_nothing_is_learned_from_unverified_messages() {
     let open = |node: &Node, bytes: &[u8], channel| {
         node.serializer.open(bytes, &OpenContext::new(channel, SystemClock.now())).map_err(|error| error.kind)
     };
-    // An agent that knows no mapper has nobody to register with.
-    let nobody = seal(&fred, &register(&fred.identity), &Audience::Mappers);
-    assert!(matches!(nobody, Err(SealError::NoRecipient(_))), "{nobody:?}");
+    // An agent that knows no mapper cannot register.
+    let unregistered = seal(&fred, &register(&fred.identity), &Audience::Mappers);
+    assert!(matches!(unregistered, Err(SealError::NoRecipient(_))), "{unregistered:?}");
     let advertise = Packet::Advertise(Advertise::default());
-    let said = seal(&m1, &advertise, &Audience::Agents).unwrap();
-    // With one bit changed, on another queue, or by a mapper of another CA: refused, and nobody is known.
-    let mut changed = said.clone();
+    let sealed = seal(&m1, &advertise, &Audience::Agents).unwrap();
+    // Refused: a changed bit, another queue, a mapper of another CA.
+    let mut changed = sealed.clone();
     *changed.last_mut().unwrap() ^= 1;
     assert_eq!(open(&fred, &changed, InboundQueue::AgentControl).unwrap_err(), OpenErrorKind::BadSignature);
-    assert_eq!(open(&fred, &said, InboundQueue::AgentInbox).unwrap_err(), OpenErrorKind::WrongDestination);
-    let elsewhere = Apart::new();
-    let forger = elsewhere.node(mapper("m1"));
+    assert_eq!(open(&fred, &sealed, InboundQueue::AgentInbox).unwrap_err(), OpenErrorKind::WrongDestination);
+    let other_network = TestNetwork::new();
+    let forger = other_network.node(mapper("m1"));
     let forged = seal(&forger, &advertise, &Audience::Agents).unwrap();
     assert_eq!(open(&fred, &forged, InboundQueue::AgentControl).unwrap_err(), OpenErrorKind::BadCertificate);
-    // An agent with a good certificate is no mapper.
-    let bob = apart.node(agent("bob"));
-    let posing = seal(&bob, &advertise, &Audience::Agents).unwrap();
-    assert_eq!(open(&fred, &posing, InboundQueue::AgentControl).unwrap_err(), OpenErrorKind::NotAuthorized);
+    // An agent with a valid certificate may not advertise as a mapper.
+    let bob = network.node(agent("bob"));
+    let from_agent = seal(&bob, &advertise, &Audience::Agents).unwrap();
+    assert_eq!(open(&fred, &from_agent, InboundQueue::AgentControl).unwrap_err(), OpenErrorKind::NotAuthorized);
     assert!(fred.store.learned_certificates().is_empty());
 
-    open(&fred, &said, InboundQueue::AgentControl).unwrap();
+    open(&fred, &sealed, InboundQueue::AgentControl).unwrap();
     assert_eq!(fred.store.learned_certificates().len(), 1);
-    // Now it can register, and by that the mapper can speak to it; a heartbeat before that is of nobody.
+    // Now it can register, and then the mapper can send to it. A heartbeat before that has an unknown signer.
     let ping = Packet::Ping(Ping::new(fred.identity.clone(), Status::new(1.0)));
     let early = seal(&fred, &ping, &Audience::Mappers).unwrap();
     assert_eq!(open(&m1, &early, InboundQueue::Presence).unwrap_err(), OpenErrorKind::UnknownSigner);
@@ -229,25 +236,25 @@ fn s02_processes_with_only_their_own_certificate_cooperate_over_rabbitmq() {
     let site = Site::new(&["agent fred", "agent asker", "mapper m1", "mapper ctl"]);
     separate_directories(&site, &["agent-fred", "agent-asker", "mapper-m1", "mapper-ctl"]);
     site.program("simple/echo", "cat");
-    let by = |certs: &str, arguments: &[&str]| {
+    let command_with = |certs: &str, arguments: &[&str]| {
         let mut command = site.nanite(arguments);
         command.env("NANITE_CERTS", certs);
         command
     };
-    let _m1 = ready(&mut by("mapper-m1", &["mapper"]));
-    let _fred = ready(&mut by("agent-fred", &["agent", "--actors-dir", "actors"]));
-    let patient = ["--look", "60s", "--timeout", "60s"];
-    let asked = |certs: &str, way: &[&str]| {
-        let all: Vec<&str> = ["request", "/simple/echo", "[1,2]", "--json"].iter().chain(way).copied().collect();
-        let ended = run(&mut by(certs, &all));
+    let _m1 = ready(&mut command_with("mapper-m1", &["mapper"]));
+    let _fred = ready(&mut command_with("agent-fred", &["agent", "--actors-dir", "actors"]));
+    let long_timeouts = ["--look", "60s", "--timeout", "60s"];
+    let request = |certs: &str, options: &[&str]| {
+        let all: Vec<&str> = ["request", "/simple/echo", "[1,2]", "--json"].iter().chain(options).copied().collect();
+        let ended = run(&mut command_with(certs, &all));
         assert_eq!(ended.code(), 0, "{certs}: {ended:?}");
         let answers: serde_json::Value = serde_json::from_str(&ended.out).unwrap();
         assert_eq!(answers["results"]["nanite-fred"], serde_json::json!([1, 2]), "{answers}");
     };
-    asked("mapper-ctl", &patient);
-    asked("mapper-ctl", &["--via-mapper", "--timeout", "60s"]);
-    // Pinned, nobody is known.
+    request("mapper-ctl", &long_timeouts);
+    request("mapper-ctl", &["--via-mapper", "--timeout", "60s"]);
+    // With `--pinned`, no certificate is learned.
     let arguments = ["request", "/simple/echo", "1", "--pinned", "--look", "1s", "--timeout", "5s"];
-    let pinned = run(&mut by("mapper-ctl", &arguments));
+    let pinned = run(&mut command_with("mapper-ctl", &arguments));
     assert_ne!(pinned.code(), 0, "{pinned:?}");
 }

@@ -122,6 +122,7 @@ fn on_a_terminal(no_color: Option<&str>) -> String {
     if let Some(value) = no_color {
         command.env("NO_COLOR", value);
     }
+    command.env("TERM", "xterm");
     let mut child = command.stdout(pty.slave).stderr(Stdio::null()).spawn().unwrap();
     // The command holds the other end of the terminal: without it, reading ends with the program.
     drop(command);

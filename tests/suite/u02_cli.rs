@@ -312,7 +312,7 @@ fn n10_request_via_mapper() {
             .chain(arguments.iter().copied());
         site.run(&all.collect::<Vec<_>>())
     };
-    assert_fails(&ask(&["/simple/who"]), 3, &["no mapper is there", "nanite mapper"]);
+    assert_fails(&ask(&["/simple/who"]), 3, &["no mapper runs", "nanite mapper"]);
     let mut mapper = site.start(&["mapper", "--token", "ctl"]);
     let _fred = site.agent("fred", &[]);
     mapper.wait_for("nanite-fred registered");

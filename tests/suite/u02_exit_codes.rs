@@ -140,7 +140,7 @@ fn u02_unusable_certificates_are_exit_code_6_with_remedy() {
     assert_fails(&unknown, 6, &["no certificate for nanite-bob", "nanite certs issue agent bob --dir certs"]);
 
     site.mode("certs/mapper-ctl-key.pem", 0o640);
-    expect(&["mode 0640: others than its owner can use it", "chmod 600 certs/mapper-ctl-key.pem"]);
+    expect(&["mode 0640: users other than its owner can access it", "chmod 600 certs/mapper-ctl-key.pem"]);
     site.mode("certs/mapper-ctl-key.pem", 0o600);
 
     let keep = |name: &str| std::fs::read(site.path(name)).unwrap();

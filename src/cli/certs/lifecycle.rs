@@ -232,7 +232,7 @@ impl Renew {
         if let Some(previous) = previous.filter(|previous| previous.is_valid_at(*now) && !is_revoked(previous)) {
             pem.extend(previous.to_pem());
         }
-        // In this order a key and its certificate exist at any timestamp.
+        // In this order a key and its certificate exist at any moment.
         write_key(&old_key_path, &key, &passphrase, true)?;
         write(&path, &pem, true)?;
         write_key(&key_path, issued.key(), &passphrase, true)?;

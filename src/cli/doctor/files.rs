@@ -13,8 +13,8 @@ use crate::certs::{
     TrustError,
 };
 use crate::cli::error::{CliError, Exit, Result};
+use crate::cli::offline as rules;
 use crate::cli::output::counted;
-use crate::cli::policy as rules;
 use crate::cli::{certs, node, remedy};
 use crate::clock::Timestamp;
 use crate::packet::{Identity, Role};

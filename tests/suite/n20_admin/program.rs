@@ -98,7 +98,7 @@ fn n20_program_reports_startup_errors_with_remedy() {
     refused(&["--listen", "0.0.0.0:0"], 2, &["is reachable from other machines", "--public-url https://NAME"]);
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    refused(&["--listen", &address], 1, &["cannot listen at", "--listen 127.0.0.1:PORT"]);
+    refused(&["--listen", &address], 1, &["cannot listen on", "--listen 127.0.0.1:PORT"]);
     refused(&["--public-url", "tower"], 2, &["a public URL is"]);
     refused(&["--password-hash-file", "none"], 2, &["cannot be read"]);
     site.write("plain", "correct horse\n", 0o600);

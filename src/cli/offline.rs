@@ -1,13 +1,16 @@
-//! `nanite policy` and `nanite audit`: check and explain rules, and check audit logs. They need no broker.
+//! Commands that need neither a node nor a broker: `nanite policy`, `nanite audit`, `nanite completions` and `nanite man`.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use clap_complete::Shell;
+use clap_mangen::Man;
 use serde_json::json;
 
 use super::error::{CliError, Exit, Result, chain};
 use super::output;
 use super::output::counted;
+use super::runtime::Global;
 use crate::audit::{Problem, verify};
 use crate::packet::{Identity, Payload, Request, SelectorName, Service, Tag};
 #[cfg(feature = "cedar")]
@@ -172,4 +175,54 @@ pub(super) fn run_audit(command: AuditCommand) -> Result<Exit> {
         }
     }
     Ok(if report.problems.is_empty() { Exit::Success } else { Exit::Security })
+}
+
+/// Print a script that completes the command line in a shell.
+#[derive(Debug, clap::Args)]
+pub(super) struct Completions {
+    /// The shell.
+    shell: Shell,
+}
+
+/// Write the manual: one page per command into a directory, or the main page to stdout.
+#[derive(Debug, clap::Args)]
+pub(super) struct Manual {
+    /// The directory; created if it does not exist.
+    directory: Option<PathBuf>,
+}
+
+pub(super) fn completions(mut program: clap::Command, args: &Completions) -> Result<Exit, CliError> {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut program, "nanite", &mut script);
+    output::write(&script)?;
+    Ok(Exit::Success)
+}
+
+pub(super) fn manual(global: &Global, mut root: clap::Command, args: &Manual) -> Result<Exit, CliError> {
+    root.build();
+    let Some(directory) = &args.directory else {
+        output::write(&page(&root)?.1)?;
+        return Ok(Exit::Success);
+    };
+    let failed = |error: std::io::Error| {
+        CliError::of(Exit::Failure, &error).context(format!("cannot write to {}", directory.display()))
+    };
+    std::fs::create_dir_all(directory).map_err(failed)?;
+    let (mut pages, mut commands) = (0, vec![&root]);
+    while let Some(command) = commands.pop() {
+        let (name, text) = page(command)?;
+        std::fs::write(directory.join(name), text).map_err(failed)?;
+        pages += 1;
+        commands.extend(command.get_subcommands().filter(|command| !command.is_hide_set()));
+    }
+    global.note(&format!("{pages} pages in {}", directory.display()));
+    Ok(Exit::Success)
+}
+
+/// The file name and the content of a command's page.
+fn page(command: &clap::Command) -> Result<(String, Vec<u8>), CliError> {
+    let man = Man::new(command.clone());
+    let mut text = Vec::new();
+    man.render(&mut text).map_err(|error| CliError::of(Exit::Failure, &error))?;
+    Ok((man.get_filename(), text))
 }
