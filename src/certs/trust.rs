@@ -112,6 +112,11 @@ impl Trust {
         Self::new(None, None)
     }
 
+    /// Whether certificates are [pinned](Self::pinned): then only those in the store are trusted, and nothing is learned from messages.
+    pub fn is_pinned(&self) -> bool {
+        self.state().anchors.is_none()
+    }
+
     fn new(anchors: Option<Arc<TrustAnchors>>, domain: Option<String>) -> Self {
         let cache = Mutex::new(LruCache::new(MAX_CACHED_CERTIFICATES));
         Self { state: RwLock::new(Arc::new(State { anchors, domain, cache })) }

@@ -235,7 +235,8 @@ impl PeerCertificates {
         now: Timestamp,
     ) -> Result<Option<Arc<Certificate>>, StoreError> {
         let mut query = SignerQuery::new(identity, key_id, now);
-        query.presented = presented.map(|presented| &presented.leaf);
+        // Pinned trust accepts what the store returns, so the store must not return what the sender presents.
+        query.presented = presented.filter(|_| !self.trust.is_pinned()).map(|presented| &presented.leaf);
         self.store.signer(&query)
     }
 
@@ -263,6 +264,9 @@ impl PeerCertificates {
     /// The certificates in a message are not signed, and the leaf may have been verified with an earlier chain: the broker can replace the
     /// intermediate certificates. They are cached only if they lead to a CA, so that they never displace ones that do.
     pub fn learn(&self, presented: Presented, now: Timestamp) {
+        if self.trust.is_pinned() {
+            return self.store.record_use(&presented.leaf, now);
+        }
         let fingerprint = *presented.leaf.fingerprint();
         self.parsed.lock().put(fingerprint, presented.leaf.clone());
         let known = || self.chain_of(&presented.leaf).is_some_and(|chain| *chain == presented.others);
@@ -287,7 +291,7 @@ impl PeerCertificates {
 
     /// Whether the store learns certificates from messages.
     pub fn learns(&self) -> bool {
-        self.store.learns_certificates()
+        self.store.learns_certificates() && !self.trust.is_pinned()
     }
 
     /// The valid certificates to encrypt to; at least one.

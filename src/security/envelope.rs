@@ -323,15 +323,15 @@ mod tests {
         stored_for_one.class = MessageClass::Stored;
         let mut result_for_agents = header();
         (result_for_agents.to, result_for_agents.kind) = (Audience::Agents, Kind::Outcome);
-        let mut nobody = header();
-        nobody.to = Audience::Many(Vec::new());
+        let mut no_recipient = header();
+        no_recipient.to = Audience::Many(Vec::new());
         let mut twice = header();
         twice.to = Audience::Many(vec![Identity::agent("a").unwrap(); 2]);
         let mut crowd = header();
         crowd.to = Audience::Many((0..65).map(|n| Identity::agent(&format!("a{n}")).unwrap()).collect());
         let mut codec = header();
         codec.codec = "JSON".into();
-        for header in [stored_for_one, result_for_agents, nobody, twice, crowd, codec] {
+        for header in [stored_for_one, result_for_agents, no_recipient, twice, crowd, codec] {
             let read = Header::from_der(&header.to_der().unwrap());
             assert!(matches!(read, Err(HeaderFault::Malformed(_))), "{read:?}");
         }

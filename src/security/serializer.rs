@@ -57,7 +57,7 @@ impl SecureSerializer {
     /// longer valid. Messages that were encrypted to the previous credentials, or to those in `older`, are opened until these expire.
     ///
     /// # Errors
-    /// [`IdentityMismatch`] when one is somebody else's; nothing has changed then.
+    /// [`IdentityMismatch`] when they are of another node; nothing is changed then.
     pub fn replace_credentials(
         &self,
         new: Credentials,

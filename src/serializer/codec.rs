@@ -15,7 +15,7 @@ use crate::packet::{Identity, MessageId, Packet};
 /// `decode` gets bytes that may come from anybody: it must not panic and must refuse what it does not understand. Neither
 /// may block.
 pub trait Codec: fmt::Debug + Send + Sync {
-    /// The name that stands in a secure header: 1 to 32 bytes of `a-z`, `0-9`, `.`, `-`.
+    /// The name in a secure header: 1 to 32 bytes of `a-z`, `0-9`, `.`, `-`.
     fn name(&self) -> &'static str;
 
     /// The content type of a plain message.
@@ -56,7 +56,7 @@ impl Codec for Json {
     }
 }
 
-/// Says where and what kind, never what stands there.
+/// Says where and what kind, never the content.
 fn json_error(error: &serde_json::Error) -> CodecError {
     CodecError::new(
         "json",

@@ -146,7 +146,7 @@ fn n19_send_file_errors_and_exit_codes() {
     check(&["none"], 2, &["there is no file none"]);
     check(&["a"], 2, &["a is not a regular file", "tar"]);
     for name in ["../x", "/etc/x", "", ".hidden", "a/b"] {
-        check(&["small", "--dest", name], 2, &["is not one plain file name", "--dest NAME"]);
+        check(&["small", "--dest", name], 2, &["is not a plain file name", "--dest NAME"]);
     }
     assert_eq!(names(&site.path("a")), ["other name", "small"]);
 
@@ -167,7 +167,7 @@ fn n19_send_file_errors_and_exit_codes() {
             &["--files-domain", "photos"],
             ["`--files-domain` requires `--files-dir`", "--files-dir DIR --files-domain photos"],
         ),
-        (&["--files-dir", "none", "--files-domain", "x"], ["none cannot take files", "mkdir -p none"]),
+        (&["--files-dir", "none", "--files-domain", "x"], ["cannot receive files in none", "mkdir -p none"]),
         (&["--files-max", "1GB"], ["'1GB' is not a size", "100MiB"]),
     ] {
         let refused = other(&[&["agent", "--token", "a"], arguments].concat());

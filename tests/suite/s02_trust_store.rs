@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use nanite::agent::{Agent, actor};
-use nanite::certs::{CertificateAuthority, CertificateStore, Credentials, KeyType, StaticCertificateStore, TrustStore};
+use nanite::certs::{
+    CertificateAuthority, CertificateStore, Credentials, KeyType, StaticCertificateStore, Trust, TrustStore,
+};
 use nanite::clock::{Clock, SystemClock};
 use nanite::mapper::Mapper;
 use nanite::packet::{Advertise, Failure, Identity, Packet, Payload, Ping, Register, Request, Status};
@@ -229,6 +231,33 @@ fn s02_nothing_is_learned_from_unverified_messages() {
     open(&fred, &pushed, InboundQueue::AgentInbox).unwrap();
     let heartbeat = seal(&fred, &ping, &Audience::Mappers).unwrap();
     open(&m1, &heartbeat, InboundQueue::Presence).unwrap();
+}
+
+/// Pinned trust believes what the store returns, and a learning store returns what the sender presents.
+#[test]
+fn s02_pinned_trust_accepts_no_certificate_from_a_message() {
+    let (network, other_network) = (TestNetwork::new(), TestNetwork::new());
+    let bob = network.node(agent("bob"));
+    let credentials = network.credentials(&mapper("m1"));
+    let own = StaticCertificateStore::new([credentials.certificate().clone(), bob.serializer.certificate()]);
+    let ca_trust = network.ca.trust().unwrap();
+    for store in [TrustStore::new(Trust::pinned()), TrustStore::new(ca_trust)] {
+        let store = Arc::new(store.with_store(own.clone()));
+        let pinned = SecureSerializer::builder(credentials.clone(), store.clone(), Trust::pinned()).build().unwrap();
+        let open = |sender: &Node| {
+            let (packet, now) = (Packet::Advertise(Advertise::default()), SystemClock.now());
+            let message = sender.serializer.seal(&packet, &SealRequest::new(&Audience::Mappers, now)).unwrap();
+            pinned.open(&message.bytes, &OpenContext::new(InboundQueue::Presence, SystemClock.now()))
+        };
+        // A stranger of another CA, and even a node of this CA, are not in the store.
+        let stranger = open(&other_network.node(agent("eve"))).unwrap_err();
+        assert_eq!(stranger.kind, OpenErrorKind::UnknownSigner);
+        assert_eq!(open(&network.node(agent("fred"))).unwrap_err().kind, OpenErrorKind::UnknownSigner);
+        // The node in the store is accepted, and nothing is learned from it.
+        open(&bob).unwrap();
+        assert!(store.learned_certificates().is_empty());
+        assert!(pinned.verification().is_some_and(|verification| !verification.learns_peers()));
+    }
 }
 
 #[test]

@@ -311,7 +311,7 @@ mod tests {
             let certificate = std::fs::read(format!("tests/vectors/envelope/sample/{name}.pem")).unwrap();
             let key = PrivateKey::from_pem(key, None).unwrap();
             let plaintext = decrypt(enveloped, &key_id(&certificate), &key);
-            assert_eq!(plaintext[32..64], sha256(&[b"HEADER"]), "{name}: behind the salt stands the header's digest");
+            assert_eq!(plaintext[32..64], sha256(&[b"HEADER"]), "{name}: the header digest follows the salt");
             assert_eq!(plaintext[64..], *br#"{"hello":1}"#, "{name}");
         }
     }
@@ -359,7 +359,7 @@ mod tests {
         assert!(run.status.success(), "openssl {arguments}: {}", String::from_utf8_lossy(&run.stderr));
     }
 
-    /// What stands inside a ContentInfo.
+    /// The content of a ContentInfo.
     fn inside(content_info: &[u8]) -> Vec<u8> {
         use crate::security::fields::{Fields, constructed};
         let mut fields = Fields::new(content_info).unwrap().inside(Tag::Sequence).unwrap();
