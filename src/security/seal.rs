@@ -124,8 +124,10 @@ impl Context {
                     }
                 }
                 match different.len() {
-                    0 => Err(SealError::NoRecipient("nobody".to_owned())),
-                    1 => different.pop().map(Audience::One).ok_or(SealError::NoRecipient("nobody".to_owned())),
+                    0 => Err(SealError::NoRecipient("an empty audience".to_owned())),
+                    1 => {
+                        different.pop().map(Audience::One).ok_or(SealError::NoRecipient("an empty audience".to_owned()))
+                    }
                     2..=Audience::MAX => Ok(Audience::Many(different)),
                     count => Err(SealError::TooManyRecipients(count)),
                 }

@@ -1,4 +1,4 @@
-//! The crate's own source code, read for the tests of its structure: its files, and which file uses names of which.
+//! The crate's own source code, read for the tests of its structure: its files, and the names that each file uses from others.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -164,10 +164,10 @@ struct Module {
     words: BTreeSet<String>,
 }
 
-/// Which file uses names of which: both as paths below `src`, with the names.
+/// The names that one file uses from another: both as paths below `src`.
 pub type Uses = BTreeMap<(PathBuf, PathBuf), BTreeSet<String>>;
 
-/// Finds which file uses names of which, apart from unit tests. A name that a module re-exports counts for the file that defines it.
+/// Finds the names that each file uses from others, apart from unit tests. A name that a module re-exports counts for the file that defines it.
 pub fn uses(sources: &[Source]) -> Uses {
     let modules: BTreeMap<Segments, Module> = sources
         .iter()
