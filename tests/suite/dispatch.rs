@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use nanite::agent::{AgentError, Context, ExposeError, actor, reply};
+use nanite::clock::{Clock, ManualClock, SystemClock};
 use nanite::mapper::AgentEvent;
 use nanite::packet::{Failure, FailureCode, Identity, Payload, SelectorName, Status};
 use nanite::request::{Event, RequestError};
@@ -181,6 +182,32 @@ async fn n04_silent_agent_times_out_and_returns(system: System) {
     wait_until_known(&mapper, &["fred"]).await;
     let answers = mapper.request("/simple/echo", "hi").await.unwrap();
     assert_eq!(answers.outcomes[&identity], ok(r#""hi""#));
+}
+
+/// As if the mapper's process or its machine had been suspended for an hour. The clock of the runtime is paused, and jumps to the next
+/// timer when everything is idle.
+#[tokio::test(start_paused = true)]
+async fn n04_agents_stay_registered_when_the_mapper_was_suspended() {
+    let (system, clock) = (System::plain(), Arc::new(ManualClock::new(SystemClock.now())));
+    let (events, mut seen) = mpsc::unbounded_channel();
+    // It looks for silent agents every 5 seconds.
+    let mapper = system.mapper("m1").agent_timeout(Duration::from_secs(20)).clock(clock.clone());
+    let mapper = mapper.on_agent(move |event| drop(events.send(event.clone()))).start().await.unwrap();
+    let agent = start(system.agent("fred").ping_time(Duration::from_secs(7)).actor(echo())).await;
+    wait_until_known(&mapper, &["fred"]).await;
+    assert!(matches!(recv(&mut seen).await, AgentEvent::Registered(_)));
+    clock.advance(Duration::from_secs(3600));
+    wait_until("a heartbeat after the pause is read", async || {
+        mapper.agents().await.unwrap().first().is_some_and(|record| record.last_seen == clock.now())
+    })
+    .await;
+    let answers = mapper.request("/simple/echo", "hi").await.unwrap();
+    assert_eq!(answers.outcomes[&agent_id("fred")], ok(r#""hi""#));
+    assert!(seen.try_recv().is_err(), "it was neither lost nor registered again");
+    // An agent that is silent after the pause is noticed.
+    drop(agent);
+    clock.advance(Duration::from_secs(21));
+    assert!(matches!(recv(&mut seen).await, AgentEvent::TimedOut(record) if record.identity == agent_id("fred")));
 }
 
 async fn n05_selectors_and_target(system: System) {
