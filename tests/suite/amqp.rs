@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use crate::harness::broker::Broker;
 use crate::harness::program::{nanite, run};
 use crate::harness::proxy::Proxy;
-use crate::harness::{WAIT_TIMEOUT, wait_until};
+use crate::harness::{WAIT_TIMEOUT, free_port, wait_until};
 use crate::transport::{durable, next, receive, text, to_exchange, to_queue};
 
 /// Publishes and consumes without pause, and records the results.
@@ -131,8 +131,7 @@ fn password_is_never_logged() {
 
 #[tokio::test]
 async fn unreachable_broker_is_an_error() {
-    let free = TcpListener::bind(("127.0.0.1", 0)).await.unwrap().local_addr().unwrap().port();
-    for host in [&format!("127.0.0.1:{free}"), "no-such-host.invalid"] {
+    for host in [&format!("127.0.0.1:{}", free_port()), "no-such-host.invalid"] {
         let options = AmqpOptions::new(&format!("amqp://user:secret@{host}")).unwrap();
         let error = AmqpTransport::connect(options).await.unwrap_err();
         assert!(matches!(error, TransportError::Unreachable(_)), "{error:?}");

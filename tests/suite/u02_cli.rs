@@ -92,7 +92,7 @@ fn u02_push_is_delivered_and_executed() {
             .count()
     };
     wait_until("both have run it", || kept() == 2);
-    let sent = site.json(&["push", "/file/keep", "--target", "bob", "--json"]);
+    let sent = site.json(&["push", "/file/keep", "--target", "bob", "--json", "--look", "60s"]);
     assert_eq!(sent, json!({"sent": ["nanite-bob"]}));
     wait_until("bob has run it", || kept() == 3);
     let parts = ["no agent offers /file/lose", "available services: /file/keep"];

@@ -11,6 +11,7 @@ use nanite::policy::{Caller, Decision, Policy};
 use nanite::security::SecureSerializer;
 use serde_json::{Value, json};
 
+use crate::harness::free_port;
 use crate::harness::program::run;
 use crate::harness::site::{
     Site, assert_fails, assert_fails_in_time, keys, ready, request, wait_for_agents, wait_until,
@@ -183,8 +184,7 @@ fn u02_agent_of_other_ca_is_missing_and_refusals_are_reported() {
 #[test]
 fn u02_unreachable_broker_is_exit_code_7_without_password() {
     let site = Site::new(&["agent fred", "mapper ctl"]);
-    // A port without a listener: it was free a moment ago.
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let unreachable = format!("amqp://user:hidden-1@127.0.0.1:{port}/v");
     let user = site.broker.add_user("hidden-2");
     let right = site.broker.url_for(&user, "hidden-2");

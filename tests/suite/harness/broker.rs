@@ -5,9 +5,10 @@
 //!
 //! The calls here block, for seconds while a node starts. In a test on one thread nothing else runs meanwhile.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Write;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -20,7 +21,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use super::http;
+use super::{free_port, http};
 
 /// How long a node may take to start.
 const START_TIMEOUT: Duration = Duration::from_secs(120);
@@ -368,8 +369,13 @@ fn environment<'a>(command: &'a mut Command, node: &Node) -> &'a mut Command {
 impl Node {
     /// Chooses free ports and writes the configuration.
     fn create(dir: &Path, plugins: &[&str], settings: &dyn Fn(u16) -> String) -> Self {
-        let listeners: Vec<TcpListener> = (0..5).map(|_| TcpListener::bind(("127.0.0.1", 0)).unwrap()).collect();
-        let port = |n: usize| listeners[n].local_addr().unwrap().port();
+        // They stay free while a test restarts the node.
+        let mut ports = BTreeSet::new();
+        while ports.len() < 5 {
+            ports.insert(free_port());
+        }
+        let ports = Vec::from_iter(ports);
+        let port = |n: usize| ports[n];
         let node = Self {
             dir: dir.to_owned(),
             amqp: port(0),
