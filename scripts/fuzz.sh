@@ -68,10 +68,11 @@ run)
     build
     # shellcheck disable=SC2046
     [ $# -gt 0 ] || set -- $(targets)
-    # All targets, so that every failure is shown.
-    failed=0
-    for target; do fuzz "$target" || failed=1; done
-    exit "$failed"
+    # One on each core, and all of them, so that every failure is shown.
+    printf '%s\n' "$@" | xargs -P "$(nproc)" -n 1 "./scripts/fuzz.sh" run-built
+    ;;
+run-built) # for `run`
+    fuzz "$1"
     ;;
 repeat)
     build

@@ -243,7 +243,7 @@ async fn n14_agent_that_left_during_an_outage_stays_removed() {
 async fn n14_hanging_redis_counts_as_unavailable() {
     let (system, redis) = (System::secure(), RedisServer::start());
     let serializer = system.serializer(&mapper("first"));
-    let options = options(serializer.clone()).timeout(Duration::from_millis(300));
+    let options = options(serializer.clone()).timeout(Duration::from_secs(2));
     let state = RedisState::connect(&redis.url(), options).await.unwrap();
     let first = Mapper::builder(serializer, system.connect()).state(state.clone()).start().await.unwrap();
     let fred = start_echo(&system, "fred", &[]).await;
