@@ -1,7 +1,7 @@
 //! RabbitMQ nodes for tests: one that all tests share, and private ones that a test may stop, kill and restart.
 //!
 //! A node has its own ports, data, cookie and port mapper, all in a directory below Cargo's directory for tests. `broker.sh` runs and
-//! stops it: a private node when its test ends in any way, the shared one when no test has used it for some seconds.
+//! stops it: a private node when its test ends in any way, the shared one when no test has used it for half a minute.
 //!
 //! The calls here block, for seconds while a node starts. In a test on one thread nothing else runs meanwhile.
 
