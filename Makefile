@@ -31,7 +31,7 @@ ifeq ($(NEXTEST),yes)
 	$(CARGO) nextest run --locked --all-features $(TESTS)
 else
 	@echo "cargo-nextest is not installed: only the whole run has a time limit, and not each test (cargo install --locked cargo-nextest)" >&2
-	timeout --kill-after=10 3600 $(CARGO) test --locked --all-features --no-fail-fast --lib --bins --tests $(TESTS)
+	timeout --kill-after=10 1800 $(CARGO) test --locked --all-features --no-fail-fast --lib --bins --tests $(TESTS)
 endif
 
 doc:

@@ -146,8 +146,7 @@ fn s04_outdated_or_foreign_revocation_list_refuses_all() {
     other.ok(&["crl"]);
     let path = test.dir.path().join("crl.pem");
     fs::copy(other.dir.path().join("crl.pem"), &path).unwrap();
-    let refused = check(now);
-    assert!(matches!(refused, Err(TrustError::NoCrl | TrustError::Chain(_))), "{refused:?}");
+    assert_eq!(check(now), Err(TrustError::NoCrl));
     fs::write(&path, "no list").unwrap();
     assert!(directory.trust().is_err());
     let refused = test.run(&["verify"]);
