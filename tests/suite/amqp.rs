@@ -12,10 +12,10 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-use crate::harness::broker::Broker;
+use crate::harness::broker::{Broker, free_port};
 use crate::harness::program::{nanite, run};
 use crate::harness::proxy::Proxy;
-use crate::harness::{WAIT_TIMEOUT, free_port, wait_until};
+use crate::harness::{WAIT_TIMEOUT, wait_until};
 use crate::transport::{durable, next, receive, text, to_exchange, to_queue};
 
 /// How long each publish of the traffic may take: longer than a broker is stopped, blocked or restarted, on a busy machine too.

@@ -8,8 +8,8 @@ use nanite::mapper::{RedisError, RedisOptions, RedisState};
 use nanite::serializer::Serializer;
 use openssl::nid::Nid;
 
+use crate::harness::broker::free_port;
 use crate::harness::forge::{Forge, Forged};
-use crate::harness::free_port;
 use crate::harness::pki::mapper;
 use crate::harness::program::{Running, run};
 use crate::harness::redis::RedisServer;

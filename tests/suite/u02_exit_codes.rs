@@ -11,7 +11,7 @@ use nanite::policy::{Caller, Decision, Policy};
 use nanite::security::SecureSerializer;
 use serde_json::{Value, json};
 
-use crate::harness::free_port;
+use crate::harness::broker::free_port;
 use crate::harness::program::run;
 use crate::harness::site::{
     Site, assert_fails, assert_fails_in_time, keys, ready, request, wait_for_agents, wait_until,

@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Write;
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -21,7 +21,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use super::{free_port, http};
+use super::http;
 
 /// How long a node may take to start.
 const START_TIMEOUT: Duration = Duration::from_secs(120);
@@ -446,6 +446,18 @@ fn programs() -> PathBuf {
 
 fn target() -> &'static Path {
     Path::new(env!("CARGO_TARGET_TMPDIR"))
+}
+
+/// A port of this machine on which nobody listens. It stays free: it is not of those that the system gives to clients, and to servers
+/// that ask for any port (from 32768 on, unless configured otherwise).
+pub fn free_port() -> u16 {
+    let random = || {
+        let mut bytes = [0; 2];
+        openssl::rand::rand_bytes(&mut bytes).unwrap();
+        20_000 + u16::from_be_bytes(bytes) % 12_000
+    };
+    let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    (0..1000).map(|_| random()).find(is_free).expect("a free port")
 }
 
 /// A unique name.

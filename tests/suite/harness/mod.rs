@@ -24,25 +24,12 @@ pub mod tamper;
 pub mod terminal;
 pub mod web;
 
-use std::net::TcpListener;
 use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedReceiver;
 
 /// How long a test waits for something that must happen: much longer than it takes.
 pub const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// A port of this machine on which nobody listens. It stays free: it is not of those that the system gives to clients, and to servers
-/// that ask for any port (from 32768 on, unless configured otherwise).
-pub fn free_port() -> u16 {
-    let random = || {
-        let mut bytes = [0; 2];
-        openssl::rand::rand_bytes(&mut bytes).unwrap();
-        20_000 + u16::from_be_bytes(bytes) % 12_000
-    };
-    let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
-    (0..1000).map(|_| random()).find(is_free).expect("a free port")
-}
 
 /// Waits until a condition is true, and panics with `what` if it never is.
 pub async fn wait_until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
