@@ -13,9 +13,7 @@ use rcgen::{
 use time::OffsetDateTime;
 use x509_cert::der::{Decode, Tag, Tagged};
 
-use super::certificate::{
-    Certificate, Suite, allows_nodes, distinguished_name, is_ca, parse_certificates, validity,
-};
+use super::certificate::{Certificate, Suite, allows_nodes, distinguished_name, is_ca, parse_certificates, validity};
 use super::issuing::{CertificateRequest, IssueError, OpensslSigner, SubjectKey, rcgen_name};
 use super::key::{Credentials, KeyError, KeyType, PrivateKey};
 use super::trust::Trust;

@@ -9,9 +9,7 @@ use lru::LruCache;
 use openssl::x509::{X509, X509Crl, X509KeyUsage};
 use parking_lot::{Mutex, RwLock};
 
-use super::certificate::{
-    Certificate, MAX_CERTIFICATES_BYTES, Suite, allows_nodes, parse_certificates, parse_crls,
-};
+use super::certificate::{Certificate, MAX_CERTIFICATES_BYTES, Suite, allows_nodes, parse_certificates, parse_crls};
 use super::files;
 use super::trust_anchors::{AuthorityError, TrustAnchors, TrustError};
 use crate::clock::Timestamp;

@@ -43,9 +43,15 @@ fn root_documents() -> Vec<String> {
 fn test_names() -> BTreeSet<String> {
     let mut names: BTreeSet<String> = files("benches", "rs").into_iter().collect();
     for file in files("benches", "rs") {
-        names.extend(read(&file).split("fn ").skip(1).filter_map(|after| after.split(['(', '<']).next()).map(str::to_owned));
+        names.extend(
+            read(&file).split("fn ").skip(1).filter_map(|after| after.split(['(', '<']).next()).map(str::to_owned),
+        );
     }
     names.extend(suite_tests());
+    if !cfg!(all(feature = "admin", feature = "cedar", feature = "fuzzing", feature = "redis")) {
+        // Some tests are not in this program.
+        names.extend(files("tests", "rs").iter().flat_map(|file| unit_tests(&read(file))));
+    }
     names.extend(files("src", "rs").iter().flat_map(|file| unit_tests(&read(file))));
     names
 }

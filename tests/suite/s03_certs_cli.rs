@@ -241,7 +241,12 @@ fn s03_show_verify_and_issue_explain_extended_key_usage() {
     };
     for (of_ca, of_fred, purposes, message) in [
         ("", "serverAuth,clientAuth", "serverAuth, clientAuth\n", "ok"),
-        ("", "codeSigning", "codeSigning (not for nodes)\n", "its key usage does not fit: its extended key usage allows"),
+        (
+            "",
+            "codeSigning",
+            "codeSigning (not for nodes)\n",
+            "its key usage does not fit: its extended key usage allows",
+        ),
         ("", "1.3.6.1.4.1.55555.1", "1.3.6.1.4.1.55555.1 (not for nodes)\n", "its key usage does not fit"),
         ("serverAuth", "", "any\n", "a CA certificate above it allows neither clientAuth nor emailProtection"),
     ] {

@@ -1,11 +1,14 @@
 //! s04: which certificates are trusted, and why others are refused.
 
-use nanite::certs::{AuthorityError, Certificate, CertificateError, KeyError, PrivateKey, Trust, TrustError};
+use nanite::certs::{
+    AuthorityError, Certificate, CertificateError, CertificateRequest, IssueError, KeyError, PrivateKey, Trust,
+    TrustError,
+};
 use nanite::clock::Timestamp;
 use nanite::packet::InvalidIdentity;
 use openssl::hash::MessageDigest;
 use openssl::nid::Nid;
-use openssl::x509::X509;
+use openssl::x509::{X509, X509Req};
 
 use crate::harness::forge::{Forge, Forged, curve, explicit_p256, p256, rsa};
 use crate::harness::pki::{T0, at};
@@ -93,9 +96,8 @@ fn s04_rejects_certificate_below_ca_limited_to_other_purposes() {
         let between = |root| Forge::ca("between").set(Nid::EXT_KEY_USAGE, usage).signed_by(root);
         let (free, limited) = (root(""), root(usage));
         let (of_free, of_limited) = (between(&free), Forge::ca("between").signed_by(&limited));
-        let chain = |root, between: &Forged| {
-            trust(root).verify(&read(&Forge::leaf().signed_by(between)), &[between.der()], T0)
-        };
+        let chain =
+            |root, between: &Forged| trust(root).verify(&read(&Forge::leaf().signed_by(between)), &[between.der()], T0);
         // The limit of a CA holds for all below it, whatever they say themselves.
         let below = Forge::ca("below").signed_by(&of_free);
         let deep = read(&Forge::leaf().set(Nid::EXT_KEY_USAGE, "clientAuth").signed_by(&below));
@@ -137,6 +139,12 @@ fn s04_rejects_key_with_explicit_curve_parameters() {
         assert!(matches!(read, Err(KeyError::KeyType)), "{what}: {read:?}");
     }
     assert!(matches!(PrivateKey::new(key.clone()), Err(KeyError::KeyType)));
+    // A signing request.
+    let mut request = X509Req::builder().unwrap();
+    request.set_pubkey(&key).unwrap();
+    request.sign(&key, MessageDigest::sha256()).unwrap();
+    let refused = CertificateRequest::from_pem(&request.build().to_pem().unwrap());
+    assert!(matches!(refused, Err(IssueError::KeyType)), "{refused:?}");
     // A CA, as the anchor of a chain, and below it.
     let root = Forge::ca("root").self_signed();
     let refused = "Certificate public key has explicit ECC parameters";
@@ -146,7 +154,8 @@ fn s04_rejects_key_with_explicit_curve_parameters() {
     ] {
         let between = between.signed_by(&root);
         let leaf = read(&Forge::leaf().signed_by(&between));
-        assert_eq!(trust(&root).verify(&leaf, &[between.der()], T0), Err(TrustError::Chain(refused.into())));
+        let trust = Trust::from_pem(&root.x509.to_pem().unwrap()).unwrap();
+        assert_eq!(trust.verify(&leaf, &[between.der()], T0), Err(TrustError::Chain(refused.into())));
     }
 }
 
@@ -367,7 +376,7 @@ fn s04_rejects_revocation_list_not_signed_by_the_issuer() {
     // A list by another key under the same name could hide the CA's own list.
     let impostor = Forge::ca("root").self_signed();
     let forged = trust(&root).with_crls(&[impostor.crl(&[], from, to)]).unwrap();
-    assert!(forged.verify(&leaf, &[], T0).is_err());
+    assert_eq!(forged.verify(&leaf, &[], T0), Err(TrustError::NoCrl));
     let mute = Forge::ca("root").set(Nid::KEY_USAGE, "critical,keyCertSign").self_signed();
     let unsigned = trust(&mute).with_crls(&[mute.crl(&[], from, to)]).unwrap();
     let refused = unsigned.verify(&read(&Forge::leaf().signed_by(&mute)), &[], T0);

@@ -74,11 +74,9 @@ fn s08_request_rule_is_for_its_roles_only() {
         let rules = Rules::from_toml(&rules).unwrap();
         // The role that counts is that of the caller, not that of the mapper which passes the request on.
         let through = Caller::new(&desk, None).on_behalf_of(&boss);
-        for (caller, may) in [
-            (Caller::new(&desk, None), mapper_may),
-            (Caller::new(&boss, None), agent_may),
-            (through, agent_may),
-        ] {
+        for (caller, may) in
+            [(Caller::new(&desk, None), mapper_may), (Caller::new(&boss, None), agent_may), (through, agent_may)]
+        {
             let expected = if may { Decision::allow().by_rule("request-1") } else { Decision::denied() };
             assert_eq!(rules.authorize_request(&caller, &asks), expected, "{roles:?} {caller:?}");
             let mismatches: &[&str] = if may { &[] } else { &["roles"] };
