@@ -303,7 +303,24 @@ mod tests {
             let early = Timestamp::from_micros(certificate.not_before().as_micros() - 1);
             let refused = TrustError::NotYetValid(certificate.not_before());
             assert_eq!(trust.verify(&certificate, &[], early), Err(refused));
+            assert_eq!(trust.verify(&certificate, &[], certificate.not_before()), Ok(()));
         }
+    }
+
+    #[test]
+    fn s04_trust_tells_what_it_rests_on() {
+        let now = SystemClock.now();
+        let (ca, other) = (authority("example.org", now), authority("example.org", now));
+        let (trust, pinned) = (ca.trust().unwrap(), Trust::pinned());
+        assert!(pinned.is_pinned() && !trust.is_pinned());
+        let fingerprints: Vec<_> = trust.certificates().iter().map(|ca| ca.to_der().unwrap()).collect();
+        assert_eq!(fingerprints, [ca.certificate().to_der().unwrap()]);
+        assert!(pinned.certificates().is_empty());
+        let (own, foreign) = (leaf(&ca, now), leaf(&other, now));
+        assert!(trust.has_valid_chain(&own, &[], now) && !trust.has_valid_chain(&foreign, &[], now));
+        let list = RevocationList::issue(None, &ca, &[], HOUR, now).unwrap();
+        assert!(!trust.checks_revocation() && !pinned.checks_revocation());
+        assert!(trust.with_crls_pem(&list.to_pem().unwrap()).unwrap().checks_revocation());
     }
 
     #[test]
