@@ -29,8 +29,8 @@ use tokio::sync::mpsc;
 use chain::ChainWriter;
 
 use crate::clock::Timestamp;
-use crate::packet::{Identity, Kind, MessageId, Service};
-use crate::policy::Decision;
+use crate::packet::{Identity, Kind, MessageId, Service, Tag};
+use crate::policy::{Decision, FileTransfer};
 use crate::serializer::{Inbound, InboundQueue, OpenError};
 
 pub use chain::{AuditError, Problem, Report, verify};
@@ -207,6 +207,24 @@ pub struct Record {
     on_behalf_of: Option<Identity>,
     #[serde(skip_serializing_if = "Option::is_none")]
     rule: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file: Option<FileRecord>,
+}
+
+/// The file that a decision was about.
+#[derive(Clone, Debug, Serialize)]
+struct FileRecord {
+    domain: Tag,
+    name: String,
+    size: u64,
+    replaces: bool,
+}
+
+impl From<FileTransfer<'_>> for FileRecord {
+    fn from(file: FileTransfer<'_>) -> Self {
+        let FileTransfer { domain, name, size, replaces } = file;
+        Self { domain: domain.clone(), name: name.to_owned(), size, replaces }
+    }
 }
 
 impl Record {
@@ -225,6 +243,7 @@ impl Record {
             service: None,
             on_behalf_of: None,
             rule: None,
+            file: None,
         }
     }
 
@@ -277,6 +296,7 @@ impl Record {
             on_behalf_of: subject.on_behalf_of.cloned(),
             reason: (!decision.allowed).then(|| decision.reason.clone()),
             rule: decision.rule.clone(),
+            file: subject.file.map(FileRecord::from),
             ..Self::new(node, now, verdict)
         }
     }
@@ -296,12 +316,14 @@ pub struct DecisionSubject<'a> {
     pub service: Option<&'a Service>,
     /// The node that the sender acts for.
     pub on_behalf_of: Option<&'a Identity>,
+    /// The file that is sent.
+    pub file: Option<FileTransfer<'a>>,
 }
 
 impl<'a> DecisionSubject<'a> {
     /// An unsigned message of this kind and sender.
     pub fn new(kind: Kind, from: &'a Identity) -> Self {
-        Self { kind, from, id: None, service: None, on_behalf_of: None }
+        Self { kind, from, id: None, service: None, on_behalf_of: None, file: None }
     }
 
     /// Sets the id of a signed message.
@@ -322,6 +344,13 @@ impl<'a> DecisionSubject<'a> {
     #[must_use]
     pub fn on_behalf_of(mut self, origin: impl Into<Option<&'a Identity>>) -> Self {
         self.on_behalf_of = origin.into();
+        self
+    }
+
+    /// Sets the file that is sent.
+    #[must_use]
+    pub fn file(mut self, file: impl Into<Option<FileTransfer<'a>>>) -> Self {
+        self.file = file.into();
         self
     }
 }

@@ -27,6 +27,7 @@ mod n17_processes;
 mod n17_programs;
 mod n18_daemon;
 mod n19_send_file;
+mod n19_transfers;
 #[cfg(feature = "admin")]
 mod n20_admin;
 mod n21_console;

@@ -175,3 +175,33 @@ fn n19_send_file_errors_and_exit_codes() {
         assert!(parts.iter().all(|part| refused.err.contains(part)), "{}", refused.err);
     }
 }
+
+#[test]
+fn n19_agent_without_permission_or_with_never_replace_keeps_its_file() {
+    let site = Site::new(&["agent a", "agent b", "mapper ctl"]);
+    site.write("deny.toml", "", 0o600);
+    let mut a = receiver(&site, "a", &["--policy", "deny.toml", "--audit", "a.audit", "--log", "info"]);
+    let _b = receiver(&site, "b", &["--files-never-replace"]);
+    for name in ["a", "b"] {
+        fs::write(site.path(name).join("report"), "old").unwrap();
+    }
+    fs::write(site.path("report"), "new").unwrap();
+    fs::write(site.path("other"), "new").unwrap();
+    let denied = site.run(&send(&["report", "--at-least", "2"]));
+    assert_eq!((denied.code(), denied.out.as_str()), (5, ""), "{denied:?}");
+    assert!(denied.err.contains("nanite-a: denied: Denied"), "{}", denied.err);
+    assert!(denied.err.contains("nanite-b: denied: a file of this name exists"), "{}", denied.err);
+    let other = site.run(&send(&["other", "--at-least", "2"]));
+    assert_eq!(other.out, "nanite-b\n", "{other:?}");
+    for name in ["a", "b"] {
+        assert_eq!(fs::read_to_string(site.path(name).join("report")).unwrap(), "old");
+    }
+    assert_eq!(
+        (names(&site.path("a")), names(&site.path("b"))),
+        (vec!["report".into()], vec!["other".into(), "report".into()])
+    );
+    a.wait_for("file denied");
+    let log = fs::read_to_string(site.path("a.audit")).unwrap();
+    let line = log.lines().find(|line| line.contains("\"denied\"") && line.contains("\"report\"")).expect("a line");
+    assert!(line.contains(r#""file":{"domain":"photos","name":"report","size":3,"replaces":true}"#), "{line}");
+}
