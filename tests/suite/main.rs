@@ -54,6 +54,7 @@ mod s07_rotation;
 mod s08_cedar;
 mod s08_policy;
 mod s09_audit;
+mod s09_audit_end;
 mod s10_algorithms;
 mod s10_attacks;
 mod s10_certificates;
