@@ -66,7 +66,9 @@ fn n19_sends_100_mib_to_two_agents_in_constant_memory() {
     random_file(&site.path("big.bin"), 100);
     let sender = Running::start(&mut site.nanite(send(&["big.bin", "--at-least", "2"])));
     let mut senders_most = 0;
+    let deadline = Instant::now() + WAIT_TIMEOUT;
     while let Some(most) = peak_memory(sender.id()) {
+        assert!(Instant::now() < deadline, "it did not end: {:?}", sender.output());
         senders_most = most;
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -102,15 +104,16 @@ fn n19_receiver_that_dies_is_lost_and_keeps_no_partial_file() {
     };
     // While it is stopped it receives nothing, so the sender waits for it; then it dies while nothing is sent to it.
     b.signal(Signal::SIGSTOP);
-    let length = |name: &str| fs::metadata(site.path("a").join(name)).map_or(0, |data| data.len());
-    let (mut came, mut since) = (0, Instant::now());
-    while since.elapsed() < Duration::from_millis(300) {
-        let now = names(&site.path("a")).first().map_or(0, |name| length(name));
-        if now != came {
-            (came, since) = (now, Instant::now());
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    wait_until("b is stopped", || {
+        let status = fs::read_to_string(format!("/proc/{}/status", b.id())).unwrap();
+        status.lines().any(|line| line.starts_with("State:\tT"))
+    });
+    // It has confirmed all chunks but the last four at least; the sender sends 16 more, and then waits.
+    let chunks = |path: PathBuf| fs::metadata(path).map_or(0, |data| data.len() / (256 << 10));
+    let sent = (chunks(site.path("b").join(&part)) / 4 * 4 + 12).min(160);
+    wait_until("the sender waits for b", || {
+        names(&site.path("a")).first().is_some_and(|name| chunks(site.path("a").join(name)) >= sent)
+    });
     b.signal(Signal::SIGKILL);
     drop(b.wait());
     assert!(part.starts_with(".nanite-"), "{part}: it has its name only when it is whole");
