@@ -398,11 +398,10 @@ mod tests {
         let File { agent, mapper, admin, .. } = parse(text, Path::new("x")).unwrap();
         let seconds = |n| Some(Duration::from_secs(n));
         assert_eq!((agent.ping_time, agent.drain), (seconds(15), seconds(60)));
-        assert_eq!((agent.concurrency, agent.prefetch), (Some(4), Some(8)));
+        assert_eq!((agent.concurrency, agent.prefetch, agent.files_never_replace), (Some(4), Some(8), true));
         let tags = |tag: &str| Some(vec![tag.parse().unwrap()]);
         assert_eq!((agent.tags, agent.files_domains), (tags("big"), tags("photos")));
         assert_eq!((agent.files_dir, agent.files_max), (Some("files".into()), Some(100 << 20)));
-        assert!(agent.files_never_replace);
         assert_eq!((mapper.agent_timeout, mapper.offline_redelivery_frequency), (seconds(30), seconds(60)));
         assert_eq!((mapper.offline_failsafe, mapper.token.as_deref()), (true, Some("control")));
         assert_eq!(admin.listen, Some(([127, 0, 0, 1], 4001).into()));
