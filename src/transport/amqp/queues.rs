@@ -19,9 +19,13 @@ use lapin::{Channel, ExchangeKind};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
+use super::accounts::{MAX_HELD_BYTES, Withheld};
 use super::connection::{
     Backoff, CLOSE_TIMEOUT, Connection, ConnectionState, channel_error, classify, wait_until_up, within,
 };
+use super::stream::StreamState;
+use crate::clock::{Clock, SystemClock};
+use crate::limits::{LogDecision, LogLimit};
 use crate::transport::message::check_name;
 use crate::transport::{
     Acker, CALL_TIMEOUT, Consumer, Delivery, MAX_BODY_BYTES, Queue, QueueKind, Settle, Settlement, TransportError,
@@ -30,6 +34,11 @@ use crate::transport::{
 /// The most deliveries that are buffered for the application, in addition to those that lapin holds. All of them are within the
 /// prefetch.
 const MAX_BUFFERED_DELIVERIES: usize = 64;
+
+/// How often a consumer checks whether its connection can hold another message.
+const CAPACITY_CHECK_INTERVAL: Duration = Duration::from_millis(20);
+/// Log lines about dropped messages: anyone who may publish can cause them.
+static DROPPED_LOG: LogLimit = LogLimit::new(5);
 
 /// A name as an AMQP short string.
 pub(super) fn short_name(name: &str) -> Result<ShortString, TransportError> {
@@ -219,6 +228,7 @@ impl DeclaredQueues {
 struct Subscription {
     channel: Channel,
     deliveries: lapin::Consumer,
+    stream: watch::Receiver<StreamState>,
 }
 
 /// Starts to consume. Errors of this first attempt are returned; later ones are retried.
@@ -245,7 +255,7 @@ async fn subscribe(connection: &Connection, queue: &Queue, prefetch: u16) -> Res
         FieldTable::default(),
     );
     let deliveries = within(CALL_TIMEOUT, consume).await?;
-    Ok(Subscription { channel, deliveries })
+    Ok(Subscription { channel, deliveries, stream: connection.stream() })
 }
 
 async fn run(
@@ -287,7 +297,7 @@ enum Ended {
 
 /// Forwards deliveries to the application until the subscription ends.
 async fn forward(subscription: &mut Subscription, queue: &Queue, sender: &mpsc::Sender<(Channel, Delivery)>) -> Ended {
-    let Subscription { channel, deliveries } = subscription;
+    let Subscription { channel, deliveries, stream } = subscription;
     loop {
         let next = tokio::select! {
             biased;
@@ -300,11 +310,28 @@ async fn forward(subscription: &mut Subscription, queue: &Queue, sender: &mpsc::
             None => return Ended::ByBroker("cancelled by the broker".to_owned()),
         };
         let settle = AmqpSettle { channel: channel.clone(), tag: delivery.delivery_tag };
-        if delivery.data.len() > MAX_BODY_BYTES {
-            let length = delivery.data.len();
-            tracing::warn!(queue = queue.name, length, limit = MAX_BODY_BYTES, "dropped a message that is too large");
-            if let Err(error) = settle.settle(Settlement::Ack).await {
-                tracing::debug!(%error, "the dropped message will be delivered again");
+        if let Some(kind) = delivery.properties.kind() {
+            let settlement = match Withheld::read(kind.as_str()) {
+                Withheld::TooLarge(length) => {
+                    if DROPPED_LOG.next(SystemClock.now()) == LogDecision::Log {
+                        tracing::warn!(
+                            queue = queue.name,
+                            length,
+                            limit = MAX_BODY_BYTES,
+                            "dropped a message that is too large"
+                        );
+                    }
+                    Settlement::Ack
+                }
+                Withheld::NoCapacity => {
+                    tokio::select! {
+                        () = sender.closed() => return Ended::ByApplication,
+                        () = wait_for_capacity(channel, stream) => Settlement::Requeue,
+                    }
+                }
+            };
+            if let Err(error) = settle.settle(settlement).await {
+                tracing::debug!(%error, "a withheld message will be delivered again");
             }
             continue;
         }
@@ -315,6 +342,13 @@ async fn forward(subscription: &mut Subscription, queue: &Queue, sender: &mpsc::
         if sender.send((channel.clone(), delivery)).await.is_err() {
             return Ended::ByApplication;
         }
+    }
+}
+
+/// Waits until the connection holds less than half of what it may, or is lost.
+async fn wait_for_capacity(channel: &Channel, stream: &watch::Receiver<StreamState>) {
+    while channel.status().connected() && stream.borrow().held_bytes > MAX_HELD_BYTES / 2 {
+        tokio::time::sleep(CAPACITY_CHECK_INTERVAL).await;
     }
 }
 
