@@ -97,20 +97,19 @@ struct Channel {
 enum Content {
     #[default]
     None,
-    HeaderOfDelivery { tag: u64 },
+    HeaderOfDelivery {
+        tag: u64,
+    },
     HeaderOfReturn,
-    Body { remaining: u64, is_withheld: bool },
+    Body {
+        remaining: u64,
+        is_withheld: bool,
+    },
 }
 
 impl Accounts {
     pub(super) fn new() -> Self {
-        Self {
-            frame_max: MAX_FRAME_BYTES,
-            channels: HashMap::new(),
-            unanswered: 0,
-            held_bytes: 0,
-            blocked: None,
-        }
+        Self { frame_max: MAX_FRAME_BYTES, channels: HashMap::new(), unanswered: 0, held_bytes: 0, blocked: None }
     }
 
     /// The largest frame of methods and bodies.
@@ -357,4 +356,3 @@ fn without_server_properties(payload: &[u8], mut fields: Reader<'_>) -> Option<V
     start.extend(fields.0);
     Some(start)
 }
-

@@ -234,6 +234,8 @@ pub(super) struct Backoff {
 const MIN_BACKOFF: Duration = Duration::from_millis(50);
 const INITIAL_BACKOFF: Duration = Duration::from_millis(200);
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
+/// After a connection or a subscription that lasted this long, the first attempt to restore it is made soon.
+pub(super) const BACKOFF_RESET_AFTER: Duration = Duration::from_secs(10);
 
 impl Backoff {
     pub(super) const fn new() -> Self {

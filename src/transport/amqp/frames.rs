@@ -223,7 +223,8 @@ mod tests {
 
     /// A content header with every property at its longest, and a table of this length.
     fn payload(table: usize, text: &[u8]) -> Vec<u8> {
-        let mut payload = [&BASIC.to_be_bytes()[..], &[0, 0], &77_u64.to_be_bytes(), &0xFFFC_u16.to_be_bytes()].concat();
+        let mut payload =
+            [&BASIC.to_be_bytes()[..], &[0, 0], &77_u64.to_be_bytes(), &0xFFFC_u16.to_be_bytes()].concat();
         let short = |payload: &mut Vec<u8>| write_short_string(payload, text);
         short(&mut payload);
         short(&mut payload);

@@ -19,12 +19,26 @@ pub(super) struct Guard {
 /// The part of a frame that the next byte from the broker belongs to.
 #[derive(Debug)]
 enum Received {
-    Header { bytes: Vec<u8> },
+    Header {
+        bytes: Vec<u8>,
+    },
     /// The payload of a method or a heartbeat, and the last byte.
-    Whole { frame: FrameHeader, bytes: Vec<u8> },
-    ContentHeader { frame: FrameHeader, header: PartialContentHeader, remaining: u64 },
-    Body { remaining: u64, is_withheld: bool },
-    End { is_withheld: bool },
+    Whole {
+        frame: FrameHeader,
+        bytes: Vec<u8>,
+    },
+    ContentHeader {
+        frame: FrameHeader,
+        header: PartialContentHeader,
+        remaining: u64,
+    },
+    Body {
+        remaining: u64,
+        is_withheld: bool,
+    },
+    End {
+        is_withheld: bool,
+    },
     /// The broker's answer to another version of the protocol. lapin reports it.
     OtherVersion,
 }
@@ -33,11 +47,21 @@ enum Received {
 #[derive(Debug)]
 enum Sent {
     /// The protocol header.
-    ProtocolHeader { remaining: usize },
-    Header { bytes: Vec<u8> },
+    ProtocolHeader {
+        remaining: usize,
+    },
+    Header {
+        bytes: Vec<u8>,
+    },
     /// The first bytes of a method.
-    Method { channel: u16, bytes: Vec<u8>, remaining: u64 },
-    Other { remaining: u64 },
+    Method {
+        channel: u16,
+        bytes: Vec<u8>,
+        remaining: u64,
+    },
+    Other {
+        remaining: u64,
+    },
 }
 
 /// How much of a method that is sent is read: its class, its number, and the fields that matter.
@@ -216,7 +240,6 @@ impl Guard {
             }
         }
     }
-
 }
 
 fn check_end(end: Option<u8>) -> Result<(), Violation> {

@@ -26,7 +26,7 @@ use tokio::time::{Instant, MissedTickBehavior, timeout, timeout_at};
 
 use super::message::check_name;
 use super::{CALL_TIMEOUT, Consumer, Destination, PublishRequest, Queue, Transport, TransportError};
-use connection::{Backoff, Connection, ConnectionState, printable};
+use connection::{BACKOFF_RESET_AFTER, Backoff, Connection, ConnectionState, printable};
 pub use options::AmqpOptions;
 #[cfg(feature = "cli")]
 pub(crate) use options::percent_encode;
@@ -40,9 +40,6 @@ const DECLARE_RETRY_DELAY: Duration = Duration::from_millis(100);
 const CLOSE_TIMEOUT: Duration = connection::CLOSE_TIMEOUT.saturating_add(Duration::from_secs(1));
 /// How often the state of a connection is checked, in addition to the events that it reports.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// After a connection that lasted this long, the first attempt to reconnect is made soon.
-const BACKOFF_RESET_AFTER: Duration = Duration::from_secs(10);
-
 /// Whether log lines of this target may contain secrets: lapin logs what it sends, with the password of the login, and returned
 /// messages.
 #[cfg(feature = "cli")]

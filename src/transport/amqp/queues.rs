@@ -18,10 +18,12 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, ExchangeKind};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use super::accounts::{MAX_HELD_BYTES, Withheld};
 use super::connection::{
-    Backoff, CLOSE_TIMEOUT, Connection, ConnectionState, channel_error, classify, wait_until_up, within,
+    BACKOFF_RESET_AFTER, Backoff, CLOSE_TIMEOUT, Connection, ConnectionState, channel_error, classify, wait_until_up,
+    within,
 };
 use super::stream::StreamState;
 use crate::clock::{Clock, SystemClock};
@@ -268,14 +270,28 @@ async fn run(
     let mut subscription = first;
     let mut backoff = Backoff::new();
     loop {
+        let since = Instant::now();
         let ended = forward(&mut subscription, &queue, &sender).await;
         close_channel(&subscription.channel).await;
         let Ended::ByBroker(reason) = ended else { return };
         // The loss of a connection is logged once, by its supervisor.
-        if matches!(&*state.borrow(), ConnectionState::Up(connection) if connection.is_up()) {
+        let is_up = matches!(&*state.borrow(), ConnectionState::Up(connection) if connection.is_up());
+        if is_up {
             tracing::warn!(queue = queue.name, reason, "consuming ended; starting again");
         }
-        let resubscribed = resubscribe(&mut state, &queue, prefetch, &mut backoff);
+        // A broker that ends each subscription at once is not asked again without a pause.
+        let pause = if since.elapsed() >= BACKOFF_RESET_AFTER {
+            backoff.reset();
+            Duration::ZERO
+        } else if is_up {
+            backoff.next()
+        } else {
+            Duration::ZERO
+        };
+        let resubscribed = async {
+            tokio::time::sleep(pause).await;
+            resubscribe(&mut state, &queue, prefetch, &mut backoff).await
+        };
         subscription = tokio::select! {
             () = sender.closed() => return,
             resubscribed = resubscribed => match resubscribed {
@@ -363,10 +379,7 @@ async fn resubscribe(
     loop {
         let connection = wait_until_up(state).await.ok()?;
         match subscribe(&connection, queue, prefetch).await {
-            Ok(subscription) => {
-                backoff.reset();
-                return Some(subscription);
-            }
+            Ok(subscription) => return Some(subscription),
             Err(error) => {
                 if last_error.as_ref() != Some(&error) {
                     tracing::warn!(queue = queue.name, %error, "cannot consume again yet; retrying");

@@ -5,6 +5,7 @@
 pub mod attack;
 pub mod broker;
 pub mod browser;
+pub mod fake_broker;
 pub mod forge;
 pub mod hostile;
 mod http;
