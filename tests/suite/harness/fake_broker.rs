@@ -1,7 +1,7 @@
 //! A broker that speaks just enough AMQP 0-9-1 for the nodes to use it, and then does to them what a test wants. It stores no messages.
 
 use std::io::{self, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -141,12 +141,13 @@ pub type Attack = dyn Fn(&mut Client, &Frame) -> io::Result<()> + Send + Sync;
 pub struct FakeBroker {
     port: u16,
     connected: Arc<Mutex<Vec<Instant>>>,
+    streams: Arc<Mutex<Vec<TcpStream>>>,
     is_hostile: Arc<AtomicBool>,
     is_stopped: Arc<AtomicBool>,
 }
 
 impl FakeBroker {
-    /// A broker that does this after each frame of a client.
+    /// A broker that does this after each frame of a client, once it [attacks](Self::attack).
     pub fn start(attack: impl Fn(&mut Client, &Frame) -> io::Result<()> + Send + Sync + 'static) -> Self {
         let start = [vec![0, 9], long(&[]), long(b"PLAIN"), long(b"en_US")].concat();
         Self::start_with(&start, attack)
@@ -161,13 +162,14 @@ impl FakeBroker {
         let broker = Self {
             port: listener.local_addr().unwrap().port(),
             connected: Arc::default(),
-            is_hostile: Arc::new(AtomicBool::new(true)),
+            streams: Arc::default(),
+            is_hostile: Arc::default(),
             is_stopped: Arc::default(),
         };
         let attack: Arc<Attack> = Arc::new(attack);
         let start = start.to_vec();
-        let (connected, is_hostile, is_stopped) =
-            (Arc::clone(&broker.connected), Arc::clone(&broker.is_hostile), Arc::clone(&broker.is_stopped));
+        let (connected, streams) = (Arc::clone(&broker.connected), Arc::clone(&broker.streams));
+        let (is_hostile, is_stopped) = (Arc::clone(&broker.is_hostile), Arc::clone(&broker.is_stopped));
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 if is_stopped.load(Ordering::SeqCst) {
@@ -176,6 +178,7 @@ impl FakeBroker {
                 let stream = stream.unwrap();
                 let number = connected.lock().len();
                 connected.lock().push(Instant::now());
+                streams.lock().push(stream.try_clone().unwrap());
                 let client = Client { stream, number, tag: 0, confirms: true, published: 0 };
                 let (attack, start, is_hostile) = (Arc::clone(&attack), start.clone(), Arc::clone(&is_hostile));
                 // Its end is of no interest: the client has disconnected, or the attack has ended the connection.
@@ -194,9 +197,22 @@ impl FakeBroker {
         self.connected.lock().clone()
     }
 
-    /// From now on it is an honest broker.
+    /// From now on it is hostile, and it closes all connections.
+    pub fn attack(&self) {
+        self.is_hostile.store(true, Ordering::SeqCst);
+        self.disconnect();
+    }
+
+    /// From now on it is honest again.
     pub fn behave(&self) {
         self.is_hostile.store(false, Ordering::SeqCst);
+    }
+
+    /// Closes all connections.
+    pub fn disconnect(&self) {
+        for stream in self.streams.lock().drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
     }
 }
 
