@@ -1,10 +1,11 @@
 //! RabbitMQ, with the client library lapin. No other folder uses lapin.
 //!
 //! [`AmqpTransport`] is a handle to several tasks: the supervisor of the connection (in this file), the publisher (`publisher`), and
-//! one for each consumer (`queues`). They watch the state of the connection and start again on each new one.
+//! one for each consumer (`consumer`). They watch the state of the connection and start again on each new one.
 
 mod accounts;
 mod connection;
+mod consumer;
 mod frames;
 mod guard;
 mod options;
@@ -26,6 +27,8 @@ use tokio::time::{Instant, MissedTickBehavior, timeout, timeout_at};
 
 use super::message::check_name;
 use super::{CALL_TIMEOUT, Consumer, Destination, PublishRequest, Queue, Transport, TransportError};
+use crate::clock::{Clock, SystemClock};
+use crate::limits::{LogDecision, LogLimit};
 use connection::{BACKOFF_RESET_AFTER, Backoff, Connection, ConnectionState, printable};
 pub use options::AmqpOptions;
 #[cfg(feature = "cli")]
@@ -40,6 +43,9 @@ const DECLARE_RETRY_DELAY: Duration = Duration::from_millis(100);
 const CLOSE_TIMEOUT: Duration = connection::CLOSE_TIMEOUT.saturating_add(Duration::from_secs(1));
 /// How often the state of a connection is checked, in addition to the events that it reports.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Log lines about a broker that accepts no messages at the moment, and accepts them again.
+static BLOCKED_LOG: LogLimit = LogLimit::new(2);
+
 /// Whether log lines of this target may contain secrets: lapin logs what it sends, with the password of the login, and returned
 /// messages.
 #[cfg(feature = "cli")]
@@ -176,7 +182,7 @@ impl Transport for AmqpTransport {
     async fn consume(&self, queue: &Queue, prefetch: u16) -> Result<Consumer, TransportError> {
         queue.check()?;
         let connection = self.connection_in_time().await?;
-        queues::consume(&connection, self.state.clone(), queue, prefetch).await
+        consumer::consume(&connection, self.state.clone(), queue, prefetch).await
     }
 
     async fn declare(&self, queue: &Queue) -> Result<(), TransportError> {
@@ -265,6 +271,8 @@ impl Supervisor {
             if is_blocked != seen.blocked.is_some() {
                 is_blocked = seen.blocked.is_some();
                 match seen.blocked {
+                    // A broker may say so without end.
+                    _ if BLOCKED_LOG.next(SystemClock.now()) != LogDecision::Log => {}
                     Some(reason) => {
                         tracing::warn!(reason = printable(&reason), "the broker accepts no messages at the moment");
                     }
@@ -274,7 +282,13 @@ impl Supervisor {
             }
             tokio::select! {
                 _ = stream.changed() => {}
-                _ = tick.tick() => self.declared.declare_missing(connection).await,
+                _ = tick.tick() => {
+                    let closed = stream.wait_for(|seen| seen.is_closed || seen.violation.is_some());
+                    tokio::select! {
+                        _ = closed => {}
+                        () = self.declared.declare_missing(connection) => {}
+                    }
+                }
             }
         }
     }
