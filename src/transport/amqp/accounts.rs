@@ -148,11 +148,7 @@ impl Accounts {
                     return Ok(());
                 }
             }
-            (10, 61) => {
-                if self.blocked.take().is_none() {
-                    return Ok(());
-                }
-            }
+            (10, 61) if self.blocked.take().is_none() => return Ok(()),
             // channel.flow, channel.close.
             (20, 20 | 40) => self.count_request()?,
             // channel.close-ok.

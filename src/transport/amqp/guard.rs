@@ -257,3 +257,134 @@ fn fill<'a>(to: &mut Vec<u8>, length: usize, bytes: &'a [u8]) -> &'a [u8] {
 fn split(bytes: &[u8], length: u64) -> (&[u8], &[u8]) {
     bytes.split_at(usize::try_from(length).unwrap_or(usize::MAX).min(bytes.len()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::accounts::{MAX_FRAME_BYTES, MAX_HELD_BYTES, Withheld};
+    use super::super::frames::{BASIC, ContentHeader, write_short_string};
+    use super::*;
+    use crate::transport::MAX_BODY_BYTES;
+
+    fn method(class: u16, number: u16, fields: &[u8]) -> Vec<u8> {
+        [&class.to_be_bytes()[..], &number.to_be_bytes(), fields].concat()
+    }
+
+    fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
+        let mut frame = Vec::new();
+        write_frame(&mut frame, kind, 1, payload);
+        frame
+    }
+
+    fn delivery(tag: u64) -> Vec<u8> {
+        frame(METHOD, &method(BASIC, 60, &[&[1, b'c'][..], &tag.to_be_bytes(), &[0, 0, 3, 0xFF, 0xFF, 0xFF]].concat()))
+    }
+
+    fn content_header(body_size: u64) -> Vec<u8> {
+        let mut frame = Vec::new();
+        ContentHeader { class: BASIC, body_size, ..ContentHeader::default() }.write_frame(&mut frame, 1);
+        frame
+    }
+
+    /// A guard whose client consumes on channel 1 with this prefetch.
+    fn consuming(prefetch: u16) -> Guard {
+        let mut guard = Guard::new();
+        let qos = method(BASIC, 10, &[&[0; 4][..], &prefetch.to_be_bytes(), &[0]].concat());
+        let sent = [
+            b"AMQP\0\0\x09\x01".to_vec(),
+            frame(METHOD, &method(20, 10, &[0])),
+            frame(METHOD, &qos),
+            frame(METHOD, &method(BASIC, 20, &[0; 10])),
+        ];
+        // In pieces, as the socket takes them.
+        sent.concat().chunks(5).for_each(|piece| guard.sent(piece));
+        guard
+    }
+
+    fn receive(guard: &mut Guard, bytes: &[u8]) -> Result<Vec<u8>, Violation> {
+        let mut out = Vec::new();
+        bytes.chunks(7).try_for_each(|piece| guard.receive(piece, &mut out))?;
+        Ok(out)
+    }
+
+    /// Receives a message without its body, and says why it is withheld.
+    fn deliver(guard: &mut Guard, tag: u64, length: u64) -> Option<Withheld> {
+        receive(guard, &delivery(tag)).unwrap();
+        let header = receive(guard, &content_header(length)).unwrap();
+        let mut partial = PartialContentHeader::default();
+        partial.push(&header[FRAME_HEADER_BYTES..header.len() - 1]);
+        let header = partial.finish().unwrap();
+        let size = u64::from(MAX_FRAME_BYTES) - 8;
+        let bodies = (0..length.div_ceil(size)).map(|n| size.min(length - n * size));
+        for size in bodies {
+            let mut out = Vec::new();
+            guard.receive(&frame(BODY, &vec![0; usize::try_from(size).unwrap()]), &mut out).unwrap();
+            assert_eq!(out.is_empty(), header.body_size == 0);
+        }
+        header.kind.map(|kind| Withheld::read(std::str::from_utf8(&kind).unwrap()))
+    }
+
+    fn ack(guard: &mut Guard, tag: u64) {
+        guard.sent(&frame(METHOD, &method(BASIC, 80, &[&tag.to_be_bytes()[..], &[0]].concat())));
+    }
+
+    #[test]
+    fn deliveries_are_bounded_by_the_prefetch_and_by_bytes() {
+        let mut guard = consuming(10);
+        let limit = 10 + 16;
+        for tag in 1..=limit {
+            assert_eq!(deliver(&mut guard, tag, 1), None);
+        }
+        ack(&mut guard, 3);
+        assert_eq!(guard.accounts.held_bytes(), limit - 1);
+        assert_eq!(deliver(&mut guard, 100, 1), None);
+        let error = receive(&mut guard, &delivery(101)).unwrap_err();
+        assert_eq!(error, Violation::TooManyDeliveries { limit: 26 });
+
+        let mut guard = consuming(100);
+        let largest = MAX_BODY_BYTES as u64;
+        let count = MAX_HELD_BYTES / largest;
+        for tag in 1..=count {
+            assert_eq!(deliver(&mut guard, tag, largest), None);
+        }
+        assert_eq!(deliver(&mut guard, 90, 1), Some(Withheld::NoCapacity));
+        assert_eq!(deliver(&mut guard, 91, largest + 1), Some(Withheld::TooLarge(largest + 1)));
+        ack(&mut guard, 90);
+        ack(&mut guard, 1);
+        assert_eq!(deliver(&mut guard, 92, 1), None);
+    }
+
+    #[test]
+    fn texts_that_are_not_used_are_not_passed_on() {
+        let mut guard = consuming(1);
+        let passed = receive(&mut guard, &delivery(1)).unwrap();
+        let mut expected = vec![0, 60, 0, 60];
+        write_short_string(&mut expected, b"c");
+        expected.extend([0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0]);
+        assert_eq!(passed, frame(METHOD, &expected));
+    }
+
+    #[test]
+    fn frames_out_of_order_are_violations() {
+        let body = frame(BODY, b"x");
+        for frames in [
+            body.clone(),
+            content_header(1),
+            [delivery(1), delivery(2)].concat(),
+            [delivery(1), content_header(1), delivery(2)].concat(),
+            [delivery(1), content_header(1), body.clone(), body.clone()].concat(),
+            [delivery(1), content_header(1), frame(BODY, b"xx")].concat(),
+            [delivery(1), delivery(1)].concat(),
+            frame(METHOD, &method(BASIC, 71, &[0; 20])),
+            frame(METHOD, &[0]),
+            frame(7, b"x"),
+        ] {
+            let mut guard = consuming(10);
+            receive(&mut guard, &frame(HEARTBEAT, &[])).unwrap();
+            let error = receive(&mut guard, &frames).unwrap_err();
+            assert!(matches!(error, Violation::OutOfOrder(_)), "{error}");
+        }
+        let mut no_end = delivery(1);
+        *no_end.last_mut().unwrap() = 0;
+        assert!(receive(&mut consuming(1), &no_end).is_err());
+    }
+}

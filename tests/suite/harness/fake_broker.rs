@@ -88,6 +88,11 @@ impl Client {
         frame(METHOD, channel, &method(60, 60, &fields))
     }
 
+    /// How many messages were published on the channel with confirms.
+    pub fn published(&self) -> u64 {
+        self.published
+    }
+
     /// Closes the connection.
     pub fn disconnect(&mut self) -> io::Result<()> {
         Err(io::ErrorKind::ConnectionAborted.into())

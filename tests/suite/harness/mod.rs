@@ -14,6 +14,7 @@ pub mod pki;
 pub mod program;
 pub mod programs;
 pub mod proxy;
+pub mod raw_client;
 #[cfg(feature = "redis")]
 pub mod redis;
 #[cfg(feature = "redis")]
