@@ -14,9 +14,9 @@ use crate::harness::site::{Offline, ready, wait_until};
 /// The most memory that a node may ever have used, in KiB. None of these attacks sends a message that a node accepts.
 const MAX_MEMORY_KIB: u64 = 96 * 1024;
 /// How much an attack sends at most, in bytes.
-const ATTACK_BYTES: u64 = 3 * 1024 * 1024 * 1024;
+const ATTACK_BYTES: u64 = 512 * 1024 * 1024;
 /// How long one attack takes at most.
-const ATTACK_TIME: Duration = Duration::from_secs(3);
+const ATTACK_TIME: Duration = Duration::from_secs(2);
 
 /// The most memory that a process has used so far, in KiB.
 fn peak_memory(process: &Running) -> u64 {
@@ -48,7 +48,7 @@ fn run_agent(
 fn run_agent_at(broker: &FakeBroker, expected: &str, connections: usize) {
     let site = Offline::new(&["agent fred"]);
     let mut command = site.nanite(["agent", "--token", "fred", "--concurrency", "64", "--certs", "certs"]);
-    let mut agent = ready(command.env("NANITE_BROKER", broker.url()));
+    let agent = ready(command.env("NANITE_BROKER", broker.url()));
     broker.attack();
     let connections = connections + 1;
     wait_until("the agent has connected often", || {
@@ -89,7 +89,7 @@ fn body(channel: u16) -> Vec<u8> {
 
 #[test]
 fn s18_announced_body_of_one_tebibyte_ends_the_connection() {
-    run_agent("the broker announced a message of 1099511627776 bytes", 4, |client, received| {
+    run_agent("the broker announced a message of 1099511627776 bytes", 3, |client, received| {
         if !consumes(received) {
             return Ok(());
         }
@@ -123,7 +123,7 @@ fn s18_body_over_the_limit_is_dropped_without_being_held() {
 
 #[test]
 fn s18_deliveries_beyond_the_prefetch_end_the_connection() {
-    run_agent("messages before they were acknowledged", 4, |client, received| {
+    run_agent("messages before they were acknowledged", 3, |client, received| {
         if !consumes(received) {
             return Ok(());
         }
@@ -136,7 +136,7 @@ fn s18_deliveries_beyond_the_prefetch_end_the_connection() {
 
 #[test]
 fn s18_deliveries_without_content_end_the_connection() {
-    run_agent("the broker sent a frame out of order", 4, |client, received| {
+    run_agent("the broker sent a frame out of order", 3, |client, received| {
         if !consumes(received) {
             return Ok(());
         }
@@ -146,7 +146,7 @@ fn s18_deliveries_without_content_end_the_connection() {
 
 #[test]
 fn s18_returned_messages_that_were_not_published_end_the_connection() {
-    run_agent("the broker returned more messages than were published", 4, |client, received| {
+    run_agent("the broker returned more messages than were published", 3, |client, received| {
         if !publishes(received) {
             return Ok(());
         }
@@ -164,7 +164,7 @@ fn s18_returned_messages_that_were_not_published_end_the_connection() {
 
 #[test]
 fn s18_requests_of_the_broker_without_end_end_the_connection() {
-    run_agent("requests without reading the answers", 4, |client, received| {
+    run_agent("requests without reading the answers", 3, |client, received| {
         if !publishes(received) {
             return Ok(());
         }
@@ -213,18 +213,13 @@ fn s18_cancelled_consumers_start_again_with_growing_delays() {
 
 #[test]
 fn s18_frames_over_the_negotiated_limit_end_the_connection() {
-    run_agent(
-        MAX_MEMORY_KIB,
-        "the broker sent a frame of 2147483656 bytes; the limit is 32768",
-        4,
-        |client, received| {
-            if !consumes(received) {
-                return Ok(());
-            }
-            client.send(&[&[METHOD][..], &received.channel.to_be_bytes(), &(1_u32 << 31).to_be_bytes()].concat())?;
-            send_repeatedly(client, |_| vec![b'x'; 64 * 1024])
-        },
-    );
+    run_agent("the broker sent a frame of 2147483656 bytes; the limit is 32768", 3, |client, received| {
+        if !consumes(received) {
+            return Ok(());
+        }
+        client.send(&[&[METHOD][..], &received.channel.to_be_bytes(), &(1_u32 << 31).to_be_bytes()].concat())?;
+        send_repeatedly(client, |_| vec![b'x'; 64 * 1024])
+    });
 }
 
 #[test]

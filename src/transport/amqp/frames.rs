@@ -119,7 +119,7 @@ pub(super) struct ContentHeader {
     pub(super) body_size: u64,
     pub(super) content_type: Option<Vec<u8>>,
     pub(super) correlation_id: Option<Vec<u8>>,
-    /// The property `type`.
+    /// The property `type`. It is written and not read.
     pub(super) kind: Option<Vec<u8>>,
 }
 
