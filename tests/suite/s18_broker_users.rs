@@ -204,6 +204,8 @@ async fn s18_deleted_exchange_and_binding_are_restored() {
     assert!(heard(&mut consumer, "heartbeat").await);
     for exchange in [topology::HEARTBEAT, topology::REGISTRATION] {
         delete(&broker, &format!("/api/exchanges/{}/{exchange}", broker.vhost()));
+    }
+    for exchange in [topology::HEARTBEAT, topology::REGISTRATION] {
         wait_until("the exchange is bound again", async || heard(&mut consumer, exchange).await).await;
     }
 }

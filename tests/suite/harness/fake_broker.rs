@@ -187,7 +187,11 @@ impl FakeBroker {
                 let client = Client { stream, number, tag: 0, confirms: true, published: 0 };
                 let (attack, start, is_hostile) = (Arc::clone(&attack), start.clone(), Arc::clone(&is_hostile));
                 // Its end is of no interest: the client has disconnected, or the attack has ended the connection.
-                std::thread::spawn(move || serve(client, &start, &*attack, &is_hostile));
+                std::thread::spawn(move || {
+                    let mut client = client;
+                    let _ = serve(&mut client, &start, &*attack, &is_hostile);
+                    client.stream.shutdown(Shutdown::Both)
+                });
             }
         });
         broker
@@ -228,7 +232,7 @@ impl Drop for FakeBroker {
     }
 }
 
-fn serve(mut client: Client, start: &[u8], attack: &Attack, is_hostile: &AtomicBool) -> io::Result<()> {
+fn serve(client: &mut Client, start: &[u8], attack: &Attack, is_hostile: &AtomicBool) -> io::Result<()> {
     client.stream.set_nodelay(true)?;
     client.stream.set_read_timeout(Some(SILENCE_TIMEOUT))?;
     client.stream.set_write_timeout(Some(SILENCE_TIMEOUT))?;
@@ -240,7 +244,7 @@ fn serve(mut client: Client, start: &[u8], attack: &Attack, is_hostile: &AtomicB
         let frame = client.read()?;
         client.answer(&frame)?;
         if is_hostile.load(Ordering::SeqCst) {
-            attack(&mut client, &frame)?;
+            attack(client, &frame)?;
         }
     }
 }
