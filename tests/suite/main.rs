@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod amqp;
+mod d01_publisher;
 mod dispatch;
 mod documents;
 mod files;
@@ -65,6 +66,8 @@ mod s11_at_rest;
 #[cfg(feature = "fuzzing")]
 mod s12_fuzzing;
 mod s14_tls;
+mod s18_broker_users;
+mod s18_memory_bounds;
 mod transport;
 mod u01_demo;
 mod u02_cli;
