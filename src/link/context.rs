@@ -307,3 +307,32 @@ impl Refusals {
         OpenErrorKind::ALL.into_iter().zip(&self.by_kind).map(|(kind, n)| (kind, n.load(Ordering::Relaxed))).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mapper(number: usize) -> Identity {
+        Identity::mapper(&format!("m{number}")).unwrap()
+    }
+
+    #[test]
+    fn s06_processes_of_mappers_are_named_for_a_while_and_up_to_a_number() {
+        let at = Timestamp::from_secs;
+        let heard = MapperInstances::default();
+        heard.heard(&mapper(1), 7, at(100));
+        heard.heard(&mapper(1), 8, at(101));
+        assert_eq!(heard.recent(at(220)), [7, 8]);
+        assert_eq!(heard.recent(at(221)), [8]);
+        heard.heard(&mapper(1), 8, at(200));
+        assert_eq!(heard.recent(at(320)), [8], "heard again");
+
+        // Many processes of one mapper do not displace the others.
+        heard.heard(&mapper(2), 9, at(320));
+        (100..200).for_each(|instance| heard.heard(&mapper(1), instance, at(320)));
+        assert_eq!(heard.recent(at(320)), [9, 192, 193, 194, 195, 196, 197, 198, 199]);
+        (1_000..2_000).for_each(|instance| heard.heard(&mapper(instance), instance as u64, at(320)));
+        let recent = heard.recent(at(320));
+        assert_eq!((recent.len(), recent.first(), recent.last()), (64, Some(&1_936), Some(&1_999)));
+    }
+}

@@ -99,11 +99,8 @@ impl Link {
                     self.refuse_for_now(&error, inbound_queue, acker).await;
                     return None;
                 }
-                let is_elsewhere = may_open_elsewhere(&error, inbound_queue);
-                if !(is_elsewhere && error.kind == OpenErrorKind::WrongDestination) {
-                    self.0.refusals.count(error.kind);
-                }
-                if is_elsewhere {
+                self.0.refusals.count(error.kind);
+                if may_open_elsewhere(&error, inbound_queue) {
                     return Some(Opened::Requeue { error, body, redelivered, acker });
                 }
                 self.refuse(&error, inbound_queue, redelivered, acker).await;

@@ -70,7 +70,7 @@ impl Context {
         check_signature(message, &signer)?;
         self.check_addressee(header, context.queue)?;
         self.check_own_key(message, header, context.queue)?;
-        self.check_replay(header, context)?;
+        self.check_replay(header, &signer, context)?;
         self.check_authority(header, context.queue)?;
         match presented.filter(|presented| presented.leaf.fingerprint() == signer.fingerprint()) {
             Some(presented) => self.peers.learn(presented, context.now),
@@ -246,11 +246,12 @@ impl Context {
     }
 
     /// Step 9.
-    fn check_replay(&self, header: &Header, context: &OpenContext) -> Result<(), OpenError> {
-        let now = context.now;
+    fn check_replay(&self, header: &Header, signer: &Certificate, context: &OpenContext) -> Result<(), OpenError> {
+        let (now, certificate) = (context.now, signer.not_before());
         let admitted = match (header.kind, context.queue) {
             (Kind::Register | Kind::Unregister | Kind::Ping, _) => {
-                self.replay.advance(&header.from, header.instance, header.sequence, self.lifetime(header.class), now)
+                let place = (header.instance, header.sequence);
+                self.replay.advance(&header.from, certificate, place, self.lifetime(header.class), now)
             }
             // Recorded when it has been carried out: until then it may be redelivered.
             (_, InboundQueue::Offline) => self.replay.check(&header.from, header.id, header.expires_at, now),
@@ -258,7 +259,7 @@ impl Context {
         };
         admitted.map_err(|why| {
             let latest = match header.kind {
-                Kind::Register | Kind::Ping => self.replay.later_than(&header.from, header.instance),
+                Kind::Register | Kind::Ping => self.replay.later_than(&header.from, certificate, header.instance),
                 _ => None,
             };
             let superseded = latest.map(|latest| SupersededProcess { instance: header.instance, latest });

@@ -8,7 +8,7 @@ use nanite::certs::KeyType;
 use nanite::clock::{Clock, SystemClock};
 use nanite::link::{Link, Outbound};
 use nanite::mapper::{Mapper, MapperBuilder};
-use nanite::packet::{FailureCode, FileStart, Identity, Packet, Payload, Register, Status, Token};
+use nanite::packet::{Advertise, FailureCode, FileStart, Identity, Packet, Payload, Register, Status, Token};
 use nanite::security::SecureSerializer;
 use nanite::serializer::{Audience, InboundQueue, PlainSerializer, Serializer};
 use nanite::transport::{Destination, MemoryBroker, MemoryTransport, QueueKind, QueuedMessage, topology};
@@ -116,10 +116,17 @@ impl System {
     pub async fn register_without_agent(&self, name: &str, services: &[&str]) {
         let identity = Identity::agent(name).unwrap();
         let link = Link::builder(self.serializer(&identity), self.connect()).build();
+        let registration = || Destination::exchange(topology::REGISTRATION);
+        if self.is_secure() {
+            // A mapper that has just started accepts only a registration that names it: its advertise tells how.
+            let control = topology::agent_control(identity.as_str(), link.instance());
+            let mut answers = link.subscribe(&control, InboundQueue::AgentControl, 10).await.unwrap();
+            link.send(Outbound::new(Advertise::default(), Audience::Mappers), registration()).await.unwrap();
+            answers.next().await.unwrap().accept().await;
+        }
         let register = Register::new(identity, services.iter().map(|service| service.parse().unwrap()))
             .with_status(Status::new(-1.0));
-        let registration = Destination::exchange(topology::REGISTRATION);
-        link.send(Outbound::new(register, Audience::Mappers), registration).await.unwrap();
+        link.send(Outbound::new(register, Audience::Mappers), registration()).await.unwrap();
     }
 }
 
