@@ -242,7 +242,9 @@ impl MapperProxy {
         message.lifetime = lifetime;
         message.persistent = spec.request.persistent.unwrap_or(false);
         let ready = self.link.seal(message.clone()).await?;
-        self.recent.keep(RecentMessage { id: ready.id(), message, sent_at: Instant::now() });
+        if self.link.is_secure() {
+            self.recent.keep(RecentMessage { id: ready.id(), message, sent_at: Instant::now() });
+        }
         // Before it is published: the answer may arrive before the broker's confirm.
         if let Some(events) = events {
             events.pending().hand_over(events.request(), ready.id());

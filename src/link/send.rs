@@ -33,6 +33,7 @@ pub struct Outbound {
     /// The message that it answers.
     pub in_reply_to: Option<MessageId>,
     /// The instances of the processes that it is for, as far as they are known. For the mappers, [`Link::seal`] adds those that it knows.
+    /// A process refuses a live message that does not name it and was issued less than 30 s after its start.
     pub instances: Vec<u64>,
     /// Whether it survives a restart of the broker.
     pub persistent: bool,

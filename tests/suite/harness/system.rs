@@ -157,7 +157,7 @@ impl System {
             start = start.with_from(from.clone()).with_reply_to(inbox.name.clone());
         }
         let queue = topology::process_queue_name(to.as_str(), instance);
-        link.send(Outbound::new(start, to), Destination::Queue(queue)).await.unwrap();
+        link.send(Outbound::new(start, to).instances([instance]), Destination::Queue(queue)).await.unwrap();
         match answers.next().await.unwrap().accept().await.packet {
             Packet::Outcome(outcome) => outcome.into_result().map_err(|failure| failure.code),
             other => panic!("{other:?}"),
