@@ -326,6 +326,7 @@ impl Running {
                     let inbound = received.accept().await;
                     let id = inbound.signer().map(|signer| signer.id());
                     match &inbound.packet {
+                        Packet::Advertise(_) if self.settings.proxy.send_again(&inbound) => {}
                         Packet::Advertise(Advertise { target: Some(target), .. }) if target != self.settings.link.identity() => {}
                         Packet::Advertise(Advertise { duplicate: Some(duplicate), .. }) => {
                             // Each mapper reports it.

@@ -50,6 +50,7 @@ mod s04_running;
 mod s04_trust;
 mod s05_identity;
 mod s06_freshness;
+mod s06_restart;
 mod s07_rotation;
 #[cfg(feature = "cedar")]
 mod s08_cedar;

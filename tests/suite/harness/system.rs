@@ -9,7 +9,7 @@ use nanite::clock::{Clock, SystemClock};
 use nanite::link::{Link, Outbound, Subscription};
 use nanite::mapper::{Mapper, MapperBuilder};
 use nanite::packet::{
-    Failure, FailureCode, FileChunk, FileEnd, FileStart, Identity, Packet, Payload, Register, Status, Token,
+    Advertise, Failure, FailureCode, FileChunk, FileEnd, FileStart, Identity, Packet, Payload, Register, Status, Token,
 };
 use nanite::security::SecureSerializer;
 use nanite::serializer::{Audience, InboundQueue, PlainSerializer, Serializer};
@@ -118,10 +118,17 @@ impl System {
     pub async fn register_without_agent(&self, name: &str, services: &[&str]) {
         let identity = Identity::agent(name).unwrap();
         let link = Link::builder(self.serializer(&identity), self.connect()).build();
+        let registration = || Destination::exchange(topology::REGISTRATION);
+        if self.is_secure() {
+            // A mapper that has just started accepts only a registration that names it: its advertise tells how.
+            let control = topology::agent_control(identity.as_str(), link.instance());
+            let mut answers = link.subscribe(&control, InboundQueue::AgentControl, 10).await.unwrap();
+            link.send(Outbound::new(Advertise::default(), Audience::Mappers), registration()).await.unwrap();
+            answers.next().await.unwrap().accept().await;
+        }
         let register = Register::new(identity, services.iter().map(|service| service.parse().unwrap()))
             .with_status(Status::new(-1.0));
-        let registration = Destination::exchange(topology::REGISTRATION);
-        link.send(Outbound::new(register, Audience::Mappers), registration).await.unwrap();
+        link.send(Outbound::new(register, Audience::Mappers), registration()).await.unwrap();
     }
 }
 
@@ -132,6 +139,7 @@ pub struct FileSender {
     inbox: Queue,
     answers: Subscription,
     to: Identity,
+    instance: u64,
     queue: String,
 }
 
@@ -149,11 +157,11 @@ impl FileSender {
         inbox.kind = QueueKind::Exclusive;
         let answers = link.subscribe(&inbox, InboundQueue::MapperInbox, 10).await.unwrap();
         let queue = topology::process_queue_name(to.as_str(), instance);
-        Self { link, inbox, answers, to, queue }
+        Self { link, inbox, answers, to, instance, queue }
     }
 
     async fn send(&self, packet: impl Into<Packet>) {
-        let message = Outbound::new(packet, self.to.clone());
+        let message = Outbound::new(packet, self.to.clone()).instances([self.instance]);
         self.link.send(message, Destination::Queue(self.queue.clone())).await.unwrap();
     }
 
