@@ -88,7 +88,8 @@ impl Bench {
 
     fn serializer(&self, credentials: &Credentials, reuse: bool) -> SecureSerializer {
         let trust = self.ca.trust().unwrap();
-        let builder = SecureSerializer::builder(credentials.clone(), self.store.clone(), trust).started_at(NOW);
+        let builder = SecureSerializer::builder(credentials.clone(), self.store.clone(), trust)
+            .started_at(NOW.saturating_sub(Duration::from_secs(60)));
         if reuse { builder.build() } else { builder.dangerous().without_key_reuse().build() }.unwrap()
     }
 }
@@ -183,7 +184,7 @@ fn trust(c: &mut Criterion, bench: &Bench) {
     ] {
         let believed = Arc::new(believed);
         let builder = SecureSerializer::builder(bench.to.clone(), bench.store.clone(), believed.clone());
-        let to = builder.started_at(NOW).build().unwrap();
+        let to = builder.started_at(NOW.saturating_sub(Duration::from_secs(60))).build().unwrap();
         let sealed = || from.seal(&packet, &how).unwrap().bytes;
         let mut group = c.benchmark_group(format!("{}-256-open", bench.name));
         let context = OpenContext::new(InboundQueue::AgentInbox, NOW);

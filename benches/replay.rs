@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use nanite::certs::{CertificateAuthority, KeyType, StaticCertificateStore};
 use nanite::clock::Timestamp;
@@ -31,7 +32,7 @@ fn main() {
     let audience = Audience::One(fred.certificate().identity().clone());
     let serializer = |credentials| {
         let builder = SecureSerializer::builder(credentials, store.clone(), ca.trust().unwrap());
-        builder.started_at(NOW).build().unwrap()
+        builder.started_at(NOW.saturating_sub(Duration::from_secs(60))).build().unwrap()
     };
     let (from, to) = (serializer(desk), serializer(fred));
     let packet = Packet::Request(Request::new("/simple/echo".parse().unwrap(), Payload::default()));

@@ -16,7 +16,7 @@ use nanite::certs::{
 use nanite::clock::{Clock, SystemClock};
 use nanite::packet::{Identity, Packet, Payload, Request};
 use nanite::security::SecureSerializer;
-use nanite::serializer::{Audience, InboundQueue, OpenContext, SealRequest, Serializer};
+use nanite::serializer::{Audience, InboundQueue, OpenContext, SealRequest, Serializer, Verification};
 
 /// Reads the file for every query; the cache in front of it makes queries rare.
 #[derive(Debug)]
@@ -67,7 +67,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let agent = SecureSerializer::builder(fred, store, ca.trust()?).build()?;
 
     let request = Packet::Request(Request::new("/simple/echo".parse()?, Payload::from("hello")));
-    let sealed = mapper.seal(&request, &SealRequest::new(&to, SystemClock.now()))?;
+    // A process that has just started opens what names it.
+    let instances = [agent.instance()];
+    let mut options = SealRequest::new(&to, SystemClock.now());
+    options.instances = &instances;
+    let sealed = mapper.seal(&request, &options)?;
     println!("sealed: {} bytes, encrypted for nanite-fred only", sealed.bytes.len());
     let opened = agent.open(&sealed.bytes, &OpenContext::new(InboundQueue::AgentInbox, SystemClock.now()))?;
     let signer = opened.signer().ok_or("the message has no verified signer")?;

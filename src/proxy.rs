@@ -11,7 +11,9 @@ use tokio::task::AbortHandle;
 
 use crate::audit::AuditLog;
 use crate::clock::Clock;
-use crate::link::{Link, LinkBuilder, Outbound, Received, SendError, Subscription, wait_for_mappers};
+use crate::link::{
+    Link, LinkBuilder, Outbound, Received, RecentMessage, RecentMessages, SendError, Subscription, wait_for_mappers,
+};
 use crate::packet::{Identity, Packet, Request, Role, Token};
 use crate::request::{Dispatch, Events, PendingRequests, RequestBuilder, RequestError, RequestSpec, sealed};
 use crate::serializer::{Audience, Inbound, InboundQueue, Serializer};
@@ -34,6 +36,7 @@ const PREFETCH: u16 = 256;
 pub struct MapperProxy {
     link: Link,
     pending: Arc<PendingRequests>,
+    recent: Arc<RecentMessages>,
     /// Receives the answers, unless an agent does.
     listener: Option<Arc<Listener>>,
 }
@@ -113,9 +116,10 @@ impl MapperProxyBuilder {
         let answers = link.subscribe(&queue, inbound_queue, PREFETCH).await?;
         let pending = Arc::default();
         let (advertises, advertised) = watch::channel(0);
-        let task = tokio::spawn(listen(answers, Arc::clone(&pending), advertises)).abort_handle();
+        let mut proxy = MapperProxy { link, pending, recent: Arc::default(), listener: None };
+        let task = tokio::spawn(listen(answers, proxy.clone(), advertises)).abort_handle();
         let listener = Listener { task, advertised, announced_at: Mutex::default() };
-        let proxy = MapperProxy { link, pending, listener: Some(Arc::new(listener)) };
+        proxy.listener = Some(Arc::new(listener));
         proxy.find_mappers(FIND_MAPPERS_TIMEOUT).await;
         Ok(proxy)
     }
@@ -141,12 +145,41 @@ impl MapperProxy {
 
     /// The proxy of an agent, which passes the answers on to it.
     pub(crate) fn of_agent(link: Link) -> Self {
-        Self { link, pending: Arc::default(), listener: None }
+        Self { link, pending: Arc::default(), recent: Arc::default(), listener: None }
     }
 
     /// Accepts an answer. False for another packet, or when no request waits for it.
     pub(crate) fn answered(&self, inbound: Inbound) -> bool {
         self.pending.answered(inbound)
+    }
+
+    /// A mapper has introduced itself. If it did so because a message did not name it, as it has just started, that message is sent again.
+    /// False if there is none.
+    pub(crate) fn send_again(&self, advertise: &Inbound) -> bool {
+        let Some(signer) = advertise.signer().filter(|signer| signer.signer().role() == Role::Mapper) else {
+            return false;
+        };
+        let Some(recent) = signer.in_reply_to().and_then(|id| self.recent.take(id)) else { return false };
+        let proxy = self.clone();
+        tokio::spawn(async move { proxy.repeat(recent).await });
+        true
+    }
+
+    async fn repeat(&self, RecentMessage { id, message, sent_at }: RecentMessage) {
+        let sent = async {
+            let ready = self.link.seal(message.clone()).await?;
+            if let Packet::Request(request) = &message.packet
+                && !request.token.is_some_and(|token| self.pending.hand_over_again(token, id, ready.id()))
+            {
+                return Ok(());
+            }
+            self.recent.keep(RecentMessage { id: ready.id(), message, sent_at });
+            self.link.publish(&ready, Destination::Queue(topology::REQUEST.into())).await.map_err(SendError::from)
+        };
+        match sent.await {
+            Ok(()) => tracing::debug!(%id, "sent a message again, for a mapper that has just started"),
+            Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "failed to send a message again"),
+        }
     }
 
     /// A request for `service`. It is sent when it is awaited, and returns the answers of all its targets.
@@ -208,7 +241,10 @@ impl MapperProxy {
         let mut message = Outbound::new(packet, Audience::Mappers);
         message.lifetime = lifetime;
         message.persistent = spec.request.persistent.unwrap_or(false);
-        let ready = self.link.seal(message).await?;
+        let ready = self.link.seal(message.clone()).await?;
+        if self.link.is_secure() {
+            self.recent.keep(RecentMessage { id: ready.id(), message, sent_at: Instant::now() });
+        }
         // Before it is published: the answer may arrive before the broker's confirm.
         if let Some(events) = events {
             events.pending().hand_over(events.request(), ready.id());
@@ -237,16 +273,19 @@ impl Dispatch for MapperProxy {
 }
 
 /// Receives the answers of a proxy that is not an agent's.
-async fn listen(mut answers: Subscription, pending: Arc<PendingRequests>, advertises: watch::Sender<u64>) {
+async fn listen(mut answers: Subscription, proxy: MapperProxy, advertises: watch::Sender<u64>) {
     while let Some(received) = answers.next().await {
         let inbound = Received::accept(received).await;
+        if matches!(inbound.packet, Packet::Advertise(_)) {
+            proxy.send_again(&inbound);
+        }
         if let Packet::Advertise(advertise) = &inbound.packet {
             // A mapper that does not dispatch requests of other nodes cannot help.
             if !advertise.serves_requests {
                 continue;
             }
             advertises.send_modify(|heard| *heard = heard.saturating_add(1));
-        } else if !pending.answered(inbound) {
+        } else if !proxy.pending.answered(inbound) {
             tracing::debug!("dropped an answer that no request waits for");
         }
     }

@@ -242,7 +242,8 @@ impl Settings {
             ping_time: self.ping_time,
         };
         let presence = presence.start();
-        let files = self.files.clone().map(|root| FileReceiver::start(link.clone(), root));
+        let files = self.files.clone();
+        let files = files.map(|root| FileReceiver::start(link.clone(), root, self.policy.clone()));
         let mut watchers = JoinSet::new();
         for mut changes in self.services.actors().iter().filter_map(|actor| actor.changes()) {
             let presence = presence.clone();
@@ -325,6 +326,7 @@ impl Running {
                     let inbound = received.accept().await;
                     let id = inbound.signer().map(|signer| signer.id());
                     match &inbound.packet {
+                        Packet::Advertise(_) if self.settings.proxy.send_again(&inbound) => {}
                         Packet::Advertise(Advertise { target: Some(target), .. }) if target != self.settings.link.identity() => {}
                         Packet::Advertise(Advertise { duplicate: Some(duplicate), .. }) => {
                             // Each mapper reports it.

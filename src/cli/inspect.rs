@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use data_encoding::HEXLOWER;
 use serde::Serialize;
@@ -11,7 +12,7 @@ use serde::Serialize;
 use super::error::{CliError, Exit, Result};
 use super::output::{counted, printable};
 use super::runtime::Global;
-use super::seal::{class_name, read_message};
+use super::seal::{addressed_start, class_name, read_message};
 use super::{node, output};
 use crate::certs::{Certificate, KeyId, Suite};
 use crate::clock::{Clock, SystemClock, Timestamp};
@@ -20,6 +21,9 @@ use crate::security::{Header, Inspection, inspect};
 use crate::serializer::{
     Audience, Inbound, InboundQueue, MessageClass, OpenContext, OpenError, OpenErrorKind, Serializer,
 };
+
+/// How long before a message a process must have started to accept it without being named in it.
+const START_MARGIN: Duration = Duration::from_secs(30);
 
 #[derive(Default, Serialize)]
 pub(super) struct Report {
@@ -41,6 +45,8 @@ pub(super) struct Claims {
     from: Identity,
     to: Vec<String>,
     kind: &'static str,
+    /// The processes that it is for, as far as its sender knew them.
+    instances: Vec<u64>,
     id: MessageId,
     instance: u64,
     sequence: u64,
@@ -108,6 +114,7 @@ impl Claims {
                 Audience::Agents => vec!["all agents".to_owned()],
             },
             kind: header.kind.as_str(),
+            instances: header.instances.clone(),
             id: header.id,
             instance: header.instance,
             sequence: header.sequence,
@@ -131,12 +138,20 @@ impl Claims {
         }
     }
 
+    fn processes(&self) -> String {
+        if self.instances.is_empty() {
+            return "not named".to_owned();
+        }
+        self.instances.iter().map(u64::to_string).collect::<Vec<_>>().join(", ")
+    }
+
     fn print(&self) -> Result<()> {
         let protection = if self.encrypted { "signed and encrypted" } else { "signed, not encrypted" };
         let mut fields = vec![
             ("from", self.from.to_string()),
             ("signed by", self.signer.describe()),
             ("to", self.to.join(", ")),
+            ("processes", self.processes()),
             ("protection", protection.to_owned()),
             ("issued", self.issued_at.clone()),
             ("expires", format!("{} ({})", self.expires_at, self.class)),
@@ -362,8 +377,9 @@ fn open(
     report: &mut Report,
 ) -> Result<()> {
     let now = SystemClock.now();
-    // As a node that was already running when the message was issued: one that started later refuses live messages.
-    let node = args.who.secure(&global.config, queue.reader(), Some(now.min(header.issued_at)))?;
+    // As the process that the message names, or one that has run long enough: one that has just started refuses live messages.
+    let started_at = addressed_start(header).unwrap_or_else(|| now.min(header.issued_at).saturating_sub(START_MARGIN));
+    let node = args.who.secure(&global.config, queue.reader(), Some(started_at))?;
     if let Some(claims) = &mut report.claims {
         claims.name_keys(&node.store.certificates());
     }

@@ -12,8 +12,9 @@ use super::args::agent;
 use super::error::{CliError, Exit, Result};
 use super::runtime::Global;
 use super::{args, node, output, remedy};
-use crate::clock::{Clock, SystemClock};
+use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::packet::{Identity, MessageId, Packet, Request, Role, Service, Token};
+use crate::security::{Header, inspect};
 use crate::serializer::{
     Audience, InboundQueue, MessageClass, OpenContext, SealError, SealRequest, Serializer, Verified,
 };
@@ -90,8 +91,10 @@ pub(super) fn seal(global: &Global, args: &Seal) -> Result<Exit> {
 pub(super) fn open(global: &Global, args: &Open) -> Result<Exit> {
     let limit = InboundQueue::AgentInbox.max_bytes();
     let bytes = read_message(None, limit, Exit::Failure, "redirect it to stdin: `nanite open ... < message.der`")?;
-    let earliest = SystemClock.now().saturating_sub(MAX_AGE_AT_START);
-    let secure = args.who.secure(&global.config, Role::Agent, Some(earliest))?;
+    // As the process that the message names, if it names one.
+    let named = inspect(&bytes).ok().and_then(|inspection| addressed_start(&inspection.header));
+    let started_at = named.unwrap_or_else(|| SystemClock.now().saturating_sub(MAX_AGE_AT_START));
+    let secure = args.who.secure(&global.config, Role::Agent, Some(started_at))?;
     match secure.serializer.open(&bytes, &OpenContext::new(InboundQueue::AgentInbox, SystemClock.now())) {
         Ok(inbound) => {
             let unsigned = || CliError::new(Exit::Security, "the message is not signed");
@@ -120,6 +123,11 @@ impl<'a> Signer<'a> {
             in_reply_to: verified.in_reply_to(),
         }
     }
+}
+
+/// When a process that the message names started.
+pub(super) fn addressed_start(header: &Header) -> Option<Timestamp> {
+    header.instances.first().copied().map(Timestamp::from_micros)
 }
 
 /// The class of a message as JSON output names it.

@@ -181,7 +181,8 @@ impl<'a> OutgoingTransfer<'a> {
         let receivers: Vec<Receiver> = self.receivers.values().map(|(receiver, _)| receiver.clone()).collect();
         for group in receivers.chunks(Audience::MAX) {
             let audience = Audience::Many(group.iter().map(|receiver| receiver.identity.clone()).collect());
-            let sealed = self.link.seal(Outbound::new(packet.clone(), audience)).await?;
+            let instances = group.iter().map(|receiver| receiver.instance);
+            let sealed = self.link.seal(Outbound::new(packet.clone(), audience).instances(instances)).await?;
             if is_first {
                 let (pending, request) = (self.events.pending(), self.events.request());
                 group.iter().for_each(|r| pending.expect(request, &r.identity, r.instance, sealed.id()));
@@ -237,8 +238,9 @@ impl<'a> OutgoingTransfer<'a> {
     async fn probe(&mut self, lags: impl Fn(u64) -> bool) {
         for receiver in self.lagging(lags) {
             let target = Some(receiver.identity.clone());
-            let message =
-                Outbound::new(Advertise { target, ..Advertise::default() }, Audience::One(receiver.identity.clone()));
+            let audience = Audience::One(receiver.identity.clone());
+            let message = Outbound::new(Advertise { target, ..Advertise::default() }, audience);
+            let message = message.instances([receiver.instance]);
             let queue = topology::process_queue_name(receiver.identity.as_str(), receiver.instance);
             if let Err(error @ SendError::Transport(TransportError::Unroutable(_))) =
                 self.link.send(message, Destination::Queue(queue)).await

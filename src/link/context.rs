@@ -1,8 +1,11 @@
 //! What a link is made of: who the node is, how it seals, where its bytes go, and how refused messages are counted and logged.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc};
 
@@ -11,11 +14,19 @@ use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::limits::{LogDecision, LogLimit};
 use crate::packet::Identity;
 use crate::policy::Decision;
-use crate::serializer::{Cost, InboundQueue, OpenError, OpenErrorKind, Serializer, SupersededProcess};
+use crate::serializer::{
+    Audience, Cost, InboundQueue, NotAddressed, OpenError, OpenErrorKind, Serializer, SupersededProcess,
+};
 use crate::transport::Transport;
 
 /// How many unverified peers wait for an answer. More are skipped; they are heard again.
 const MAX_UNVERIFIED_PEERS: usize = 64;
+/// How many processes of mappers are remembered.
+const MAX_MAPPER_INSTANCES: usize = Audience::MAX;
+/// How many of one mapper: a short command of it runs again and again.
+const MAX_INSTANCES_PER_MAPPER: usize = 8;
+/// How long a mapper's process is named in messages to the mappers. More than twice the skew of clocks.
+const MAPPER_LIFETIME: Duration = Duration::from_secs(120);
 /// How many refusals are logged per second; all are counted.
 const MAX_LOGGED_PER_SECOND: u64 = 20;
 
@@ -32,6 +43,7 @@ pub(super) struct Inner {
     /// One permit for each thread that seals or opens.
     pub workers: Semaphore,
     pub refusals: Refusals,
+    pub mappers: MapperInstances,
     pub audit: Option<AuditLog>,
     /// Receives the peers whose messages were refused and that an answer can help.
     pub unverified_peers: Option<mpsc::Sender<UnverifiedPeer>>,
@@ -45,6 +57,8 @@ pub(crate) enum UnverifiedPeer {
     Unknown(Identity),
     /// A process that a newer process of the same identity has replaced.
     Superseded(Identity, SupersededProcess),
+    /// The verified sender of a message that does not name this process, which has just started.
+    NotAddressed(Identity, NotAddressed),
 }
 
 /// Builds a [`Link`].
@@ -104,6 +118,7 @@ impl LinkBuilder {
             clock: self.clock,
             workers: Semaphore::new(threads),
             refusals: Refusals::default(),
+            mappers: MapperInstances::default(),
             audit: self.audit,
             unverified_peers: self.unverified_peers,
             serves_requests: self.serves_requests,
@@ -210,6 +225,36 @@ impl Link {
     }
 }
 
+/// The processes of mappers that have advertised themselves lately. Messages to the mappers name them.
+///
+/// A mapper needs to be named only while it is new: [`MAPPER_LIFETIME`] after it was heard, it accepts messages that do not name it. One
+/// that is missing here asks for the message again.
+#[derive(Debug, Default)]
+pub(super) struct MapperInstances(Mutex<VecDeque<(Identity, u64, Timestamp)>>);
+
+impl MapperInstances {
+    /// A mapper's process has been heard. It replaces the one that was heard first of the same mapper, or of all, when there are too many.
+    pub fn heard(&self, mapper: &Identity, instance: u64, now: Timestamp) {
+        let mut heard = self.0.lock();
+        heard.retain(|(_, known, at)| *known != instance && now.since(*at) <= MAPPER_LIFETIME);
+        let same = || heard.iter().enumerate().filter(|(_, (known, _, _))| known == mapper);
+        let excess =
+            if same().count() >= MAX_INSTANCES_PER_MAPPER { same().map(|(index, _)| index).next() } else { None };
+        if let Some(excess) = excess {
+            heard.remove(excess);
+        } else if heard.len() >= MAX_MAPPER_INSTANCES {
+            heard.pop_front();
+        }
+        heard.push_back((mapper.clone(), instance, now));
+    }
+
+    /// The instances to name.
+    pub fn recent(&self, now: Timestamp) -> Vec<u64> {
+        let heard = self.0.lock();
+        heard.iter().filter(|(_, _, at)| now.since(*at) <= MAPPER_LIFETIME).map(|(_, instance, _)| *instance).collect()
+    }
+}
+
 /// Counts and logs refused messages: always counted, logged up to a limit, never with their content.
 #[derive(Debug)]
 pub(super) struct Refusals {
@@ -260,5 +305,34 @@ impl Refusals {
 
     pub(super) fn counts(&self) -> Vec<(OpenErrorKind, u64)> {
         OpenErrorKind::ALL.into_iter().zip(&self.by_kind).map(|(kind, n)| (kind, n.load(Ordering::Relaxed))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mapper(number: usize) -> Identity {
+        Identity::mapper(&format!("m{number}")).unwrap()
+    }
+
+    #[test]
+    fn s06_processes_of_mappers_are_named_for_a_while_and_up_to_a_number() {
+        let at = Timestamp::from_secs;
+        let heard = MapperInstances::default();
+        heard.heard(&mapper(1), 7, at(100));
+        heard.heard(&mapper(1), 8, at(101));
+        assert_eq!(heard.recent(at(220)), [7, 8]);
+        assert_eq!(heard.recent(at(221)), [8]);
+        heard.heard(&mapper(1), 8, at(200));
+        assert_eq!(heard.recent(at(320)), [8], "heard again");
+
+        // Many processes of one mapper do not displace the others.
+        heard.heard(&mapper(2), 9, at(320));
+        (100..200).for_each(|instance| heard.heard(&mapper(1), instance, at(320)));
+        assert_eq!(heard.recent(at(320)), [9, 192, 193, 194, 195, 196, 197, 198, 199]);
+        (1_000..2_000).for_each(|instance| heard.heard(&mapper(instance), instance as u64, at(320)));
+        let recent = heard.recent(at(320));
+        assert_eq!((recent.len(), recent.first(), recent.last()), (64, Some(&1_936), Some(&1_999)));
     }
 }

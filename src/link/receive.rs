@@ -1,5 +1,5 @@
-//! Receiving: the messages of a queue are opened and handed on in the order of arrival. Messages from a queue that mappers share, which
-//! this mapper cannot open and another may, go back to the queue.
+//! Receiving: the messages of a queue are opened and handed on in the order of arrival. Messages from a queue that processes share, which
+//! this process cannot open and another may, go back to the queue.
 
 use std::future::Future;
 use std::hash::{BuildHasher, RandomState};
@@ -17,6 +17,7 @@ use super::context::{Inner, Link, UnverifiedPeer};
 use crate::audit::Record;
 use crate::clock::Timestamp;
 use crate::limits::nonzero;
+use crate::packet::{Packet, Role};
 use crate::serializer::{Cost, Inbound, InboundQueue, OpenContext, OpenError, OpenErrorKind, Provenance};
 use crate::transport::{Acker, Consumer, Delivery, Queue, TransportError};
 
@@ -86,14 +87,19 @@ impl Link {
         };
         match opened {
             Ok(inbound) => {
+                self.note_mapper(&inbound);
                 if let Some(audit) = &self.0.audit {
                     audit.record(Record::accepted(self.identity(), self.now(), &inbound, inbound_queue)).await;
                 }
                 Some(Opened::Good(Received { inbound, redelivered, acker }))
             }
             Err(error) => {
+                let is_answered = self.note_unverified_peer(&error, inbound_queue);
+                if error.not_addressed.is_some() && is_answered {
+                    self.refuse_for_now(&error, inbound_queue, acker).await;
+                    return None;
+                }
                 self.0.refusals.count(error.kind);
-                self.note_unverified_peer(&error, inbound_queue);
                 if may_open_elsewhere(&error, inbound_queue) {
                     return Some(Opened::Requeue { error, body, redelivered, acker });
                 }
@@ -103,18 +109,42 @@ impl Link {
         }
     }
 
-    /// Reports the sender of a refused message, if an answer can help it.
-    fn note_unverified_peer(&self, error: &OpenError, inbound_queue: InboundQueue) {
-        let (Some(unverified_peers), Some(claimed)) = (&self.0.unverified_peers, &error.claimed) else { return };
-        let peer = match (error.kind, error.superseded) {
-            (OpenErrorKind::UnknownSigner, _) if inbound_queue.answers_unknown_senders() && self.learns_peers() => {
+    /// Remembers the process of a mapper that has advertised itself, to name it in messages.
+    fn note_mapper(&self, inbound: &Inbound) {
+        if let (Packet::Advertise(_), Some(signer)) = (&inbound.packet, inbound.signer())
+            && signer.signer().role() == Role::Mapper
+        {
+            self.0.mappers.heard(signer.signer(), signer.instance(), self.now());
+        }
+    }
+
+    /// Reports the sender of a refused message, if an answer can help it. False if it was not reported.
+    fn note_unverified_peer(&self, error: &OpenError, inbound_queue: InboundQueue) -> bool {
+        let (Some(unverified_peers), Some(claimed)) = (&self.0.unverified_peers, &error.claimed) else { return false };
+        let peer = match error {
+            OpenError { kind: OpenErrorKind::UnknownSigner, .. }
+                if inbound_queue.answers_unknown_senders() && self.learns_peers() =>
+            {
                 UnverifiedPeer::Unknown(claimed.clone())
             }
-            (OpenErrorKind::Replayed, Some(superseded)) => UnverifiedPeer::Superseded(claimed.clone(), superseded),
-            _ => return,
+            OpenError { superseded: Some(superseded), .. } => UnverifiedPeer::Superseded(claimed.clone(), *superseded),
+            OpenError { not_addressed: Some(message), .. } if inbound_queue.answers_unknown_senders() => {
+                UnverifiedPeer::NotAddressed(claimed.clone(), *message)
+            }
+            _ => return false,
         };
         // When the queue is full, the peer is reported at its next message.
-        let _ = unverified_peers.try_send(peer);
+        unverified_peers.try_send(peer).is_ok()
+    }
+
+    /// Acknowledges a message that its sender is asked to send again. This is normal after a start.
+    async fn refuse_for_now(&self, error: &OpenError, inbound_queue: InboundQueue, acker: Acker) {
+        if let Some(audit) = &self.0.audit {
+            audit.record(Record::refused(self.identity(), self.now(), error, inbound_queue)).await;
+        }
+        let claimed = error.claimed.as_ref().map(tracing::field::display);
+        tracing::debug!(claimed, ?inbound_queue, "a message does not name this new process; its sender is asked again");
+        acknowledge(acker).await;
     }
 
     /// Logs and acknowledges what was refused.
@@ -242,7 +272,9 @@ pub async fn acknowledge(acker: Acker) {
     }
 }
 
-/// The messages of one queue that another mapper may be able to open: they go back, and nothing is lost.
+/// The messages of one queue that another process may be able to open: they go back, and nothing is lost.
+///
+/// A request to an agent names the agent's process. An older process that still runs may receive it, until it hears that it was replaced.
 ///
 /// A request is encrypted to the mappers that its sender knows. A mapper that the sender does not know, or that does not know the sender,
 /// may receive it; it requeues the message after a moment, so that another mapper receives it. Messages of the offline queue are held
@@ -271,7 +303,11 @@ impl Default for Requeue {
 
 /// Whether another consumer of this queue may be able to open what was refused here.
 fn may_open_elsewhere(error: &OpenError, queue: InboundQueue) -> bool {
-    queue.is_shared() && (error.for_others || error.kind == OpenErrorKind::UnknownSigner)
+    match queue {
+        // Two processes of an agent read it until the older one ends.
+        InboundQueue::AgentInbox => error.for_others,
+        _ => queue.is_shared() && (error.for_others || error.kind == OpenErrorKind::UnknownSigner),
+    }
 }
 
 impl Requeue {

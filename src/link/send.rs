@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use super::context::{Inner, Link};
 use crate::clock::Timestamp;
-use crate::packet::{Advertise, MessageId, Packet};
+use crate::packet::{Advertise, Kind, MessageId, Packet};
 use crate::serializer::{Audience, Cost, MessageClass, SealError, SealRequest, Sealed};
 use crate::transport::{Destination, PublishRequest, TransportError, topology};
 
@@ -32,6 +32,9 @@ pub struct Outbound {
     pub class: MessageClass,
     /// The message that it answers.
     pub in_reply_to: Option<MessageId>,
+    /// The instances of the processes that it is for, as far as they are known. For the mappers, [`Link::seal`] adds those that it knows.
+    /// A process refuses a live message that does not name it and was issued less than 30 s after its start.
+    pub instances: Vec<u64>,
     /// Whether it survives a restart of the broker.
     pub persistent: bool,
 }
@@ -45,6 +48,7 @@ impl Outbound {
             lifetime: LIVE_LIFETIME,
             class: MessageClass::Live,
             in_reply_to: None,
+            instances: Vec::new(),
             persistent: false,
         }
     }
@@ -77,8 +81,15 @@ impl Outbound {
         self
     }
 
+    /// The instances of the processes that it is for. 0 is not an instance: plain formats have none.
+    #[must_use]
+    pub fn instances(mut self, instances: impl IntoIterator<Item = u64>) -> Self {
+        self.instances = instances.into_iter().filter(|instance| *instance != 0).collect();
+        self
+    }
+
     /// About how many bytes the encoded packet has.
-    fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         match &self.packet {
             Packet::Request(request) | Packet::Push(request) => request.payload.approximate_bytes(),
             Packet::Outcome(outcome) => outcome.results.approximate_bytes(),
@@ -135,7 +146,16 @@ impl Link {
     ///
     /// # Errors
     /// [`SendError::Seal`] when it could not be sealed.
-    pub async fn seal(&self, message: Outbound) -> Result<SealedMessage, SendError> {
+    pub async fn seal(&self, mut message: Outbound) -> Result<SealedMessage, SendError> {
+        let kind = message.packet.kind();
+        if message.audience == Audience::Mappers
+            && message.class == MessageClass::Live
+            && matches!(kind, Kind::Register | Kind::Request | Kind::Push)
+        {
+            let known = self.0.mappers.recent(self.now());
+            message.instances.extend(known);
+            message.instances.truncate(Audience::MAX);
+        }
         let persistent = message.persistent;
         let cost = self.0.serializer.cost(message.bytes(), self.now());
         // Each recipient may need a key agreement.
@@ -150,6 +170,7 @@ impl Link {
                 lifetime: message.lifetime,
                 class: message.class,
                 in_reply_to: message.in_reply_to,
+                instances: &message.instances,
             };
             inner.serializer.seal(&message.packet, &request)
         };

@@ -222,12 +222,14 @@ impl Dispatcher<'_> {
             [identity] => Audience::One(identity.clone()),
             _ => Audience::Many(identities),
         };
-        let results = match self.seal(packet, audience).await {
+        let instances = group.iter().map(|candidate| candidate.record.instance).collect();
+        let results = match self.seal(packet, audience, instances).await {
             Ok(sealed) => join_all(group.iter().map(|candidate| self.publish(candidate, &sealed))).await,
             // One agent has no certificate. Seal for each alone, so that the others get the request.
             Err(SendError::Seal(SealError::NoRecipient(_))) if group.len() > 1 => {
                 let each = group.iter().map(|candidate| async move {
-                    let sealed = self.seal(packet, Audience::One(candidate.record.identity.clone())).await?;
+                    let audience = Audience::One(candidate.record.identity.clone());
+                    let sealed = self.seal(packet, audience, vec![candidate.record.instance]).await?;
                     self.publish(candidate, &sealed).await
                 });
                 join_all(each).await
@@ -260,10 +262,10 @@ impl Dispatcher<'_> {
         }
     }
 
-    async fn seal(&self, packet: &Packet, audience: Audience) -> Result<SealedMessage, SendError> {
+    async fn seal(&self, packet: &Packet, audience: Audience, instances: Vec<u64>) -> Result<SealedMessage, SendError> {
         let timeout = if self.events.is_some() { self.spec.timeout } else { Duration::MAX };
         let persistent = self.spec.request.persistent.unwrap_or(self.shared.persistent);
-        let message = Outbound::new(packet.clone(), audience);
+        let message = Outbound::new(packet.clone(), audience).instances(instances);
         self.shared.link.seal(message.lifetime(timeout.min(MAX_MESSAGE_LIFETIME)).persistent(persistent)).await
     }
 

@@ -13,11 +13,11 @@ use super::state::{AgentRecord, Heartbeat};
 use crate::audit::DecisionSubject;
 use crate::clock::Timestamp;
 use crate::limits::nonzero;
-use crate::link::{SendError, Subscription, UnverifiedPeer};
+use crate::link::{Outbound, SendError, Subscription, UnverifiedPeer};
 use crate::packet::{Advertise, DuplicateInstance, Identity, Kind, Packet, Ping, Register, Role, Unregister};
 use crate::policy::Caller;
-use crate::serializer::Verified;
-use crate::transport::TransportError;
+use crate::serializer::{NotAddressed, Verified};
+use crate::transport::{Destination, TransportError, topology};
 
 /// The shortest time between two messages to the same node because of what it sent.
 const REPLY_INTERVAL: Duration = Duration::from_secs(1);
@@ -27,6 +27,8 @@ const UNVERIFIED_REPLY_INTERVAL: Duration = Duration::from_millis(50);
 const UNVERIFIED_PEER_INTERVAL: Duration = Duration::from_secs(5);
 /// How often a mapper advertises itself to other mappers.
 const ADVERTISE_INTERVAL: Duration = Duration::from_secs(300);
+/// The most requests of one node, in [`REPLY_INTERVAL`], that it is asked to send again.
+const MAX_REQUEST_REPLIES: u32 = 100;
 /// The most nodes that are remembered to keep the intervals above.
 const MAX_RECENT_REPLIES: usize = 4096;
 /// The most agents whose newest instance is remembered.
@@ -116,15 +118,23 @@ pub(super) async fn advertise_regularly(shared: Arc<Shared>) {
 ///
 /// An agent whose certificate is unknown is asked to register: it may have been disconnected when this mapper started. Only that
 /// agent can answer, with its certificate. Any sender can use an agent's name, so the rate is limited. A process that was
-/// replaced by a newer one is told so.
+/// replaced by a newer one is told so. The sender of a message that does not name this new process learns of it, and sends the message
+/// again.
 pub(super) async fn answer_unverified_peers(shared: Arc<Shared>, mut peers: mpsc::Receiver<UnverifiedPeer>) {
     let mut answered = RecentReplies::default();
+    let mut not_addressed = NotAddressedReplies::default();
     let mut ticks = interval(UNVERIFIED_REPLY_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while let Some(peer) = peers.recv().await {
         let (identity, superseded) = match peer {
             UnverifiedPeer::Unknown(identity) => (identity, None),
             UnverifiedPeer::Superseded(identity, superseded) => (identity, Some(superseded)),
+            UnverifiedPeer::NotAddressed(identity, message) => {
+                if not_addressed.is_due(&identity, &message, shared.link.now()) {
+                    introduce(&shared, &identity, message).await;
+                }
+                continue;
+            }
         };
         let process = (identity.clone(), superseded.map(|superseded| superseded.instance));
         if identity.role() != Role::Agent || !answered.is_due(process, shared.link.now(), UNVERIFIED_PEER_INTERVAL) {
@@ -134,6 +144,22 @@ pub(super) async fn answer_unverified_peers(shared: Arc<Shared>, mut peers: mpsc
         match superseded {
             None => shared.request_registration(RegistrationRequest::Agent(identity)).await,
             Some(superseded) => notify_replaced(&shared, &identity, superseded.instance, superseded.latest).await,
+        }
+    }
+}
+
+/// Tells the sender of a message that does not name this process about it: an agent registers again, and requests are sent again.
+async fn introduce(shared: &Shared, sender: &Identity, message: NotAddressed) {
+    let queue = topology::process_queue_name(sender.as_str(), message.instance);
+    let advertise =
+        Advertise { target: Some(sender.clone()), duplicate: None, serves_requests: shared.link.serves_requests() };
+    let advertise =
+        Outbound::new(advertise, sender.clone()).instances([message.instance]).in_reply_to(Some(message.id));
+    match shared.link.send(advertise, Destination::Queue(queue)).await {
+        Ok(_) | Err(SendError::Transport(TransportError::Unroutable(_))) => {}
+        Err(error) => {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(error, node = %sender, "failed to ask for a message again");
         }
     }
 }
@@ -262,6 +288,35 @@ impl RecentReplies {
     /// Whether `interval` has passed since the last call for this process. Starts the interval again in any case.
     fn is_due(&mut self, process: (Identity, Option<u64>), now: Timestamp, interval: Duration) -> bool {
         self.0.put(process, now).is_none_or(|last| now.since(last) >= interval)
+    }
+}
+
+/// Limits the answers to messages that do not name this process. A replayed registration is answered as seldom as any; each request has an
+/// answer of its own, because its sender repeats that one.
+#[derive(Debug)]
+struct NotAddressedReplies {
+    registrations: RecentReplies,
+    requests: LruCache<Identity, (Timestamp, u32)>,
+}
+
+impl Default for NotAddressedReplies {
+    fn default() -> Self {
+        Self { registrations: RecentReplies::default(), requests: LruCache::new(nonzero(MAX_RECENT_REPLIES)) }
+    }
+}
+
+impl NotAddressedReplies {
+    fn is_due(&mut self, sender: &Identity, message: &NotAddressed, now: Timestamp) -> bool {
+        if !matches!(message.kind, Kind::Request | Kind::Push) {
+            let process = (sender.clone(), Some(message.instance));
+            return self.registrations.is_due(process, now, REPLY_INTERVAL);
+        }
+        let (since, count) = self.requests.get_or_insert_mut(sender.clone(), || (now, 0));
+        if now.since(*since) >= REPLY_INTERVAL {
+            (*since, *count) = (now, 0);
+        }
+        *count = count.saturating_add(1);
+        *count <= MAX_REQUEST_REPLIES
     }
 }
 

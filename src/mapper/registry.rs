@@ -310,16 +310,16 @@ impl Shared {
     /// Asks agents to register.
     pub async fn try_request_registration(&self, request: RegistrationRequest) -> Result<(), SendError> {
         let exchange = || Destination::exchange(topology::ADVERTISE);
-        let (audience, destination, target) = match request {
+        let (audience, instance, destination, target) = match request {
             RegistrationRequest::Process(agent, instance) => {
                 let queue = topology::process_queue_name(agent.as_str(), instance);
-                (Audience::One(agent.clone()), Destination::Queue(queue), Some(agent))
+                (Audience::One(agent.clone()), Some(instance), Destination::Queue(queue), Some(agent))
             }
-            RegistrationRequest::Agent(agent) => (Audience::Agents, exchange(), Some(agent)),
-            RegistrationRequest::All => (Audience::Agents, exchange(), None),
+            RegistrationRequest::Agent(agent) => (Audience::Agents, None, exchange(), Some(agent)),
+            RegistrationRequest::All => (Audience::Agents, None, exchange(), None),
         };
         let advertise = Advertise { target, duplicate: None, serves_requests: self.link.serves_requests() };
-        self.link.send(Outbound::new(advertise, audience), destination).await?;
+        self.link.send(Outbound::new(advertise, audience).instances(instance), destination).await?;
         Ok(())
     }
 
@@ -333,7 +333,8 @@ impl Shared {
         let queue = topology::process_queue_name(node.as_str(), instance);
         let advertise =
             Advertise { target: Some(node.clone()), duplicate, serves_requests: self.link.serves_requests() };
-        self.link.send(Outbound::new(advertise, node.clone()), Destination::Queue(queue)).await?;
+        let advertise = Outbound::new(advertise, node.clone()).instances([instance]);
+        self.link.send(advertise, Destination::Queue(queue)).await?;
         Ok(())
     }
 

@@ -152,6 +152,8 @@ pub(crate) struct ReplyTo {
     to: Identity,
     queue: String,
     request_id: Option<MessageId>,
+    /// The process that made the request.
+    instance: Option<u64>,
     deadline: Option<Timestamp>,
     /// The sequence number of the next intermediate result.
     next_part: u64,
@@ -173,7 +175,8 @@ impl ReplyTo {
             None => plain_queue.filter(|queue| belongs_to(queue, sender))?.to_owned(),
         };
         let request_id = signer.map(Verified::id);
-        Some(Self { token, to: sender.clone(), queue, request_id, deadline: None, next_part: 0 })
+        let instance = signer.map(Verified::instance);
+        Some(Self { token, to: sender.clone(), queue, request_id, instance, deadline: None, next_part: 0 })
     }
 
     /// Sends an intermediate result. If that fails, the caller sees a gap.
@@ -227,7 +230,7 @@ impl ReplyTo {
     }
 
     async fn send(&self, link: &Link, packet: Packet) -> Result<MessageId, SendError> {
-        let message = Outbound::new(packet, self.to.clone()).in_reply_to(self.request_id);
+        let message = Outbound::new(packet, self.to.clone()).in_reply_to(self.request_id).instances(self.instance);
         link.send(message, Destination::Queue(self.queue.clone())).await
     }
 }

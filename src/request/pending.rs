@@ -91,6 +91,17 @@ impl PendingRequests {
         request.lock().handed_over = Some(message);
     }
 
+    /// The message to the mappers was sent again as `new`. False if the request no longer waits for an answer to `old`.
+    pub fn hand_over_again(&self, token: Token, old: MessageId, new: MessageId) -> bool {
+        let Some(request) = self.find(token) else { return false };
+        let mut state = request.lock();
+        let waits = state.handed_over == Some(old);
+        if waits {
+            state.handed_over = Some(new);
+        }
+        waits
+    }
+
     /// Makes the request wait for an agent's outcome.
     pub fn expect(&self, request: &PendingRequest, identity: &Identity, instance: u64, message: MessageId) {
         request.lock().waiting.insert(identity.clone(), Target { instance, message, next_part: 0 });

@@ -41,6 +41,9 @@ pub struct Header {
     pub sequence: u64,
     /// The audience.
     pub to: Audience,
+    /// The instances of the processes that it is for, as far as the sender knows them: ascending, at most [`Audience::MAX`], and at most
+    /// one for each identity in `to`.
+    pub instances: Vec<u64>,
     /// The message id.
     pub id: MessageId,
     /// When it was issued, by the sender's clock.
@@ -116,6 +119,11 @@ impl Header {
             Audience::Mappers => put(&mut out, GROUP, &[MAPPERS.as_bytes()])?,
             Audience::Agents => put(&mut out, GROUP, &[AGENTS.as_bytes()])?,
         }
+        let mut list = Vec::new();
+        for instance in &self.instances {
+            put_number(&mut list, Tag::Integer, *instance)?;
+        }
+        put(&mut out, Tag::Sequence, &[&list])?;
         put(&mut out, Tag::OctetString, &[self.id.as_bytes()])?;
         put_number(&mut out, Tag::Integer, self.issued_at.as_micros())?;
         put_number(&mut out, Tag::Integer, self.expires_at.as_micros())?;
@@ -143,6 +151,7 @@ impl Header {
         let instance = fields.number(Tag::Integer)?;
         let sequence = fields.number(Tag::Integer)?;
         let to = audience(&mut fields)?;
+        let instances = instances(&mut fields)?;
         let id = MessageId::from_bytes(*fields.octets()?);
         let issued_at = Timestamp::from_micros(fields.number(Tag::Integer)?);
         let expires_at = Timestamp::from_micros(fields.number(Tag::Integer)?);
@@ -172,6 +181,7 @@ impl Header {
             instance,
             sequence,
             to,
+            instances,
             id,
             issued_at,
             expires_at,
@@ -193,6 +203,9 @@ impl Header {
         if self.to == Audience::Agents && self.kind != Kind::Advertise {
             return Err(HeaderFault::Malformed("only an advertise is for all agents"));
         }
+        if self.instances.len() > max_instances(&self.to) {
+            return Err(HeaderFault::Malformed("more processes than nodes"));
+        }
         Ok(())
     }
 
@@ -204,6 +217,44 @@ impl Header {
             Audience::Mappers => me.role() == crate::packet::Role::Mapper,
             Audience::Agents => me.role() == crate::packet::Role::Agent,
         }
+    }
+
+    /// Which process of this node it is for. Only a message for named nodes can exclude a process: of a group, the sender may not know
+    /// all processes.
+    pub(super) fn addressee(&self, own_instance: u64) -> Addressee {
+        let nodes = match &self.to {
+            Audience::One(_) => 1,
+            Audience::Many(identities) => identities.len(),
+            Audience::Mappers | Audience::Agents => usize::MAX,
+        };
+        if self.instances.contains(&own_instance) {
+            Addressee::ThisProcess
+        } else if self.instances.len() >= nodes {
+            Addressee::AnotherProcess
+        } else {
+            Addressee::Unknown
+        }
+    }
+}
+
+/// Which process of a node a message is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Addressee {
+    /// The sender named this process.
+    ThisProcess,
+    /// The sender named a process for every node in the audience, and not this one.
+    AnotherProcess,
+    /// The sender did not know the process of every node.
+    Unknown,
+}
+
+/// How many instances a message for this audience can name.
+pub(super) fn max_instances(to: &Audience) -> usize {
+    match to {
+        Audience::One(_) => 1,
+        Audience::Many(identities) => identities.len(),
+        Audience::Mappers => Audience::MAX,
+        Audience::Agents => 0,
     }
 }
 
@@ -254,6 +305,22 @@ fn audience(fields: &mut Fields<'_>) -> std::result::Result<Audience, HeaderFaul
     }
 }
 
+fn instances(fields: &mut Fields<'_>) -> std::result::Result<Vec<u64>, HeaderFault> {
+    let mut list = fields.inside(Tag::Sequence)?;
+    let mut instances: Vec<u64> = Vec::new();
+    while !list.is_empty() {
+        let next = list.number(Tag::Integer)?;
+        if instances.len() == Audience::MAX {
+            return Err(HeaderFault::Malformed("for more than 64 processes"));
+        }
+        if instances.last().is_some_and(|last| *last >= next) {
+            return Err(HeaderFault::Malformed("instances that do not ascend"));
+        }
+        instances.push(next);
+    }
+    Ok(instances)
+}
+
 /// Whether this is a valid name of a codec.
 pub(super) fn is_codec_name(name: &str) -> bool {
     (1..=MAX_CODEC_NAME_BYTES).contains(&name.len())
@@ -290,6 +357,7 @@ mod tests {
             instance: 1_795_492_800_000_000,
             sequence: 7,
             to: Audience::One(Identity::agent("fred").unwrap()),
+            instances: Vec::new(),
             id: MessageId::from_bytes([0xa5; 16]),
             issued_at: Timestamp::from_secs(1_795_492_801),
             expires_at: Timestamp::from_secs(1_795_492_861),
@@ -312,7 +380,11 @@ mod tests {
         (stored.to, stored.class) = (Audience::Mappers, MessageClass::Stored);
         let mut advertise = header();
         (advertise.to, advertise.kind) = (Audience::Agents, Kind::Advertise);
-        for header in [header(), answer, many, stored, advertise] {
+        let mut for_process = header();
+        for_process.instances = vec![u64::MAX];
+        let mut for_mappers = header();
+        (for_mappers.to, for_mappers.instances) = (Audience::Mappers, (0..64).collect());
+        for header in [header(), answer, many, stored, advertise, for_process, for_mappers] {
             assert_eq!(Header::from_der(&header.to_der().unwrap()).unwrap(), header);
         }
     }
@@ -331,7 +403,27 @@ mod tests {
         crowd.to = Audience::Many((0..65).map(|n| Identity::agent(&format!("a{n}")).unwrap()).collect());
         let mut codec = header();
         codec.codec = "JSON".into();
-        for header in [stored_for_one, result_for_agents, no_recipient, twice, crowd, codec] {
+        let with_instances = |to: Audience, instances: Vec<u64>| Header { to, instances, ..header() };
+        let one = || header().to;
+        let two_processes = with_instances(one(), vec![1, 2]);
+        let unsorted = with_instances(Audience::Mappers, vec![2, 1]);
+        let repeated = with_instances(Audience::Mappers, vec![1, 1]);
+        let many_processes = with_instances(Audience::Mappers, (0..65).collect());
+        let mut agents = with_instances(Audience::Agents, vec![1]);
+        agents.kind = Kind::Advertise;
+        for header in [
+            stored_for_one,
+            result_for_agents,
+            no_recipient,
+            twice,
+            crowd,
+            codec,
+            two_processes,
+            unsorted,
+            repeated,
+            many_processes,
+            agents,
+        ] {
             let read = Header::from_der(&header.to_der().unwrap());
             assert!(matches!(read, Err(HeaderFault::Malformed(_))), "{read:?}");
         }
@@ -361,7 +453,7 @@ mod tests {
     #[test]
     fn the_header_in_the_documentation_is_one() {
         let document = include_str!("../../docs/wire-format.md");
-        let lines = document.lines().skip_while(|line| *line != "    30819b").take_while(|line| !line.is_empty());
+        let lines = document.lines().skip_while(|line| *line != "    30819d").take_while(|line| !line.is_empty());
         // Each line is bytes in one or two groups, and what they are.
         let digits: String = lines
             .flat_map(|line| line.split_whitespace().take_while(|word| word.bytes().all(|b| b.is_ascii_hexdigit())))

@@ -31,9 +31,16 @@ impl Replay {
         self.0.check(from, id, expires_at, now).is_ok()
     }
 
-    /// Records a place in its sender's order; whether it is new.
-    pub fn advance(&self, from: &Identity, place: (u64, u64), lifetime: Duration, now: Timestamp) -> bool {
-        self.0.advance(from, place.0, place.1, lifetime, now).is_ok()
+    /// Records a place in its sender's order, of a certificate that is valid from this time; whether it is new.
+    pub fn advance(
+        &self,
+        from: &Identity,
+        certificate: Timestamp,
+        place: (u64, u64),
+        lifetime: Duration,
+        now: Timestamp,
+    ) -> bool {
+        self.0.advance(from, certificate, place, lifetime, now).is_ok()
     }
 
     /// How many messages are remembered.

@@ -39,6 +39,7 @@ mod fields;
 #[doc(hidden)]
 pub mod fuzzing;
 mod open;
+mod order;
 mod replay;
 mod seal;
 mod serializer;

@@ -6,13 +6,14 @@ use super::cms::{self, Content, Message};
 use super::context::{Context, Presented};
 use super::crypto::{self, Failed, Secret};
 use super::envelope::{
-    Header, HeaderFault, MAX_CLOCK_SKEW, PREFIX, commitment, may_carry_certificates, recipients_digest,
+    Addressee, Header, HeaderFault, MAX_CLOCK_SKEW, PREFIX, commitment, may_carry_certificates, recipients_digest,
 };
 use crate::certs::{Certificate, Credentials, KeyId};
 use crate::clock::Timestamp;
 use crate::packet::{Kind, Packet};
 use crate::serializer::{
-    Inbound, InboundQueue, MessageClass, OpenContext, OpenError, OpenErrorKind, Proof, SupersededProcess, Verified,
+    Inbound, InboundQueue, MessageClass, NotAddressed, OpenContext, OpenError, OpenErrorKind, Proof, SupersededProcess,
+    Verified,
 };
 
 /// Parses the structure and the header of a message (steps 1 to 3), for any queue.
@@ -68,7 +69,8 @@ impl Context {
         self.check_certificate(&signer, header, presented.as_ref(), context.now)?;
         check_signature(message, &signer)?;
         self.check_own_key(message, header, context.queue)?;
-        self.check_replay(header, context)?;
+        self.check_addressee(header, context.queue)?;
+        self.check_replay(header, &signer, context)?;
         self.check_authority(header, context.queue)?;
         match presented.filter(|presented| presented.leaf.fingerprint() == signer.fingerprint()) {
             Some(presented) => self.peers.learn(presented, context.now),
@@ -139,13 +141,49 @@ impl Context {
         if header.expires_at.since(header.issued_at) > self.lifetime(header.class) {
             return refuse("it is valid for longer than its class may be");
         }
+        check_instance(header)?;
         if header.class == MessageClass::Live
             && header.issued_at < self.started_at
-            && !header.in_reply_to.is_some_and(|id| self.sent_ids.knows(id))
+            && header.addressee(self.started_at.as_micros()) != Addressee::ThisProcess
+            && !self.answers_this_process(header)
         {
             return refuse("it was issued before this process started");
         }
         Ok(())
+    }
+
+    /// Whether it answers a message of this process.
+    fn answers_this_process(&self, header: &Header) -> bool {
+        header.in_reply_to.is_some_and(|id| self.sent_ids.knows(id))
+    }
+
+    /// After the signature (step 8), and the check of the own key: the message is for this process, and not for an earlier or another one of this node.
+    ///
+    /// The replay memory is empty at the start. The sender's clock may be ahead, so a message that an earlier process opened can have been
+    /// issued up to the skew after this process started. It is accepted only if it names this process, answers it, or is of a kind that is
+    /// harmless when it is repeated once: it leads to a question, or ends what has ended.
+    fn check_addressee(&self, header: &Header, queue: InboundQueue) -> Result<(), OpenError> {
+        let own = self.started_at.as_micros();
+        let addressee = header.addressee(own);
+        if header.class == MessageClass::Stored || addressee == Addressee::ThisProcess {
+            return Ok(());
+        }
+        if addressee == Addressee::AnotherProcess {
+            // No process can be older and still take it: the newest one wins.
+            let newer = header.instances.iter().any(|instance| *instance > own);
+            self.check_authority(header, queue)?;
+            let error = OpenError::new(OpenErrorKind::WrongDestination, "it is for another process of this node");
+            return Err(if newer { error.for_others() } else { error });
+        }
+        let may_repeat = matches!(header.kind, Kind::Ping | Kind::Unregister | Kind::Advertise);
+        let settled = header.issued_at >= self.started_at.saturating_add(MAX_CLOCK_SKEW);
+        if may_repeat || settled || self.answers_this_process(header) {
+            return Ok(());
+        }
+        self.check_authority(header, queue)?;
+        let not_addressed = NotAddressed { kind: header.kind, instance: header.instance, id: header.id };
+        let why = "it does not name this process, and may be from before its start";
+        Err(OpenError { not_addressed: Some(not_addressed), ..OpenError::new(OpenErrorKind::NotFresh, why) })
     }
 
     /// Step 6.
@@ -208,11 +246,12 @@ impl Context {
     }
 
     /// Step 9.
-    fn check_replay(&self, header: &Header, context: &OpenContext) -> Result<(), OpenError> {
-        let now = context.now;
+    fn check_replay(&self, header: &Header, signer: &Certificate, context: &OpenContext) -> Result<(), OpenError> {
+        let (now, certificate) = (context.now, signer.not_before());
         let admitted = match (header.kind, context.queue) {
             (Kind::Register | Kind::Unregister | Kind::Ping, _) => {
-                self.replay.advance(&header.from, header.instance, header.sequence, self.lifetime(header.class), now)
+                let place = (header.instance, header.sequence);
+                self.replay.advance(&header.from, certificate, place, self.lifetime(header.class), now)
             }
             // Recorded when it has been carried out: until then it may be redelivered.
             (_, InboundQueue::Offline) => self.replay.check(&header.from, header.id, header.expires_at, now),
@@ -220,7 +259,7 @@ impl Context {
         };
         admitted.map_err(|why| {
             let latest = match header.kind {
-                Kind::Register | Kind::Ping => self.replay.later_than(&header.from, header.instance),
+                Kind::Register | Kind::Ping => self.replay.later_than(&header.from, certificate, header.instance),
                 _ => None,
             };
             let superseded = latest.map(|latest| SupersededProcess { instance: header.instance, latest });
@@ -327,6 +366,15 @@ impl Context {
         }
         Ok(packet)
     }
+}
+
+/// Part of step 5, also for proofs: a process cannot have started after it issued a message. Otherwise one message could claim the largest
+/// instance, and every later process of that node would seem older.
+pub(super) fn check_instance(header: &Header) -> Result<(), OpenError> {
+    if header.instance > header.issued_at.saturating_add(MAX_CLOCK_SKEW).as_micros() {
+        return Err(OpenError::new(OpenErrorKind::NotFresh, "its sender started after it was issued"));
+    }
+    Ok(())
 }
 
 /// A content encryption key, and the shared secret behind it if it is to be cached.

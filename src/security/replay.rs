@@ -1,4 +1,4 @@
-//! The replay memory: message ids until they expire, and the order of each sender's heartbeats. Also the ids of the messages that this
+//! The replay memory: message ids until they expire, and (in [`super::order`]) the order of each sender's heartbeats. Also the ids of the messages that this
 //! process sent.
 //!
 //! It is bounded. An entry that still protects is never dropped to make room: a full memory refuses new messages.
@@ -9,11 +9,17 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::order::{Orders, Place, Refusal};
 use crate::clock::Timestamp;
 use crate::packet::{Identity, MessageId};
 
 /// How many ids of sent messages are kept for answers by slower clocks.
 const MAX_SENT_IDS: usize = 16_384;
+
+/// How many expired ids a call drops at most: of its sender, and of those that expired first.
+const MAX_FORGOTTEN: usize = 64;
+/// How many senders a call looks at for the ids that expired first.
+const MAX_FORGOTTEN_SENDERS: usize = 16;
 
 /// The size of the replay memory. Only messages of senders with a valid certificate are recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +27,8 @@ const MAX_SENT_IDS: usize = 16_384;
 pub struct ReplayLimits {
     /// How many unexpired messages of one sender. An id takes about 110 bytes.
     pub per_sender: usize,
-    /// How many unexpired messages of all senders.
+    /// How many unexpired messages of all senders. One sender may have at most as many as are left for all others, so that a few cannot
+    /// fill it: the memory never becomes full of the messages of `n` senders, whose share is `total / (n + 1)` each.
     pub total: usize,
     /// How many senders of heartbeats.
     pub senders: usize,
@@ -33,9 +40,6 @@ impl Default for ReplayLimits {
     }
 }
 
-/// Why a message counts as a replay.
-pub(super) type Refusal = &'static str;
-
 /// The replay memory.
 pub(super) struct ReplayMemory {
     limits: ReplayLimits,
@@ -44,31 +48,23 @@ pub(super) struct ReplayMemory {
     orders: Mutex<Orders>,
 }
 
+/// The ids of messages. Every call does a bounded amount of work under the lock, also when millions of ids have expired.
 #[derive(Default)]
 struct Ids {
-    seen: HashMap<Identity, HashSet<MessageId>>,
+    senders: HashMap<Identity, SenderIds>,
     total: usize,
-    /// The ids by the second in which they can be dropped.
-    by_second: BTreeMap<u64, Vec<(Identity, MessageId)>>,
+    /// The senders that have ids that can be dropped in a second, in their order.
+    by_second: BTreeMap<u64, Vec<Identity>>,
     /// Ids up to this second were dropped. It only grows, so that a clock that is set back opens nothing.
     forgotten: u64,
 }
 
+/// The ids of one sender.
 #[derive(Default)]
-struct Orders {
-    latest: HashMap<Identity, Latest>,
-    swept_at: Option<u64>,
-    /// Messages up to this time may be of senders that were dropped. It only grows, so that a clock that is set back opens nothing.
-    forgotten: Option<Timestamp>,
-}
-
-struct Latest {
-    instance: u64,
-    sequence: u64,
-    /// From this time on every earlier message of this sender has expired.
-    until: Timestamp,
-    /// Messages up to this time may be from before this sender was dropped.
-    unsure_until: Option<Timestamp>,
+struct SenderIds {
+    seen: HashSet<MessageId>,
+    /// The ids by the second in which they can be dropped.
+    by_second: BTreeMap<u64, Vec<MessageId>>,
 }
 
 impl ReplayMemory {
@@ -82,16 +78,7 @@ impl ReplayMemory {
         let second = self.last_second(expires_at);
         let mut ids = self.ids.lock();
         ids.check(&self.limits, from, id, second, now)?;
-        ids.total += 1;
-        match ids.seen.get_mut(from) {
-            Some(seen) => {
-                seen.insert(id);
-            }
-            None => {
-                ids.seen.insert(from.clone(), HashSet::from([id]));
-            }
-        }
-        ids.by_second.entry(second).or_default().push((from.clone(), id));
+        ids.insert(from, id, second);
         Ok(())
     }
 
@@ -102,7 +89,7 @@ impl ReplayMemory {
 
     /// Whether a message is recorded.
     pub fn knows(&self, from: &Identity, id: MessageId) -> bool {
-        self.ids.lock().seen.get(from).is_some_and(|seen| seen.contains(&id))
+        self.ids.lock().senders.get(from).is_some_and(|sender| sender.seen.contains(&id))
     }
 
     /// The second until which a message stays recorded.
@@ -110,48 +97,24 @@ impl ReplayMemory {
         expires_at.saturating_add(self.skew).as_secs().saturating_add(1)
     }
 
-    /// Records a sender's instance and sequence number; refuses what is not newer than everything recorded. `lifetime` is the largest
-    /// lifetime of this kind of message.
+    /// Records the place of a message, signed with a certificate that is valid from `certificate`; refuses what is not newer than
+    /// everything recorded. `lifetime` is the largest lifetime of this kind of message.
     pub fn advance(
         &self,
         from: &Identity,
-        instance: u64,
-        sequence: u64,
+        certificate: Timestamp,
+        place: Place,
         lifetime: Duration,
         now: Timestamp,
     ) -> Result<(), Refusal> {
         // An older message was issued before this one, so at most `skew` in the future.
         let until = now.saturating_add(lifetime).saturating_add(self.skew).saturating_add(self.skew);
-        let mut orders = self.orders.lock();
-        let unsure = |until: Option<Timestamp>| until.is_some_and(|until| now <= until);
-        if let Some(latest) = orders.latest.get_mut(from) {
-            if unsure(latest.unsure_until) {
-                return Err("a newer message of this sender may have been dropped");
-            }
-            if (instance, sequence) <= (latest.instance, latest.sequence) {
-                return Err("it is not newer than the last message of this sender");
-            }
-            (latest.instance, latest.sequence) = (instance, sequence);
-            latest.until = latest.until.max(until);
-            return Ok(());
-        }
-        if orders.latest.len() >= self.limits.senders {
-            orders.sweep(now);
-        }
-        if orders.latest.len() >= self.limits.senders {
-            return Err("the replay memory for senders is full");
-        }
-        if unsure(orders.forgotten) {
-            return Err("its sender may have been dropped");
-        }
-        let unsure_until = orders.forgotten;
-        orders.latest.insert(from.clone(), Latest { instance, sequence, until, unsure_until });
-        Ok(())
+        self.orders.lock().advance(self.limits.senders, from, certificate, place, until, now)
     }
 
-    /// The newest recorded instance of a sender, if it is newer than this one.
-    pub fn later_than(&self, from: &Identity, instance: u64) -> Option<u64> {
-        self.orders.lock().latest.get(from).map(|latest| latest.instance).filter(|latest| *latest > instance)
+    /// The newest recorded instance of a sender that bars this certificate, if it is newer than this one.
+    pub fn later_than(&self, from: &Identity, certificate: Timestamp, instance: u64) -> Option<u64> {
+        self.orders.lock().later_than(from, certificate, instance)
     }
 
     /// How many messages are recorded.
@@ -169,52 +132,82 @@ impl Ids {
         second: u64,
         now: Timestamp,
     ) -> Result<(), Refusal> {
-        self.forget(now.as_secs());
+        self.forget(from, now.as_secs());
         if second <= self.forgotten {
             return Err("it is older than the replay memory");
         }
-        let of_sender = self.seen.get(from);
-        if of_sender.is_some_and(|seen| seen.contains(&id)) {
+        let sender = self.senders.get(from);
+        if sender.is_some_and(|sender| sender.seen.contains(&id)) {
             return Err("it was opened before");
         }
-        if of_sender.map_or(0, HashSet::len) >= limits.per_sender {
+        let of_sender = sender.map_or(0, |sender| sender.seen.len());
+        if of_sender >= limits.per_sender {
             return Err("the replay memory for this sender is full");
         }
-        if self.total >= limits.total {
+        let free = limits.total.saturating_sub(self.total);
+        if free == 0 {
             return Err("the replay memory is full");
+        }
+        // The fuller the memory, the less one sender may have: the room of the others.
+        if of_sender >= free {
+            return Err("this sender has as much of the replay memory as is left for all others");
         }
         Ok(())
     }
 
-    /// Drops the ids that expired before this second.
-    fn forget(&mut self, now: u64) {
-        while let Some(bucket) = self.by_second.first_entry() {
-            if *bucket.key() >= now {
-                return;
+    fn insert(&mut self, from: &Identity, id: MessageId, second: u64) {
+        let sender = self.senders.entry(from.clone()).or_default();
+        sender.seen.insert(id);
+        let ids = sender.by_second.entry(second).or_default();
+        if ids.is_empty() {
+            self.by_second.entry(second).or_default().push(from.clone());
+        }
+        ids.push(id);
+        self.total += 1;
+    }
+
+    /// Drops ids that expired before this second: some of this sender, so that it has room again, and some of those that expired first.
+    fn forget(&mut self, from: &Identity, now: u64) {
+        self.forget_of(from, now, &mut { MAX_FORGOTTEN });
+        let mut left = MAX_FORGOTTEN;
+        for _ in 0..MAX_FORGOTTEN_SENDERS {
+            let Some(bucket) = self.by_second.first_entry().filter(|bucket| *bucket.key() < now) else { return };
+            let sender = bucket.get().last().cloned();
+            if let Some(sender) = sender {
+                self.forget_of(&sender, now, &mut left);
+                if left == 0 {
+                    // It may have more.
+                    return;
+                }
             }
-            self.forgotten = self.forgotten.max(*bucket.key());
-            for (from, id) in bucket.remove() {
-                self.total = self.total.saturating_sub(1);
-                if let Some(seen) = self.seen.get_mut(&from) {
-                    seen.remove(&id);
-                    if seen.is_empty() {
-                        self.seen.remove(&from);
-                    }
+            if let Some(mut bucket) = self.by_second.first_entry() {
+                bucket.get_mut().pop();
+                if bucket.get().is_empty() {
+                    bucket.remove();
                 }
             }
         }
     }
-}
 
-impl Orders {
-    /// Drops senders whose messages have all expired; at most once a second, because it checks all.
-    fn sweep(&mut self, now: Timestamp) {
-        if self.swept_at == Some(now.as_secs()) {
-            return;
+    /// Drops the oldest expired ids of one sender, while some are left to drop.
+    fn forget_of(&mut self, from: &Identity, now: u64, left: &mut usize) {
+        let Some(sender) = self.senders.get_mut(from) else { return };
+        while let Some(mut bucket) = sender.by_second.first_entry().filter(|bucket| *bucket.key() < now) {
+            if *left == 0 {
+                return;
+            }
+            self.forgotten = self.forgotten.max(*bucket.key());
+            match bucket.get_mut().pop() {
+                Some(id) => {
+                    sender.seen.remove(&id);
+                    self.total = self.total.saturating_sub(1);
+                    *left -= 1;
+                }
+                None => drop(bucket.remove()),
+            }
         }
-        self.swept_at = Some(now.as_secs());
-        for gone in self.latest.extract_if(|_, latest| latest.until < now) {
-            self.forgotten = self.forgotten.max(Some(gone.1.until));
+        if sender.seen.is_empty() {
+            self.senders.remove(from);
         }
     }
 }
@@ -257,7 +250,6 @@ mod tests {
     use super::*;
 
     const SKEW: Duration = Duration::from_secs(30);
-    const MINUTE: Duration = Duration::from_secs(60);
 
     fn at(second: u64) -> Timestamp {
         Timestamp::from_secs(1_000_000 + second)
@@ -315,27 +307,64 @@ mod tests {
     }
 
     #[test]
-    fn heartbeats_only_grow() {
-        let memory = memory(10, 10, 1);
-        let fred = agent("fred");
-        memory.advance(&fred, 5, 1, MINUTE, at(0)).unwrap();
-        for (instance, sequence) in [(5, 1), (5, 0), (4, 9)] {
-            assert!(memory.advance(&fred, instance, sequence, MINUTE, at(1)).is_err());
-        }
-        memory.advance(&fred, 5, 2, MINUTE, at(1)).unwrap();
-        memory.advance(&fred, 6, 1, MINUTE, at(2)).unwrap();
-        assert!(memory.advance(&fred, 5, 3, MINUTE, at(3)).is_err(), "an older process of the same name");
-        assert_eq!((memory.later_than(&fred, 5), memory.later_than(&fred, 6)), (Some(6), None));
+    fn s06_an_id_is_recorded_to_the_last_second_in_which_it_is_valid() {
+        let memory = memory(10, 10, 10);
+        let (fred, bob) = (agent("fred"), agent("bob"));
+        memory.admit(&fred, id(1), at(60), at(0)).unwrap();
+        // It is valid up to 60 s, by a clock that may be 30 s behind, and seconds are rounded up.
+        memory.check(&bob, id(9), at(200), at(91)).unwrap();
+        assert_eq!(memory.len(), 1);
+        memory.check(&bob, id(9), at(200), at(92)).unwrap();
         assert_eq!(memory.len(), 0);
+        // What may have been dropped with it is refused, and what may not have been is accepted.
+        assert_eq!(memory.admit(&bob, id(2), at(60), at(0)), Err("it is older than the replay memory"));
+        memory.admit(&bob, id(2), at(61), at(0)).unwrap();
     }
 
     #[test]
-    fn a_sender_makes_room_only_when_its_messages_are_expired() {
-        let memory = memory(10, 10, 1);
-        memory.advance(&agent("fred"), 5, 1, MINUTE, at(0)).unwrap();
-        let bob = agent("bob");
-        assert_eq!(memory.advance(&bob, 1, 1, MINUTE, at(120)), Err("the replay memory for senders is full"));
-        memory.advance(&bob, 1, 1, MINUTE, at(121)).unwrap();
+    fn s06_few_senders_cannot_fill_the_replay_memory() {
+        let memory = memory(500, 1_000, 10);
+        let number = |n: u32| MessageId::from_bytes([n.to_be_bytes(); 4].concat().try_into().unwrap());
+        let fill =
+            |name: &str| (0..1_000).filter(|n| memory.admit(&agent(name), number(*n), at(60), at(0)).is_ok()).count();
+        assert_eq!(fill("a"), 500, "one sender has half");
+        assert_eq!([fill("b"), fill("c"), fill("d")], [250, 125, 63]);
+        assert_eq!((memory.len(), fill("e")), (938, 31), "an honest sender still has room");
+        assert_eq!(
+            memory.admit(&agent("d"), number(2_000), at(60), at(0)),
+            Err("this sender has as much of the replay memory as is left for all others")
+        );
+        // With many senders, it can become full.
+        for n in 0..1_000 {
+            let _ = memory.admit(&agent(&format!("n{n}")), number(n), at(60), at(0));
+        }
+        assert_eq!(memory.len(), 1_000);
+        assert_eq!(memory.admit(&agent("z"), number(1), at(60), at(0)), Err("the replay memory is full"));
+    }
+
+    #[test]
+    fn s06_expired_ids_are_dropped_in_small_steps() {
+        const COUNT: u32 = 20_000;
+        let memory = memory(COUNT as usize, 1_000_000, 10);
+        let number = |n: u32| MessageId::from_bytes([n.to_be_bytes(); 4].concat().try_into().unwrap());
+        for name in ["fred", "bob"] {
+            (0..COUNT).for_each(|n| memory.admit(&agent(name), number(n), at(60 + u64::from(n % 7)), at(0)).unwrap());
+        }
+        let (mut before, mut calls) = (memory.len(), 0);
+        while memory.len() > 1 {
+            // Also a sender that has reached its limit is accepted: its own expired ids are dropped first.
+            memory.admit(&agent("fred"), number(COUNT + calls), at(1_060), at(1_000)).unwrap();
+            calls += 1;
+            assert!(before - memory.len() <= 2 * MAX_FORGOTTEN, "one call dropped too much");
+            before = memory.len();
+            if before <= calls as usize {
+                break;
+            }
+        }
+        assert_eq!(memory.len(), calls as usize, "all that expired is gone");
+        assert!(calls < 2 * COUNT / MAX_FORGOTTEN as u32, "{calls} calls");
+        assert_eq!(memory.ids.lock().senders.len(), 1);
+        assert_eq!(memory.ids.lock().by_second.len(), 1);
     }
 
     #[test]

@@ -8,7 +8,9 @@ use zeroize::Zeroizing;
 use super::cms;
 use super::context::Context;
 use super::crypto::{self, Failed, Secret};
-use super::envelope::{Header, PREFIX, commitment, may_be_stored, may_carry_certificates, recipients_digest};
+use super::envelope::{
+    Header, PREFIX, commitment, max_instances, may_be_stored, may_carry_certificates, recipients_digest,
+};
 use crate::certs::{Certificate, Credentials, Recipient, Suite};
 use crate::clock::Timestamp;
 use crate::packet::{Identity, Kind, MessageId, Packet, RandomnessError, Role};
@@ -53,12 +55,24 @@ impl From<Failed> for SealError {
     }
 }
 
+/// The instances as a header has them.
+fn instances(to: &Audience, instances: &[u64]) -> Result<Vec<u64>, SealError> {
+    let mut instances = instances.to_vec();
+    instances.sort_unstable();
+    instances.dedup();
+    if instances.len() > max_instances(to) {
+        return Err(SealError::NotAllowed("for more processes than nodes"));
+    }
+    Ok(instances)
+}
+
 impl Context {
     /// Seals a packet.
     pub fn seal(&self, packet: &Packet, request: &SealRequest<'_>) -> Result<Sealed, SealError> {
         self.agreements.expire(request.now);
         let kind = packet.kind();
         let to = self.audience(packet, request)?;
+        let instances = instances(&to, request.instances)?;
         let own = self.credentials();
         let signing = own.signing(kind, request.now);
         let certificate = signing.certificate();
@@ -85,6 +99,7 @@ impl Context {
             instance: self.started_at.as_micros(),
             sequence: self.sequence.fetch_add(1, Ordering::Relaxed).saturating_add(1),
             to,
+            instances,
             id: random.id,
             issued_at: request.now,
             expires_at,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::cms::{self, Content, Recipient, SignerInfo};
 use super::context::Context;
 use super::envelope::{Header, HeaderFault, MAX_CLOCK_SKEW, announces_certificate, commitment};
-use super::open::{check_signature_over, has_proof, parse, verified};
+use super::open::{check_instance, check_signature_over, has_proof, parse, verified};
 use crate::certs::{KeyId, Suite};
 use crate::clock::Timestamp;
 use crate::packet::Kind;
@@ -101,7 +101,7 @@ impl Context {
         {
             return refuse("it was valid for longer than its class may be");
         }
-        Ok(())
+        check_instance(header)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use crate::packet::{Identity, RandomnessError};
+use crate::packet::{Identity, Kind, MessageId, RandomnessError};
 
 /// Why a packet could not be encoded or decoded.
 #[derive(Debug, thiserror::Error)]
@@ -135,10 +135,26 @@ pub struct OpenError {
     pub why: Cow<'static, str>,
     /// The sender that the message claims, once it could be read. Unverified up to and including [`OpenErrorKind::BadSignature`].
     pub claimed: Option<Identity>,
-    /// Whether it is verified and encrypted for other mappers: one of them can open it.
+    /// Whether it is verified and for other processes: encrypted for other mappers, or addressed to a newer process of this node. One of
+    /// them can open it.
     pub for_others: bool,
+    /// Set for a verified message that does not name this process and may be from before its start: it can be sent again, addressed to
+    /// this process.
+    pub not_addressed: Option<NotAddressed>,
     /// Set for a verified registration or heartbeat of a process that a newer process of the same identity has replaced.
     pub superseded: Option<SupersededProcess>,
+}
+
+/// A verified message that does not name the process that received it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct NotAddressed {
+    /// Its kind.
+    pub kind: Kind,
+    /// The instance of its sender.
+    pub instance: u64,
+    /// Its id.
+    pub id: MessageId,
 }
 
 /// A process that a newer process of the same identity has replaced.
@@ -154,10 +170,10 @@ pub struct SupersededProcess {
 impl OpenError {
     /// A refusal at this step.
     pub fn new(kind: OpenErrorKind, why: impl Into<Cow<'static, str>>) -> Self {
-        Self { kind, why: why.into(), claimed: None, for_others: false, superseded: None }
+        Self { kind, why: why.into(), claimed: None, for_others: false, not_addressed: None, superseded: None }
     }
 
-    /// The same refusal of a message that is encrypted for other mappers.
+    /// The same refusal of a message that another process can open.
     #[must_use]
     pub fn for_others(self) -> Self {
         Self { for_others: true, ..self }

@@ -19,7 +19,7 @@ pub use codec::MsgPack;
 #[cfg(feature = "yaml")]
 pub use codec::Yaml;
 pub use codec::{Codec, Json, PlainSerializer};
-pub use error::{CodecError, OpenError, OpenErrorKind, SealError, SupersededProcess};
+pub use error::{CodecError, NotAddressed, OpenError, OpenErrorKind, SealError, SupersededProcess};
 pub use inbound_queue::InboundQueue;
 
 /// Turns packets into bytes and bytes into packets, for one node.
@@ -183,12 +183,23 @@ pub struct SealRequest<'a> {
     pub class: MessageClass,
     /// The message it answers.
     pub in_reply_to: Option<MessageId>,
+    /// The instances of the processes that it is for, as far as they are known: at most one for each identity of the audience, up to
+    /// [`Audience::MAX`] mappers. Other processes of the same nodes refuse it; a process that has just started refuses a live message that
+    /// does not name it.
+    pub instances: &'a [u64],
 }
 
 impl<'a> SealRequest<'a> {
     /// A live message for `audience`, made `now`, valid for the default lifetime of 60 s.
     pub fn new(audience: &'a Audience, now: Timestamp) -> Self {
-        Self { audience, now, lifetime: Duration::from_secs(60), class: MessageClass::Live, in_reply_to: None }
+        Self {
+            audience,
+            now,
+            lifetime: Duration::from_secs(60),
+            class: MessageClass::Live,
+            in_reply_to: None,
+            instances: &[],
+        }
     }
 }
 

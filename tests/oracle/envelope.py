@@ -50,6 +50,10 @@ class To(core.Choice):
     _alternatives = [("identities", Identities, {"implicit": 0}), ("group", core.UTF8String, {"implicit": 1})]
 
 
+class Instances(core.SequenceOf):
+    _child_spec = core.Integer
+
+
 class InReplyTo(core.Choice):
     _alternatives = [("none", core.Null), ("id", core.OctetString)]
 
@@ -73,6 +77,7 @@ class Header(core.Sequence):
         ("instance", core.Integer),
         ("sequence", core.Integer),
         ("to", To),
+        ("instances", Instances),
         ("id", core.OctetString),
         ("issued_at", core.Integer),
         ("expires_at", core.Integer),
@@ -293,6 +298,7 @@ class Writer:
             "instance": fields["instance"],
             "sequence": fields["sequence"],
             "to": to,
+            "instances": fields.get("instances", []),
             "id": bytes.fromhex(fields["id"]) if "id" in fields else os.urandom(16),
             "issued_at": fields["issued_at"],
             "expires_at": fields["expires_at"],
@@ -459,6 +465,10 @@ def read(message, signer, certificate, key):
     header_der = values[HEADER_OID].native
     header = strict(Header, header_der)
     need(header["version"].native == 2 and header["from"].native == identity(signer), "header")
+    instances, to = header["instances"].native, header["to"]
+    most = {"mappers": 64, "agents": 0}[to.chosen.native] if to.name == "group" else len(to.chosen)
+    need(instances == sorted(set(instances)) and len(instances) <= most, "instances")
+    need(header["instance"].native <= header["issued_at"].native + 30_000_000, "instance")
     if content_type == DATA:
         plaintext, key_ids = content, []
     else:
@@ -515,6 +525,7 @@ def header_json(header):
     native = {name: header[name].native for name in ("version", "kind", "from", "instance", "sequence", "issued_at",
                                                      "expires_at", "class", "codec")}
     native["to"] = header["to"].chosen.native
+    native["instances"] = header["instances"].native
     native["id"] = header["id"].native.hex()
     native["in_reply_to"] = None if header["in_reply_to"].name == "none" else header["in_reply_to"].chosen.native.hex()
     return native

@@ -24,7 +24,8 @@ import envelope
 from envelope import AUTH_ENVELOPED, DATA, Writer, algorithm, identity, key_id, sha256
 
 OUT = pathlib.Path(__file__).parent.parent / "vectors" / "envelope"
-T0 = 1_795_500_000  # when the readers started, in seconds
+T0 = 1_795_500_000  # when the senders started, in seconds
+STARTED = T0 - 60  # when the readers started
 MICROS = 1_000_000
 
 
@@ -214,6 +215,25 @@ def good():
     write("good-stored", "stored, a day later", der, m2, "offline", "opened", packet, now=T0 + 86_000)
     der = message(m1, [fred], fields("request", ["nanite-fred"], in_reply_to="ab" * 16), packet)
     write("good-in-reply", "it answers a message", der, fred, "agent-inbox", "opened", packet)
+    # What names the reader's process.
+    own, early = STARTED * MICROS, {"instance": STARTED * MICROS, "issued_at": (STARTED - 1) * MICROS,
+                                    "expires_at": (STARTED + 50) * MICROS}
+    der = message(m1, [fred], fields("request", ["nanite-fred"], **early, instances=[own]), packet)
+    write("good-process", "for the reader's process, by a clock that is behind", der, fred, "agent-inbox", "opened", packet,
+          now=STARTED + 5)
+    der = message(m1, [fred, bob, carl], fields("request", everybody, **early, instances=[1, own]), packet)
+    write("good-many-processes", "for three nodes, with the processes of two", der, fred, "agent-inbox", "opened", packet,
+          now=STARTED + 5)
+    proxied = body("request", fred, m1)
+    der = message(fred, [m1], fields("request", "mappers", **early, instances=[own, *range(own + 1, own + 64)]), proxied)
+    write("good-64-processes", "for the mappers, with 64 processes", der, m1, "requests", "opened", proxied, now=STARTED + 5)
+    settled = {**early, "issued_at": (STARTED + 30) * MICROS, "expires_at": (STARTED + 90) * MICROS}
+    der = message(m1, [fred], fields("request", ["nanite-fred"], **settled), packet)
+    write("good-settled", "30 seconds after the reader's start, without a process", der, fred, "agent-inbox", "opened", packet,
+          now=STARTED + 31)
+    der = message(fred, [m1], fields("ping", "mappers", **{**early, "issued_at": own}), body("ping", fred, m1))
+    write("good-early-ping", "a ping at the reader's start", der, m1, "presence", "opened", body("ping", fred, m1),
+          now=STARTED + 5)
     der = message(m1, [fred], fields("request", ["nanite-fred"]), packet, how={"ukm": None})
     write("good-no-ukm", "without user keying material", der, fred, "agent-inbox", "opened", packet)
 
@@ -286,6 +306,19 @@ def bad():
     case("header-id", "Malformed", "an id of 15 bytes", header={"id": "ab" * 15})
     case("header-reply", "Malformed", "an in_reply_to of 15 bytes", header={"in_reply_to": "ab" * 15})
     case("header-codec", "Malformed", "a codec with a name in capitals", header={"codec": "JSON"})
+    case("header-two-instances", "Malformed", "two instances for one node", header={"instances": [1, 2]})
+    case("header-three-instances", "Malformed", "three instances for two nodes", to=("nanite-fred", "nanite-bob"),
+         recipients=[fred, bob], header={"instances": [1, 2, 3]})
+    case("header-unsorted-instances", "Malformed", "instances that do not ascend", to="mappers", recipients=[m1], reader=m1,
+         channel="requests", header={"instances": [2, 1]})
+    case("header-same-instances", "Malformed", "an instance twice", to="mappers", recipients=[m1], reader=m1,
+         channel="requests", header={"instances": [1, 1]})
+    case("header-65-instances", "Malformed", "65 instances", to="mappers", recipients=[m1], reader=m1, channel="requests",
+         header={"instances": list(range(65))})
+    case("header-agents-instance", "Malformed", "an instance of all agents", kind="advertise", to="agents",
+         channel="agent-control", content=body("advertise", m1, fred), header={"instances": [1]})
+    case("header-negative-instance", "Malformed", "a negative instance", header={"instances": [-1]})
+    case("header-no-instances", "Malformed", "no field for the instances", on_header=lambda der: without(der, 6))
     case("header-negative", "Malformed", "a negative sequence", header={"sequence": -1})
 
     # 3 Unsupported.
@@ -327,7 +360,26 @@ def bad():
     case("stored-request", "WrongDestination", "a stored request among the live ones", to="mappers", recipients=[m2], reader=m2,
          channel="requests", header={"class": "stored"})
 
+    other = STARTED * MICROS + 1
+    case("other-process", "WrongDestination", "for another process of the reader", header={"instances": [other]})
+    case("earlier-process", "WrongDestination", "for an earlier process of the reader", header={"instances": [other - 2]})
+    case("other-processes", "WrongDestination", "for two nodes, and other processes of both", to=("nanite-fred", "nanite-bob"),
+         recipients=[fred, bob], header={"instances": [1, other]})
+
     # 5 NotFresh.
+    early = {"instance": STARTED * MICROS, "issued_at": (STARTED + 30) * MICROS - 1, "expires_at": (STARTED + 80) * MICROS}
+    case("early", "NotFresh", "just after the reader's start, and does not name the reader's process", now=STARTED + 40,
+         header=early)
+    case("early-many", "NotFresh", "the same, for two nodes, and names a process of one", now=STARTED + 40,
+         to=("nanite-fred", "nanite-bob"), recipients=[fred, bob], header={**early, "instances": [1]})
+    case("early-mapper", "NotFresh", "the same, for the mappers, and names other processes", now=STARTED + 40, to="mappers",
+         recipients=[m1], reader=m1, channel="requests", header={**early, "instances": [1, other]})
+    case("early-register", "NotFresh", "a registration just after the reader's start", kind="register", now=STARTED + 40,
+         sender=fred, to="mappers", recipients=[m1], reader=m1, channel="presence", content=body("register", fred, m1),
+         certificates=[fred.certificate], header=early)
+    case("early-answer", "NotFresh", "an answer to nothing that the reader sent, just after its start", kind="result",
+         now=STARTED + 40, sender=fred, to=("mapper-m1",), recipients=[m1], reader=m1, channel="mapper-inbox",
+         content=body("result", fred, m1), header={**early, "in_reply_to": "ab" * 16})
     case("future", "NotFresh", "issued 31 seconds in the future", now=T0 - 21 + 0)
     case("expired", "NotFresh", "expired a second ago", now=T0 + 71)
     case("long-lived", "NotFresh", "valid for 61 seconds", header={"expires_at": (T0 + 71) * MICROS})
@@ -336,7 +388,12 @@ def bad():
     case("backwards", "NotFresh", "it expires before it is issued", now=T0 + 5,
          header={"expires_at": (T0 + 9) * MICROS})
     case("before-start", "NotFresh", "issued before the reader started",
-         header={"issued_at": (T0 - 5) * MICROS, "expires_at": (T0 + 50) * MICROS})
+         header={"instance": (STARTED - 10) * MICROS, "issued_at": (STARTED - 5) * MICROS,
+                 "expires_at": (STARTED + 50) * MICROS}, now=STARTED + 20)
+    case("future-start", "NotFresh", "the sender started 31 seconds after it issued the message",
+         header={"instance": (T0 + 41) * MICROS})
+    case("largest-instance", "NotFresh", "the largest instance", kind="ping", sender=fred, to="mappers", recipients=[m1],
+         reader=m1, channel="presence", content=body("ping", fred, m1), header={"instance": 2**64 - 1})
 
     # 6 UnknownSigner.
     case("unknown-key", "UnknownSigner", "signed with a key of m1 that nobody knows", signer=UNKNOWN)
@@ -634,6 +691,11 @@ def lengthened(der, more):
     return b"\x30\x82" + len(contents).to_bytes(2, "big") + contents
 
 
+def without(der, index):
+    fields = list(pieces(contents(der)))
+    return tlv(der[0], b"".join(fields[:index] + fields[index + 1:]))
+
+
 def swap_attributes(der):
     info = envelope.ContentInfo.load(der)["content"]["signers"][0]
     first, second = in_order(info["attributes"])[:2]
@@ -689,7 +751,7 @@ def main():
     good()
     bad()
     edges()
-    index = {"started_at": T0, "messages": INDEX}
+    index = {"started_at": STARTED, "messages": INDEX}
     (OUT / "index.json").write_text(json.dumps(index, indent=1, ensure_ascii=False) + "\n")
     print(f"{len(INDEX)} messages")
 

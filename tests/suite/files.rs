@@ -127,6 +127,8 @@ async fn n19_rejects_paths_symlinks_and_directories(system: System) {
         let answers = mapper.broadcast(Broadcast::new(&path, domain("photos")).dest(name), |_| ()).await.unwrap();
         let failure = answers.outcomes.values().next().unwrap().clone().unwrap_err();
         assert_eq!(failure, Failure::failed("the file cannot be written: entity already exists"));
+        // At once: the content is not sent for nothing.
+        assert_eq!(system.start_file("m1", "a", name, Some(4)).await, Err(FailureCode::Failed), "{name}");
     }
     assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
     assert_eq!(names(root.path()), ["directory", "link"]);

@@ -13,6 +13,7 @@ use nanite::serializer::{
 };
 
 use crate::harness::pki::{Pki, T0, agent, at, mapper};
+use crate::harness::tamper::Der;
 
 fn register(name: &str) -> Packet {
     let services = vec!["/simple/echo".parse().unwrap()];
@@ -100,6 +101,28 @@ fn n14_modified_proof_is_rejected() {
     carrying.certificates = proof.certificates.clone();
     assert_eq!(refused(carrying), OpenErrorKind::Malformed, "a heartbeat carries no certificates");
     assert!(one.verify_proof(&proof, at(3)).is_ok());
+}
+
+#[test]
+fn n14_proof_with_an_instance_after_its_time_of_issue_is_rejected() {
+    let pki = Pki::new(KeyType::P256);
+    let one = pki.builder(&mapper("one")).dangerous().accept_signed_only().build().unwrap();
+    // The largest instance would bar the agent in Redis for as long as the registration is stored.
+    for (started, expected) in [
+        (Timestamp::from_micros(u64::MAX), Err(OpenErrorKind::NotFresh)),
+        (at(32), Err(OpenErrorKind::NotFresh)),
+        (at(31), Ok(())),
+    ] {
+        let fred = pki.builder(&agent("fred")).started_at(started).dangerous().seal_signed_only().build().unwrap();
+        let bytes = fred.seal(&ping("fred"), &SealRequest::new(&Audience::Mappers, at(1))).unwrap().bytes;
+        let mut message = Der::parse(&bytes);
+        let content = message.at(&[1, 0, 2, 1, 0]).leaf().clone();
+        let last = message.at(&[1, 0]).children().len() - 1;
+        let signer_info = message.at(&[1, 0, last, 0]).bytes();
+        let proof = Proof::new(content[..32].try_into().unwrap(), content[64..].to_vec(), signer_info, Vec::new());
+        let verified = one.verify_proof(&Arc::new(proof), at(2)).map(drop).map_err(|error| error.kind);
+        assert_eq!(verified, expected, "{started}");
+    }
 }
 
 #[test]

@@ -9,7 +9,7 @@ use nanite::serializer::{
 use serde_json::{Value, json};
 
 use crate::harness::oracle::{Files, openssl, oracle};
-use crate::harness::pki::{Pki, T0, agent, at, mapper};
+use crate::harness::pki::{Pki, STARTED, T0, agent, at, mapper};
 
 const SUITES: [KeyType; 2] = [KeyType::P256, KeyType::Rsa2048];
 
@@ -50,6 +50,11 @@ fn s01_independent_reader_opens_sealed_messages() {
         for (number, (serializer, signer, reader, packet, audience, to, kind)) in cases.into_iter().enumerate() {
             let mut options = SealRequest::new(&audience, at(5));
             options.in_reply_to = (number % 2 == 0).then_some(reply);
+            options.instances = match &audience {
+                Audience::One(_) if number % 2 == 0 => &[7],
+                Audience::Many(_) | Audience::Mappers => &[5, u64::MAX],
+                _ => &[],
+            };
             let sealed = serializer.seal(&packet, &options).unwrap();
             let [signer_pem, reader_pem] = [signer, reader].map(|name| files.path(&format!("{name}.pem")));
             let key = files.path(&format!("{reader}-key.pem"));
@@ -61,9 +66,10 @@ fn s01_independent_reader_opens_sealed_messages() {
                 "version": 2,
                 "kind": kind,
                 "from": serializer.identity().as_str(),
-                "instance": T0.as_micros(),
+                "instance": STARTED.as_micros(),
                 "sequence": header["sequence"],
                 "to": to,
+                "instances": options.instances,
                 "id": sealed.id.to_string(),
                 "issued_at": at(5).as_micros(),
                 "expires_at": at(65).as_micros(),

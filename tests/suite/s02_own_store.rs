@@ -17,7 +17,7 @@ use nanite::transport::MemoryBroker;
 use openssl::nid::Nid;
 
 use crate::harness::forge::{Forge, Forged};
-use crate::harness::pki::{Peers, Pki, agent, at, mapper};
+use crate::harness::pki::{Peers, Pki, STARTED, agent, at, mapper};
 use crate::harness::tamper::{self, Der};
 
 /// Empty at first; keeps the certificates of verified messages.
@@ -73,7 +73,7 @@ fn node(pki: &Pki, credentials: Credentials) -> (Arc<LearningStore>, SecureSeria
 fn with_trust(credentials: Credentials, trust: Trust) -> (Arc<LearningStore>, SecureSerializer) {
     let store = Arc::new(LearningStore::default());
     let builder = SecureSerializer::builder(credentials, store.clone(), trust);
-    (store, builder.started_at(at(0)).build().unwrap())
+    (store, builder.started_at(STARTED).build().unwrap())
 }
 
 fn request() -> Packet {

@@ -65,7 +65,10 @@ impl TestDirectory {
         let credentials = directory.credentials(identity, None, now).unwrap();
         let store = DirectoryCertificateStore::open(self.dir.path(), now).unwrap();
         let trust = store.trust().unwrap();
-        SecureSerializer::builder(credentials, Arc::new(store), trust).started_at(now).build().unwrap()
+        SecureSerializer::builder(credentials, Arc::new(store), trust)
+            .started_at(now.saturating_sub(Duration::from_secs(60)))
+            .build()
+            .unwrap()
     }
 }
 

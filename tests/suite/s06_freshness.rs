@@ -61,18 +61,29 @@ fn s06_validity_limits_are_exact() {
     let pki = Pki::new(KeyType::P256);
     let m1 = pki.serializer(&mapper("m1"));
     let to = Audience::One(agent("fred"));
-    let opens = |issued: Timestamp, now: Timestamp| {
+    let open = |instances: &[u64], issued: Timestamp, now: Timestamp| {
         let fred = pki.builder(&agent("fred")).started_at(at(1)).build().unwrap();
-        let opened = fred.open(&seal(&m1, &request(), &to, issued), &OpenContext::new(InboundQueue::AgentInbox, now));
+        let mut options = SealRequest::new(&to, issued);
+        options.instances = instances;
+        let bytes = m1.seal(&request(), &options).unwrap().bytes;
+        let opened = fred.open(&bytes, &OpenContext::new(InboundQueue::AgentInbox, now));
         opened.map(|_| ()).map_err(|error| error.kind)
     };
+    let opens = |issued: Timestamp, now: Timestamp| open(&[at(1).as_micros()], issued, now);
     let micro = Duration::from_micros(1);
     assert_eq!(opens(at(10), at(70)), Ok(()), "valid up to and including its last moment");
     assert_eq!(opens(at(10), at(70).saturating_add(micro)), Err(OpenErrorKind::NotFresh));
     assert_eq!(opens(at(40), at(10)), Ok(()), "30 s from the future");
     assert_eq!(opens(at(40).saturating_add(micro), at(10)), Err(OpenErrorKind::NotFresh));
-    assert_eq!(opens(at(1), at(10)), Ok(()), "issued when the process started");
-    assert_eq!(opens(at(1).saturating_sub(micro), at(10)), Err(OpenErrorKind::NotFresh));
+    assert_eq!(
+        opens(at(1).saturating_sub(micro), at(10)),
+        Ok(()),
+        "it names the process, so the sender's clock is behind"
+    );
+    assert_eq!(open(&[], at(31), at(31)), Ok(()), "issued 30 s after the process started");
+    for early in [at(31).saturating_sub(micro), at(1), at(1).saturating_sub(micro)] {
+        assert_eq!(open(&[], early, at(31)), Err(OpenErrorKind::NotFresh), "an earlier process may have opened it");
+    }
 }
 
 #[test]

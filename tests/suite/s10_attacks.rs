@@ -85,6 +85,12 @@ fn s10_rejects_changed_header() {
     let fields = world.forged().header.children().len();
     for index in 0..fields {
         let mut forged = world.forged();
+        if index == field::INSTANCES {
+            // For another process of fred.
+            forged.header.at(&[index]).children().push(Der::Leaf(2, vec![1]));
+            world.refused(&forged.bytes(), BadSignature);
+            continue;
+        }
         let Der::Leaf(tag, bytes) = forged.header.at(&[index]) else {
             // `to` is a list; change the name in it.
             forged.header.at(&[index, 0]).leaf()[7] ^= 1;
@@ -102,7 +108,7 @@ fn s10_rejects_changed_header() {
             field::KIND => Unsupported,    // now advertise, which is never encrypted
             field::FROM => UnknownSigner,  // now mapper-m0, which does not exist
             field::EXPIRES_AT => NotFresh, // valid for too long
-            9 => Malformed,                // class stored, but not to the mappers
+            field::CLASS => Malformed,     // class stored, but not to the mappers
             _ => BadSignature,
         };
         let error = world.fred.open(&forged.bytes(), &OpenContext::new(InboundQueue::AgentInbox, at(11))).unwrap_err();

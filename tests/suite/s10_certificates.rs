@@ -13,7 +13,7 @@ use nanite::serializer::{
 };
 
 use crate::harness::attack::{World, ping, refused_by, register, request};
-use crate::harness::pki::{Peers, Pki, agent, at, mapper};
+use crate::harness::pki::{Peers, Pki, STARTED, agent, at, mapper};
 use crate::harness::tamper::{Der, Forged, field};
 
 #[test]
@@ -21,7 +21,7 @@ fn s10_rejects_unknown_peers() {
     let world = World::new();
     let peers = Arc::new(Peers::default());
     let builder = SecureSerializer::builder(world.credentials("fred"), peers.clone(), world.pki.ca.trust().unwrap())
-        .started_at(at(0));
+        .started_at(STARTED);
     let fred = builder.build().unwrap();
     refused_by(&fred, &world.message, InboundQueue::AgentInbox, at(11), UnknownSigner);
     peers.put(world.credentials("m1").certificate());
@@ -64,7 +64,7 @@ fn s10_rejects_invalid_certificates() {
     let m2 = world.credentials("m2");
     let store = Arc::new(WrongStore(m2.certificate().clone()));
     let builder =
-        SecureSerializer::builder(world.credentials("fred"), store, world.pki.ca.trust().unwrap()).started_at(at(0));
+        SecureSerializer::builder(world.credentials("fred"), store, world.pki.ca.trust().unwrap()).started_at(STARTED);
     let fred = builder.build().unwrap();
     refused_by(&fred, &world.forged().signed_by(&m2), InboundQueue::AgentInbox, at(11), BadCertificate);
     let ping = fred.seal(&ping("fred"), &SealRequest::new(&Audience::One(mapper("m1")), at(1)));
@@ -102,11 +102,11 @@ fn s10_rejects_untrusted_embedded_certificate() {
         world.pki.peers.clone(),
         world.pki.ca.trust().unwrap(),
     );
-    let bytes = forger.started_at(at(0)).build().unwrap().seal(&register("fred"), &options).unwrap().bytes;
+    let bytes = forger.started_at(STARTED).build().unwrap().seal(&register("fred"), &options).unwrap().bytes;
     refused_by(&world.m1, &bytes, InboundQueue::Presence, at(11), UnknownSigner);
     let with_trusting_store = |trust: &Pki| {
         SecureSerializer::builder(world.credentials("m1"), Arc::new(TrustingStore), trust.ca.trust().unwrap())
-            .started_at(at(0))
+            .started_at(STARTED)
             .build()
             .unwrap()
     };

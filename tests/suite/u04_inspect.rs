@@ -130,7 +130,7 @@ fn sealed_at(site: &Offline, at: Timestamp) -> Vec<u8> {
     let credentials = directory.credentials(&Identity::mapper("ctl").unwrap(), None, now).unwrap();
     let store = DirectoryCertificateStore::open(directory.path(), now).unwrap();
     let trust = store.trust().unwrap();
-    let ctl = SecureSerializer::builder(credentials, Arc::new(store), trust).build().unwrap();
+    let ctl = SecureSerializer::builder(credentials, Arc::new(store), trust).started_at(at).build().unwrap();
     let mut request = Request::new("/simple/echo".parse().unwrap(), Payload::default());
     request.from = Some(Identity::mapper("ctl").unwrap());
     request.token = Some(Token::random().unwrap());

@@ -4,9 +4,10 @@
 //! An input is a byte that selects signer, honesty and protection, then a header in DER, then the body.
 
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use nanite::certs::Certificate;
-use nanite::packet::Packet;
+use nanite::packet::{Kind, Packet};
 use nanite::security::{Header, SecureSerializer, fuzzing};
 use nanite::serializer::{Audience, InboundQueue, MessageClass, OpenContext, OpenErrorKind, Serializer};
 
@@ -71,15 +72,27 @@ fn check(header: &Header, packet: &Packet, channel: InboundQueue, encrypted: boo
     assert_eq!(kind, header.kind);
     assert!(channel.permits(header.from.role(), kind), "the sender may not send it to this queue");
     assert!(packet.claimed_sender().is_none_or(|sender| *sender == header.from), "in the name of another node");
-    assert_eq!(encrypted, kind != nanite::packet::Kind::Advertise, "unencrypted, or an encrypted advertise");
+    assert_eq!(encrypted, kind != Kind::Advertise, "unencrypted, or an encrypted advertise");
     let lifetime = header.expires_at.since(header.issued_at).as_secs();
     match header.class {
         MessageClass::Live => {
-            assert!(lifetime <= 60 && header.issued_at >= START, "lifetime too long, or issued before the start")
+            let named = header.instances.contains(&START.as_micros());
+            let nodes = match &header.to {
+                Audience::One(_) => 1,
+                Audience::Many(many) => many.len(),
+                _ => usize::MAX,
+            };
+            assert!(named || header.instances.len() < nodes, "for another process");
+            let may_repeat = matches!(kind, Kind::Ping | Kind::Unregister | Kind::Advertise);
+            let margin = Duration::from_secs(if may_repeat { 0 } else { 30 });
+            let late_enough = named || header.issued_at >= START.saturating_add(margin);
+            assert!(lifetime <= 60 && late_enough, "lifetime too long, or issued before the start");
         }
         MessageClass::Stored => assert!(lifetime <= 7 * 24 * 3600 && header.to == Audience::Mappers),
     }
     assert!(header.issued_at <= header.expires_at);
+    let latest = header.issued_at.saturating_add(Duration::from_secs(30)).as_micros();
+    assert!(header.instance <= latest, "the sender started after it issued the message");
     assert!(channel != InboundQueue::Offline || header.class == MessageClass::Stored);
     let instance = match packet {
         Packet::Register(register) => register.instance,

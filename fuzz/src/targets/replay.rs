@@ -34,8 +34,7 @@ impl Model {
         let of_sender = self.seen.keys().filter(|(sender, _)| *sender == from).count();
         until(expires_at) > self.forgotten
             && !self.seen.contains_key(&(from, id))
-            && of_sender < PER_SENDER
-            && self.seen.len() < TOTAL
+            && of_sender < PER_SENDER.min(TOTAL - self.seen.len())
     }
 }
 
@@ -81,18 +80,20 @@ pub fn run(data: &[u8]) {
             }
             _ => {
                 // Accepted heartbeats arrive again while they can be valid: issued at most `SKEW` after their arrival.
-                for ((who, place), at) in &places {
+                for ((who, certificate, place), at) in &places {
                     let at: &Timestamp = at;
                     if now <= at.saturating_add(SKEW).saturating_add(LIFETIME) {
                         assert!(
-                            !memory.advance(&senders[*who], *place, LIFETIME, now),
+                            !memory.advance(&senders[*who], *certificate, *place, LIFETIME, now),
                             "a heartbeat was accepted twice"
                         );
                     }
                 }
                 let place = (u64::from(*expiry), u64::from(*which));
-                if memory.advance(from, place, LIFETIME, now) {
-                    places.insert((who, place), now);
+                // The certificate: a larger number is a newer one.
+                let certificate = Timestamp::from_secs(u64::from(scale >> 2 & 3));
+                if memory.advance(from, certificate, place, LIFETIME, now) {
+                    places.insert((who, certificate, place), now);
                 }
             }
         }

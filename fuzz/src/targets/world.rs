@@ -10,7 +10,7 @@ use nanite::security::SecureSerializer;
 use nanite::serializer::{Audience, InboundQueue};
 
 /// The start time of the readers.
-pub const START: Timestamp = Timestamp::from_secs(1_795_500_000);
+pub const START: Timestamp = Timestamp::from_secs(1_795_499_940);
 /// The time when messages arrive.
 pub const NOW: Timestamp = Timestamp::from_secs(1_795_500_020);
 

@@ -15,6 +15,9 @@ use nanite::security::{SecureSerializer, SecureSerializerBuilder};
 /// The start time of tests with a scripted clock.
 pub const T0: Timestamp = Timestamp::from_secs(1_795_500_000);
 
+/// The start of the serializers of such tests: early enough that they accept messages from [`T0`] on that do not name their process.
+pub const STARTED: Timestamp = Timestamp::from_secs(1_795_500_000 - 60);
+
 /// This many seconds after [`T0`].
 pub fn at(seconds: u64) -> Timestamp {
     T0.saturating_add(Duration::from_secs(seconds))
@@ -99,7 +102,7 @@ impl Pki {
         self.ca.issue(identity, self.key_type, CertificateAuthority::LEAF_VALID_FOR, self.start).unwrap()
     }
 
-    /// A builder of a serializer for a node that started at [`T0`].
+    /// A builder of a serializer for a node that started at [`STARTED`].
     pub fn builder(&self, identity: &Identity) -> SecureSerializerBuilder {
         self.builder_for(self.credentials(identity))
     }
@@ -107,10 +110,10 @@ impl Pki {
     /// The same, with credentials of the test's own.
     pub fn builder_for(&self, credentials: Credentials) -> SecureSerializerBuilder {
         let trust = self.ca.trust().unwrap();
-        SecureSerializer::builder(credentials, self.peers.clone(), trust).started_at(T0)
+        SecureSerializer::builder(credentials, self.peers.clone(), trust).started_at(STARTED)
     }
 
-    /// A serializer for a node that started at [`T0`].
+    /// A serializer for a node that started at [`STARTED`].
     pub fn serializer(&self, identity: &Identity) -> SecureSerializer {
         self.builder(identity).build().unwrap()
     }

@@ -118,9 +118,11 @@ pub mod field {
     pub const KIND: usize = 1;
     pub const FROM: usize = 2;
     pub const TO: usize = 5;
-    pub const ISSUED_AT: usize = 7;
-    pub const EXPIRES_AT: usize = 8;
-    pub const CODEC: usize = 11;
+    pub const INSTANCES: usize = 6;
+    pub const ISSUED_AT: usize = 8;
+    pub const EXPIRES_AT: usize = 9;
+    pub const CLASS: usize = 10;
+    pub const CODEC: usize = 12;
 }
 
 impl Forged {
