@@ -13,7 +13,9 @@ use crate::audit::AuditLog;
 use crate::clock::Clock;
 use crate::link::{Link, LinkBuilder, Outbound, Received, SendError, Subscription, wait_for_mappers};
 use crate::packet::{Identity, Packet, Request, RequestDigest, RequestOrigin, Role, Token};
-use crate::request::{Dispatch, Events, HandedOver, PendingRequests, RequestBuilder, RequestError, RequestSpec, sealed};
+use crate::request::{
+    Dispatch, Events, HandedOver, PendingRequests, RequestBuilder, RequestError, RequestSpec, sealed,
+};
 use crate::serializer::{Audience, Inbound, InboundQueue, Serializer};
 use crate::transport::{Destination, Queue, QueueKind, Transport, TransportError, topology};
 
@@ -240,12 +242,7 @@ impl Dispatch for MapperProxy {
 }
 
 /// Receives the answers of a proxy that is not an agent's.
-async fn listen(
-    link: Link,
-    mut answers: Subscription,
-    pending: Arc<PendingRequests>,
-    advertises: watch::Sender<u64>,
-) {
+async fn listen(link: Link, mut answers: Subscription, pending: Arc<PendingRequests>, advertises: watch::Sender<u64>) {
     while let Some(received) = answers.next().await {
         let inbound = Received::accept(received).await;
         if let Packet::Advertise(advertise) = &inbound.packet {

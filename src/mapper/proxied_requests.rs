@@ -114,7 +114,7 @@ impl ProxiedRequest {
         }
         let mut request = self.request.clone();
         request.on_behalf_of = Some(caller.origin().clone());
-        request.origin_token = self.origin_token().filter(|_| shared.link.is_secure());
+        request.origin_token = self.origin_token();
         let remaining = request.deadline.map(|deadline| deadline.since(shared.link.now()));
         let spec = RequestSpec {
             timeout: remaining.unwrap_or(shared.request_timeout).min(MAX_TIMEOUT),

@@ -9,7 +9,7 @@ mod reply;
 pub use answers::{Answers, Event, RequestError};
 pub use builder::{Dispatch, Events, RequestBuilder, RequestSpec};
 pub(crate) use builder::{after, sealed};
-pub use pending::AgentWorkload;
 pub(crate) use forwarded::{ForwardedOutcomes, HandedOver};
+pub use pending::AgentWorkload;
 pub(crate) use pending::PendingRequests;
 pub(crate) use reply::ReplyTo;

@@ -60,7 +60,13 @@ impl ReplyTo {
         Self { origin, ..self }
     }
 
-    /// Sends an intermediate result. If that fails, the caller sees a gap.
+    /// Sends the intermediate result with this number. If that fails, the caller sees a gap.
+    pub async fn part(mut self, link: &Link, number: u64, key: String, value: Payload) {
+        self.next_part = number;
+        self.intermediate(link, key, value, None).await;
+    }
+
+    /// Sends the next intermediate result. If that fails, the caller sees a gap.
     pub async fn intermediate(&mut self, link: &Link, key: String, value: Payload, agent: Option<Identity>) {
         let part = Intermediate::new(self.token, self.to.clone(), link.identity().clone(), key, value);
         self.send_part(link, Intermediate { origin: agent, ..part }).await;
@@ -89,12 +95,7 @@ impl ReplyTo {
     }
 
     /// As [`answer`](Self::answer), with the answers of agents that it forwards.
-    pub async fn answer_with_proofs(
-        &self,
-        link: &Link,
-        result: Result<Payload, Failure>,
-        proofs: Vec<ForwardedProof>,
-    ) {
+    pub async fn answer_with_proofs(&self, link: &Link, result: Result<Payload, Failure>, proofs: Vec<ForwardedProof>) {
         let timeout = self.deadline.map_or(RETRY_TIMEOUT, |deadline| deadline.since(link.now()));
         let (until, mut delay) = (after(timeout), FIRST_RETRY_DELAY);
         let mut outcome = Outcome::new(self.token, self.to.clone(), link.identity().clone(), result);

@@ -13,9 +13,7 @@ use super::open::{check_signature_over, parse, verified};
 use crate::certs::{Certificate, KeyId, Suite};
 use crate::clock::Timestamp;
 use crate::packet::{ForwardedProof, Kind, Packet, Role};
-use crate::serializer::{
-    Audience, Forwarded, Inbound, InboundQueue, MessageClass, OpenError, OpenErrorKind, Proof,
-};
+use crate::serializer::{Audience, Forwarded, Inbound, InboundQueue, MessageClass, OpenError, OpenErrorKind, Proof};
 
 impl Context {
     /// Verifies a proof: the steps of opening, except those about its delivery.

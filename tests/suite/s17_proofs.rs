@@ -80,7 +80,10 @@ impl Stage {
                 assert_eq!(code, Err(&FailureCode::Lost), "{what}");
             }
         } else {
-            assert!(matches!(&answers, Err(RequestError::Refused(failure)) if failure.code == FailureCode::Lost), "{what}: {answers:?}");
+            assert!(
+                matches!(&answers, Err(RequestError::Refused(failure)) if failure.code == FailureCode::Lost),
+                "{what}: {answers:?}"
+            );
         }
         let all: Vec<_> = self.boss.refusals().into_iter().filter(|(_, count)| *count > 0).collect();
         assert_eq!(self.refused(kind), 1, "{what}: {all:?}");
