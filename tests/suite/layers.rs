@@ -9,7 +9,7 @@ use crate::harness::sources::{Source, circles, named_modules, root, rust_files, 
 /// The most lines in a file.
 const MAX_LINES: usize = 500;
 /// The number of files that `src` has to stay below.
-const MAX_FILES: usize = 154;
+const MAX_FILES: usize = 155;
 
 /// One row of the table of modules in ARCHITECTURE.md.
 struct Row {

@@ -130,7 +130,8 @@ async fn s18_proxied_request_that_several_mappers_send_runs_once() {
 
 /// Two mappers, an agent and a node that asks, over RabbitMQ. The first mapper is connected through a proxy.
 struct Pair {
-    pki: Pki,
+    /// Of the second mapper: it is as old as the first one, and connects later.
+    second: Arc<SecureSerializer>,
     broker: Broker,
     proxy: Proxy,
     job: Work,
@@ -154,18 +155,18 @@ impl Pair {
         for name in [mapper("m1"), mapper("m2"), agent("fred"), agent("boss")] {
             pki.credentials(&name);
         }
+        let second = Self::serializer(&pki, &mapper("m2"));
         let first = Mapper::builder(Self::serializer(&pki, &mapper("m1")), first).start().await.unwrap();
         let (work, job) = Work::new();
         let node = async |name: &str| Agent::builder(Self::serializer(&pki, &agent(name)), broker.connect().await);
         let fred = start(node("fred").await.ping_time(Duration::from_millis(200)).actor(work)).await;
         let boss = start(node("boss").await).await;
         wait_until_known(&first, &["boss", "fred"]).await;
-        Self { pki, broker, proxy, job, first, _fred: fred, boss }
+        Self { second, broker, proxy, job, first, _fred: fred, boss }
     }
 
     async fn second(&self) -> Mapper {
-        let second = Self::serializer(&self.pki, &mapper("m2"));
-        let second = Mapper::builder(second, self.broker.connect().await).start().await.unwrap();
+        let second = Mapper::builder(self.second.clone(), self.broker.connect().await).start().await.unwrap();
         wait_until_known(&second, &["boss", "fred"]).await;
         second
     }
