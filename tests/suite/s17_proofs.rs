@@ -152,6 +152,13 @@ async fn s17_mapper_cannot_alter_an_answer() {
     proof.body.0[at..at + 4].copy_from_slice(b"evil");
     stage.forward(&taken, vec![proof]).await;
     stage.refuses(events, OpenErrorKind::CannotOpen, "another value").await;
+
+    let mut stage = Stage::new().await;
+    let (events, taken) = stage.request("a").await;
+    let mut proof = stage.proof(&taken, "fred").await;
+    *proof.signer_info.0.last_mut().unwrap() ^= 1;
+    stage.forward(&taken, vec![proof]).await;
+    stage.refuses(events, OpenErrorKind::BadSignature, "another signature").await;
 }
 
 #[tokio::test]
