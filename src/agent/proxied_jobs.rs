@@ -113,7 +113,9 @@ impl State {
             return;
         }
         self.bytes += bytes(result);
-        self.results.put(origin, result.clone());
+        if let Some(replaced) = self.results.put(origin, result.clone()) {
+            self.bytes -= bytes(&replaced);
+        }
         while self.bytes > MAX_RESULT_BYTES
             && let Some((_, oldest)) = self.results.pop_lru()
         {
