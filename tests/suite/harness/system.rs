@@ -111,7 +111,7 @@ pub async fn wait_until_known(mapper: &Mapper, names: &[&str]) {
             let _ = tokio::time::timeout(Duration::from_millis(10), registered).await;
         }
     };
-    if tokio::time::timeout(Duration::from_secs(30), known).await.is_err() {
+    if tokio::time::timeout(super::WAIT_TIMEOUT, known).await.is_err() {
         panic!("the mapper does not know exactly {names:?}: {:?}", mapper.agents().await);
     }
 }
