@@ -178,7 +178,7 @@ async fn handle(link: &Link, root: &FileRoot, transfers: &mut HashMap<Token, Inc
                 && !transfers.contains_key(&token)
             {
                 let started = if transfers.len() >= MAX_TRANSFERS {
-                    Err(Failure::new(FailureCode::Busy, "too many file transfers at a time"))
+                    Err(Failure::new(FailureCode::Overloaded, "too many file transfers at a time"))
                 } else {
                     IncomingTransfer::start(root, start, sender, reply_to.clone()).await
                 };

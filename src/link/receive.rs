@@ -18,7 +18,7 @@ use crate::audit::Record;
 use crate::clock::Timestamp;
 use crate::limits::nonzero;
 use crate::serializer::{Cost, Inbound, InboundQueue, OpenContext, OpenError, OpenErrorKind, Provenance};
-use crate::transport::{Acker, Consumer, Delivery, Queue, TransportError};
+use crate::transport::{Acker, Consumer, Delivery, Destination, PublishRequest, Queue, TransportError, topology};
 
 /// How long a message is held before it is requeued.
 const REQUEUE_DELAY: Duration = Duration::from_millis(50);
@@ -28,6 +28,10 @@ const REQUEUE_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_WAITING: usize = 64;
 /// How many requeued messages are remembered.
 const MAX_REMEMBERED: NonZeroUsize = nonzero(4096);
+/// How long a message that is stored again stays at the broker at most. A mapper refuses it once it has expired.
+const STORED_LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How long storing it again may take.
+const STORE_TIMEOUT: Duration = Duration::from_secs(20);
 /// How many offline messages of unknown signers are held.
 const MAX_UNKNOWN_SIGNERS: usize = 64;
 
@@ -74,6 +78,14 @@ impl Link {
         }
     }
 
+    /// Publishes a message of the offline queue there again, as it is.
+    pub(crate) async fn store_again(&self, body: Arc<[u8]>) -> Result<(), TransportError> {
+        let request = PublishRequest::new(Destination::queue(topology::OFFLINE), body)
+            .content_type(self.0.serializer.content_type())
+            .expires_in(STORED_LIFETIME);
+        self.0.transport.publish(request, STORE_TIMEOUT).await
+    }
+
     async fn open(self, delivery: Delivery, inbound_queue: InboundQueue, cost: Cost) -> Option<Opened> {
         let Delivery { body, content_type, redelivered, acker } = delivery;
         let opened = if content_type == self.0.serializer.content_type() {
@@ -89,7 +101,7 @@ impl Link {
                 if let Some(audit) = &self.0.audit {
                     audit.record(Record::accepted(self.identity(), self.now(), &inbound, inbound_queue)).await;
                 }
-                Some(Opened::Good(Received { inbound, redelivered, acker }))
+                Some(Opened::Good(Received { inbound, redelivered, acker, body }))
             }
             Err(error) => {
                 self.0.refusals.count(error.kind);
@@ -204,7 +216,18 @@ impl Subscription {
 
     /// How many offline messages are held for other mappers. They go back to the queue when this is dropped.
     pub(crate) fn held_for_others(&self) -> usize {
-        self.requeue.held()
+        self.requeue.held.len()
+    }
+
+    /// How many bytes they have.
+    pub(crate) fn bytes_held_for_others(&self) -> usize {
+        self.requeue.held.iter().map(|message| message.body.len()).sum()
+    }
+
+    /// Takes them, to be settled by the caller.
+    pub(crate) fn take_held_for_others(&mut self) -> Vec<HeldMessage> {
+        self.requeue.unknown_signers = 0;
+        std::mem::take(&mut self.requeue.held)
     }
 }
 
@@ -223,6 +246,15 @@ pub struct Received {
     /// Whether the broker may have delivered it before.
     pub redelivered: bool,
     /// Acknowledges it.
+    pub acker: Acker,
+    /// As it arrived.
+    pub(crate) body: Arc<[u8]>,
+}
+
+/// An offline message that another mapper may be able to open.
+#[derive(Debug)]
+pub(crate) struct HeldMessage {
+    pub body: Arc<[u8]>,
     pub acker: Acker,
 }
 
@@ -253,7 +285,7 @@ struct Requeue {
     /// When each message arrived first, by the hash of its bytes.
     first_seen: LruCache<u64, Timestamp>,
     hasher: RandomState,
-    held: Vec<Acker>,
+    held: Vec<HeldMessage>,
     unknown_signers: usize,
 }
 
@@ -281,15 +313,15 @@ impl Requeue {
         &mut self,
         error: &OpenError,
         queue: InboundQueue,
-        body: &[u8],
+        body: &Arc<[u8]>,
         acker: Acker,
         now: Timestamp,
     ) -> Result<(), Acker> {
         if queue == InboundQueue::Offline {
-            return self.hold(error, acker);
+            return self.hold(error, body, acker);
         }
         let Ok(permit) = self.permits.clone().try_acquire_owned() else { return Err(acker) };
-        let first_seen = *self.first_seen.get_or_insert(self.hasher.hash_one(body), || now);
+        let first_seen = *self.first_seen.get_or_insert(self.hasher.hash_one(&**body), || now);
         if now.since(first_seen) > REQUEUE_TIMEOUT {
             return Err(acker);
         }
@@ -303,7 +335,7 @@ impl Requeue {
         Ok(())
     }
 
-    fn hold(&mut self, error: &OpenError, acker: Acker) -> Result<(), Acker> {
+    fn hold(&mut self, error: &OpenError, body: &Arc<[u8]>, acker: Acker) -> Result<(), Acker> {
         if !error.for_others {
             if self.unknown_signers >= MAX_UNKNOWN_SIGNERS {
                 return Err(acker);
@@ -311,12 +343,7 @@ impl Requeue {
             self.unknown_signers += 1;
         }
         // Bounded by the prefetch.
-        self.held.push(acker);
+        self.held.push(HeldMessage { body: body.clone(), acker });
         Ok(())
-    }
-
-    /// How many offline messages are held for other mappers.
-    pub fn held(&self) -> usize {
-        self.held.len()
     }
 }
