@@ -49,7 +49,7 @@ impl Net {
         self.secure(SecureSerializer::builder(credentials, self.pki.peers.clone(), self.pki.ca.trust().unwrap()))
     }
 
-    async fn agent(&self, name: &str, work: impl Actor) -> Agent {
+    async fn agent(&self, name: &str, work: impl Actor + 'static) -> Agent {
         let transport = self.broker.connect().await;
         Agent::builder(self.serializer(&agent(name)), transport).actor(work).start().await.unwrap()
     }
@@ -75,7 +75,7 @@ fn echo() -> impl Actor {
 }
 
 /// Waits as long as `gate` has no permit.
-fn gated(gate: &Arc<Semaphore>) -> impl Actor {
+fn gated(gate: &Arc<Semaphore>) -> impl Actor + use<> {
     let gate = gate.clone();
     actor("long").expose("work", move |(): ()| {
         let gate = gate.clone();
@@ -163,7 +163,7 @@ async fn d12_long_proxied_request_does_not_hold_its_delivery_and_is_answered() {
 }
 
 /// Counts the calls of `/log/write`.
-fn log(calls: &Arc<AtomicUsize>) -> impl Actor {
+fn log(calls: &Arc<AtomicUsize>) -> impl Actor + use<> {
     let calls = calls.clone();
     actor("log").expose("write", move |_: Payload| {
         calls.fetch_add(1, Ordering::SeqCst);
