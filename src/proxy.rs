@@ -12,8 +12,10 @@ use tokio::task::AbortHandle;
 use crate::audit::AuditLog;
 use crate::clock::Clock;
 use crate::link::{Link, LinkBuilder, Outbound, Received, SendError, Subscription, wait_for_mappers};
-use crate::packet::{Identity, Packet, Request, Role, Token};
-use crate::request::{Dispatch, Events, PendingRequests, RequestBuilder, RequestError, RequestSpec, sealed};
+use crate::packet::{Identity, Packet, Request, RequestDigest, RequestOrigin, Role, Token};
+use crate::request::{
+    Dispatch, Events, HandedOver, PendingRequests, RequestBuilder, RequestError, RequestSpec, sealed,
+};
 use crate::serializer::{Audience, Inbound, InboundQueue, Serializer};
 use crate::transport::{Destination, Queue, QueueKind, Transport, TransportError, topology};
 
@@ -113,7 +115,7 @@ impl MapperProxyBuilder {
         let answers = link.subscribe(&queue, inbound_queue, PREFETCH).await?;
         let pending = Arc::default();
         let (advertises, advertised) = watch::channel(0);
-        let task = tokio::spawn(listen(answers, Arc::clone(&pending), advertises)).abort_handle();
+        let task = tokio::spawn(listen(link.clone(), answers, Arc::clone(&pending), advertises)).abort_handle();
         let listener = Listener { task, advertised, announced_at: Mutex::default() };
         let proxy = MapperProxy { link, pending, listener: Some(Arc::new(listener)) };
         proxy.find_mappers(FIND_MAPPERS_TIMEOUT).await;
@@ -145,8 +147,8 @@ impl MapperProxy {
     }
 
     /// Accepts an answer. False for another packet, or when no request waits for it.
-    pub(crate) fn answered(&self, inbound: Inbound) -> bool {
-        self.pending.answered(inbound)
+    pub(crate) async fn answered(&self, inbound: Inbound) -> bool {
+        self.pending.answered(&self.link, inbound).await
     }
 
     /// A request for `service`. It is sent when it is awaited, and returns the answers of all its targets.
@@ -211,7 +213,10 @@ impl MapperProxy {
         let ready = self.link.seal(message).await?;
         // Before it is published: the answer may arrive before the broker's confirm.
         if let Some(events) = events {
-            events.pending().hand_over(events.request(), ready.id());
+            let digest = RequestDigest::of(&spec.request.service, &spec.request.payload);
+            let origin = RequestOrigin::new(self.link.identity().clone(), events.request().token, digest);
+            let to = HandedOver::new(ready.id(), origin, spec.request.target.clone());
+            events.pending().hand_over(events.request(), to);
         }
         match self.link.publish(&ready, Destination::Queue(topology::REQUEST.into())).await {
             Err(TransportError::Unroutable(_)) => Err(RequestError::NoMapper),
@@ -237,7 +242,7 @@ impl Dispatch for MapperProxy {
 }
 
 /// Receives the answers of a proxy that is not an agent's.
-async fn listen(mut answers: Subscription, pending: Arc<PendingRequests>, advertises: watch::Sender<u64>) {
+async fn listen(link: Link, mut answers: Subscription, pending: Arc<PendingRequests>, advertises: watch::Sender<u64>) {
     while let Some(received) = answers.next().await {
         let inbound = Received::accept(received).await;
         if let Packet::Advertise(advertise) = &inbound.packet {
@@ -246,7 +251,7 @@ async fn listen(mut answers: Subscription, pending: Arc<PendingRequests>, advert
                 continue;
             }
             advertises.send_modify(|heard| *heard = heard.saturating_add(1));
-        } else if !pending.answered(inbound) {
+        } else if !pending.answered(&link, inbound).await {
             tracing::debug!("dropped an answer that no request waits for");
         }
     }

@@ -16,7 +16,7 @@ use crate::audit::DecisionSubject;
 use crate::clock::Timestamp;
 use crate::limits::nonzero;
 use crate::link::{Link, Received, acknowledge};
-use crate::packet::{Failure, FailureCode, Identity, Kind, Packet, Payload, Request, Service, Token};
+use crate::packet::{Failure, FailureCode, Identity, Kind, Packet, Payload, Request, RequestOrigin, Service, Token};
 use crate::policy::Policy;
 use crate::proxy::MapperProxy;
 use crate::request::ReplyTo;
@@ -130,7 +130,8 @@ impl Dispatcher {
                     tracing::warn!(%sender, "request refused: no reply queue");
                     return acknowledge(acker).await;
                 };
-                (request, Some(reply_to))
+                let origin = RequestOrigin::of(&request).filter(|_| signer.is_some());
+                (request, Some(reply_to.with_origin(origin)))
             }
             Packet::Push(request) => (request, None),
             _ => return acknowledge(acker).await,

@@ -339,7 +339,7 @@ impl Running {
                             }
                         }
                         Packet::Advertise(_) => self.register(id),
-                        _ => drop(self.settings.proxy.answered(inbound)),
+                        _ => drop(self.settings.proxy.answered(inbound).await),
                     }
                 }
                 Some(_) = jobs.join_next() => {}

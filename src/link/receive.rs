@@ -115,6 +115,18 @@ impl Link {
         }
     }
 
+    /// Counts, logs and records answers of agents, forwarded by a mapper, that this node refuses.
+    pub(crate) async fn record_refused_answers(&self, errors: &[OpenError]) {
+        let queue = InboundQueue::for_answers_to(self.identity().role());
+        for error in errors {
+            self.0.refusals.count(error.kind);
+            if let Some(audit) = &self.0.audit {
+                audit.record(Record::refused(self.identity(), self.now(), error, queue)).await;
+            }
+            self.0.refusals.log(self.identity(), error, queue, false, self.now());
+        }
+    }
+
     /// Reports the sender of a refused message, if an answer can help it.
     fn note_unverified_peer(&self, error: &OpenError, inbound_queue: InboundQueue) {
         let (Some(unverified_peers), Some(claimed)) = (&self.0.unverified_peers, &error.claimed) else { return };

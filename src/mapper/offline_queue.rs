@@ -34,6 +34,8 @@ const MAX_HELD_BYTES: usize = 64 * 1024 * 1024;
 const MAX_RUNNING: usize = 256;
 /// How often everything is returned to the queue. RabbitMQ closes the channel of a delivery that is held for 30 minutes.
 const HAND_BACK_INTERVAL: Duration = Duration::from_secs(10 * 60);
+/// How long a mapper that still reads messages keeps those that are sealed for others.
+const READING_LIMIT: Duration = Duration::from_secs(30);
 /// How many messages are moved behind the others at a time.
 const MOVES_AT_A_TIME: usize = 64;
 /// How long to wait before subscribing to the queue again after a failure.
@@ -84,6 +86,8 @@ pub(super) async fn redeliver(shared: Arc<Shared>, mut messages: Subscription) {
     let mut waiting: VecDeque<WaitingMessage> = VecDeque::new();
     let mut running = JoinSet::new();
     let mut subscribed_at = Instant::now();
+    // How many messages there were at the last tick.
+    let mut held_before = 0;
     let mut ticks = interval(shared.offline_redelivery);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // Created before the waiting messages are dispatched, so that an agent that registers meanwhile is not missed.
@@ -102,11 +106,16 @@ pub(super) async fn redeliver(shared: Arc<Shared>, mut messages: Subscription) {
             _ = ticks.tick() => {
                 dispatch_waiting(&shared, &ackers, &places, &mut waiting, &mut running).await;
                 let for_others = messages.held_for_others();
-                if ackers.len() + for_others >= usize::from(OFFLINE_PREFETCH) || bytes >= MAX_HELD_BYTES {
+                let held = ackers.len() + for_others;
+                let is_full = held >= usize::from(OFFLINE_PREFETCH) || bytes >= MAX_HELD_BYTES;
+                let is_reading = held != held_before && !is_full;
+                held_before = held;
+                if is_full {
                     move_behind(&shared, &ackers, &mut waiting, messages.take_held_for_others()).await;
                 }
                 // Another mapper may be able to open what this one cannot. A running request must not be redelivered to it.
-                let is_idle = ackers.len() == waiting.len();
+                // While more are being read, this one continues: otherwise it might never come to the end of what it can hold.
+                let is_idle = ackers.len() == waiting.len() && !(is_reading && subscribed_at.elapsed() < READING_LIMIT);
                 if for_others > 0 && is_idle || subscribed_at.elapsed() >= HAND_BACK_INTERVAL {
                     for (key, provenance, acker) in ackers.take_running(&waiting) {
                         tracing::debug!(sender = %key.0, "acknowledging an offline request before its answer");
@@ -121,6 +130,7 @@ pub(super) async fn redeliver(shared: Arc<Shared>, mut messages: Subscription) {
                         None => return,
                     };
                     subscribed_at = Instant::now();
+                    held_before = 0;
                     waiting.clear();
                     ackers.clear();
                 }

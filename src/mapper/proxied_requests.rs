@@ -15,9 +15,9 @@ use super::registry::Shared;
 use crate::audit::DecisionSubject;
 use crate::limits::{LogDecision, LogLimit};
 use crate::link::{Received, Subscription, acknowledge};
-use crate::packet::{Failure, FailureCode, Identity, Kind, Packet, Payload, Request, Role, Token};
+use crate::packet::{Failure, FailureCode, Identity, Kind, Packet, Request, Role, Token};
 use crate::policy::Caller;
-use crate::request::{Answers, Event, Events, ReplyTo, RequestError, RequestSpec};
+use crate::request::{Event, Events, ForwardedOutcomes, ReplyTo, RequestError, RequestSpec};
 use crate::serializer::{Inbound, Verified};
 use crate::transport::Acker;
 
@@ -158,6 +158,7 @@ impl ProxiedRequest {
         }
         let mut request = self.request.clone();
         request.on_behalf_of = Some(caller.origin().clone());
+        request.origin_token = self.origin_token().filter(|_| shared.link.is_secure());
         let remaining = request.deadline.map(|deadline| deadline.since(shared.link.now()));
         let spec = RequestSpec {
             timeout: remaining.unwrap_or(shared.request_timeout).min(MAX_TIMEOUT),
@@ -184,6 +185,11 @@ impl ProxiedRequest {
         self.request.on_behalf_of.as_ref().filter(|_| self.sender.role() == Role::Mapper)
     }
 
+    /// The token that the node at the origin of the request chose.
+    fn origin_token(&self) -> Option<Token> {
+        if self.on_behalf_of().is_some() { self.request.origin_token } else { self.request.token }
+    }
+
     pub fn key(&self) -> RequestKey {
         (self.sender.clone(), self.request.token)
     }
@@ -196,22 +202,24 @@ impl ProxiedRequest {
     }
 }
 
-/// Forwards intermediate results as they arrive, and at the end all outcomes in one answer.
+/// Forwards intermediate results as they arrive, and at the end all outcomes in one answer. Answers of agents are forwarded with their
+/// proofs: without it, the caller refuses them.
 pub(super) async fn forward_answers(shared: &Shared, mut events: Events, mut reply_to: ReplyTo) {
-    let mut answers = Answers::default();
-    let result = loop {
+    let mut outcomes = ForwardedOutcomes::default();
+    let (result, proofs) = loop {
         match events.next().await {
+            Some(Event::Intermediate { from, proof: Some(proof), .. }) => {
+                reply_to.forward(&shared.link, from, &proof).await;
+            }
             Some(Event::Intermediate { from, key, value, .. }) => {
                 reply_to.intermediate(&shared.link, key, value, Some(from)).await;
             }
-            Some(Event::Outcome { from, result }) => drop(answers.outcomes.insert(from, result)),
-            Some(Event::Failed(failure)) => break Err(failure),
-            None => {
-                break Payload::new(answers).map_err(|error| Failure::new(FailureCode::BadAnswer, error.to_string()));
-            }
+            Some(Event::Outcome { from, result, proof }) => outcomes.add(from, result, proof),
+            Some(Event::Failed(failure)) => break (Err(failure), Vec::new()),
+            None => break outcomes.finish(),
         }
     };
-    reply_to.answer(&shared.link, result).await;
+    reply_to.answer_with_proofs(&shared.link, result, proofs).await;
 }
 
 /// The failure that the caller sees. It does not learn about the mapper's own state.

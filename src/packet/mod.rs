@@ -33,12 +33,14 @@ macro_rules! optional_setters {
 
 mod identity;
 mod names;
+mod origin;
 mod payload;
 mod presence;
 mod request;
 
 pub use identity::{Identity, InvalidIdentity, Role, is_trust_domain};
 pub use names::{InvalidId, InvalidService, InvalidTag, MessageId, RandomnessError, Service, Tag, Token};
+pub use origin::{ForwardedProof, RequestDigest, RequestOrigin};
 pub use payload::{MAX_PAYLOAD_DEPTH, Payload};
 pub use presence::{Advertise, DuplicateInstance, Ping, Register, Status, Unregister};
 pub use request::{Failure, FailureCode, Intermediate, Outcome, Request, SelectorName, UnknownSelector};

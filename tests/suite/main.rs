@@ -64,6 +64,7 @@ mod s11_at_rest;
 #[cfg(feature = "fuzzing")]
 mod s12_fuzzing;
 mod s14_tls;
+mod s17_proofs;
 mod s18_decoded_memory;
 mod transport;
 mod u01_demo;

@@ -7,6 +7,7 @@ pub mod broker;
 pub mod browser;
 pub mod forge;
 pub mod hostile;
+pub mod hostile_mapper;
 mod http;
 pub mod oracle;
 pub mod pki;
