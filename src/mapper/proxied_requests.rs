@@ -26,9 +26,9 @@ const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 /// How many messages of the shared queue may be unacknowledged.
 pub(super) const REQUESTS_PREFETCH: u16 = 1024;
 /// How many proxied requests one mapper works on. Fewer than the prefetch, so that there is always room to refuse more.
-const MAX_RUNNING: usize = 896;
+const MAX_RUNNING: usize = 512;
 /// How many refusals are sent at a time. Further requests over a share are dropped without an answer.
-const MAX_REFUSALS: usize = 64;
+const MAX_REFUSALS: usize = 448;
 /// How long to try to send a refusal.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a delivery is held at most: the longest lifetime of a live message.

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::future::{FutureExt, join_all};
 use nanite::agent::{Actor, Agent, actor, reply};
 use nanite::certs::{KeyType, StaticCertificateStore};
 use nanite::clock::{Clock, SystemClock};
 use nanite::mapper::{Mapper, MapperBuilder};
-use nanite::packet::{Failure, FailureCode, Identity, Payload};
+use nanite::packet::{Failure, FailureCode, Identity, Payload, Register, Request};
+use nanite::policy::{Caller, Decision, Policy};
 use nanite::proxy::MapperProxy;
 use nanite::request::{Event, Events, RequestError};
 use nanite::security::{SecureSerializer, SecureSerializerBuilder};
@@ -20,7 +21,7 @@ use tokio::sync::Semaphore;
 
 use crate::harness::broker::Broker;
 use crate::harness::pki::{Pki, agent, mapper};
-use crate::harness::system::wait_until_known;
+use crate::harness::system::{System, wait_until_known};
 use crate::harness::{WAIT_TIMEOUT, wait_until};
 
 const DAYS: Duration = Duration::from_secs(3 * 24 * 3600);
@@ -81,12 +82,12 @@ fn gated(gate: &Arc<Semaphore>) -> impl Actor + use<> {
     })
 }
 
-/// The failure of a request that was refused as a whole, if it has arrived within a moment.
-async fn refused(events: &mut Events) -> Option<Failure> {
-    match tokio::time::timeout(Duration::from_millis(1), events.next()).await {
-        Ok(Some(Event::Failed(failure))) => Some(failure),
-        Ok(other) => panic!("{other:?}"),
-        Err(_) => None,
+/// The failure of a request that was refused as a whole, if it has arrived.
+fn refused(events: &mut Events) -> Option<Failure> {
+    match events.next().now_or_never() {
+        Some(Some(Event::Failed(failure))) => Some(failure),
+        Some(other) => panic!("{other:?}"),
+        None => None,
     }
 }
 
@@ -111,7 +112,7 @@ async fn d12_flood_of_long_proxied_requests_leaves_room_for_other_nodes() {
     wait_until("most of the flood is refused", async || {
         let mut still_open = Vec::new();
         for mut events in open.drain(..) {
-            match refused(&mut events).await {
+            match refused(&mut events) {
                 Some(failure) => {
                     assert_eq!(failure.code, FailureCode::Overloaded, "{failure}");
                     overloaded += 1;
@@ -222,4 +223,36 @@ async fn d12_offline_messages_that_no_mapper_opens_do_not_hold_up_the_rest() {
     wait_until("the messages behind them are delivered", async || calls.load(Ordering::SeqCst) == 3).await;
     let left = async || net.broker.queue(topology::OFFLINE)["messages"] == FLOOD;
     wait_until("those of the other mapper are left to it", left).await;
+}
+
+/// Denies nothing, and counts the questions about requests.
+#[derive(Debug)]
+struct Asked(Arc<AtomicUsize>);
+
+impl Policy for Asked {
+    fn authorize_registration(&self, _: &Caller<'_>, _: &Register) -> Decision {
+        Decision::allow()
+    }
+
+    fn authorize_request(&self, _: &Caller<'_>, _: &Request) -> Decision {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        Decision::allow()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn d12_offline_messages_are_not_held_unacknowledged_for_half_an_hour() {
+    let system = System::plain();
+    let desk = system.mapper("desk").short_lived().start().await.unwrap();
+    store(&desk, "/none/there", 3).await;
+    let (first, second) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+    let start = async |name: &str, asked: &Arc<AtomicUsize>| {
+        system.mapper(name).policy(Asked(asked.clone())).start().await.unwrap()
+    };
+    let _m1 = start("m1", &first).await;
+    wait_until("the first mapper has them", async || first.load(Ordering::SeqCst) >= 3).await;
+    let _m2 = start("m2", &second).await;
+    // RabbitMQ ends the channel of a delivery that is held for 30 minutes.
+    tokio::time::sleep(Duration::from_secs(20 * 60)).await;
+    wait_until("the other mapper has had them", async || second.load(Ordering::SeqCst) >= 3).await;
 }
