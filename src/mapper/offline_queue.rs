@@ -255,7 +255,7 @@ async fn dispatch_waiting(
             waiting.push_back(message);
             continue;
         };
-        match request.dispatch(shared).await {
+        match request.dispatch(shared, Duration::ZERO).await {
             Ok(Dispatched::Push) => complete(shared, ackers, &key, &provenance).await,
             Ok(Dispatched::Request(events, reply_to)) => {
                 let (shared, ackers) = (shared.clone(), ackers.clone());

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::places::Places;
 use super::registry::Shared;
@@ -37,12 +37,15 @@ pub(super) const HOLD_LIMIT: Duration = Duration::from_secs(60);
 const OVER_SHARE: &str = "the mapper works on too many requests of this node; try again later";
 /// How many lines about senders over their share are logged per second.
 const MAX_LOGGED_PER_SECOND: u64 = 5;
+/// How long a mapper that has just started waits for an agent that can take a request: all agents are about to register.
+const DISCOVERY_TIME: Duration = Duration::from_secs(1);
 
 /// Handles requests from the shared queue.
 pub(super) async fn handle_requests(shared: Arc<Shared>, mut messages: Subscription) {
     let (places, refusals) = (Places::new(MAX_RUNNING), Places::new(MAX_REFUSALS));
     let log_limit = LogLimit::new(MAX_LOGGED_PER_SECOND);
     let mut running = JoinSet::new();
+    let discovered_at = Instant::now() + DISCOVERY_TIME;
     loop {
         tokio::select! {
             received = messages.next() => {
@@ -53,8 +56,9 @@ pub(super) async fn handle_requests(shared: Arc<Shared>, mut messages: Subscript
                 };
                 let shared = shared.clone();
                 if let Some(place) = places.take(&request.sender) {
+                    let wait_for_agents = discovered_at.saturating_duration_since(Instant::now());
                     running.spawn(async move {
-                        request.serve(&shared, acker).await;
+                        request.serve(&shared, acker, wait_for_agents).await;
                         drop(place);
                     });
                     continue;
@@ -115,9 +119,9 @@ impl ProxiedRequest {
     }
 
     /// Runs the request. Its delivery is acknowledged at the end, but not later than when its message expires.
-    async fn serve(self, shared: &Arc<Shared>, acker: Acker) {
+    async fn serve(self, shared: &Arc<Shared>, acker: Acker, wait_for_agents: Duration) {
         let expires_in = self.signer.as_ref().map_or(HOLD_LIMIT, |it| it.expires_at().since(shared.link.now()));
-        let mut run = std::pin::pin!(self.run(shared));
+        let mut run = std::pin::pin!(self.run(shared, wait_for_agents));
         tokio::select! {
             () = &mut run => acknowledge(acker).await,
             () = sleep(expires_in.min(HOLD_LIMIT)) => {
@@ -135,8 +139,8 @@ impl ProxiedRequest {
     }
 
     /// Dispatches the request and sends the caller all answers, or the reason for a failure.
-    async fn run(self, shared: &Arc<Shared>) {
-        match self.dispatch(shared).await {
+    async fn run(self, shared: &Arc<Shared>, wait_for_agents: Duration) {
+        match self.dispatch(shared, wait_for_agents).await {
             Ok(Dispatched::Request(events, reply_to)) => forward_answers(shared, events, reply_to).await,
             Ok(Dispatched::Push) => {}
             Err(error) => self.fail(shared, error).await,
@@ -144,7 +148,7 @@ impl ProxiedRequest {
     }
 
     /// Sends the request to agents, if the policy allows it.
-    pub async fn dispatch(&self, shared: &Arc<Shared>) -> Result<Dispatched, RequestError> {
+    pub async fn dispatch(&self, shared: &Arc<Shared>, wait_for_agents: Duration) -> Result<Dispatched, RequestError> {
         let caller = Caller::new(&self.sender, self.signer.as_ref()).on_behalf_of(self.on_behalf_of());
         let decision = shared.policy.authorize_request(&caller, &self.request);
         let kind = if self.reply_to.is_some() { Kind::Request } else { Kind::Push };
@@ -158,11 +162,11 @@ impl ProxiedRequest {
         }
         let mut request = self.request.clone();
         request.on_behalf_of = Some(caller.origin().clone());
-        request.origin_token = self.origin_token().filter(|_| shared.link.is_secure());
+        request.origin_token = self.origin_token();
         let remaining = request.deadline.map(|deadline| deadline.since(shared.link.now()));
         let spec = RequestSpec {
             timeout: remaining.unwrap_or(shared.request_timeout).min(MAX_TIMEOUT),
-            wait_for_agents: Duration::ZERO,
+            wait_for_agents,
             offline: request.offline,
             request,
         };

@@ -8,10 +8,10 @@ use openssl::sha::Sha256;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::Value;
 
+use super::chunk::Chunk;
 use super::identity::Identity;
 use super::names::{Service, Token};
 use super::payload::Payload;
-use super::{Chunk, Request};
 
 /// A proxied request as the node that made it knows it. An agent signs it with its answer, so that this node recognizes the answer
 /// whichever mappers forward it.
@@ -30,25 +30,6 @@ impl RequestOrigin {
     /// The origin of a request of `asker` with this token.
     pub fn new(asker: Identity, token: Token, request: RequestDigest) -> Self {
         Self { asker, token, request }
-    }
-
-    /// The origin of a request that a mapper makes on behalf of another node; none for other requests.
-    ///
-    /// ```
-    /// use nanite::packet::{Identity, Request, RequestOrigin, Token};
-    ///
-    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let request = Request::new("/text/upper".parse()?, "hello".into());
-    /// assert_eq!(RequestOrigin::of(&request), None);
-    /// let (fred, token) = (Identity::agent("fred")?, Token::random()?);
-    /// let proxied = request.with_on_behalf_of(fred.clone()).with_origin_token(token);
-    /// assert_eq!(RequestOrigin::of(&proxied).map(|origin| (origin.asker, origin.token)), Some((fred, token)));
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn of(request: &Request) -> Option<Self> {
-        let digest = RequestDigest::of(&request.service, &request.payload);
-        Some(Self::new(request.on_behalf_of.clone()?, request.origin_token?, digest))
     }
 }
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::identity::Identity;
 use super::names::{Service, Tag, Token};
-use super::origin::{ForwardedProof, RequestOrigin};
+use super::origin::{ForwardedProof, RequestDigest, RequestOrigin};
 use super::payload::Payload;
 use crate::clock::Timestamp;
 
@@ -162,6 +162,27 @@ impl Request {
     pub fn with_tags(mut self, tags: impl IntoIterator<Item = Tag>) -> Self {
         self.tags = tags.into_iter().collect();
         self
+    }
+}
+
+impl RequestOrigin {
+    /// The origin of a request that a mapper makes on behalf of another node; none for other requests.
+    ///
+    /// ```
+    /// use nanite::packet::{Identity, Request, RequestOrigin, Token};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let request = Request::new("/text/upper".parse()?, "hello".into());
+    /// assert_eq!(RequestOrigin::of(&request), None);
+    /// let (fred, token) = (Identity::agent("fred")?, Token::random()?);
+    /// let proxied = request.with_on_behalf_of(fred.clone()).with_origin_token(token);
+    /// assert_eq!(RequestOrigin::of(&proxied).map(|origin| (origin.asker, origin.token)), Some((fred, token)));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn of(request: &Request) -> Option<Self> {
+        let digest = RequestDigest::of(&request.service, &request.payload);
+        Some(Self::new(request.on_behalf_of.clone()?, request.origin_token?, digest))
     }
 }
 

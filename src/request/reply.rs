@@ -60,7 +60,13 @@ impl ReplyTo {
         Self { origin, ..self }
     }
 
-    /// Sends an intermediate result. If that fails, the caller sees a gap.
+    /// Sends the intermediate result with this number. If that fails, the caller sees a gap.
+    pub async fn part(mut self, link: &Link, number: u64, key: String, value: Payload) {
+        self.next_part = number;
+        self.intermediate(link, key, value, None).await;
+    }
+
+    /// Sends the next intermediate result. If that fails, the caller sees a gap.
     pub async fn intermediate(&mut self, link: &Link, key: String, value: Payload, agent: Option<Identity>) {
         let part = Intermediate::new(self.token, self.to.clone(), link.identity().clone(), key, value);
         self.send_part(link, Intermediate { origin: agent, ..part }).await;

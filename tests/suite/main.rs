@@ -66,6 +66,7 @@ mod s12_fuzzing;
 mod s14_tls;
 mod s17_proofs;
 mod s18_decoded_memory;
+mod s18_requests;
 mod transport;
 mod u01_demo;
 mod u02_cli;

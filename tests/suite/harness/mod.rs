@@ -5,6 +5,7 @@
 pub mod attack;
 pub mod broker;
 pub mod browser;
+pub mod counting;
 pub mod forge;
 pub mod hostile;
 pub mod hostile_mapper;
