@@ -3,6 +3,7 @@
 # make fuzz   each fuzz target for FUZZ_SECONDS seconds
 # make audit  licences, bans and sources of the dependencies, changes of the public API (installs cargo-deny, cargo-semver-checks)
 # make bench  the benchmarks, with ratios
+# make mutants  change the code in one place at a time, and list what no test notices (installs cargo-mutants); hours to days
 # make evidence  run all tests, and write their results for each promise into SECURITY.md
 
 CARGO ?= cargo
@@ -10,7 +11,7 @@ CARGO ?= cargo
 API_BASELINE := $(shell cat .api-baseline)
 NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: demo test fmt clippy unit doc examples fuzz audit bench evidence deps-build deps-test
+.PHONY: demo test fmt clippy unit doc examples fuzz audit bench mutants evidence deps-build deps-test
 
 demo: deps-build
 	$(CARGO) run --release --quiet -- demo
@@ -52,6 +53,10 @@ audit:
 
 bench:
 	$(CARGO) bench --locked --all-features
+
+# `make mutants FILES='-f src/policy/rules.rs'` tries only this file.
+mutants: deps-test
+	./scripts/mutants.sh $(FILES)
 
 evidence: deps-test
 	mkdir -p target

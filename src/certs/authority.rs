@@ -13,7 +13,7 @@ use rcgen::{
 use time::OffsetDateTime;
 use x509_cert::der::{Decode, Tag, Tagged};
 
-use super::certificate::{Certificate, Suite, distinguished_name, is_ca, parse_certificates, validity};
+use super::certificate::{Certificate, Suite, allows_nodes, distinguished_name, is_ca, parse_certificates, validity};
 use super::issuing::{CertificateRequest, IssueError, OpensslSigner, SubjectKey, rcgen_name};
 use super::key::{Credentials, KeyError, KeyType, PrivateKey};
 use super::trust::Trust;
@@ -79,12 +79,15 @@ impl CertificateAuthority {
     /// URI `spiffe://DOMAIN`, as those of [`create`](Self::create) do.
     ///
     /// # Errors
-    /// [`IssueError`] when the certificate is not a CA's or belongs to another key, or when the domain is missing, invalid or another
-    /// than the certificate's.
+    /// [`IssueError`] when the certificate is not a CA's, is limited to other purposes by its extended key usage, or belongs to another
+    /// key, or when the domain is missing, invalid or another than the certificate's.
     pub fn new(certificate: X509, key: PrivateKey, domain: Option<&str>) -> Result<Self, IssueError> {
         let subject = || distinguished_name(certificate.subject_name());
         if !is_ca(&certificate) {
             return Err(IssueError::NotACa(subject()));
+        }
+        if !allows_nodes(&certificate) {
+            return Err(IssueError::AuthorityKeyUsage(subject()));
         }
         if !certificate.public_key()?.public_eq(key.pkey()) {
             return Err(KeyError::Mismatch(subject()).into());

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use data_encoding::HEXLOWER;
 use openssl::asn1::{Asn1Time, Asn1TimeRef};
+use openssl::ec::Asn1Flag;
 use openssl::nid::Nid;
 use openssl::pkey::{Id, PKey, Public};
-use openssl::x509::{X509, X509Crl, X509NameRef, X509Ref};
+use openssl::x509::{X509, X509Crl, X509ExtendedKeyUsage, X509NameRef, X509Ref};
 
 use crate::clock::Timestamp;
 use crate::packet::{Identity, InvalidIdentity};
@@ -72,10 +73,15 @@ pub enum Suite {
 }
 
 impl Suite {
-    /// The suite of a key; none when its type or size is not supported.
+    /// The suite of a key; none when its type or size is not supported. A key on P-256 must name the curve: one with the curve's
+    /// parameters in place of its name is refused, as RFC 5480 demands (section 2.1.1), though OpenSSL recognizes the curve.
     pub(crate) fn of<T: openssl::pkey::HasPublic>(key: &openssl::pkey::PKeyRef<T>) -> Option<Suite> {
         match key.id() {
-            Id::EC => (key.ec_key().ok()?.group().curve_name() == Some(Nid::X9_62_PRIME256V1)).then_some(Suite::P256),
+            Id::EC => {
+                let key = key.ec_key().ok()?;
+                let is_p256 = key.group().curve_name() == Some(Nid::X9_62_PRIME256V1);
+                (is_p256 && key.group().asn1_flag() == Asn1Flag::NAMED_CURVE).then_some(Suite::P256)
+            }
             Id::RSA => (2048..=8192).contains(&key.bits()).then_some(Suite::Rsa),
             _ => None,
         }
@@ -281,6 +287,32 @@ fn ca_flag(der: &[u8]) -> Option<bool> {
     Some(constraints.is_some_and(|(_, constraints)| constraints.ca))
 }
 
+/// Whether the extended key usage of a certificate allows what nodes do (RFC 5280, section 4.2.1.12): it has none, or it includes
+/// clientAuth, emailProtection or anyExtendedKeyUsage. OpenSSL reports one that it cannot read as empty.
+pub(crate) fn allows_nodes(x509: &X509Ref) -> bool {
+    let purposes = X509ExtendedKeyUsage::SSL_CLIENT | X509ExtendedKeyUsage::SMIME | X509ExtendedKeyUsage::ANYEKU;
+    x509.extended_key_usage().is_none_or(|usage| usage.intersects(purposes))
+}
+
+/// The names of the purposes in the extended key usage of a certificate; none when it has no such extension, or it cannot be read.
+#[cfg(feature = "cli")]
+pub(crate) fn purposes(x509: &X509Ref) -> Option<Vec<String>> {
+    use der::Decode;
+    use x509_cert::ext::pkix::ExtendedKeyUsage;
+    let certificate = x509_cert::Certificate::from_der(&x509.to_der().ok()?).ok()?;
+    let (_, usage) = certificate.tbs_certificate.get::<ExtendedKeyUsage>().ok()??;
+    let name = |oid| match der::oid::db::DB.by_oid(oid) {
+        Some(name) => name.trim_start_matches("id-kp-").to_owned(),
+        None => oid.to_string(),
+    };
+    Some(usage.0.iter().map(name).collect())
+}
+
+/// Whether these bytes are an X.509 certificate, of a node, a CA or anything else.
+pub(crate) fn is_readable(der: &[u8]) -> bool {
+    X509::from_der(der).is_ok()
+}
+
 /// Whether a certificate is a CA's.
 pub(super) fn is_ca(x509: &X509Ref) -> bool {
     x509.to_der().is_ok_and(|der| ca_flag(&der) == Some(true))
@@ -290,12 +322,14 @@ pub(super) fn is_ca(x509: &X509Ref) -> bool {
 /// example.
 fn strict_extensions(der: &[u8]) -> Option<()> {
     use der::Decode;
-    use x509_cert::ext::pkix::{KeyUsage, SubjectAltName, SubjectKeyIdentifier};
+    use x509_cert::ext::pkix::{ExtendedKeyUsage, KeyUsage, SubjectAltName, SubjectKeyIdentifier};
     let certificate = x509_cert::Certificate::from_der(der).ok()?.tbs_certificate;
     certificate.get::<SubjectAltName>().ok()?;
     certificate.get::<SubjectKeyIdentifier>().ok()?;
     certificate.get::<KeyUsage>().ok()?;
-    Some(())
+    let extended = certificate.get::<ExtendedKeyUsage>().ok()?;
+    // An empty list is not one (RFC 5280, section 4.2.1.12).
+    extended.is_none_or(|(_, purposes)| !purposes.0.is_empty()).then_some(())
 }
 
 /// A distinguished name as `CN=..., O=...`, for people to read: unprintable characters are escaped, and a long name is cut.

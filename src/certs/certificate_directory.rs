@@ -123,8 +123,9 @@ impl CertificateDirectory {
             Ok(crls) => {
                 trust.with_crls(&crls).map_err(|source| DirectoryError::Revocation { path: self.crl_path(), source })
             }
-            Err(DirectoryError::Revocation { source: AuthorityError::Unreadable { source, .. }, .. })
-                if source.kind() == io::ErrorKind::NotFound =>
+            // Only a file that does not exist is no list: a link to a missing file is a list that cannot be read.
+            Err(DirectoryError::Revocation { source: AuthorityError::Unreadable { source, path }, .. })
+                if source.kind() == io::ErrorKind::NotFound && path.symlink_metadata().is_err() =>
             {
                 Ok(trust)
             }
@@ -396,6 +397,66 @@ mod tests {
         let both = [next.certificate().to_pem(), own.certificate().to_pem()].concat();
         std::fs::write(test.path("agent-fred.pem"), both).unwrap();
         assert_eq!(test.load(&fred).unwrap().certificate().fingerprint(), own.certificate().fingerprint());
+    }
+
+    #[test]
+    fn s03_previous_credentials_are_loaded_only_while_valid() {
+        let test = TestDirectory::new();
+        let fred = Identity::agent("fred").unwrap();
+        let old = test.issue(&fred, "agent-fred");
+        let new = test.ca.issue(&fred, KeyType::P256, DAY * 9, test.now.saturating_add(DAY / 2)).unwrap();
+        let directory = CertificateDirectory::new(test.dir.path());
+        std::fs::rename(test.path("agent-fred-key.pem"), directory.old_key_path(&fred).unwrap()).unwrap();
+        files::write(&test.path("agent-fred-key.pem"), &new.key().to_pem().unwrap(), files::SECRET, true).unwrap();
+        let both = [new.certificate().to_pem(), old.certificate().to_pem()].concat();
+        std::fs::write(test.path("agent-fred.pem"), both).unwrap();
+        let previous = |at| {
+            let found = directory.previous_credentials(&fred, None, at).unwrap();
+            found.map(|found| found.certificate().fingerprint().to_owned())
+        };
+        let end = old.certificate().not_after();
+        let last = Timestamp::from_micros(end.as_micros() - 1);
+        assert_eq!(previous(last), Some(*old.certificate().fingerprint()));
+        assert_eq!(previous(end), None, "expired");
+        let start = old.certificate().not_before();
+        assert_eq!(previous(start), Some(*old.certificate().fingerprint()));
+        assert_eq!(previous(Timestamp::from_micros(start.as_micros() - 1)), None, "not valid yet");
+        // The new ones are still there: only the previous are gone.
+        assert_eq!(
+            directory.credentials(&fred, None, end).unwrap().certificate().fingerprint(),
+            new.certificate().fingerprint()
+        );
+    }
+
+    #[test]
+    fn s04_revocation_lists_that_cannot_be_read_refuse_the_directory() {
+        let test = TestDirectory::new();
+        let directory = CertificateDirectory::new(test.dir.path());
+        let path = directory.crl_path();
+        assert!(!directory.trust().unwrap().checks_revocation(), "no file: revocation is not checked");
+        let refused = |what: &str| match directory.trust() {
+            Err(DirectoryError::Revocation { source, .. }) => source,
+            other => panic!("{what}: {other:?}"),
+        };
+        let unreadable = |error| matches!(error, AuthorityError::Unreadable { .. });
+        std::fs::create_dir(&path).unwrap();
+        assert!(unreadable(refused("a directory")));
+        std::fs::remove_dir(&path).unwrap();
+        std::os::unix::fs::symlink(test.path("missing.pem"), &path).unwrap();
+        assert!(unreadable(refused("a link to a missing file")));
+        std::fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink(&path, &path).unwrap();
+        assert!(unreadable(refused("a link to itself")));
+        std::fs::remove_file(&path).unwrap();
+        std::fs::File::create(&path).unwrap().set_len(17 * 1024 * 1024).unwrap();
+        assert!(unreadable(refused("too long")));
+        for (what, text) in [("empty", &b""[..]), ("no list", b"no list"), ("not text", &[0xff; 9])] {
+            std::fs::write(&path, text).unwrap();
+            assert!(matches!(refused(what), AuthorityError::Crl), "{what}");
+        }
+        // The store that nodes use does not open either.
+        let opened = crate::certs::DirectoryCertificateStore::open(test.dir.path(), test.now);
+        assert!(matches!(opened, Err(DirectoryError::Revocation { .. })), "{opened:?}");
     }
 
     #[test]

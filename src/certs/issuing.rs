@@ -37,6 +37,9 @@ pub enum IssueError {
     /// The certificate is not a CA's.
     #[error("the certificate {0} is not a CA's")]
     NotACa(String),
+    /// The extended key usage of the CA certificate limits the CA to other purposes.
+    #[error("the extended key usage of the CA certificate {0} allows neither clientAuth nor emailProtection")]
+    AuthorityKeyUsage(String),
     /// The CA certificate names no trust domain, and none was given.
     #[error("the CA certificate names no domain")]
     NoDomain,

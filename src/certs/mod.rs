@@ -19,9 +19,10 @@ mod trust_store;
 
 pub use authority::CertificateAuthority;
 pub use cached_store::CachedCertificateStore;
+pub(crate) use certificate::is_readable;
 pub use certificate::{Certificate, CertificateError, KeyId, Suite};
 #[cfg(feature = "cli")]
-pub(crate) use certificate::{distinguished_name, timestamp};
+pub(crate) use certificate::{allows_nodes, distinguished_name, purposes, timestamp};
 pub use certificate_directory::CertificateDirectory;
 #[cfg(feature = "cli")]
 pub(crate) use certificate_directory::Content;

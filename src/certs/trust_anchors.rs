@@ -18,7 +18,7 @@ use x509_cert::der::asn1::AnyRef;
 use x509_cert::der::{Decode, Tag, Tagged};
 use x509_cert::ext::Extension;
 
-use super::certificate::{Certificate, distinguished_name, is_ca, timestamp, validity};
+use super::certificate::{Certificate, allows_nodes, distinguished_name, is_ca, timestamp, validity};
 use crate::clock::Timestamp;
 use crate::packet::is_trust_domain;
 
@@ -39,7 +39,8 @@ pub enum TrustError {
     /// Its validity begins then.
     #[error("it is not valid before {0}")]
     NotYetValid(Timestamp),
-    /// It lacks a key usage that its suite requires, or has one that only a CA may have.
+    /// It lacks a key usage that its suite requires, has one that only a CA may have, or its extended key usage limits it to other
+    /// purposes.
     #[error("its key usage does not fit: {0}")]
     KeyUsage(&'static str),
     /// Its identity belongs to another trust domain.
@@ -59,6 +60,9 @@ pub enum TrustError {
     /// A CA certificate in its chain is not valid yet.
     #[error("a CA certificate above it is not valid yet")]
     AuthorityNotYetValid,
+    /// The extended key usage of a CA certificate in its chain limits that CA to other purposes.
+    #[error("the extended key usage of a CA certificate above it allows neither clientAuth nor emailProtection")]
+    AuthorityKeyUsage,
     /// It is revoked.
     #[error("it is revoked")]
     Revoked,
@@ -192,12 +196,15 @@ impl TrustAnchors {
             let chain = || context.chain().into_iter().flatten();
             let valid_until = chain().filter_map(|x509| Some(validity(x509).ok()?.1)).min();
             let domain = chain().last().and_then(trust_domain);
-            let chain = valid_until.map(|valid_until| VerifiedChain { valid_until, domain });
+            // An extended key usage of a CA limits everything below it, as OpenSSL and others treat it.
+            let allows_nodes = chain().skip(1).all(allows_nodes);
+            let chain = valid_until.map(|valid_until| VerifiedChain { valid_until, domain, allows_nodes });
             Ok((chain.filter(|_| verified), context.error(), context.error_depth()))
         });
         // A refusal leaves its reasons on this thread's error queue, and the next OpenSSL call that fails would report them.
         drop(ErrorStack::get());
         match outcome.map_err(openssl_failed)? {
+            (Some(chain), ..) if !chain.allows_nodes => Err(TrustError::AuthorityKeyUsage),
             (Some(mut chain), ..) => {
                 if let Some(crls) = &self.crls {
                     chain.valid_until = chain.valid_until.min(crls.next_update);
@@ -248,6 +255,8 @@ pub(super) struct VerifiedChain {
     pub(super) valid_until: Timestamp,
     /// The trust domain that the anchor names.
     domain: Option<String>,
+    /// Whether the extended key usage of each CA in it allows what nodes do.
+    allows_nodes: bool,
 }
 
 /// Revocation lists in an unnamed file: OpenSSL's store loads them only from files.

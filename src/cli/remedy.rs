@@ -92,6 +92,7 @@ pub(super) fn issue(error: &IssueError) -> CliError {
         ),
         E::NoProofOfPossession | E::MalformedRequest => (Exit::Security, "make a request with `nanite certs csr`"),
         E::NoDomain => (Exit::Security, "use a CA that `nanite certs init` made"),
+        E::AuthorityKeyUsage(_) => (Exit::Security, trust(&TrustError::AuthorityKeyUsage)),
         _ => return CliError::of(Exit::Security, error),
     };
     CliError::of(exit, error).help(help)
@@ -105,6 +106,7 @@ pub(super) fn trust(error: &TrustError) -> &'static str {
         E::UnknownIssuer => "its CA is not in ca.pem: issue it again with this CA, or add its CA to ca.pem",
         E::AuthorityExpired => "make a new CA, and issue all certificates again",
         E::Domain { .. } => "nodes that talk to each other need certificates of one domain",
+        E::AuthorityKeyUsage => "use a CA without an extended key usage, such as one that `nanite certs init` made",
         E::Revoked | E::AuthorityRevoked => "issue a new one, with a new key",
         E::NoCrl | E::StaleCrl => {
             "make a current list with `nanite certs crl` on the machine with the CA's key, and copy crl.pem here"

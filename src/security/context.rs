@@ -16,7 +16,7 @@ use super::envelope::announces_certificate;
 use super::replay::{ReplayMemory, SentIds};
 use crate::certs::{
     Certificate, CertificateError, CertificateStore, Credentials, KeyId, Recipient, RecipientQuery, SignerQuery,
-    StoreError, Trust, TrustError,
+    StoreError, Trust, TrustError, is_readable,
 };
 use crate::clock::Timestamp;
 use crate::limits::nonzero;
@@ -184,6 +184,8 @@ pub(super) enum Unusable {
     Certificate(CertificateError),
     #[error("the signer's certificate is not in the message")]
     Missing,
+    #[error("another certificate in the message cannot be read")]
+    Other,
 }
 
 impl PeerCertificates {
@@ -203,7 +205,8 @@ impl PeerCertificates {
         *self.own_chain.write() = Arc::new(chain);
     }
 
-    /// The signer's certificate among those in the message: the one with this key id. If there are any, it must be among them.
+    /// The signer's certificate among those in the message: the one with this key id. If there are any, it must be among them, and all
+    /// must be readable, also those that are not needed because the signer's was verified before.
     pub fn present(&self, certificates: &[&[u8]], key_id: &KeyId) -> Result<Option<Presented>, Unusable> {
         let mut first_error = None;
         for (index, der) in certificates.iter().enumerate() {
@@ -218,7 +221,12 @@ impl PeerCertificates {
                 }
             };
             let others = certificates.iter().enumerate().filter(|(other, _)| *other != index);
-            return Ok(Some(Presented { leaf, others: others.map(|(_, der)| der.to_vec()).collect() }));
+            let others: Vec<Vec<u8>> = others.map(|(_, der)| der.to_vec()).collect();
+            let is_known = || self.chain_of(&leaf).is_some_and(|chain| *chain == others);
+            if !others.is_empty() && !is_known() && !others.iter().all(|der| is_readable(der)) {
+                return Err(Unusable::Other);
+            }
+            return Ok(Some(Presented { leaf, others }));
         }
         match first_error {
             Some(error) => Err(Unusable::Certificate(error)),

@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 
-use crate::harness::sources::root;
+use crate::harness::sources::{root, without_comments};
 
 /// The most terms that the glossary may have.
 const MAX_TERMS: usize = 40;
@@ -38,15 +39,71 @@ fn root_documents() -> Vec<String> {
     names.filter(|name| name.ends_with(".md")).collect()
 }
 
-/// The names of all functions in tests and benchmarks, and the files of the benchmarks.
+/// The names of all tests that run, and of all benchmarks with their files.
 fn test_names() -> BTreeSet<String> {
     let mut names: BTreeSet<String> = files("benches", "rs").into_iter().collect();
-    for file in ["src", "tests", "benches"].map(|folder| files(folder, "rs")).concat() {
-        for after in read(&file).split("fn ").skip(1) {
-            names.extend(after.split(['(', '<']).next().map(str::to_owned));
+    for file in files("benches", "rs") {
+        names.extend(
+            read(&file).split("fn ").skip(1).filter_map(|after| after.split(['(', '<']).next()).map(str::to_owned),
+        );
+    }
+    names.extend(suite_tests());
+    if !cfg!(all(feature = "admin", feature = "cedar", feature = "fuzzing", feature = "redis")) {
+        // Some tests are not in this program.
+        names.extend(files("tests", "rs").iter().flat_map(|file| unit_tests(&read(file))));
+    }
+    names.extend(files("src", "rs").iter().flat_map(|file| unit_tests(&read(file))));
+    names
+}
+
+/// The tests of this program, as it lists them itself, without those that are ignored.
+fn suite_tests() -> BTreeSet<String> {
+    let list = |options: &[&str]| -> BTreeSet<String> {
+        let listed = Command::new(std::env::current_exe().unwrap()).args(options).output().unwrap();
+        let listed = String::from_utf8(listed.stdout).unwrap();
+        let tests = listed.lines().filter_map(|line| line.strip_suffix(": test"));
+        tests.map(|path| path.rsplit("::").next().unwrap().to_owned()).collect()
+    };
+    let ignored = list(&["--list", "--format", "terse", "--ignored"]);
+    list(&["--list", "--format", "terse"]).difference(&ignored).cloned().collect()
+}
+
+/// The unit tests in a source file: functions with an attribute that makes them tests, and none that ignores them.
+fn unit_tests(source: &str) -> BTreeSet<String> {
+    let code = without_comments(source);
+    let mut names = BTreeSet::new();
+    let mut attributes: Vec<&str> = Vec::new();
+    for line in code.lines().map(str::trim) {
+        if line.starts_with("#[") {
+            attributes.push(line);
+            continue;
         }
+        let function = line.trim_start_matches("async ").strip_prefix("fn ");
+        let is_test = |attribute: &&str| *attribute == "#[test]" || attribute.starts_with("#[tokio::test");
+        if let Some(name) = function.and_then(|after| after.split(['(', '<']).next()) {
+            let ignored = attributes.iter().any(|attribute| attribute.starts_with("#[ignore"));
+            if attributes.iter().any(is_test) && !ignored {
+                names.insert(name.to_owned());
+            }
+        }
+        attributes.clear();
     }
     names
+}
+
+#[test]
+fn u08_only_tests_that_run_count_as_tests() {
+    let source = "#[test]\nfn s01_a() {}\n#[tokio::test(flavor = \"x\")]\nasync fn s01_b() {}\nfn s01_helper() {}\n\
+        #[test]\n#[ignore = \"slow\"]\nfn s01_ignored() {}\n// #[test]\n// fn s01_comment() {}\n#[cfg(x)]\nfn s01_other() {}\n\
+        let text = \"#[test]\nfn s01_text() {}\";\n";
+    assert_eq!(unit_tests(source), ["s01_a", "s01_b"].map(str::to_owned).into());
+    let (all, suite) = (test_names(), suite_tests());
+    assert!(suite.contains("u08_only_tests_that_run_count_as_tests") && suite.len() > 200, "{suite:?}");
+    // A helper of this file, and a name that is only in a text.
+    for none in ["test_names", "is_row", "s01_helper", "s01_a"] {
+        assert!(!all.contains(none), "{none} is no test");
+    }
+    assert!(all.contains("s03_certificate_file_name_is_never_a_key_file_name"), "unit tests are missing");
 }
 
 /// The text between backquotes.

@@ -260,6 +260,36 @@ fn s02_pinned_trust_accepts_no_certificate_from_a_message() {
     }
 }
 
+/// `--pinned` in real processes: bob has a certificate of the same CA and brings it along, but it is not in the mapper's directory.
+#[tokio::test(flavor = "multi_thread")]
+async fn s02_pinned_process_refuses_a_node_of_the_same_ca_that_is_not_in_its_directory() {
+    let site = Site::new(&["agent fred", "agent bob", "mapper m1"]);
+    separate_directories(&site, &["agent-fred", "agent-bob", "mapper-m1"]);
+    site.program("simple/echo", "cat");
+    let copy = |file: &str, to: &str| std::fs::copy(site.path(file), site.path(to)).unwrap();
+    for agent in ["agent-fred", "agent-bob"] {
+        // So that each can register without an answer of the mapper.
+        copy("mapper-m1/mapper-m1.pem", &format!("{agent}/mapper-m1.pem"));
+    }
+    copy("agent-fred/agent-fred.pem", "mapper-m1/agent-fred.pem");
+    let start = |certs: &str, arguments: &[&str]| ready(site.nanite(arguments).env("NANITE_CERTS", certs));
+    let mut m1 = start("mapper-m1", &["mapper", "--pinned"]);
+    let agent = ["agent", "--actors-dir", "actors", "--ping-time", "200ms"];
+    let _fred = start("agent-fred", &agent);
+    m1.wait_for("nanite-fred registered");
+    let _bob = start("agent-bob", &agent);
+    m1.wait_for("no certificate of nanite-bob with the key id");
+    // Fred's messages are still accepted after bob's are refused.
+    let refusals = || m1.output().1.matches("no certificate of nanite-bob").count();
+    let before = refusals();
+    wait_until("more messages of bob are refused", async || refusals() > before + 3).await;
+    let said = m1.output().1;
+    assert!(!said.contains("nanite-bob registered") && !said.contains("no certificate of nanite-fred"), "{said}");
+    // It is the directory that decides: with bob's certificate in it, bob is accepted.
+    copy("agent-bob/agent-bob.pem", "mapper-m1/agent-bob.pem");
+    m1.wait_for("nanite-bob registered");
+}
+
 #[test]
 fn s02_processes_with_only_their_own_certificate_cooperate_over_rabbitmq() {
     let site = Site::new(&["agent fred", "agent asker", "mapper m1", "mapper ctl"]);
@@ -285,5 +315,5 @@ fn s02_processes_with_only_their_own_certificate_cooperate_over_rabbitmq() {
     // With `--pinned`, no certificate is learned.
     let arguments = ["request", "/simple/echo", "1", "--pinned", "--look", "1s", "--timeout", "5s"];
     let pinned = run(&mut command_with("mapper-ctl", &arguments));
-    assert_ne!(pinned.code(), 0, "{pinned:?}");
+    assert_eq!(pinned.code(), 3, "{pinned:?}");
 }

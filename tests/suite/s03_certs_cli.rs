@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use nanite::certs::{CertificateAuthority, KeyType};
 use nanite::clock::{Clock, SystemClock};
+use openssl::nid::Nid;
 use serde_json::Value;
 
 use crate::harness::forge::{Forge, p256};
@@ -219,7 +220,7 @@ fn s03_list_and_show_print_identity_expiry_and_file() {
 fn s03_show_explains_an_unusable_certificate() {
     let certs = Certs::with_nodes();
     let two = "URI:spiffe://example.org/agent/fred,URI:spiffe://example.org/agent/bob";
-    let forged = Forge::leaf().set(openssl::nid::Nid::SUBJECT_ALT_NAME, two).self_signed();
+    let forged = Forge::leaf().set(Nid::SUBJECT_ALT_NAME, two).self_signed();
     fs::write(certs.file("odd.pem"), forged.x509.to_pem().unwrap()).unwrap();
     let ended = run(nanite(["certs", "show"]).arg(certs.file("odd.pem")));
     assert_eq!(ended.code(), 6);
@@ -227,6 +228,49 @@ fn s03_show_explains_an_unusable_certificate() {
     let ended = run(nanite(["certs", "show"]).arg(certs.file("agent-fred-key.pem")));
     assert_eq!((ended.code(), ended.out.as_str()), (6, ""));
     assert!(ended.err.contains("holds no usable certificate") && ended.err.contains("help: "), "{ended:?}");
+}
+
+#[test]
+fn s03_show_verify_and_issue_explain_extended_key_usage() {
+    let (certs, now) = (Certs::with_nodes(), SystemClock.now());
+    let (from, to) = (now.saturating_sub(DAY), now.saturating_add(DAY * 10));
+    let ca = |usage| {
+        let names = "URI:spiffe://example.org";
+        let ca = Forge::ca("mine").set(Nid::SUBJECT_ALT_NAME, names).set(Nid::EXT_KEY_USAGE, usage);
+        ca.valid(from, to).self_signed()
+    };
+    for (of_ca, of_fred, purposes, message) in [
+        ("", "serverAuth,clientAuth", "serverAuth, clientAuth\n", "ok"),
+        (
+            "",
+            "codeSigning",
+            "codeSigning (not for nodes)\n",
+            "its key usage does not fit: its extended key usage allows",
+        ),
+        ("", "1.3.6.1.4.1.55555.1", "1.3.6.1.4.1.55555.1 (not for nodes)\n", "its key usage does not fit"),
+        ("serverAuth", "", "any\n", "a CA certificate above it allows neither clientAuth nor emailProtection"),
+    ] {
+        let ca = ca(of_ca);
+        let fred = Forge::leaf().set(Nid::EXT_KEY_USAGE, of_fred).valid(from, to).signed_by(&ca);
+        fs::write(certs.file("ca.pem"), ca.x509.to_pem().unwrap()).unwrap();
+        fs::write(certs.file("ca-key.pem"), ca.key.private_key_to_pem_pkcs8().unwrap()).unwrap();
+        fs::write(certs.file("agent-fred.pem"), fred.x509.to_pem().unwrap()).unwrap();
+        let shown = run(nanite(["certs", "show"]).arg(certs.file("agent-fred.pem")));
+        assert!(shown.out.contains(&format!("  purposes   {purposes}")), "{shown:?}");
+        let verified = certs.run(&["verify", certs.file("agent-fred.pem").to_str().unwrap()]);
+        assert_eq!(verified.out.lines().next().unwrap().starts_with("ok"), message == "ok", "{verified:?}");
+        assert!(verified.out.contains(message), "{verified:?}");
+        // A CA for other purposes issues nothing, since no node would accept it.
+        match of_ca {
+            "" => drop(certs.ok(&["issue", "agent", "bob", "--valid-for", "1h", "--force"])),
+            _ => {
+                let (message, remedy) = ("extended key usage of the CA certificate CN=mine", "nanite certs init");
+                certs.refused(6, &["issue", "agent", "bob", "--valid-for", "1h", "--force"], message, remedy);
+                let verified = certs.run(&["verify", certs.file("ca.pem").to_str().unwrap()]);
+                assert!(verified.out.contains("the CA CN=mine is limited to other purposes"), "{verified:?}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nanite::certs::{CertificateDirectory, DirectoryCertificateStore, TrustError};
+use nanite::certs::{AuthorityError, CertificateDirectory, DirectoryCertificateStore, DirectoryError, TrustError};
 use nanite::clock::{Clock, SystemClock, Timestamp};
 use nanite::packet::{Identity, Packet, Ping, Status};
 use nanite::security::SecureSerializer;
@@ -127,7 +127,9 @@ fn s04_running_node_rejects_revoked_certificate_despite_cache() {
     // Removing the list does not undo the revocation.
     fs::remove_file(test.dir.path().join("crl.pem")).unwrap();
     let later = later.saturating_add(Duration::from_secs(6));
-    assert_eq!(send_ping(&fred, later).unwrap_err().kind, OpenErrorKind::BadCertificate);
+    let refused = send_ping(&fred, later).unwrap_err();
+    assert_eq!(refused.kind, OpenErrorKind::BadCertificate);
+    assert!(refused.why.contains("revoked"), "{refused:?}");
     assert!(send_ping(&bob, later).is_ok());
 }
 
@@ -146,13 +148,33 @@ fn s04_outdated_or_foreign_revocation_list_refuses_all() {
     other.ok(&["crl"]);
     let path = test.dir.path().join("crl.pem");
     fs::copy(other.dir.path().join("crl.pem"), &path).unwrap();
-    let refused = check(now);
-    assert!(matches!(refused, Err(TrustError::NoCrl | TrustError::Chain(_))), "{refused:?}");
+    assert_eq!(check(now), Err(TrustError::NoCrl));
     fs::write(&path, "no list").unwrap();
-    assert!(directory.trust().is_err());
+    let refused = directory.trust();
+    assert!(matches!(&refused, Err(DirectoryError::Revocation { source: AuthorityError::Crl, .. })), "{refused:?}");
     let refused = test.run(&["verify"]);
     assert_eq!(refused.code(), 6);
     assert!(refused.err.contains("crl.pem") && refused.err.contains("nanite certs crl"), "{refused:?}");
+}
+
+/// A real agent and the checks of the program do not start without lists that are there and cannot be read.
+#[test]
+fn s04_program_does_not_start_with_unreadable_revocation_lists() {
+    let test = TestDirectory::new();
+    let path = test.dir.path().join("crl.pem");
+    std::os::unix::fs::symlink(test.dir.path().join("missing.pem"), &path).unwrap();
+    let start = || {
+        let mut agent = nanite(["agent", "--token", "fred", "--broker", "amqp://guest:guest@127.0.0.1:1/"]);
+        run(agent.arg("--certs").arg(test.dir.path()))
+    };
+    for ended in [start(), test.run(&["verify"])] {
+        assert_eq!(ended.code(), 6, "{ended:?}");
+        assert!(ended.err.contains("the revocation lists") && ended.err.contains("crl.pem"), "{ended:?}");
+    }
+    // Without the link, the agent gets as far as the broker.
+    fs::remove_file(&path).unwrap();
+    let ended = start();
+    assert_eq!(ended.code(), 7, "{ended:?}");
 }
 
 #[test]

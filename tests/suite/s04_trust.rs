@@ -1,13 +1,16 @@
 //! s04: which certificates are trusted, and why others are refused.
 
-use nanite::certs::{AuthorityError, Certificate, CertificateError, Trust, TrustError};
+use nanite::certs::{
+    AuthorityError, Certificate, CertificateError, CertificateRequest, IssueError, KeyError, PrivateKey, Trust,
+    TrustError,
+};
 use nanite::clock::Timestamp;
 use nanite::packet::InvalidIdentity;
 use openssl::hash::MessageDigest;
 use openssl::nid::Nid;
-use openssl::x509::X509;
+use openssl::x509::{X509, X509Req};
 
-use crate::harness::forge::{Forge, Forged, curve, p256, rsa};
+use crate::harness::forge::{Forge, Forged, curve, explicit_p256, p256, rsa};
 use crate::harness::pki::{T0, at};
 
 const DAY: u64 = 86_400;
@@ -25,20 +28,135 @@ fn verify(ca: &Forged, leaf: Forge) -> Result<(), TrustError> {
     trust(ca).verify(&read(&leaf.signed_by(ca)), &[], T0)
 }
 
+/// The verification at T0 of a self-signed leaf by pinned trust.
+fn pinned(leaf: Forge) -> Result<(), TrustError> {
+    Trust::pinned().verify(&read(&leaf.self_signed()), &[], T0)
+}
+
 fn before(days: u64) -> Timestamp {
     Timestamp::from_secs(T0.as_secs() - days * DAY)
 }
 
 #[test]
-fn s04_trusts_valid_certificate_with_any_extended_key_usage() {
+fn s04_trusts_valid_certificate_of_each_suite() {
     let ca = Forge::ca("root").self_signed();
     assert_eq!(verify(&ca, Forge::leaf()), Ok(()));
     let usage = "critical,digitalSignature,keyEncipherment,keyAgreement";
     assert_eq!(verify(&ca, Forge::leaf().set(Nid::KEY_USAGE, usage)), Ok(()));
-    let with_usage = Forge::leaf().set(Nid::EXT_KEY_USAGE, "serverAuth,clientAuth");
-    assert_eq!(verify(&ca, with_usage), Ok(()), "as in SPIFFE X509-SVIDs");
     let rsa_usage = "critical,digitalSignature,keyEncipherment";
     assert_eq!(verify(&ca, Forge::leaf().key(rsa(2048)).set(Nid::KEY_USAGE, rsa_usage)), Ok(()));
+}
+
+/// Extended key usages that include a node's purpose, and others.
+const FOR_NODES: [&str; 6] = [
+    "clientAuth",
+    "emailProtection",
+    "anyExtendedKeyUsage",
+    "critical,clientAuth",
+    "serverAuth,clientAuth",
+    "codeSigning,emailProtection,1.3.6.1.4.1.55555.1",
+];
+const FOR_OTHERS: [&str; 8] = [
+    "serverAuth",
+    "codeSigning",
+    "timeStamping",
+    "OCSPSigning",
+    "critical,serverAuth",
+    "serverAuth,codeSigning",
+    "1.3.6.1.4.1.55555.1",
+    // No key purposes at all.
+    "DER:3000",
+];
+
+#[test]
+fn s04_rejects_certificate_limited_to_other_purposes() {
+    let ca = Forge::ca("root").self_signed();
+    let leaf = |usage| Forge::leaf().set(Nid::EXT_KEY_USAGE, usage);
+    let refused = Err(TrustError::KeyUsage("its extended key usage allows neither clientAuth nor emailProtection"));
+    for usage in FOR_NODES {
+        assert_eq!(verify(&ca, leaf(usage)), Ok(()), "{usage}");
+        assert_eq!(pinned(leaf(usage)), Ok(()), "{usage}");
+    }
+    for usage in FOR_OTHERS {
+        // Without key purposes it is not an extended key usage.
+        if usage.starts_with("DER") {
+            let unreadable = Certificate::from_der(&leaf(usage).signed_by(&ca).der()).map(drop);
+            assert_eq!(unreadable, Err(CertificateError::Malformed));
+            continue;
+        }
+        assert_eq!(verify(&ca, leaf(usage)), refused, "{usage}");
+        assert_eq!(pinned(leaf(usage)), refused, "{usage}");
+    }
+}
+
+#[test]
+fn s04_rejects_certificate_below_ca_limited_to_other_purposes() {
+    for usage in FOR_NODES.into_iter().chain(FOR_OTHERS) {
+        let root = |usage| Forge::ca("root").set(Nid::EXT_KEY_USAGE, usage).self_signed();
+        let between = |root| Forge::ca("between").set(Nid::EXT_KEY_USAGE, usage).signed_by(root);
+        let (free, limited) = (root(""), root(usage));
+        let (of_free, of_limited) = (between(&free), Forge::ca("between").signed_by(&limited));
+        let chain =
+            |root, between: &Forged| trust(root).verify(&read(&Forge::leaf().signed_by(between)), &[between.der()], T0);
+        // The limit of a CA holds for all below it, whatever they say themselves.
+        let below = Forge::ca("below").signed_by(&of_free);
+        let deep = read(&Forge::leaf().set(Nid::EXT_KEY_USAGE, "clientAuth").signed_by(&below));
+        let verdicts = [
+            chain(&free, &of_free),
+            chain(&limited, &of_limited),
+            verify(&limited, Forge::leaf()),
+            trust(&free).verify(&deep, &[of_free.der(), below.der()], T0),
+        ];
+        for verdict in verdicts {
+            match FOR_NODES.contains(&usage) {
+                true => assert_eq!(verdict, Ok(()), "{usage}"),
+                // OpenSSL itself refuses what it cannot read.
+                false if usage.starts_with("DER") => assert!(verdict.is_err(), "{usage}"),
+                false => assert_eq!(verdict, Err(TrustError::AuthorityKeyUsage), "{usage}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn s04_rejects_key_with_explicit_curve_parameters() {
+    let key = explicit_p256();
+    let forged = Forge::leaf().key(key.clone()).self_signed();
+    // The certificate really has the parameters in place of the name.
+    let text = String::from_utf8(forged.x509.to_text().unwrap()).unwrap();
+    assert!(text.contains("Field Type: prime-field"), "{text}");
+    assert_eq!(Certificate::from_der(&forged.der()).map(drop), Err(CertificateError::KeyType));
+    // A node's own key, in each form of a key file.
+    let ec = key.ec_key().unwrap();
+    let cipher = openssl::symm::Cipher::aes_256_cbc;
+    for (what, pem) in [
+        ("PKCS #8", key.private_key_to_pem_pkcs8().unwrap()),
+        ("SEC 1", ec.private_key_to_pem().unwrap()),
+        ("encrypted PKCS #8", key.private_key_to_pem_pkcs8_passphrase(cipher(), b"pass").unwrap()),
+        ("encrypted SEC 1", ec.private_key_to_pem_passphrase(cipher(), b"pass").unwrap()),
+    ] {
+        let read = PrivateKey::from_pem(&pem, Some(b"pass"));
+        assert!(matches!(read, Err(KeyError::KeyType)), "{what}: {read:?}");
+    }
+    assert!(matches!(PrivateKey::new(key.clone()), Err(KeyError::KeyType)));
+    // A signing request.
+    let mut request = X509Req::builder().unwrap();
+    request.set_pubkey(&key).unwrap();
+    request.sign(&key, MessageDigest::sha256()).unwrap();
+    let refused = CertificateRequest::from_pem(&request.build().to_pem().unwrap());
+    assert!(matches!(refused, Err(IssueError::KeyType)), "{refused:?}");
+    // A CA, as the anchor of a chain, and below it.
+    let root = Forge::ca("root").self_signed();
+    let refused = "Certificate public key has explicit ECC parameters";
+    for (root, between) in [
+        (Forge::ca("root").key(key.clone()).self_signed(), Forge::ca("between")),
+        (root, Forge::ca("between").key(key)),
+    ] {
+        let between = between.signed_by(&root);
+        let leaf = read(&Forge::leaf().signed_by(&between));
+        let trust = Trust::from_pem(&root.x509.to_pem().unwrap()).unwrap();
+        assert_eq!(trust.verify(&leaf, &[between.der()], T0), Err(TrustError::Chain(refused.into())));
+    }
 }
 
 #[test]
@@ -85,7 +203,6 @@ fn s04_rejects_wrong_key_usage() {
     let signs = "critical,digitalSignature,keyAgreement,keyCertSign";
     assert_eq!(usage(p256(), signs), refused("it may sign certificates or revocation lists"));
     // Pinning skips only the chain.
-    let pinned = |forge: Forge| Trust::pinned().verify(&read(&forge.self_signed()), &[], T0);
     assert_eq!(pinned(Forge::leaf().set(Nid::KEY_USAGE, "")), refused("it is not stated"));
     assert_eq!(pinned(Forge::leaf().valid(before(2), before(1))), Err(TrustError::Expired(before(1))));
     assert_eq!(pinned(Forge::leaf()), Ok(()));
@@ -127,6 +244,24 @@ fn s04_ca_with_trust_domain_is_trusted_for_it_only() {
     let leaf = read(&Forge::leaf().signed_by(&unnamed));
     assert_eq!(trust(&unnamed).verify(&leaf, &[], T0), Ok(()));
     assert_eq!(trust(&unnamed).for_domain("example.com").verify(&leaf, &[], T0), Err(refused));
+}
+
+#[test]
+fn s04_trust_domain_stays_when_authorities_are_replaced() {
+    let (old, new) = (Forge::ca("old").self_signed(), Forge::ca("new").self_signed());
+    let trust_old = trust(&old).for_domain("example.com");
+    let refused = TrustError::Domain { found: "example.org".into(), wanted: "example.com".into() };
+    assert_eq!(trust_old.verify(&read(&Forge::leaf().signed_by(&old)), &[], T0), Err(refused.clone()));
+    // The domain of the other trust is not taken over either.
+    for other in [trust(&new), trust(&new).for_domain("example.org")] {
+        trust_old.replace_authorities(&other);
+        assert_eq!(trust_old.verify(&read(&Forge::leaf().signed_by(&new)), &[], T0), Err(refused.clone()));
+        let com = Forge::leaf().set(Nid::SUBJECT_ALT_NAME, "URI:spiffe://example.com/agent/fred");
+        assert_eq!(trust_old.verify(&read(&com.signed_by(&new)), &[], T0), Ok(()));
+    }
+    // Nor does it get lost with other revocation lists.
+    let with_lists = trust(&new).for_domain("example.com").with_crls(&[new.crl(&[], before(1), at(DAY))]).unwrap();
+    assert_eq!(with_lists.verify(&read(&Forge::leaf().signed_by(&new)), &[], T0), Err(refused));
 }
 
 #[test]
@@ -241,7 +376,7 @@ fn s04_rejects_revocation_list_not_signed_by_the_issuer() {
     // A list by another key under the same name could hide the CA's own list.
     let impostor = Forge::ca("root").self_signed();
     let forged = trust(&root).with_crls(&[impostor.crl(&[], from, to)]).unwrap();
-    assert!(forged.verify(&leaf, &[], T0).is_err());
+    assert_eq!(forged.verify(&leaf, &[], T0), Err(TrustError::NoCrl));
     let mute = Forge::ca("root").set(Nid::KEY_USAGE, "critical,keyCertSign").self_signed();
     let unsigned = trust(&mute).with_crls(&[mute.crl(&[], from, to)]).unwrap();
     let refused = unsigned.verify(&read(&Forge::leaf().signed_by(&mute)), &[], T0);

@@ -1,9 +1,12 @@
-//! `nanite policy`: rules are checked and explained.
+//! Policy files: `nanite policy` checks and explains rules; roles and limits.
 
 use std::fs;
 
+use nanite::packet::{Payload, Request};
+use nanite::policy::{Caller, Decision, Pattern, Policy, PolicyError, Rules};
 use tempfile::TempDir;
 
+use crate::harness::pki::{agent, mapper};
 use crate::harness::program::{Ended, run};
 
 fn nanite(arguments: &[&str]) -> Ended {
@@ -55,4 +58,57 @@ fn s08_invalid_or_missing_policy_is_a_usage_error() {
     let missing = nanite(&["policy", "check", missing.to_str().unwrap()]);
     assert_eq!(missing.code(), 2, "{missing:?}");
     assert!(missing.err.contains("cannot read the policy"), "{missing:?}");
+}
+
+#[test]
+fn s08_request_rule_is_for_its_roles_only() {
+    let (desk, boss) = (mapper("desk"), agent("boss"));
+    let asks = Request::new("/work/light".parse().unwrap(), Payload::default());
+    for (roles, mapper_may, agent_may) in [
+        ("", true, true),
+        ("roles = [\"mapper\"]", true, false),
+        ("roles = [\"agent\"]", false, true),
+        ("roles = [\"agent\", \"mapper\"]", true, true),
+    ] {
+        let rules = format!("[[request]]\ncallers = [\"*\"]\nservices = [\"*\"]\n{roles}");
+        let rules = Rules::from_toml(&rules).unwrap();
+        // The role that counts is that of the caller, not that of the mapper which passes the request on.
+        let through = Caller::new(&desk, None).on_behalf_of(&boss);
+        for (caller, may) in
+            [(Caller::new(&desk, None), mapper_may), (Caller::new(&boss, None), agent_may), (through, agent_may)]
+        {
+            let expected = if may { Decision::allow().by_rule("request-1") } else { Decision::denied() };
+            assert_eq!(rules.authorize_request(&caller, &asks), expected, "{roles:?} {caller:?}");
+            let mismatches: &[&str] = if may { &[] } else { &["roles"] };
+            assert_eq!(rules.explain(&caller, &asks)[0].mismatches, mismatches, "{roles:?} {caller:?}");
+        }
+    }
+    let empty = "[[request]]\ncallers = [\"*\"]\nservices = [\"*\"]\nroles = []";
+    assert!(matches!(Rules::from_toml(empty), Err(PolicyError::Invalid(why)) if why.contains("an empty list")));
+}
+
+#[test]
+fn s08_policy_is_limited_in_rules_patterns_and_length() {
+    let rule = |kind: &str, who: &str| format!("[[{kind}]]\n{who} = [\"*\"]\nservices = [\"*\"]\n");
+    let (register, request) = (rule("register", "agents"), rule("request", "callers"));
+    for (registers, requests) in [(4096, 0), (0, 4096), (4096 / 2, 4096 / 2)] {
+        let most = register.repeat(registers) + &request.repeat(requests);
+        assert_eq!(Rules::from_toml(&most).unwrap().names().len(), 4096);
+        for one_more in [&register, &request] {
+            let refused = Rules::from_toml(&(most.clone() + one_more));
+            let told = matches!(&refused, Err(PolicyError::Invalid(why)) if why == "more than 4096 rules");
+            assert!(told, "{:?}", refused.map(|rules| rules.names().len()));
+        }
+    }
+    assert!(Pattern::new(&"a".repeat(256)).is_some());
+    assert!(Pattern::new(&"a".repeat(257)).is_none() && Pattern::new("").is_none());
+    // The longest file is read to its end.
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let length = 1024 * 1024;
+    let comment = format!("#{}\n", "x".repeat(length - request.len() - 2));
+    std::fs::write(file.path(), comment.clone() + &request).unwrap();
+    assert_eq!(Rules::from_file(file.path()).unwrap().names(), ["request-1"]);
+    std::fs::write(file.path(), comment + &request + "\n").unwrap();
+    let refused = Rules::from_file(file.path());
+    assert!(matches!(&refused, Err(PolicyError::Invalid(why)) if why.contains("larger than 1 MiB")), "{refused:?}");
 }

@@ -3,10 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use nanite::certs::{Certificate, CertificateStore, KeyType, Recipient, RecipientQuery, SignerQuery, StoreError};
+use nanite::certs::{
+    Certificate, CertificateStore, KeyType, Recipient, RecipientQuery, SignerQuery, StoreError, Trust,
+};
 use nanite::security::SecureSerializer;
 use nanite::serializer::OpenErrorKind::*;
-use nanite::serializer::{Audience, InboundQueue, OpenContext, SealRequest, Serializer};
+use nanite::serializer::{
+    Audience, InboundQueue, OpenContext, Proof, Provenance, SealRequest, Serializer, Verification,
+};
 
 use crate::harness::attack::{World, ping, refused_by, register, request};
 use crate::harness::pki::{Peers, Pki, agent, at, mapper};
@@ -152,4 +156,41 @@ fn s10_rejects_malformed_certificate_sets() {
         assert_eq!(error.kind, kind, "{what}: {error}");
     }
     world.m1.open(&with(vec![own]), &OpenContext::new(InboundQueue::Presence, at(11))).unwrap();
+}
+
+/// The broker can add certificates to a message: they are not signed.
+#[test]
+fn s10_rejects_unreadable_extra_certificate_also_when_the_verdict_is_remembered() {
+    let world = World::new();
+    let m1 = world.credentials("m1");
+    let extra = |seconds, extra: Option<Der>| {
+        let options = SealRequest::new(&Audience::Mappers, at(seconds));
+        let mut forged = Forged::new(&world.fred.seal(&register("fred"), &options).unwrap().bytes);
+        forged.signed().at(&[3]).children().extend(extra);
+        forged.signed().at(&[3]).children().sort_by_key(Der::bytes);
+        forged.bytes()
+    };
+    let junk = || Some(Der::Node(0x30, vec![Der::Leaf(2, vec![1])]));
+    let ca = Der::parse(&world.pki.ca.certificate().to_der().unwrap());
+    for (what, trust) in [("CA", world.pki.ca.trust().unwrap()), ("pinned", Trust::pinned())] {
+        let builder = SecureSerializer::builder(m1.clone(), world.pki.peers.clone(), trust);
+        let reader = builder.started_at(at(0)).build().unwrap();
+        let open = |bytes: &[u8]| reader.open(bytes, &OpenContext::new(InboundQueue::Presence, at(15))).map(drop);
+        for seconds in [10, 12] {
+            let error = open(&extra(seconds, junk())).unwrap_err();
+            assert_eq!(error.kind, BadCertificate, "{what}: {error}");
+            assert!(error.to_string().contains("another certificate in the message cannot be read"), "{what}: {error}");
+            // From here on, the verdict about fred's certificate is remembered.
+            open(&extra(seconds + 1, Some(ca.clone()))).unwrap();
+        }
+        // The same for the proof of a heartbeat, as another mapper gets it.
+        let inbound = reader.open(&extra(14, None), &OpenContext::new(InboundQueue::Presence, at(15))).unwrap();
+        let Provenance::Verified(verified) = &inbound.provenance else { panic!("{inbound:?}") };
+        let proof = verified.proof().unwrap().clone();
+        reader.verify_proof(&proof, at(15)).unwrap();
+        let mut more = Proof::clone(&proof);
+        more.certificates.push(junk().unwrap().bytes());
+        let error = reader.verify_proof(&Arc::new(more), at(15)).unwrap_err();
+        assert_eq!(error.kind, BadCertificate, "{what}: {error}");
+    }
 }

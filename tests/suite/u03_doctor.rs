@@ -164,6 +164,16 @@ fn u03_expiry_and_clock_errors_are_reported() {
 }
 
 #[test]
+fn u03_ca_for_other_purposes_is_reported() {
+    let site = Site::new(&["agent fred"]);
+    let now = SystemClock.now();
+    let ca = Forge::ca("servers").valid(now.saturating_sub(DAY), now.saturating_add(DAY * 90));
+    let ca = ca.set(Nid::EXT_KEY_USAGE, "serverAuth").self_signed();
+    std::fs::write(site.path("certs/ca.pem"), ca.x509.to_pem().unwrap()).unwrap();
+    doctor(&site, &FRED).assert(6, "ca", "fail", "limited to other purposes", "nanite certs init");
+}
+
+#[test]
 fn u03_broker_errors_are_reported() {
     let site = Site::new(&["agent fred", "mapper ctl"]);
     let doctor_at = |url: &str, options: &[&str]| {

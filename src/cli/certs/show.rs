@@ -13,7 +13,7 @@ use super::files::{DirectoryArgs, key_error};
 use crate::certs::distinguished_name as name;
 use crate::certs::{
     CaCertificate, Certificate, CertificateDirectory, Content, Credentials, KeyError, KeyId, PrivateKey, Trust,
-    TrustError, distinguished_name, read_certificates, timestamp,
+    TrustError, allows_nodes, distinguished_name, purposes, read_certificates, timestamp,
 };
 use crate::cli::error::{CliError, Exit, Result, chain};
 use crate::cli::{output, remedy};
@@ -182,6 +182,11 @@ struct CertificateInfo {
     key: String,
     key_id: String,
     usage: Vec<&'static str>,
+    /// The extended key usage, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    purposes: Option<Vec<String>>,
+    /// Whether the extended key usage allows what nodes do.
+    allows_nodes: bool,
     serial: String,
     sha256: String,
 }
@@ -220,6 +225,8 @@ impl CertificateInfo {
                 .and_then(|id| KeyId::new(id.as_slice()))
                 .map_or_else(String::new, |id| id.to_string()),
             usage: key_usage(x509),
+            purposes: purposes(x509),
+            allows_nodes: allows_nodes(x509),
             serial: x509.serial_number().to_bn().map_or_else(|_| String::new(), |bn| HEXLOWER.encode(&bn.to_vec())),
             sha256: x509.to_der().map_or_else(|_| String::new(), |der| HEXLOWER.encode(&openssl::sha::sha256(&der))),
         };
@@ -261,6 +268,12 @@ impl CertificateInfo {
             days => format!(" ({days} days left)"),
         };
         let usage = if self.usage.is_empty() { "not stated".to_owned() } else { self.usage.join(", ") };
+        let purposes = match (&self.purposes, self.allows_nodes) {
+            (None, true) => "any".to_owned(),
+            (None, false) => paint.red("not readable"),
+            (Some(names), true) => names.join(", "),
+            (Some(names), false) => paint.red(&format!("{} (not for nodes)", names.join(", "))),
+        };
         for (label, value) in [
             ("valid", &format!("{} to {}{left}", self.not_before, self.not_after)),
             ("subject", &self.subject),
@@ -268,6 +281,7 @@ impl CertificateInfo {
             ("key", &self.key),
             ("key id", &self.key_id),
             ("usage", &usage),
+            ("purposes", &purposes),
             ("serial", &self.serial),
             ("SHA-256", &self.sha256),
         ] {
@@ -416,6 +430,9 @@ pub(in crate::cli) fn authority(ca: &CaCertificate, now: Timestamp) -> Result<St
         (format!("expired at {}", ca.not_after), "create a new CA and issue all certificates again")
     } else if !ca.x509.key_usage().is_some_and(|usage| usage.contains(X509KeyUsage::KEY_CERT_SIGN)) {
         ("may not sign certificates".to_owned(), "create a CA with `nanite certs init`")
+    } else if !allows_nodes(&ca.x509) {
+        let why = "is limited to other purposes: its extended key usage allows neither clientAuth nor emailProtection";
+        (why.to_owned(), remedy::trust(&TrustError::AuthorityKeyUsage))
     } else {
         let name = ca.domain.as_ref().map_or_else(|| ca.subject.clone(), |domain| format!("of {domain}"));
         return Ok(format!("CA {name}, valid until {}", ca.not_after));

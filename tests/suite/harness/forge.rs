@@ -5,7 +5,7 @@ use std::time::Duration;
 use nanite::clock::Timestamp;
 use openssl::asn1::Asn1Time;
 use openssl::bn::BigNum;
-use openssl::ec::{EcGroup, EcKey};
+use openssl::ec::{Asn1Flag, EcGroup, EcKey};
 use openssl::hash::MessageDigest;
 use openssl::nid::Nid;
 use openssl::pkey::{PKey, Private};
@@ -42,6 +42,13 @@ pub fn p256() -> PKey<Private> {
 
 pub fn curve(nid: Nid) -> PKey<Private> {
     PKey::from_ec_key(EcKey::generate(&EcGroup::from_curve_name(nid).unwrap()).unwrap()).unwrap()
+}
+
+/// A key on P-256 that is encoded with the curve's parameters in place of its name.
+pub fn explicit_p256() -> PKey<Private> {
+    let mut group = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).unwrap();
+    group.set_asn1_flag(Asn1Flag::EXPLICIT_CURVE);
+    PKey::from_ec_key(EcKey::generate(&group).unwrap()).unwrap()
 }
 
 pub fn rsa(bits: u32) -> PKey<Private> {

@@ -50,7 +50,7 @@ pub fn sources() -> Vec<Source> {
 }
 
 /// Removes comments, and the content of strings. Good enough for this crate's own code; not a Rust lexer.
-fn without_comments(text: &str) -> String {
+pub fn without_comments(text: &str) -> String {
     let (mut out, mut rest) = (String::new(), text);
     while let Some(c) = rest.chars().next() {
         let skipped = match c {
