@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn request_digest_covers_service_and_payload() {
+    fn s17_request_digest_covers_service_and_payload() {
         let all = [
             ("/a/b", "null"),
             ("/a/c", "null"),

@@ -152,6 +152,13 @@ async fn s17_mapper_cannot_alter_an_answer() {
     proof.body.0[at..at + 4].copy_from_slice(b"evil");
     stage.forward(&taken, vec![proof]).await;
     stage.refuses(events, OpenErrorKind::CannotOpen, "another value").await;
+
+    let mut stage = Stage::new().await;
+    let (events, taken) = stage.request("a").await;
+    let mut proof = stage.proof(&taken, "fred").await;
+    *proof.signer_info.0.last_mut().unwrap() ^= 1;
+    stage.forward(&taken, vec![proof]).await;
+    stage.refuses(events, OpenErrorKind::BadSignature, "another signature").await;
 }
 
 #[tokio::test]
@@ -239,8 +246,17 @@ async fn s17_proof_of_a_node_of_another_ca_or_without_form_is_refused() {
     let (events, taken) = stage.request("a").await;
     let request = accomplice.honest(&taken);
     let proof = accomplice.ask(&agent("fred"), request).await.forwarded();
-    stage.forward(&taken, vec![proof.clone()]).await;
-    stage.refuses(events, OpenErrorKind::UnknownSigner, "of another CA").await;
+    stage.forward(&taken, vec![proof]).await;
+    stage.refuses(events, OpenErrorKind::UnknownSigner, "not in the store").await;
+
+    // The store knows the certificate; its CA is another one.
+    let mut stage = Stage::new().await;
+    stage.system.pki().peers.put(other.pki().credentials(&agent("fred")).certificate());
+    let (events, taken) = stage.request("a").await;
+    let request = accomplice.honest(&taken);
+    let proof = accomplice.ask(&agent("fred"), request).await.forwarded();
+    stage.forward(&taken, vec![proof]).await;
+    stage.refuses(events, OpenErrorKind::BadCertificate, "of another CA").await;
 
     let mut stage = Stage::new().await;
     let (events, taken) = stage.request("a").await;
