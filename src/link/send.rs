@@ -86,7 +86,7 @@ impl Outbound {
                 outcome.results.approximate_bytes() + proofs
             }
             Packet::Intermediate(part) => {
-                part.value.approximate_bytes() + part.proof.as_ref().map_or(0, ForwardedProof::length)
+                part.value.approximate_bytes() + part.proof.as_deref().map_or(0, ForwardedProof::length)
             }
             Packet::FileChunk(chunk) => chunk.chunk.0.len(),
             _ => 0,

@@ -88,7 +88,7 @@ fn hash_value(hash: &mut Sha256, value: &Value) {
             hash.update(b"m");
             hash_length(hash, fields.len());
             let mut sorted: Vec<_> = fields.iter().collect();
-            sorted.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+            sorted.sort_unstable_by_key(|(name, _)| *name);
             for (name, value) in sorted {
                 hash_text(hash, name);
                 hash_value(hash, value);

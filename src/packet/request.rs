@@ -352,7 +352,7 @@ pub struct Outcome {
     pub failure: Option<Failure>,
     /// The origin of the proxied request that an agent answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub request_origin: Option<RequestOrigin>,
+    pub request_origin: Option<Box<RequestOrigin>>,
     /// The outcomes of the agents with their signatures, in the answer of a mapper to a proxied request.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub proofs: Vec<ForwardedProof>,
@@ -412,10 +412,10 @@ pub struct Intermediate {
     pub origin: Option<Identity>,
     /// The origin of the proxied request that an agent answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub request_origin: Option<RequestOrigin>,
+    pub request_origin: Option<Box<RequestOrigin>>,
     /// The part with the agent's signature, when a mapper forwards it. Key, value and sequence number are then in the signed body only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub proof: Option<ForwardedProof>,
+    pub proof: Option<Box<ForwardedProof>>,
 }
 
 impl Intermediate {

@@ -109,8 +109,8 @@ impl HandedOver {
     /// Whether a verified answer is one to this request.
     fn check(&self, answer: Forwarded) -> Result<Forwarded, OpenError> {
         let origin = match &answer.packet {
-            Packet::Outcome(outcome) => outcome.request_origin.as_ref(),
-            Packet::Intermediate(part) => part.request_origin.as_ref(),
+            Packet::Outcome(outcome) => outcome.request_origin.as_deref(),
+            Packet::Intermediate(part) => part.request_origin.as_deref(),
             _ => None,
         };
         if origin != Some(&self.origin) {

@@ -31,7 +31,7 @@ pub(crate) struct ReplyTo {
     request_id: Option<MessageId>,
     deadline: Option<Timestamp>,
     /// Signed with the answers to a proxied request.
-    origin: Option<RequestOrigin>,
+    origin: Option<Box<RequestOrigin>>,
     /// The sequence number of the next intermediate result.
     next_part: u64,
 }
@@ -57,7 +57,7 @@ impl ReplyTo {
 
     /// The answers are signed as those to this proxied request.
     pub fn with_origin(self, origin: Option<RequestOrigin>) -> Self {
-        Self { origin, ..self }
+        Self { origin: origin.map(Box::new), ..self }
     }
 
     /// Sends the intermediate result with this number. If that fails, the caller sees a gap.

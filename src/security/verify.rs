@@ -114,7 +114,9 @@ impl Context {
     ) -> Vec<Result<Forwarded, OpenError>> {
         let (kind, proofs) = match packet {
             Packet::Outcome(outcome) => (Kind::Outcome, outcome.proofs.as_slice()),
-            Packet::Intermediate(part) => (Kind::Intermediate, part.proof.as_slice()),
+            Packet::Intermediate(part) => {
+                (Kind::Intermediate, part.proof.as_deref().map(std::slice::from_ref).unwrap_or_default())
+            }
             _ => return Vec::new(),
         };
         if signer.identity().role() != Role::Mapper {

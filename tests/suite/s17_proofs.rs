@@ -134,7 +134,7 @@ async fn s17_mapper_cannot_sign_for_an_agent() {
     let mut accomplice = HostileMapper::start(&stage.system, "accomplice").await;
     let own = stage.evil.link.identity().clone();
     let mut outcome = Outcome::new(taken.request.token.unwrap(), mapper("accomplice"), own, Ok("forged".into()));
-    outcome.request_origin = Some(origin);
+    outcome.request_origin = Some(origin.into());
     let inbox = nanite::transport::topology::process_queue_name("mapper-accomplice", accomplice.link.instance());
     let message = nanite::link::Outbound::new(outcome, mapper("accomplice"));
     stage.evil.link.send(message, nanite::transport::Destination::Queue(inbox)).await.unwrap();
@@ -315,7 +315,7 @@ async fn s17_intermediate_results_through_a_mapper_have_the_agents_proof() {
     let (first, second, outcome) = parts(&taken).await;
     let send = async |proof: Option<ForwardedProof>| {
         let mut part = stage.evil.part(&taken, &fred, "forged");
-        part.proof = proof;
+        part.proof = proof.map(Box::new);
         stage.evil.reply(&taken, part).await;
     };
     let mut altered = first.clone();
