@@ -101,7 +101,7 @@ impl Link {
                 if let Some(audit) = &self.0.audit {
                     audit.record(Record::accepted(self.identity(), self.now(), &inbound, inbound_queue)).await;
                 }
-                Some(Opened::Good(Received { inbound, redelivered, acker, body }))
+                Some(Opened::Good(Box::new(Received { inbound, redelivered, acker, body })))
             }
             Err(error) => {
                 self.0.refusals.count(error.kind);
@@ -155,7 +155,7 @@ impl Link {
 
 /// A delivery that was not refused.
 enum Opened {
-    Good(Received),
+    Good(Box<Received>),
     /// Another mapper may be able to open it.
     Requeue {
         error: OpenError,
@@ -186,7 +186,7 @@ impl Subscription {
             tokio::select! {
                 biased;
                 Some(opened) = self.opening.next(), if !self.opening.is_empty() => match opened {
-                    Some(Opened::Good(received)) => return Some(received),
+                    Some(Opened::Good(received)) => return Some(*received),
                     Some(Opened::Requeue { error, body, redelivered, acker }) => {
                         let (inbound_queue, now) = (self.inbound_queue, self.link.now());
                         if let Err(acker) = self.requeue.take(&error, inbound_queue, &body, acker, now) {
