@@ -196,8 +196,9 @@ impl Dispatcher {
         let mut call = std::pin::pin!(call);
         let result = loop {
             tokio::select! {
-                Some(intermediate) = queued.recv() => self.send(intermediate, reply_to.as_deref_mut()).await,
+                biased;
                 result = &mut call => break result,
+                Some(intermediate) = queued.recv() => self.send(intermediate, reply_to.as_deref_mut()).await,
             }
         };
         // A clone of the context may outlive the handler: it can emit nothing from now on.

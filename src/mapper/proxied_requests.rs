@@ -36,6 +36,8 @@ pub(super) async fn handle_requests(shared: Arc<Shared>, mut messages: Subscript
     let mut running = JoinSet::new();
     loop {
         tokio::select! {
+            biased;
+            Some(_) = running.join_next() => {}
             received = messages.next() => {
                 let Some(Received { inbound, acker, .. }) = received else { return };
                 let shared = shared.clone();
@@ -46,7 +48,6 @@ pub(super) async fn handle_requests(shared: Arc<Shared>, mut messages: Subscript
                     acknowledge(acker).await;
                 });
             }
-            Some(_) = running.join_next() => {}
         }
     }
 }
@@ -216,10 +217,8 @@ pub(super) async fn redeliver(shared: Arc<Shared>, mut messages: Subscription) {
     let mut agents_changed = Box::pin(shared.agents_changed.notified());
     loop {
         let dispatch = tokio::select! {
-            received = messages.next() => {
-                let Some(received) = received else { return };
-                accept(&ackers, &mut waiting, received).await
-            }
+            biased;
+            Some(_) = running.join_next() => false,
             () = &mut agents_changed => {
                 agents_changed.set(shared.agents_changed.notified());
                 true
@@ -237,7 +236,10 @@ pub(super) async fn redeliver(shared: Arc<Shared>, mut messages: Subscription) {
                 }
                 true
             }
-            Some(_) = running.join_next() => false,
+            received = messages.next() => {
+                let Some(received) = received else { return };
+                accept(&ackers, &mut waiting, received).await
+            }
         };
         if dispatch {
             dispatch_waiting(&shared, &ackers, &mut waiting, &mut running).await;

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod amqp;
+mod d11_simulation;
 mod dispatch;
 mod documents;
 mod files;
