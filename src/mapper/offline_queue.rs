@@ -95,10 +95,8 @@ pub(super) async fn redeliver(shared: Arc<Shared>, mut messages: Subscription) {
     loop {
         let bytes = waiting.iter().map(|it| it.body.len()).sum::<usize>() + messages.bytes_held_for_others();
         let dispatch = tokio::select! {
-            received = messages.next(), if bytes < MAX_HELD_BYTES => {
-                let Some(received) = received else { return };
-                accept(&ackers, &mut waiting, received).await
-            }
+            biased;
+            Some(_) = running.join_next() => false,
             () = &mut agents_changed => {
                 agents_changed.set(shared.agents_changed.notified());
                 true
@@ -136,7 +134,10 @@ pub(super) async fn redeliver(shared: Arc<Shared>, mut messages: Subscription) {
                 }
                 false
             }
-            Some(_) = running.join_next() => false,
+            received = messages.next(), if bytes < MAX_HELD_BYTES => {
+                let Some(received) = received else { return };
+                accept(&ackers, &mut waiting, received).await
+            }
         };
         if dispatch {
             dispatch_waiting(&shared, &ackers, &places, &mut waiting, &mut running).await;
@@ -263,6 +264,7 @@ async fn dispatch_waiting(
                     {
                         let mut answered = std::pin::pin!(forward_answers(&shared, events, reply_to));
                         tokio::select! {
+                            biased;
                             () = &mut answered => {}
                             () = sleep(HOLD_LIMIT) => {
                                 complete(&shared, &ackers, &key, &provenance).await;

@@ -48,6 +48,8 @@ pub(super) async fn handle_requests(shared: Arc<Shared>, mut messages: Subscript
     let discovered_at = Instant::now() + DISCOVERY_TIME;
     loop {
         tokio::select! {
+            biased;
+            Some(_) = running.join_next() => {}
             received = messages.next() => {
                 let Some(Received { inbound, acker, .. }) = received else { return };
                 let Some(request) = ProxiedRequest::from_inbound(inbound) else {
@@ -74,7 +76,6 @@ pub(super) async fn handle_requests(shared: Arc<Shared>, mut messages: Subscript
                     acknowledge(acker).await;
                 });
             }
-            Some(_) = running.join_next() => {}
         }
     }
 }
@@ -123,6 +124,7 @@ impl ProxiedRequest {
         let expires_in = self.signer.as_ref().map_or(HOLD_LIMIT, |it| it.expires_at().since(shared.link.now()));
         let mut run = std::pin::pin!(self.run(shared, wait_for_agents));
         tokio::select! {
+            biased;
             () = &mut run => acknowledge(acker).await,
             () = sleep(expires_in.min(HOLD_LIMIT)) => {
                 acknowledge(acker).await;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use lru::LruCache;
 use parking_lot::{Mutex, MutexGuard};
@@ -37,6 +38,8 @@ pub struct AgentWorkload {
 #[derive(Debug)]
 pub(crate) struct PendingRequest {
     pub token: Token,
+    /// Counts the requests of this process.
+    number: u64,
     state: Mutex<State>,
     pub changed: Notify,
 }
@@ -67,6 +70,7 @@ struct Target {
 #[derive(Debug)]
 pub(crate) struct PendingRequests {
     by_token: Mutex<HashMap<Token, Arc<PendingRequest>>>,
+    begun: AtomicU64,
     /// How many requests are in flight to each agent.
     in_flight: Mutex<HashMap<Identity, usize>>,
     /// How many requests of each agent were answered, and how many failed.
@@ -76,14 +80,20 @@ pub(crate) struct PendingRequests {
 impl Default for PendingRequests {
     fn default() -> Self {
         // Unbounded here and bounded in `count`: a cache with a capacity allocates it all at once.
-        Self { by_token: Mutex::default(), in_flight: Mutex::default(), ended: Mutex::new(LruCache::unbounded()) }
+        Self {
+            by_token: Mutex::default(),
+            begun: AtomicU64::new(0),
+            in_flight: Mutex::default(),
+            ended: Mutex::new(LruCache::unbounded()),
+        }
     }
 }
 
 impl PendingRequests {
     /// Begins a request.
     pub fn begin(&self, token: Token) -> Arc<PendingRequest> {
-        let request = Arc::new(PendingRequest { token, state: Mutex::default(), changed: Notify::new() });
+        let number = self.begun.fetch_add(1, Ordering::Relaxed);
+        let request = Arc::new(PendingRequest { token, number, state: Mutex::default(), changed: Notify::new() });
         self.by_token.lock().insert(token, request.clone());
         request
     }
@@ -247,7 +257,8 @@ impl PendingRequests {
 
     /// Records an agent as lost in every request; `alive` is the instance that replaced it.
     pub fn lost(&self, identity: &Identity, alive: Option<u64>) {
-        let requests: Vec<Arc<PendingRequest>> = self.by_token.lock().values().cloned().collect();
+        let mut requests: Vec<Arc<PendingRequest>> = self.by_token.lock().values().cloned().collect();
+        requests.sort_unstable_by_key(|request| request.number);
         for request in requests {
             let lost = request.lock().waiting.get(identity).is_some_and(|target| Some(target.instance) != alive);
             if lost {

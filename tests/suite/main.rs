@@ -5,6 +5,7 @@
 
 mod amqp;
 mod d01_publisher;
+mod d11_simulation;
 mod d12_fairness;
 mod dispatch;
 mod documents;
