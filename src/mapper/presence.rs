@@ -95,7 +95,7 @@ pub(super) async fn receive_answers(shared: Arc<Shared>, mut messages: Subscript
                 instances.mapper_advertised(&shared, sender, signer.instance(), advertise);
             }
             shared.advertisements.send_modify(|count| *count = count.saturating_add(1));
-        } else if !shared.pending.answered(inbound) {
+        } else if !shared.pending.answered(&shared.link, inbound).await {
             tracing::debug!("received an answer that no request waits for");
         }
     }

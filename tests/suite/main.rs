@@ -5,6 +5,8 @@
 
 mod amqp;
 mod d01_publisher;
+mod d11_simulation;
+mod d12_fairness;
 mod dispatch;
 mod documents;
 mod files;
@@ -67,8 +69,11 @@ mod s11_at_rest;
 #[cfg(feature = "fuzzing")]
 mod s12_fuzzing;
 mod s14_tls;
+mod s17_proofs;
 mod s18_broker_users;
+mod s18_decoded_memory;
 mod s18_memory_bounds;
+mod s18_requests;
 mod transport;
 mod u01_demo;
 mod u02_cli;

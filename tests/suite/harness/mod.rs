@@ -5,9 +5,11 @@
 pub mod attack;
 pub mod broker;
 pub mod browser;
+pub mod counting;
 pub mod fake_broker;
 pub mod forge;
 pub mod hostile;
+pub mod hostile_mapper;
 mod http;
 pub mod oracle;
 pub mod pki;

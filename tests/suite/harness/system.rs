@@ -42,6 +42,14 @@ impl System {
         matches!(self.format, Format::Secure(_))
     }
 
+    /// The certificates of the nodes.
+    pub fn pki(&self) -> &Pki {
+        match &self.format {
+            Format::Secure(pki) => pki,
+            Format::Plain => panic!("a plain format has no certificates"),
+        }
+    }
+
     /// Waits until this many messages are in a queue, and returns them.
     pub async fn waiting(&self, queue: &str, count: usize) -> Vec<QueuedMessage> {
         super::wait_until("messages wait in the queue", async || self.broker.queued_messages(queue).len() == count)
