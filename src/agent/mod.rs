@@ -145,7 +145,8 @@ impl AgentBuilder {
         self
     }
 
-    /// Authorizes requests; by default every node with a valid certificate may request everything.
+    /// Authorizes requests and files; by default every node with a valid certificate may request everything, and every mapper may send
+    /// files.
     pub fn policy(mut self, policy: impl Policy + 'static) -> Self {
         self.policy = Arc::new(policy);
         self

@@ -242,7 +242,8 @@ impl Settings {
             ping_time: self.ping_time,
         };
         let presence = presence.start();
-        let files = self.files.clone().map(|root| FileReceiver::start(link.clone(), root));
+        let files = self.files.clone();
+        let files = files.map(|root| FileReceiver::start(link.clone(), root, self.policy.clone()));
         let mut watchers = JoinSet::new();
         for mut changes in self.services.actors().iter().filter_map(|actor| actor.changes()) {
             let presence = presence.clone();

@@ -1,8 +1,12 @@
 //! The audit log: one line for every message accepted or refused, and for every policy decision, in a hash chain.
 //!
 //! A line is a JSON object with its number (`seq`) and the SHA-256 of the previous line (`prev`). [`verify`] finds lines that were
-//! changed, removed or moved. The file `FILE.head` names the last line, so that truncation is found too. Anyone who can write both
-//! files can forge a new history: keep them where the node can only append, or copy the head to another machine.
+//! changed, removed or moved. The file `FILE.head` names the last line, so that truncation is found too: by [`verify`], and when the log
+//! is opened, which records what is missing. Anyone who can write both files can forge a new history: copy the head to another machine,
+//! and verify the log [with the copy](verify_with_head).
+//!
+//! Each accepted message and each decision has a line. Of refused messages, which anyone who reaches the broker can cause, at most 20 per
+//! second are recorded for each reason; a further line has the number of those left out.
 //!
 //! ```
 //! use nanite::audit::{AuditLog, AuditOptions, Overflow, verify};
@@ -17,23 +21,30 @@
 //! ```
 
 mod chain;
+mod format;
+mod verify;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
 use serde::Serialize;
 use tokio::sync::mpsc;
 
-use chain::ChainWriter;
+use chain::{ChainWriter, Event, Lost};
 
 use crate::clock::Timestamp;
-use crate::packet::{Identity, Kind, MessageId, Service};
-use crate::policy::Decision;
-use crate::serializer::{Inbound, InboundQueue, OpenError};
+use crate::limits::{LogDecision, LogLimit};
+use crate::packet::{Identity, Kind, MessageId, Service, Tag};
+use crate::policy::{Decision, FileTransfer};
+use crate::serializer::{Inbound, InboundQueue, OpenError, OpenErrorKind};
 
-pub use chain::{AuditError, Problem, Report, verify};
+pub use chain::AuditError;
+pub use verify::{Problem, Report, verify, verify_with_head};
+
+/// How many refused messages are recorded per second and reason.
+const MAX_REFUSED_PER_SECOND: u64 = 20;
 
 /// What happens to events that arrive faster than the disk can write them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,6 +67,7 @@ pub enum Overflow {
 #[derive(Clone, Copy, Debug)]
 pub struct AuditOptions {
     max_file_bytes: u64,
+    keep_files: Option<usize>,
     queue_capacity: usize,
     overflow: Overflow,
 }
@@ -63,13 +75,20 @@ pub struct AuditOptions {
 impl AuditOptions {
     /// The defaults.
     pub fn new() -> Self {
-        Self { max_file_bytes: 64 << 20, queue_capacity: 4096, overflow: Overflow::Block }
+        Self { max_file_bytes: 64 << 20, keep_files: None, queue_capacity: 4096, overflow: Overflow::Block }
     }
 
     /// The size at which the file is renamed to `FILE.1`, `FILE.2`, ... and a new one is started; 64 MiB by default.
     #[must_use]
     pub fn max_file_bytes(mut self, bytes: u64) -> Self {
         self.max_file_bytes = bytes;
+        self
+    }
+
+    /// How many renamed files are kept: when there are more, the oldest ones are removed. By default all are kept.
+    #[must_use]
+    pub fn keep_files(mut self, files: usize) -> Self {
+        self.keep_files = Some(files);
         self
     }
 
@@ -102,57 +121,78 @@ pub struct AuditLog(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     /// Taken on drop, which ends the writer.
-    events: Option<mpsc::Sender<Record>>,
+    events: Option<mpsc::Sender<Event<Record>>>,
     overflow: Overflow,
-    dropped: Arc<AtomicU64>,
-    failed: Arc<AtomicU64>,
+    lost: Arc<Lost>,
+    refusals: [LogLimit; OpenErrorKind::ALL.len()],
     writer: Option<JoinHandle<()>>,
 }
 
 impl AuditLog {
-    /// Opens a log to append to, or creates it with mode 0600. Blocks briefly.
+    /// Opens a log to append to, or creates it with mode 0600. Blocks briefly. If lines that `FILE.head` names are missing or changed, a
+    /// line records that, and [`verify`] reports it. Half a line that a crash left is removed; that is recorded, too.
     ///
     /// # Errors
     /// [`AuditError`] if it cannot be written, or if the file does not end like an audit log.
     pub fn open(path: impl Into<PathBuf>, options: AuditOptions) -> Result<Self, AuditError> {
         let path = path.into();
-        let mut chain = ChainWriter::open(&path, options.max_file_bytes)?;
+        let lost = Arc::new(Lost::default());
+        let mut chain = ChainWriter::open(&path, options.max_file_bytes, options.keep_files, lost.clone())?;
         let (events, received) = mpsc::channel(options.queue_capacity.max(1));
-        let (dropped, failed) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
-        let counters = (dropped.clone(), failed.clone());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+        let runtime = runtime.map_err(|source| AuditError::Io { path: path.clone(), source })?;
         let writer = std::thread::Builder::new()
             .name("nanite-audit".into())
-            .spawn(move || chain.run(received, &counters.0, &counters.1))
+            .spawn(move || chain.run(received, &runtime))
             .map_err(|source| AuditError::Io { path, source })?;
         Ok(Self(Arc::new(Inner {
             events: Some(events),
             overflow: options.overflow,
-            dropped,
-            failed,
+            lost,
+            refusals: OpenErrorKind::ALL.map(|_| LogLimit::new(MAX_REFUSED_PER_SECOND)),
             writer: Some(writer),
         })))
     }
 
-    /// Records an event. If the queue is full, waits or counts the event as dropped, as [`Overflow`] says.
+    /// Records an event. If the queue is full, waits or counts the event as dropped, as [`Overflow`] says. A refused message over the limit is
+    /// only counted.
     pub async fn record(&self, record: Record) {
-        let sent = match (&self.0.events, self.0.overflow) {
-            (Some(events), Overflow::Block) => events.send(record).await.is_ok(),
-            (Some(events), Overflow::Drop) => events.try_send(record).is_ok(),
+        let limited = record.refused.and_then(|(kind, now)| {
+            let (limit, left_out) = self.0.refusals.get(kind as usize).zip(self.0.lost.left_out.get(kind as usize))?;
+            let decision = limit.next(now);
+            (decision != LogDecision::Log).then_some((decision, left_out))
+        });
+        match limited {
+            None if !self.send(Event::Record(record)).await => {
+                self.0.lost.dropped.fetch_add(1, Ordering::Relaxed);
+            }
+            None => {}
+            Some((decision, left_out)) => {
+                left_out.fetch_add(1, Ordering::Relaxed);
+                if decision == LogDecision::Suppressing {
+                    // If the queue is full, the writer is awake.
+                    self.send(Event::LeftOut).await;
+                }
+            }
+        }
+    }
+
+    async fn send(&self, event: Event<Record>) -> bool {
+        match (&self.0.events, self.0.overflow) {
+            (Some(events), Overflow::Block) => events.send(event).await.is_ok(),
+            (Some(events), Overflow::Drop) => events.try_send(event).is_ok(),
             (None, _) => false,
-        };
-        if !sent {
-            self.0.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// How many events were dropped since the log was opened.
     pub fn dropped(&self) -> u64 {
-        self.0.dropped.load(Ordering::Relaxed)
+        self.0.lost.dropped.load(Ordering::Relaxed)
     }
 
     /// How many events could not be written to disk since the log was opened.
     pub fn failed(&self) -> u64 {
-        self.0.failed.load(Ordering::Relaxed)
+        self.0.lost.failed.load(Ordering::Relaxed)
     }
 }
 
@@ -207,6 +247,27 @@ pub struct Record {
     on_behalf_of: Option<Identity>,
     #[serde(skip_serializing_if = "Option::is_none")]
     rule: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file: Option<FileRecord>,
+    /// The reason and the time of a refusal, by which it is limited.
+    #[serde(skip)]
+    refused: Option<(OpenErrorKind, Timestamp)>,
+}
+
+/// The file that a decision was about.
+#[derive(Clone, Debug, Serialize)]
+struct FileRecord {
+    domain: Tag,
+    name: String,
+    size: u64,
+    replaces: bool,
+}
+
+impl From<FileTransfer<'_>> for FileRecord {
+    fn from(file: FileTransfer<'_>) -> Self {
+        let FileTransfer { domain, name, size, replaces } = file;
+        Self { domain: domain.clone(), name: name.to_owned(), size, replaces }
+    }
 }
 
 impl Record {
@@ -225,6 +286,8 @@ impl Record {
             service: None,
             on_behalf_of: None,
             rule: None,
+            file: None,
+            refused: None,
         }
     }
 
@@ -247,6 +310,7 @@ impl Record {
             channel: Some(queue.as_str()),
             step: Some(error.kind.as_str()),
             reason: Some(error.why.to_string()),
+            refused: Some((error.kind, now)),
             ..Self::new(node, now, Verdict::Refused)
         }
     }
@@ -277,6 +341,7 @@ impl Record {
             on_behalf_of: subject.on_behalf_of.cloned(),
             reason: (!decision.allowed).then(|| decision.reason.clone()),
             rule: decision.rule.clone(),
+            file: subject.file.map(FileRecord::from),
             ..Self::new(node, now, verdict)
         }
     }
@@ -296,12 +361,14 @@ pub struct DecisionSubject<'a> {
     pub service: Option<&'a Service>,
     /// The node that the sender acts for.
     pub on_behalf_of: Option<&'a Identity>,
+    /// The file that is sent.
+    pub file: Option<FileTransfer<'a>>,
 }
 
 impl<'a> DecisionSubject<'a> {
     /// An unsigned message of this kind and sender.
     pub fn new(kind: Kind, from: &'a Identity) -> Self {
-        Self { kind, from, id: None, service: None, on_behalf_of: None }
+        Self { kind, from, id: None, service: None, on_behalf_of: None, file: None }
     }
 
     /// Sets the id of a signed message.
@@ -322,6 +389,13 @@ impl<'a> DecisionSubject<'a> {
     #[must_use]
     pub fn on_behalf_of(mut self, origin: impl Into<Option<&'a Identity>>) -> Self {
         self.on_behalf_of = origin.into();
+        self
+    }
+
+    /// Sets the file that is sent.
+    #[must_use]
+    pub fn file(mut self, file: impl Into<Option<FileTransfer<'a>>>) -> Self {
+        self.file = file.into();
         self
     }
 }

@@ -126,6 +126,7 @@ fn file_root(options: &AgentOptions) -> Result<Option<FileRoot>> {
         (Some(dir), domains) => (dir, domains.to_vec()),
     };
     let root = FileRoot::new(dir, domains).map_err(|error| remedy::file_root(&error))?;
+    let root = if options.files_never_replace { root.never_replace() } else { root };
     Ok(Some(root.with_option(options.files_max, FileRoot::max_bytes).on_file(|file| {
         let path = file.path.display().to_string();
         tracing::info!("received {} from {} ({})", printable(&path, false), file.sender, display_size(file.size));

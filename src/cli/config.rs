@@ -101,6 +101,9 @@ pub(super) struct AgentOptions {
     #[arg(long, value_name = "SIZE", value_parser = args::size, help_heading = "Files")]
     #[serde(deserialize_with = "size")]
     pub files_max: Option<u64>,
+    /// Refuse files whose name exists in the directory, instead of replacing them.
+    #[arg(long, help_heading = "Files")]
+    pub files_never_replace: bool,
 }
 
 /// Options of `nanite mapper`, which the file has under [mapper]. The other commands that are mappers use some of them, too.
@@ -183,6 +186,7 @@ impl Flag for bool {
 layered! {
     AgentOptions {
         token, actors_dir, actors, tags, ping_time, concurrency, prefetch, drain, give_way, files_dir, files_domains, files_max,
+        files_never_replace,
     }
     MapperOptions {
         token, agent_timeout, offline_failsafe, offline_redelivery_frequency,
@@ -379,7 +383,8 @@ mod tests {
             log-dir = "log"
             pid-dir = "run"
             agent = { token = "worker", actors-dir = "actors", actors = ["a", "b"], tags = ["big"], ping-time = "15s", drain = "1m",
-                concurrency = 4, prefetch = 8, files-dir = "files", files-domains = ["photos"], files-max = "100MiB" }
+                concurrency = 4, prefetch = 8, files-dir = "files", files-domains = ["photos"], files-max = "100MiB",
+                files-never-replace = true }
             [mapper]
             token = "control"
             agent-timeout = "30s"
@@ -393,7 +398,7 @@ mod tests {
         let File { agent, mapper, admin, .. } = parse(text, Path::new("x")).unwrap();
         let seconds = |n| Some(Duration::from_secs(n));
         assert_eq!((agent.ping_time, agent.drain), (seconds(15), seconds(60)));
-        assert_eq!((agent.concurrency, agent.prefetch), (Some(4), Some(8)));
+        assert_eq!((agent.concurrency, agent.prefetch, agent.files_never_replace), (Some(4), Some(8), true));
         let tags = |tag: &str| Some(vec![tag.parse().unwrap()]);
         assert_eq!((agent.tags, agent.files_domains), (tags("big"), tags("photos")));
         assert_eq!((agent.files_dir, agent.files_max), (Some("files".into()), Some(100 << 20)));

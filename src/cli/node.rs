@@ -443,6 +443,9 @@ pub(super) struct PolicyArgs {
     /// When events come faster than they can be written: block the node, or drop and count events.
     #[arg(long, value_name = "block|drop", default_value = "block", requires = "audit")]
     audit_overflow: AuditOverflow,
+    /// How many old files of the audit log to keep, of 64 MiB each [default: all].
+    #[arg(long, value_name = "N", requires = "audit")]
+    audit_keep: Option<usize>,
 }
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
@@ -464,7 +467,8 @@ impl PolicyArgs {
             AuditOverflow::Block => Overflow::Block,
             AuditOverflow::Drop => Overflow::Drop,
         };
-        let open = |path| AuditLog::open(path, AuditOptions::new().overflow(overflow));
+        let options = AuditOptions::new().overflow(overflow).with_option(self.audit_keep, AuditOptions::keep_files);
+        let open = |path| AuditLog::open(path, options);
         self.audit.as_ref().or(global.config.file.audit.as_ref()).map(open).transpose().map_err(|error| {
             CliError::of(Exit::Failure, &error).help("check it with `nanite audit verify FILE`, or give another file")
         })

@@ -11,7 +11,7 @@ use super::error::{CliError, Exit, Result, chain};
 use super::output;
 use super::output::counted;
 use super::runtime::Global;
-use crate::audit::{Problem, verify};
+use crate::audit::{Problem, verify, verify_with_head};
 use crate::packet::{Identity, Payload, Request, SelectorName, Service, Tag};
 #[cfg(feature = "cedar")]
 use crate::policy::CedarPolicy;
@@ -144,6 +144,9 @@ pub(super) enum AuditCommand {
     Verify {
         /// The log.
         file: PathBuf,
+        /// A copy of FILE.head from elsewhere: the line that it names must be in the log.
+        #[arg(long, value_name = "FILE")]
+        head: Option<PathBuf>,
         /// Print one JSON object.
         #[arg(long)]
         json: bool,
@@ -151,8 +154,12 @@ pub(super) enum AuditCommand {
 }
 
 pub(super) fn run_audit(command: AuditCommand) -> Result<Exit> {
-    let AuditCommand::Verify { file, json } = command;
-    let report = verify(&file)
+    let AuditCommand::Verify { file, head, json } = command;
+    let report = match &head {
+        Some(head) => verify_with_head(&file, head),
+        None => verify(&file),
+    };
+    let report = report
         .map_err(|error| CliError::of(Exit::Security, &error).context(format!("cannot read {}", file.display())))?;
     if json {
         let problem = |problem: &Problem| json!({ "file": problem.file, "line": problem.line, "why": problem.reason });

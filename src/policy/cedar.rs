@@ -10,7 +10,7 @@ use cedar_policy::{
 };
 
 use super::rules::{MAX_RULES, PolicyError, read_file};
-use super::{Caller, Decision, Policy};
+use super::{Caller, Decision, FileTransfer, Policy};
 use crate::packet::{Identity, Register, Request};
 
 /// The entities, actions and context that policies can use.
@@ -18,9 +18,9 @@ const SCHEMA: &str = include_str!("cedar.schema");
 
 /// A policy in the [Cedar](https://www.cedarpolicy.com) language.
 ///
-/// The principal is a `Node` with an `id` and a `role`. There are three actions: `register`, with the node itself as the resource;
-/// `offer`, for every `Service`, `Tag` and domain of `Files` in a registration; and `request`, for a `Service`, with `selector`,
-/// `tags`, `target` and `through` in the context. Whatever no policy permits, a policy forbids, or cannot be evaluated is denied.
+/// The principal is a `Node` with an `id` and a `role`. There are four actions: `register`, with the node itself as the resource;
+/// `offer`, for every `Service`, `Tag` and domain of `Files` in a registration; `request`, for a `Service`, with `selector`,
+/// `tags`, `target` and `through` in the context; and `send-file`, for a domain of `Files`, with `name`, `size` and `replaces`. Whatever no policy permits, a policy forbids, or cannot be evaluated is denied.
 ///
 /// ```
 /// use nanite::policy::CedarPolicy;
@@ -178,6 +178,16 @@ fn context(caller: &Caller<'_>, request: &Request) -> Option<Context> {
     Context::from_pairs(pairs).ok()
 }
 
+/// The context of a file: everything but its domain. None if its size is beyond Cedar's numbers.
+fn file_context(file: &FileTransfer<'_>) -> Option<Context> {
+    let pairs = [
+        ("name".to_owned(), RestrictedExpression::new_string(file.name.to_owned())),
+        ("size".to_owned(), RestrictedExpression::new_long(i64::try_from(file.size).ok()?)),
+        ("replaces".to_owned(), RestrictedExpression::new_bool(file.replaces)),
+    ];
+    Context::from_pairs(pairs).ok()
+}
+
 impl Policy for CedarPolicy {
     fn authorize_registration(&self, caller: &Caller<'_>, register: &Register) -> Decision {
         let services = register.services.iter().map(|service| Resource::Service(service.as_str()));
@@ -198,6 +208,13 @@ impl Policy for CedarPolicy {
             Some(context) => {
                 self.decide(caller.origin(), "request", Resource::Service(request.service.resolved().as_str()), context)
             }
+            None => Decision::denied(),
+        }
+    }
+
+    fn authorize_file(&self, sender: &Caller<'_>, file: &FileTransfer<'_>) -> Decision {
+        match file_context(file) {
+            Some(context) => self.decide(sender.identity, "send-file", Resource::Files(file.domain.as_str()), context),
             None => Decision::denied(),
         }
     }

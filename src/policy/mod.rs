@@ -1,10 +1,10 @@
-//! Authorization: what agents may register, and what callers may request.
+//! Authorization: what agents may register, what callers may request, and which files senders may send.
 //!
 //! A valid certificate says who a node is. A [`Policy`] says what that node may do. Mappers ask it about registrations and about
-//! requests that other nodes ask them to dispatch; agents ask it about every request. The policies here: [`AllowVerified`] (the
+//! requests that other nodes ask them to dispatch; agents ask it about every request and every file that is sent to them. The policies here: [`AllowVerified`] (the
 //! default), [`Rules`] from a TOML file, and [`CedarPolicy`] (feature `cedar`).
 //!
-//! Your own policy is a type with two functions:
+//! Your own policy is a type with two functions, and a third one if its agents receive files:
 //!
 //! ```
 //! use nanite::packet::{Identity, Register, Request};
@@ -41,7 +41,7 @@ mod rules;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::packet::{Identity, Register, Request};
+use crate::packet::{Identity, Register, Request, Tag};
 use crate::serializer::Verified;
 
 #[cfg(feature = "cedar")]
@@ -49,7 +49,7 @@ pub use cedar::CedarPolicy;
 #[cfg(feature = "policy")]
 pub use rules::{Explanation, Pattern, PolicyError, Rules};
 
-/// Decides who may register what and request what. See the [module](self) for an example.
+/// Decides who may register what, request what and send which files. See the [module](self) for an example.
 ///
 /// It is called after the message has been verified. [`Caller::signer`] is `None` only with a plain serializer, where the identity
 /// is merely claimed. It is called for every request, so it must not block. An error inside a policy must result in a denial.
@@ -61,6 +61,13 @@ pub trait Policy: fmt::Debug + Send + Sync {
     /// May this caller make this request? Called at an agent for every request and push, and at a mapper for requests that other
     /// nodes ask it to dispatch.
     fn authorize_request(&self, caller: &Caller<'_>, request: &Request) -> Decision;
+
+    /// At an agent: may this sender send this file? Called before anything is written, and again at the end of a transfer if another
+    /// file has appeared under this name meanwhile; then [`FileTransfer::replaces`] is true. Denies every file unless it is implemented.
+    fn authorize_file(&self, sender: &Caller<'_>, file: &FileTransfer<'_>) -> Decision {
+        let _ = (sender, file);
+        Decision::denied()
+    }
 }
 
 impl<P: Policy + ?Sized> Policy for Arc<P> {
@@ -71,6 +78,10 @@ impl<P: Policy + ?Sized> Policy for Arc<P> {
     fn authorize_request(&self, caller: &Caller<'_>, request: &Request) -> Decision {
         (**self).authorize_request(caller, request)
     }
+
+    fn authorize_file(&self, sender: &Caller<'_>, file: &FileTransfer<'_>) -> Decision {
+        (**self).authorize_file(sender, file)
+    }
 }
 
 impl<P: Policy + ?Sized> Policy for Box<P> {
@@ -80,6 +91,10 @@ impl<P: Policy + ?Sized> Policy for Box<P> {
 
     fn authorize_request(&self, caller: &Caller<'_>, request: &Request) -> Decision {
         (**self).authorize_request(caller, request)
+    }
+
+    fn authorize_file(&self, sender: &Caller<'_>, file: &FileTransfer<'_>) -> Decision {
+        (**self).authorize_file(sender, file)
     }
 }
 
@@ -121,6 +136,43 @@ impl<'a> Caller<'a> {
     /// The node that made the request: the one that the mapper acts for, or else the sender.
     pub fn origin(&self) -> &'a Identity {
         self.on_behalf_of.unwrap_or(self.identity)
+    }
+}
+
+/// A file that a mapper sends to an agent, before it is received.
+///
+/// ```
+/// use nanite::policy::FileTransfer;
+///
+/// let photos = "photos".parse()?;
+/// let file = FileTransfer::new(&photos, "cat.jpg", 4096).replaces(true);
+/// assert_eq!((file.name, file.size, file.replaces), ("cat.jpg", 4096, true));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FileTransfer<'a> {
+    /// The domain that it is sent to; the agent subscribed to it.
+    pub domain: &'a Tag,
+    /// Its name at the agent: a plain file name.
+    pub name: &'a str,
+    /// Its length in bytes.
+    pub size: u64,
+    /// Whether it replaces a file that the agent has.
+    pub replaces: bool,
+}
+
+impl<'a> FileTransfer<'a> {
+    /// A file that replaces none.
+    pub fn new(domain: &'a Tag, name: &'a str, size: u64) -> Self {
+        Self { domain, name, size, replaces: false }
+    }
+
+    /// Sets whether it replaces a file.
+    #[must_use]
+    pub fn replaces(mut self, replaces: bool) -> Self {
+        self.replaces = replaces;
+        self
     }
 }
 
@@ -177,6 +229,10 @@ impl Policy for AllowVerified {
     }
 
     fn authorize_request(&self, _: &Caller<'_>, _: &Request) -> Decision {
+        Decision::allow()
+    }
+
+    fn authorize_file(&self, _: &Caller<'_>, _: &FileTransfer<'_>) -> Decision {
         Decision::allow()
     }
 }

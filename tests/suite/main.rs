@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod amqp;
+mod d01_publisher;
 mod dispatch;
 mod documents;
 mod files;
@@ -27,6 +28,7 @@ mod n17_processes;
 mod n17_programs;
 mod n18_daemon;
 mod n19_send_file;
+mod n19_transfers;
 #[cfg(feature = "admin")]
 mod n20_admin;
 mod n21_console;
@@ -54,6 +56,7 @@ mod s07_rotation;
 mod s08_cedar;
 mod s08_policy;
 mod s09_audit;
+mod s09_audit_end;
 mod s10_algorithms;
 mod s10_attacks;
 mod s10_certificates;
@@ -64,6 +67,8 @@ mod s11_at_rest;
 #[cfg(feature = "fuzzing")]
 mod s12_fuzzing;
 mod s14_tls;
+mod s18_broker_users;
+mod s18_memory_bounds;
 mod transport;
 mod u01_demo;
 mod u02_cli;

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::harness::WAIT_TIMEOUT;
 use crate::harness::program::{Running, run};
-use crate::harness::site::Site;
+use crate::harness::site::{Site, wait_until};
 
 /// The peak memory of a process, in KiB: less than the file that it sends or receives.
 const MAX_PEAK_MEMORY_KIB: u64 = 64 * 1024;
@@ -66,7 +66,9 @@ fn n19_sends_100_mib_to_two_agents_in_constant_memory() {
     random_file(&site.path("big.bin"), 100);
     let sender = Running::start(&mut site.nanite(send(&["big.bin", "--at-least", "2"])));
     let mut senders_most = 0;
+    let deadline = Instant::now() + WAIT_TIMEOUT;
     while let Some(most) = peak_memory(sender.id()) {
+        assert!(Instant::now() < deadline, "it did not end: {:?}", sender.output());
         senders_most = most;
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -102,15 +104,16 @@ fn n19_receiver_that_dies_is_lost_and_keeps_no_partial_file() {
     };
     // While it is stopped it receives nothing, so the sender waits for it; then it dies while nothing is sent to it.
     b.signal(Signal::SIGSTOP);
-    let length = |name: &str| fs::metadata(site.path("a").join(name)).map_or(0, |data| data.len());
-    let (mut came, mut since) = (0, Instant::now());
-    while since.elapsed() < Duration::from_millis(300) {
-        let now = names(&site.path("a")).first().map_or(0, |name| length(name));
-        if now != came {
-            (came, since) = (now, Instant::now());
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    wait_until("b is stopped", || {
+        let status = fs::read_to_string(format!("/proc/{}/status", b.id())).unwrap();
+        status.lines().any(|line| line.starts_with("State:\tT"))
+    });
+    // It has confirmed all chunks but the last four at least; the sender sends 16 more, and then waits.
+    let chunks = |path: PathBuf| fs::metadata(path).map_or(0, |data| data.len() / (256 << 10));
+    let sent = (chunks(site.path("b").join(&part)) / 4 * 4 + 12).min(160);
+    wait_until("the sender waits for b", || {
+        names(&site.path("a")).first().is_some_and(|name| chunks(site.path("a").join(name)) >= sent)
+    });
     b.signal(Signal::SIGKILL);
     drop(b.wait());
     assert!(part.starts_with(".nanite-"), "{part}: it has its name only when it is whole");
@@ -174,4 +177,36 @@ fn n19_send_file_errors_and_exit_codes() {
         assert_eq!(refused.code(), 2, "{refused:?}");
         assert!(parts.iter().all(|part| refused.err.contains(part)), "{}", refused.err);
     }
+}
+
+#[test]
+fn n19_agent_without_permission_or_with_never_replace_keeps_its_file() {
+    let site = Site::new(&["agent a", "agent b", "mapper ctl"]);
+    site.write("deny.toml", "", 0o600);
+    let mut a = receiver(&site, "a", &["--policy", "deny.toml", "--audit", "a.audit", "--log", "info"]);
+    let _b = receiver(&site, "b", &["--files-never-replace"]);
+    for name in ["a", "b"] {
+        fs::write(site.path(name).join("report"), "old").unwrap();
+    }
+    fs::write(site.path("report"), "new").unwrap();
+    fs::write(site.path("other"), "new").unwrap();
+    let denied = site.run(&send(&["report", "--at-least", "2"]));
+    assert_eq!((denied.code(), denied.out.as_str()), (5, ""), "{denied:?}");
+    assert!(denied.err.contains("nanite-a: denied\n"), "{}", denied.err);
+    assert!(denied.err.contains("nanite-b: denied: a file of this name exists"), "{}", denied.err);
+    let other = site.run(&send(&["other", "--at-least", "2"]));
+    assert_eq!(other.out, "nanite-b\n", "{other:?}");
+    for name in ["a", "b"] {
+        assert_eq!(fs::read_to_string(site.path(name).join("report")).unwrap(), "old");
+    }
+    assert_eq!(
+        (names(&site.path("a")), names(&site.path("b"))),
+        (vec!["report".into()], vec!["other".into(), "report".into()])
+    );
+    a.wait_for("file denied");
+    let file = r#""file":{"domain":"photos","name":"report","size":3,"replaces":true}"#;
+    wait_until("the denial is in the audit log", || {
+        let log = fs::read_to_string(site.path("a.audit")).unwrap();
+        log.lines().any(|line| line.contains(r#""verdict":"denied""#) && line.contains(file))
+    });
 }

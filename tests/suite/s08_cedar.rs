@@ -2,8 +2,8 @@
 
 use std::fs;
 
-use nanite::packet::{Identity, Payload, Register, Request, SelectorName};
-use nanite::policy::{Caller, CedarPolicy, Decision, Policy, PolicyError, Rules};
+use nanite::packet::{Identity, Payload, Register, Request, SelectorName, Tag};
+use nanite::policy::{Caller, CedarPolicy, Decision, FileTransfer, Policy, PolicyError, Rules};
 use tempfile::TempDir;
 
 use crate::harness::program::{Ended, nanite, run};
@@ -29,6 +29,19 @@ through = ["mapper-main"]
 services = ["/work/light"]
 selectors = ["rr"]
 tags = ["eu"]
+
+[[file]]
+name = "pictures"
+senders = ["mapper-desk"]
+domains = ["photos"]
+names = ["*.jpg"]
+max_bytes = 100
+replace = true
+
+[[file]]
+name = "inbox"
+senders = ["mapper-*"]
+domains = ["inbox"]
 "#;
 
 const CEDAR: &str = r#"
@@ -53,6 +66,13 @@ when {
     (if context has through then context.through == "mapper-main" else true) &&
     context.selector == "rr" && ["eu"].containsAll(context.tags)
 };
+
+@id("pictures")
+permit (principal == Node::"mapper-desk", action == Action::"send-file", resource == Files::"photos")
+when { context.name like "*.jpg" && context.size <= 100 };
+@id("inbox")
+permit (principal, action == Action::"send-file", resource == Files::"inbox")
+when { principal.id like "mapper-*" && !context.replaces };
 "#;
 
 fn ids(names: &[&str]) -> Vec<Identity> {
@@ -116,6 +136,32 @@ fn s08_cedar_decides_registrations_like_equivalent_rules() {
 }
 
 #[test]
+fn s08_cedar_decides_files_like_equivalent_rules() {
+    let (rules, cedar) = (Rules::from_toml(TOML).unwrap(), CedarPolicy::from_text(CEDAR).unwrap());
+    let mut allowed = Vec::new();
+    for sender in ids(&["mapper-desk", "mapper-other", "nanite-fred"]) {
+        for domain in parse_all::<Tag>(&["photos", "inbox", "music"]) {
+            for (name, size) in [("a.jpg", 100), ("a.jpg", 101), ("a.png", 1)] {
+                for replaces in [false, true] {
+                    let file = FileTransfer::new(&domain, name, size).replaces(replaces);
+                    let caller = Caller::new(&sender, None);
+                    let (toml, cedar) = (rules.authorize_file(&caller, &file), cedar.authorize_file(&caller, &file));
+                    assert_eq!(toml, cedar, "{sender} {file:?}");
+                    allowed.extend(toml.rule.filter(|_| toml.allowed));
+                }
+            }
+        }
+    }
+    let count = |rule: &str| allowed.iter().filter(|name| *name == rule).count();
+    assert_eq!((count("pictures"), count("inbox"), allowed.len()), (2, 6, 8));
+    let inbox: Tag = "inbox".parse().unwrap();
+    let (desk, file) = (&ids(&["mapper-desk"])[0], FileTransfer::new(&inbox, "x", u64::MAX));
+    let open = CedarPolicy::from_text("permit (principal, action, resource);").unwrap();
+    assert_eq!(open.authorize_file(&Caller::new(desk, None), &file), Decision::denied(), "beyond Cedar's numbers");
+    assert!(open.authorize_file(&Caller::new(desk, None), &FileTransfer::new(&inbox, "x", 1)).allowed);
+}
+
+#[test]
 fn s08_cedar_forbid_denies_and_invalid_policies_are_rejected() {
     let main: Identity = "mapper-main".parse().unwrap();
     let decide = |text: &str| {
@@ -146,7 +192,7 @@ fn s08_nanite_policy_checks_and_explains_cedar_files() {
     fs::write(&file, CEDAR).unwrap();
     let nanite = |arguments: &[&str]| -> Ended { run(nanite(arguments).current_dir(dir.path())) };
     let checked = nanite(&["policy", "check", "policy.cedar"]);
-    assert_eq!((checked.code(), checked.out.as_str()), (0, "policy.cedar: 6 rules\n"), "{checked:?}");
+    assert_eq!((checked.code(), checked.out.as_str()), (0, "policy.cedar: 8 rules\n"), "{checked:?}");
     let explain = |args: &[&str]| nanite(&[&["policy", "explain", "--policy", "policy.cedar"], args].concat());
     let allowed = explain(&["mapper-main", "/work/heavy"]);
     assert_eq!((allowed.code(), allowed.out.as_str()), (0, "allowed by the rule operators\n"), "{allowed:?}");

@@ -1,9 +1,9 @@
-//! Policy files: `nanite policy` checks and explains rules; roles and limits.
+//! Policy files: rules for registrations and files, roles and limits, and `nanite policy`, which checks and explains rules.
 
 use std::fs;
 
-use nanite::packet::{Payload, Request};
-use nanite::policy::{Caller, Decision, Pattern, Policy, PolicyError, Rules};
+use nanite::packet::{Identity, Payload, Register, Request, Service, Tag};
+use nanite::policy::{Caller, Decision, FileTransfer, Pattern, Policy, PolicyError, Rules};
 use tempfile::TempDir;
 
 use crate::harness::pki::{agent, mapper};
@@ -26,6 +26,90 @@ through = ["mapper-main"]
 services = ["/work/light"]
 selectors = ["rr"]
 "#;
+
+const REGISTER: &str = r#"
+[[register]]
+name = "workers"
+agents = ["nanite-w*"]
+services = ["/work/*", "/agent/echo"]
+tags = ["eu", "gpu-*"]
+files = ["photos"]
+"#;
+
+fn id(text: &str) -> Identity {
+    text.parse().unwrap()
+}
+
+fn register(agent: &str, services: &[&str], tags: &[&str], files: &[&str]) -> Register {
+    let services: Vec<Service> = services.iter().map(|s| s.parse().unwrap()).collect();
+    let tag = |text: &&str| -> Tag { text.parse().unwrap() };
+    Register::new(id(agent), services)
+        .with_tags(tags.iter().map(tag).collect::<Vec<_>>())
+        .with_files(files.iter().map(tag).collect::<Vec<_>>())
+}
+
+#[test]
+fn s08_registration_must_be_allowed_by_a_single_rule() {
+    let rules = Rules::from_toml(REGISTER).unwrap();
+    let decide = |register: &Register| rules.authorize_registration(&Caller::new(&register.identity, None), register);
+    let good = register("nanite-w1", &["/work/a", "/agent/echo"], &["eu", "gpu-1"], &["photos"]);
+    assert_eq!(decide(&good), Decision::allow().by_rule("workers"));
+    assert_eq!(decide(&register("nanite-w1", &[], &[], &[])), Decision::allow().by_rule("workers"), "an unregister");
+    for bad in [
+        register("nanite-x1", &["/work/a"], &[], &[]),
+        register("nanite-w1", &["/work/a", "/root/do"], &[], &[]),
+        register("nanite-w1", &["/work/a"], &["us"], &[]),
+        register("nanite-w1", &["/work/a"], &[], &["music"]),
+    ] {
+        assert_eq!(decide(&bad), Decision::denied(), "{bad:?}");
+    }
+}
+
+#[test]
+fn s08_file_rules_match_sender_domain_name_size_and_replacement() {
+    let text = r#"
+        [[file]]
+        name = "pictures"
+        senders = ["mapper-desk"]
+        domains = ["photos"]
+        names = ["*.jpg"]
+        max_bytes = 100
+
+        [[file]]
+        senders = ["mapper-*"]
+        domains = ["drop-*"]
+        replace = true
+    "#;
+    let rules = Rules::from_toml(text).unwrap();
+    assert_eq!(rules.names(), ["pictures", "file-2"]);
+    let decide = |sender: &str, domain: &str, name: &str, size: u64, replaces: bool| {
+        let (sender, domain): (Identity, Tag) = (id(sender), domain.parse().unwrap());
+        let file = FileTransfer::new(&domain, name, size).replaces(replaces);
+        rules.authorize_file(&Caller::new(&sender, None), &file)
+    };
+    assert_eq!(decide("mapper-desk", "photos", "a.jpg", 100, false), Decision::allow().by_rule("pictures"));
+    assert_eq!(decide("mapper-other", "drop-1", "x", 1 << 40, true), Decision::allow().by_rule("file-2"));
+    for (sender, domain, name, size, replaces) in [
+        ("mapper-other", "photos", "a.jpg", 100, false),
+        ("mapper-desk", "music", "a.jpg", 100, false),
+        ("mapper-desk", "photos", "a.png", 100, false),
+        ("mapper-desk", "photos", "a.jpg", 101, false),
+        ("mapper-desk", "photos", "a.jpg", 100, true),
+    ] {
+        let decision = decide(sender, domain, name, size, replaces);
+        assert_eq!(decision, Decision::denied(), "{sender} {domain} {name} {size} {replaces}");
+    }
+    for invalid in [
+        "[[file]]\nsenders = [\"*\"]",
+        "[[file]]\ndomains = [\"*\"]",
+        "[[file]]\nsenders = [\"*\"]\ndomains = []",
+        "[[file]]\nsenders = [\"*\"]\ndomains = [\"*\"]\nnames = []",
+        "[[file]]\nsenders = [\"*\"]\ndomains = [\"*\"]\nmax_bytes = -1",
+        "[[file]]\nsenders = [\"*\"]\ndomains = [\"*\"]\nreplaces = true",
+    ] {
+        assert!(matches!(Rules::from_toml(invalid), Err(PolicyError::Invalid(_))), "{invalid}");
+    }
+}
 
 #[test]
 fn s08_nanite_policy_checks_and_explains_rules() {

@@ -8,28 +8,25 @@ use std::future::Future;
 use std::hash::{BuildHasher, Hasher};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsFd;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::Stream;
 use lapin::auth::AuthProvider;
 use lapin::protocol::{AMQPError, AMQPErrorKind, AMQPHardError, AMQPSoftError};
 use lapin::tcp::AMQPUriTcpExt;
 use lapin::types::{LongString, ShortString};
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
-use lapin::{AsyncTcpStream, ConnectionProperties, ErrorKind, Event};
+use lapin::{AsyncTcpStream, ConnectionProperties, ErrorKind};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use zeroize::Zeroizing;
 
+use super::accounts::MAX_FRAME_BYTES;
 use super::options::AmqpOptions;
+use super::stream::{GuardedStream, StreamState, guarded_runtime};
 use super::tls::{CertificateRefusal, TlsConnector, handshake_error};
 use crate::transport::{CALL_TIMEOUT, TransportError};
 
-/// The largest frame that is requested. lapin keeps buffers of 64 frames per connection: with RabbitMQ's 128 KiB that would be
-/// 8 MiB.
-const MAX_FRAME_BYTES: u32 = 32 * 1024;
 /// How long to wait for the broker when a connection or channel is closed.
 pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest text of the broker that is logged or returned, in characters.
@@ -63,11 +60,9 @@ pub(super) struct Connection {
     /// Counts the connections of one transport, from 1.
     pub(super) number: u64,
     inner: lapin::Connection,
+    stream: watch::Receiver<StreamState>,
     _socket: SocketGuard,
 }
-
-/// What a connection reports by itself.
-pub(super) type Events = Pin<Box<dyn Stream<Item = Event> + Send>>;
 
 impl Connection {
     pub(super) fn is_up(&self) -> bool {
@@ -76,7 +71,12 @@ impl Connection {
 
     /// Whether the broker accepts no messages at the moment. Nothing may be published then: lapin would buffer it without limit.
     pub(super) fn is_blocked(&self) -> bool {
-        self.inner.status().blocked()
+        self.stream.borrow().blocked.is_some()
+    }
+
+    /// What the stream of this connection has seen.
+    pub(super) fn stream(&self) -> watch::Receiver<StreamState> {
+        self.stream.clone()
     }
 
     pub(super) async fn channel(&self) -> Result<lapin::Channel, TransportError> {
@@ -111,7 +111,7 @@ impl Drop for SocketGuard {
 }
 
 /// Makes one attempt to connect.
-pub(super) async fn open(options: &AmqpOptions, number: u64) -> Result<(Arc<Connection>, Events), TransportError> {
+pub(super) async fn open(options: &AmqpOptions, number: u64) -> Result<Arc<Connection>, TransportError> {
     let guard = SocketGuard::default();
     let connector = match options.tls_options()?.cloned() {
         Some(tls) => {
@@ -125,13 +125,14 @@ pub(super) async fn open(options: &AmqpOptions, number: u64) -> Result<(Arc<Conn
         refused.unwrap_or_else(|| classify_connect(error, &options.vhost))
     };
     let runtime = lapin::runtime::default_runtime().map_err(|error| failed(&error))?;
+    let (state, stream_state) = watch::channel(StreamState::default());
     let limit = options.connect_timeout;
     let socket = Arc::clone(&guard.0);
     let host = options.host.clone();
     let connect = lapin::Connection::connector(
         uri(options),
-        runtime,
-        async move |uri: AMQPUri, runtime| {
+        guarded_runtime(),
+        async move |uri: AMQPUri, _| {
             let stream = tokio::time::timeout(limit, uri.connect_async(&runtime)).await;
             let stream = stream.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))?;
             if let AsyncTcpStream::Plain(stream) = &stream {
@@ -142,21 +143,21 @@ pub(super) async fn open(options: &AmqpOptions, number: u64) -> Result<(Arc<Conn
                 }
                 *socket = Socket::Open(second.into());
             }
-            match &connector {
-                None => Ok(stream),
+            let stream = match &connector {
+                None => stream,
                 Some(connector) => {
                     let secured = tokio::time::timeout(limit, stream.into_openssl(connector.ssl(), &host)).await;
-                    Ok(secured.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))?)
+                    secured.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))?
                 }
-            }
+            };
+            Ok(AsyncTcpStream::Plain(GuardedStream::new(stream, state.clone())))
         },
         properties(options),
     );
     match tokio::time::timeout(limit, connect).await {
         Ok(connected) => {
             let inner = connected.map_err(|error| failed(&error))?;
-            let events = Box::pin(inner.events_listener());
-            Ok((Arc::new(Connection { number, inner, _socket: guard }), events))
+            Ok(Arc::new(Connection { number, inner, stream: stream_state, _socket: guard }))
         }
         Err(_) => Err(TransportError::Unreachable(format!("no answer within {limit:?}"))),
     }
@@ -233,6 +234,8 @@ pub(super) struct Backoff {
 const MIN_BACKOFF: Duration = Duration::from_millis(50);
 const INITIAL_BACKOFF: Duration = Duration::from_millis(200);
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
+/// After a connection or a subscription that lasted this long, the first attempt to restore it is made soon.
+pub(super) const BACKOFF_RESET_AFTER: Duration = Duration::from_secs(10);
 
 impl Backoff {
     pub(super) const fn new() -> Self {

@@ -1,12 +1,17 @@
 //! RabbitMQ, with the client library lapin. No other folder uses lapin.
 //!
 //! [`AmqpTransport`] is a handle to several tasks: the supervisor of the connection (in this file), the publisher (`publisher`), and
-//! one for each consumer (`queues`). They watch the state of the connection and start again on each new one.
+//! one for each consumer (`consumer`). They watch the state of the connection and start again on each new one.
 
+mod accounts;
 mod connection;
+mod consumer;
+mod frames;
+mod guard;
 mod options;
 mod publisher;
 mod queues;
+mod stream;
 mod tls;
 
 use std::collections::HashSet;
@@ -16,15 +21,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::StreamExt;
-use lapin::Event;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, timeout, timeout_at};
 
 use super::message::check_name;
 use super::{CALL_TIMEOUT, Consumer, Destination, PublishRequest, Queue, Transport, TransportError};
-use connection::{Backoff, Connection, ConnectionState, Events, printable};
+use crate::clock::{Clock, SystemClock};
+use crate::limits::{LogDecision, LogLimit};
+use connection::{BACKOFF_RESET_AFTER, Backoff, Connection, ConnectionState, printable};
 pub use options::AmqpOptions;
 #[cfg(feature = "cli")]
 pub(crate) use options::percent_encode;
@@ -38,8 +43,8 @@ const DECLARE_RETRY_DELAY: Duration = Duration::from_millis(100);
 const CLOSE_TIMEOUT: Duration = connection::CLOSE_TIMEOUT.saturating_add(Duration::from_secs(1));
 /// How often the state of a connection is checked, in addition to the events that it reports.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// After a connection that lasted this long, the first attempt to reconnect is made soon.
-const BACKOFF_RESET_AFTER: Duration = Duration::from_secs(10);
+/// Log lines about a broker that accepts no messages at the moment, and accepts them again.
+static BLOCKED_LOG: LogLimit = LogLimit::new(2);
 
 /// Whether log lines of this target may contain secrets: lapin logs what it sends, with the password of the login, and returned
 /// messages.
@@ -98,7 +103,7 @@ impl AmqpTransport {
     /// URL is `amqps` and no [`Tls`] is given, or the other way round.
     pub async fn connect(options: AmqpOptions) -> Result<Self, TransportError> {
         let first = connection::open(&options, 1).await?;
-        let (sender, state) = watch::channel(ConnectionState::Up(Arc::clone(&first.0)));
+        let (sender, state) = watch::channel(ConnectionState::Up(Arc::clone(&first)));
         let declared = Arc::new(DeclaredQueues::default());
         let (close, closed) = oneshot::channel();
         let supervisor = Supervisor { options: options.clone(), state: sender, declared: Arc::clone(&declared) };
@@ -177,7 +182,7 @@ impl Transport for AmqpTransport {
     async fn consume(&self, queue: &Queue, prefetch: u16) -> Result<Consumer, TransportError> {
         queue.check()?;
         let connection = self.connection_in_time().await?;
-        queues::consume(&connection, self.state.clone(), queue, prefetch).await
+        consumer::consume(&connection, self.state.clone(), queue, prefetch).await
     }
 
     async fn declare(&self, queue: &Queue) -> Result<(), TransportError> {
@@ -217,9 +222,9 @@ struct Supervisor {
 
 impl Supervisor {
     /// Runs until `close` is sent or its sender is dropped.
-    async fn run(self, first: (Arc<Connection>, Events), close: oneshot::Receiver<()>) {
+    async fn run(self, first: Arc<Connection>, close: oneshot::Receiver<()>) {
         let mut close = pin!(close);
-        let (mut connection, mut events) = first;
+        let mut connection = first;
         let mut backoff = Backoff::new();
         loop {
             let since = Instant::now();
@@ -229,14 +234,20 @@ impl Supervisor {
                     connection.close().await;
                     break;
                 }
-                () = self.watch(&connection, &mut events) => {}
+                () = self.watch(&connection) => {}
             }
             self.state.send_replace(ConnectionState::Down);
-            tracing::warn!(broker = %self.options, "connection to the broker lost; reconnecting");
+            let violation = connection.stream().borrow().violation.clone();
+            match violation {
+                Some(reason) => {
+                    tracing::warn!(broker = %self.options, %reason, "connection to the broker ended; reconnecting");
+                }
+                None => tracing::warn!(broker = %self.options, "connection to the broker lost; reconnecting"),
+            }
             if since.elapsed() >= BACKOFF_RESET_AFTER {
                 backoff.reset();
             }
-            (connection, events) = tokio::select! {
+            connection = tokio::select! {
                 _ = &mut close => break,
                 reconnected = self.reconnect(connection.number + 1, &mut backoff) => reconnected,
             };
@@ -247,40 +258,48 @@ impl Supervisor {
     }
 
     /// Returns when the connection is lost.
-    async fn watch(&self, connection: &Arc<Connection>, events: &mut Events) {
+    async fn watch(&self, connection: &Arc<Connection>) {
+        let mut stream = connection.stream();
         let mut tick = tokio::time::interval(CHECK_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut has_events = true;
+        let mut is_blocked = false;
         while connection.is_up() {
-            let event = tokio::select! {
-                event = events.next(), if has_events => {
-                    has_events = event.is_some();
-                    event
+            let seen = stream.borrow_and_update().clone();
+            if seen.is_closed || seen.violation.is_some() {
+                return;
+            }
+            if is_blocked != seen.blocked.is_some() {
+                is_blocked = seen.blocked.is_some();
+                match seen.blocked {
+                    // A broker may say so without end.
+                    _ if BLOCKED_LOG.next(SystemClock.now()) != LogDecision::Log => {}
+                    Some(reason) => {
+                        tracing::warn!(reason = printable(&reason), "the broker accepts no messages at the moment");
+                    }
+                    None => tracing::info!("the broker accepts messages again"),
                 }
-                _ = tick.tick() => None,
-            };
-            match event {
-                Some(Event::ConnectionBlocked(reason)) => {
-                    tracing::warn!(reason = printable(&reason), "the broker accepts no messages at the moment");
-                    self.state.send_replace(ConnectionState::Up(Arc::clone(connection)));
+                self.state.send_replace(ConnectionState::Up(Arc::clone(connection)));
+            }
+            tokio::select! {
+                _ = stream.changed() => {}
+                _ = tick.tick() => {
+                    let closed = stream.wait_for(|seen| seen.is_closed || seen.violation.is_some());
+                    tokio::select! {
+                        _ = closed => {}
+                        () = self.declared.declare_missing(connection) => {}
+                    }
                 }
-                Some(Event::ConnectionUnblocked) => {
-                    tracing::info!("the broker accepts messages again");
-                    self.state.send_replace(ConnectionState::Up(Arc::clone(connection)));
-                }
-                Some(_) => {}
-                None => self.declared.declare_missing(connection).await,
             }
         }
     }
 
     /// Tries to connect until it succeeds. Logs the error when it changes, not for every attempt.
-    async fn reconnect(&self, number: u64, backoff: &mut Backoff) -> (Arc<Connection>, Events) {
+    async fn reconnect(&self, number: u64, backoff: &mut Backoff) -> Arc<Connection> {
         let mut last_error = None;
         loop {
             tokio::time::sleep(backoff.next()).await;
             match connection::open(&self.options, number).await {
-                Ok(opened) => return opened,
+                Ok(connection) => return connection,
                 Err(error) => {
                     if last_error.as_ref() != Some(&error) {
                         tracing::warn!(broker = %self.options, %error, "cannot connect to the broker; retrying");

@@ -198,14 +198,14 @@ impl Publisher {
                         // The caller may have given up.
                         let _ = request.result.send(result);
                     }
-                    Err(error) => lost.push((request, error)),
+                    Err(error) => lost.push((number, request, error)),
                 }
             }
             confirmed = later;
         }
-        if let Some(((_, error), _)) = lost.split_first() {
+        if let Some(((.., error), _)) = lost.split_first() {
             let error = error.clone();
-            self.publish_again(lost.into_iter().map(|(request, _)| request).collect(), &error);
+            self.publish_again(lost.into_iter().map(|(number, request, _)| (number, request)).collect(), &error);
         }
     }
 
@@ -242,19 +242,21 @@ impl Publisher {
     }
 
     /// The channel is closed: returns everything in flight to the head of the waiting messages, in order, for the next channel.
-    fn publish_again(&mut self, mut lost: Vec<PendingPublish>, error: &lapin::Error) {
+    fn publish_again(&mut self, mut lost: Vec<(u64, PendingPublish)>, error: &lapin::Error) {
         self.channel = None;
         self.returned.clear();
         self.bytes_in_flight = 0;
         lost.extend(self.in_flight.take_all());
+        // lapin fails the publishes in no particular order.
+        lost.sort_unstable_by_key(|(number, _)| *number);
         let is_caused_by_client = is_caused_by_client(error);
         if is_caused_by_client && let [_] = lost.as_slice() {
-            for request in lost {
+            for (_, request) in lost {
                 let _ = request.result.send(Err(rejection(&request.message.destination, error)));
             }
             return;
         }
-        for mut request in lost.into_iter().rev() {
+        for (_, mut request) in lost.into_iter().rev() {
             request.is_suspect |= is_caused_by_client;
             self.waiting.push_front(request);
         }
@@ -392,9 +394,9 @@ impl<T, O> InFlightPublishes<T, O> {
         ready
     }
 
-    /// Takes all that are not ready, in order.
-    fn take_all(&mut self) -> Vec<T> {
-        std::mem::take(&mut self.publishes).into_values().map(|publish| publish.value).collect()
+    /// Takes all that are not ready, with their numbers, in order.
+    fn take_all(&mut self) -> Vec<(u64, T)> {
+        std::mem::take(&mut self.publishes).into_iter().map(|(number, publish)| (number, publish.value)).collect()
     }
 }
 
@@ -420,7 +422,7 @@ mod tests {
         ready.sort_by_key(|(number, ..)| *number);
         assert_eq!(ready.len(), 500);
         assert!(ready.iter().enumerate().all(|(n, ready)| *ready == (n as u64, n as u64 * 10, Ok(7))));
-        assert_eq!(in_flight.take_all(), (500..1_000).map(|number| number * 10).collect::<Vec<_>>());
+        assert_eq!(in_flight.take_all(), (500..1_000).map(|number| (number, number * 10)).collect::<Vec<_>>());
         assert_eq!(in_flight.len(), 0);
     }
 

@@ -1,35 +1,22 @@
-//! Queues on the broker: declaring them and exchanges, asking for their depth, and consuming from them.
-//!
-//! A consumer has a channel of its own, and starts again on each new connection and whenever the broker ends it.
+//! Queues and exchanges on the broker: declaring them, asking for the depth of a queue, and declaring again what was deleted.
 
 use std::collections::HashMap;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use async_trait::async_trait;
-use futures_util::{FutureExt, Stream, StreamExt};
-use lapin::options::{
-    BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions, ExchangeDeclareOptions, QueueBindOptions,
-    QueueDeclareOptions,
-};
+use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::protocol::AMQPSoftError;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, ExchangeKind};
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
+use tokio::time::Instant;
 
-use super::connection::{
-    Backoff, CLOSE_TIMEOUT, Connection, ConnectionState, channel_error, classify, wait_until_up, within,
-};
+use super::connection::{CLOSE_TIMEOUT, Connection, ConnectionState, channel_error, classify, wait_until_up, within};
 use crate::transport::message::check_name;
-use crate::transport::{
-    Acker, CALL_TIMEOUT, Consumer, Delivery, MAX_BODY_BYTES, Queue, QueueKind, Settle, Settlement, TransportError,
-};
+use crate::transport::{CALL_TIMEOUT, Queue, QueueKind, TransportError};
 
-/// The most deliveries that are buffered for the application, in addition to those that lapin holds. All of them are within the
-/// prefetch.
-const MAX_BUFFERED_DELIVERIES: usize = 64;
+/// How often exchanges, bindings and queues are checked and restored.
+const TOPOLOGY_CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A name as an AMQP short string.
 pub(super) fn short_name(name: &str) -> Result<ShortString, TransportError> {
@@ -64,14 +51,7 @@ pub(super) async fn declare_queue(connection: &Connection, queue: &Queue) -> Res
         Err(error) => return Err(error),
     }
     for exchange in &queue.bindings {
-        let bind = channel.queue_bind(
-            name.clone(),
-            short_name(&exchange.name)?,
-            ShortString::default(),
-            QueueBindOptions::default(),
-            FieldTable::default(),
-        );
-        within(CALL_TIMEOUT, bind).await?;
+        bind(&channel, &queue.name, &exchange.name).await?;
     }
     Ok(channel)
 }
@@ -162,6 +142,74 @@ pub(super) fn milliseconds(duration: Duration) -> u32 {
     u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
 }
 
+/// Declares the exchanges of a queue and binds it again, in intervals, for as long as it is consumed: a broker does not tell its clients
+/// that an exchange was deleted or a queue unbound, and the queue would receive nothing.
+pub(super) async fn watch_bindings(
+    mut state: watch::Receiver<ConnectionState>,
+    queue: Queue,
+    is_consuming: impl Fn() -> bool,
+) {
+    let mut last_error = None;
+    loop {
+        tokio::time::sleep(TOPOLOGY_CHECK_INTERVAL).await;
+        if !is_consuming() {
+            return;
+        }
+        let Ok(connection) = wait_until_up(&mut state).await else { return };
+        match bind_again(&connection, &queue).await {
+            Ok(missing) => {
+                last_error = None;
+                for exchange in missing {
+                    tracing::warn!(
+                        queue = queue.name,
+                        exchange,
+                        "the exchange was missing; declared it and bound the queue again"
+                    );
+                }
+            }
+            // The loss of a connection is logged by its supervisor, the loss of the queue by its consumer.
+            Err(TransportError::Disconnected) => {}
+            Err(error) => {
+                if last_error.as_ref() != Some(&error) {
+                    tracing::warn!(queue = queue.name, %error, "cannot check the bindings of the queue; retrying");
+                    last_error = Some(error);
+                }
+            }
+        }
+    }
+}
+
+/// Returns the exchanges that were missing. AMQP has no way to see whether a binding was missing.
+async fn bind_again(connection: &Connection, queue: &Queue) -> Result<Vec<String>, TransportError> {
+    let mut channel = connection.channel().await?;
+    let mut missing = Vec::new();
+    for exchange in &queue.bindings {
+        let name = short_name(&exchange.name)?;
+        let options = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
+        let call = channel.exchange_declare(name.clone(), ExchangeKind::Fanout, options, FieldTable::default());
+        let exists =
+            tokio::time::timeout(CALL_TIMEOUT, call).await.map_err(|_| TransportError::TimedOut(CALL_TIMEOUT))?;
+        match exists {
+            Ok(()) => {}
+            Err(error) if matches!(channel_error(&error), Some((AMQPSoftError::NOTFOUND, _))) => {
+                channel = declare_exchange_on(connection, connection.channel().await?, &exchange.name).await?;
+                missing.push(exchange.name.clone());
+            }
+            Err(error) => return Err(conflict(&exchange.name, &error)),
+        }
+        bind(&channel, &queue.name, &exchange.name).await?;
+    }
+    close_channel(&channel).await;
+    Ok(missing)
+}
+
+async fn bind(channel: &Channel, queue: &str, exchange: &str) -> Result<(), TransportError> {
+    let (queue, exchange) = (short_name(queue)?, short_name(exchange)?);
+    let bind =
+        channel.queue_bind(queue, exchange, ShortString::default(), QueueBindOptions::default(), FieldTable::default());
+    within(CALL_TIMEOUT, bind).await
+}
+
 /// The queues that were declared without being consumed, to declare them again on each new connection. Queues that expire when
 /// unused are not remembered.
 #[derive(Debug, Default)]
@@ -172,6 +220,8 @@ struct DeclaredQueue {
     queue: Queue,
     /// The number of the connection on which it was declared last.
     connection: u64,
+    /// When it was declared or known to exist.
+    checked: Instant,
     /// Whether the failure to declare it again has been logged.
     logged: bool,
 }
@@ -179,28 +229,35 @@ struct DeclaredQueue {
 impl DeclaredQueues {
     pub(super) fn remember(&self, queue: &Queue, connection: &Connection) {
         if queue.kind.expires_after().is_none() {
-            let declared = DeclaredQueue { queue: queue.clone(), connection: connection.number, logged: false };
+            let declared = DeclaredQueue {
+                queue: queue.clone(),
+                connection: connection.number,
+                checked: Instant::now(),
+                logged: false,
+            };
             self.0.lock().insert(queue.name.clone(), declared);
         }
     }
 
-    /// Declares the queues that have not been declared on this connection. A failure is retried at the next call.
+    /// Declares the queues that have not been declared on this connection, and those that were deleted. A failure is retried at the
+    /// next call.
     pub(super) async fn declare_missing(&self, connection: &Connection) {
-        let missing: Vec<Queue> = {
+        let to_check: Vec<(Queue, bool)> = {
             let queues = self.0.lock();
-            let missing = queues.values().filter(|declared| declared.connection != connection.number);
-            missing.map(|declared| declared.queue.clone()).collect()
+            let is_new = |declared: &DeclaredQueue| declared.connection != connection.number;
+            let to_check = queues
+                .values()
+                .filter(|declared| is_new(declared) || declared.checked.elapsed() >= TOPOLOGY_CHECK_INTERVAL);
+            to_check.map(|declared| (declared.queue.clone(), is_new(declared))).collect()
         };
-        for queue in missing {
-            let result = declare_queue(connection, &queue).await;
-            if let Ok(channel) = &result {
-                close_channel(channel).await;
-            }
+        for (queue, is_new) in to_check {
+            let result = if is_new { declare(connection, &queue).await } else { restore(connection, &queue).await };
             let mut queues = self.0.lock();
             let Some(declared) = queues.get_mut(&queue.name) else { continue };
             match result {
-                Ok(_) => {
+                Ok(()) => {
                     declared.connection = connection.number;
+                    declared.checked = Instant::now();
                     declared.logged = false;
                 }
                 Err(error) => {
@@ -214,182 +271,19 @@ impl DeclaredQueues {
     }
 }
 
-/// A subscription to a queue.
-#[derive(Debug)]
-struct Subscription {
-    channel: Channel,
-    deliveries: lapin::Consumer,
-}
-
-/// Starts to consume. Errors of this first attempt are returned; later ones are retried.
-pub(super) async fn consume(
-    connection: &Connection,
-    state: watch::Receiver<ConnectionState>,
-    queue: &Queue,
-    prefetch: u16,
-) -> Result<Consumer, TransportError> {
-    let prefetch = prefetch.max(1);
-    let first = subscribe(connection, queue, prefetch).await?;
-    let (sender, receiver) = mpsc::channel(usize::from(prefetch).min(MAX_BUFFERED_DELIVERIES));
-    tokio::spawn(run(first, state, queue.clone(), prefetch, sender));
-    Ok(Consumer::new(Deliveries(receiver)))
-}
-
-async fn subscribe(connection: &Connection, queue: &Queue, prefetch: u16) -> Result<Subscription, TransportError> {
+async fn declare(connection: &Connection, queue: &Queue) -> Result<(), TransportError> {
     let channel = declare_queue(connection, queue).await?;
-    within(CALL_TIMEOUT, channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
-    let consume = channel.basic_consume(
-        short_name(&queue.name)?,
-        ShortString::default(),
-        BasicConsumeOptions::default(),
-        FieldTable::default(),
-    );
-    let deliveries = within(CALL_TIMEOUT, consume).await?;
-    Ok(Subscription { channel, deliveries })
+    close_channel(&channel).await;
+    Ok(())
 }
 
-async fn run(
-    first: Subscription,
-    mut state: watch::Receiver<ConnectionState>,
-    queue: Queue,
-    prefetch: u16,
-    sender: mpsc::Sender<(Channel, Delivery)>,
-) {
-    let mut subscription = first;
-    let mut backoff = Backoff::new();
-    loop {
-        let ended = forward(&mut subscription, &queue, &sender).await;
-        close_channel(&subscription.channel).await;
-        let Ended::ByBroker(reason) = ended else { return };
-        // The loss of a connection is logged once, by its supervisor.
-        if matches!(&*state.borrow(), ConnectionState::Up(connection) if connection.is_up()) {
-            tracing::warn!(queue = queue.name, reason, "consuming ended; starting again");
-        }
-        let resubscribed = resubscribe(&mut state, &queue, prefetch, &mut backoff);
-        subscription = tokio::select! {
-            () = sender.closed() => return,
-            resubscribed = resubscribed => match resubscribed {
-                Some(resubscribed) => resubscribed,
-                None => return,
-            },
-        };
-        tracing::info!(queue = queue.name, "consuming again");
+/// Declares a queue again if it was deleted.
+async fn restore(connection: &Connection, queue: &Queue) -> Result<(), TransportError> {
+    if depth(connection, &queue.name).await?.is_none() {
+        declare(connection, queue).await?;
+        tracing::warn!(queue = queue.name, "the queue was missing; declared it again");
     }
-}
-
-/// Why a subscription ended.
-enum Ended {
-    /// The application has dropped its consumer.
-    ByApplication,
-    /// The broker or the connection ended it, for this reason.
-    ByBroker(String),
-}
-
-/// Forwards deliveries to the application until the subscription ends.
-async fn forward(subscription: &mut Subscription, queue: &Queue, sender: &mpsc::Sender<(Channel, Delivery)>) -> Ended {
-    let Subscription { channel, deliveries } = subscription;
-    loop {
-        let next = tokio::select! {
-            biased;
-            () = sender.closed() => return Ended::ByApplication,
-            next = deliveries.next() => next,
-        };
-        let delivery = match next {
-            Some(Ok(delivery)) => delivery,
-            Some(Err(error)) => return Ended::ByBroker(classify(&error).to_string()),
-            None => return Ended::ByBroker("cancelled by the broker".to_owned()),
-        };
-        let settle = AmqpSettle { channel: channel.clone(), tag: delivery.delivery_tag };
-        if delivery.data.len() > MAX_BODY_BYTES {
-            let length = delivery.data.len();
-            tracing::warn!(queue = queue.name, length, limit = MAX_BODY_BYTES, "dropped a message that is too large");
-            if let Err(error) = settle.settle(Settlement::Ack).await {
-                tracing::debug!(%error, "the dropped message will be delivered again");
-            }
-            continue;
-        }
-        let content_type = delivery.properties.content_type().as_ref().map(|t| t.as_str().to_owned());
-        let delivery = Delivery::new(delivery.data, Acker::new(settle))
-            .content_type(content_type.unwrap_or_default())
-            .redelivered(delivery.redelivered);
-        if sender.send((channel.clone(), delivery)).await.is_err() {
-            return Ended::ByApplication;
-        }
-    }
-}
-
-/// Subscribes again as soon as possible; `None` if the transport is closed. Logs the error when it changes, not for every attempt.
-async fn resubscribe(
-    state: &mut watch::Receiver<ConnectionState>,
-    queue: &Queue,
-    prefetch: u16,
-    backoff: &mut Backoff,
-) -> Option<Subscription> {
-    let mut last_error = None;
-    loop {
-        let connection = wait_until_up(state).await.ok()?;
-        match subscribe(&connection, queue, prefetch).await {
-            Ok(subscription) => {
-                backoff.reset();
-                return Some(subscription);
-            }
-            Err(error) => {
-                if last_error.as_ref() != Some(&error) {
-                    tracing::warn!(queue = queue.name, %error, "cannot consume again yet; retrying");
-                    last_error = Some(error);
-                }
-            }
-        }
-        drop(connection);
-        tokio::time::sleep(backoff.next()).await;
-    }
-}
-
-/// The deliveries for the application. Those whose channel is closed are left out: they cannot be settled, and will be redelivered.
-#[derive(Debug)]
-struct Deliveries(mpsc::Receiver<(Channel, Delivery)>);
-
-impl Stream for Deliveries {
-    type Item = Delivery;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Delivery>> {
-        loop {
-            match std::task::ready!(self.0.poll_recv(cx)) {
-                Some((channel, delivery)) if channel.status().connected() => return Poll::Ready(Some(delivery)),
-                Some(_) => {}
-                None => return Poll::Ready(None),
-            }
-        }
-    }
-}
-
-/// Settles a delivery on the channel that it arrived on, and on no other.
-#[derive(Debug)]
-struct AmqpSettle {
-    channel: Channel,
-    tag: u64,
-}
-
-#[async_trait]
-impl Settle for AmqpSettle {
-    async fn settle(&self, settlement: Settlement) -> Result<(), TransportError> {
-        if !self.channel.status().connected() {
-            return Err(TransportError::Disconnected);
-        }
-        // The first poll queues the frame in order. Waiting until it has reached the socket would tell nothing: the broker does not
-        // confirm settlements.
-        let sent = match settlement {
-            Settlement::Ack => self.channel.basic_ack(self.tag, BasicAckOptions::default()).now_or_never(),
-            Settlement::Requeue => {
-                let options = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
-                self.channel.basic_nack(self.tag, options).now_or_never()
-            }
-        };
-        match sent {
-            None | Some(Ok(())) => Ok(()),
-            Some(Err(_)) => Err(TransportError::Disconnected),
-        }
-    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 pub mod attack;
 pub mod broker;
 pub mod browser;
+pub mod fake_broker;
 pub mod forge;
 pub mod hostile;
 mod http;
@@ -13,6 +14,7 @@ pub mod pki;
 pub mod program;
 pub mod programs;
 pub mod proxy;
+pub mod raw_client;
 #[cfg(feature = "redis")]
 pub mod redis;
 #[cfg(feature = "redis")]

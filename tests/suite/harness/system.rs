@@ -6,12 +6,14 @@ use std::time::Duration;
 use nanite::agent::{Agent, AgentBuilder};
 use nanite::certs::KeyType;
 use nanite::clock::{Clock, SystemClock};
-use nanite::link::{Link, Outbound};
+use nanite::link::{Link, Outbound, Subscription};
 use nanite::mapper::{Mapper, MapperBuilder};
-use nanite::packet::{Advertise, FailureCode, FileStart, Identity, Packet, Payload, Register, Status, Token};
+use nanite::packet::{
+    Advertise, Failure, FailureCode, FileChunk, FileEnd, FileStart, Identity, Packet, Payload, Register, Status, Token,
+};
 use nanite::security::SecureSerializer;
 use nanite::serializer::{Audience, InboundQueue, PlainSerializer, Serializer};
-use nanite::transport::{Destination, MemoryBroker, MemoryTransport, QueueKind, QueuedMessage, topology};
+use nanite::transport::{Destination, MemoryBroker, MemoryTransport, Queue, QueueKind, QueuedMessage, topology};
 
 use super::pki::Pki;
 
@@ -130,17 +132,21 @@ impl System {
     }
 }
 
-impl System {
-    /// Starts a file transfer without the checks of the library's sender; returns the receiver's answer.
-    pub async fn start_file(
-        &self,
-        from: &str,
-        to: &str,
-        dest: &str,
-        size: Option<u64>,
-    ) -> Result<Payload, FailureCode> {
+/// A mapper that sends the packets of file transfers without the checks of the library's sender, to an agent that receives files of
+/// the domain `photos`.
+pub struct FileSender {
+    link: Link,
+    inbox: Queue,
+    answers: Subscription,
+    to: Identity,
+    queue: String,
+    instance: u64,
+}
+
+impl FileSender {
+    pub async fn new(system: &System, from: &str, to: &str) -> Self {
         let (from, to) = (Identity::mapper(from).unwrap(), Identity::agent(to).unwrap());
-        let (serializer, transport) = (self.serializer(&from), self.connect());
+        let (serializer, transport) = (system.serializer(&from), system.connect());
         let mapper = Mapper::builder(serializer.clone(), transport.clone()).short_lived().start().await;
         let mapper = mapper.unwrap();
         wait_until_known(&mapper, &[to.name()]).await;
@@ -149,18 +155,71 @@ impl System {
         let link = Link::builder(serializer, transport).build();
         let mut inbox = topology::mapper_inbox(from.as_str(), link.instance());
         inbox.kind = QueueKind::Exclusive;
-        let mut answers = link.subscribe(&inbox, InboundQueue::MapperInbox, 10).await.unwrap();
-        let token = Token::random().unwrap();
-        let mut start = FileStart::new(token, "x", dest).with_domain("photos").with_sha256("00".repeat(32));
-        start.file_size = size;
-        if !self.is_secure() {
-            start = start.with_from(from.clone()).with_reply_to(inbox.name.clone());
-        }
+        let answers = link.subscribe(&inbox, InboundQueue::MapperInbox, 10).await.unwrap();
         let queue = topology::process_queue_name(to.as_str(), instance);
-        link.send(Outbound::new(start, to).instances([instance]), Destination::Queue(queue)).await.unwrap();
-        match answers.next().await.unwrap().accept().await.packet {
-            Packet::Outcome(outcome) => outcome.into_result().map_err(|failure| failure.code),
-            other => panic!("{other:?}"),
+        Self { link, inbox, answers, to, queue, instance }
+    }
+
+    async fn send(&self, packet: impl Into<Packet>) {
+        let message = Outbound::new(packet, self.to.clone()).instances([self.instance]);
+        self.link.send(message, Destination::Queue(self.queue.clone())).await.unwrap();
+    }
+
+    /// Announces a file.
+    pub async fn announce(&self, mut start: FileStart) {
+        if !self.link.is_secure() {
+            start = start.with_from(self.link.identity().clone()).with_reply_to(self.inbox.name.clone());
         }
+        self.send(start.with_domain("photos")).await;
+    }
+
+    /// Announces a file with this content; returns the token of the transfer.
+    pub async fn start(&self, dest: &str, content: &[u8]) -> Token {
+        let token = Token::random().unwrap();
+        let sha256 = data_encoding::HEXLOWER.encode(&openssl::sha::sha256(content));
+        let start = FileStart::new(token, "x", dest).with_file_size(content.len() as u64).with_sha256(sha256);
+        self.announce(start).await;
+        token
+    }
+
+    pub async fn chunk(&self, token: Token, sequence: Option<u64>, bytes: &[u8]) {
+        let mut chunk = FileChunk::new(token, bytes);
+        chunk.sequence = sequence;
+        self.send(chunk).await;
+    }
+
+    pub async fn end(&self, token: Token) {
+        self.send(FileEnd::new(token)).await;
+    }
+
+    /// The outcome of the next transfer that ends.
+    pub async fn outcome(&mut self) -> (Token, Result<Payload, Failure>) {
+        let next = async {
+            loop {
+                match self.answers.next().await.unwrap().accept().await.packet {
+                    Packet::Outcome(outcome) => return (outcome.token, outcome.into_result()),
+                    Packet::Intermediate(_) => {}
+                    other => panic!("{other:?}"),
+                }
+            }
+        };
+        tokio::time::timeout(super::WAIT_TIMEOUT, next).await.expect("the receiver answers")
+    }
+}
+
+impl System {
+    /// Announces a file without the checks of the library's sender; returns the receiver's answer.
+    pub async fn start_file(
+        &self,
+        from: &str,
+        to: &str,
+        dest: &str,
+        size: Option<u64>,
+    ) -> Result<Payload, FailureCode> {
+        let mut sender = FileSender::new(self, from, to).await;
+        let mut start = FileStart::new(Token::random().unwrap(), "x", dest).with_sha256("00".repeat(32));
+        start.file_size = size;
+        sender.announce(start).await;
+        sender.outcome().await.1.map_err(|failure| failure.code)
     }
 }
