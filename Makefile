@@ -26,11 +26,13 @@ clippy:
 	$(CARGO) clippy --locked --all-targets --all-features -- -D warnings
 	$(CARGO) clippy --locked --no-default-features --lib -- -D warnings
 
-unit:
+# Tests run the examples: they are built before, so that no test waits for that.
+unit: examples
 ifeq ($(NEXTEST),yes)
 	$(CARGO) nextest run --locked --all-features $(TESTS)
 else
-	$(CARGO) test --locked --all-features --lib --bins --tests $(TESTS)
+	@echo "cargo-nextest is not installed: only the whole run has a time limit, and not each test (cargo install --locked cargo-nextest)" >&2
+	timeout --kill-after=10 1800 $(CARGO) test --locked --all-features --no-fail-fast --lib --bins --tests $(TESTS)
 endif
 
 doc:

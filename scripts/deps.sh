@@ -56,9 +56,9 @@ root=""
 echo "installing:$missing" >&2
 # The tests start their own broker; the packages must not start or change the system's.
 export DEBIAN_FRONTEND=noninteractive
-$root apt-get update -q
+$root apt-get -o Acquire::Retries=3 update -q
 # shellcheck disable=SC2086
-$root apt-get install -qy --no-install-recommends $missing
+$root apt-get -o Acquire::Retries=3 install -qy --no-install-recommends $missing
 
 # Where snaps do not run, as in a container, Ubuntu's packages install without a working browser.
 if [ "${1:-build}" = test ] && ! { browser && chromedriver --version; } >/dev/null 2>&1; then

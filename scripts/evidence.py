@@ -40,7 +40,7 @@ def by_name(passed):
 
 def fuzzed(log):
     """How many inputs each fuzz target ran, from the log."""
-    return re.findall(r"^fuzz (\w+): (\d+) runs", log, re.M)
+    return sorted(re.findall(r"^fuzz (\w+): (\d+) runs", log, re.M))
 
 
 def promises(text):

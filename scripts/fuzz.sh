@@ -37,7 +37,7 @@ fuzz() { # fuzz TARGET: returns 0 if no failure was found
     mkdir -p "fuzz/corpus/$1" "fuzz/artifacts/$1" "fuzz/seeds/$1"
     log=fuzz/artifacts/$1/log
     # shellcheck disable=SC2046
-    if "$out/$host/release/$1" "-max_total_time=$FUZZ_SECONDS" -timeout=10 -rss_limit_mb=2048 -max_len=16384 \
+    if "$out/$host/release/$1" "-max_total_time=$FUZZ_SECONDS" -timeout=30 -rss_limit_mb=2048 -max_len=16384 \
         -print_final_stats=1 "-artifact_prefix=fuzz/artifacts/$1/" \
         "fuzz/corpus/$1" "fuzz/seeds/$1" $(vectors "$1") >"$log" 2>&1; then
         echo "fuzz $1: $(sed -n 's/^#\([0-9]*\).*DONE  *\(cov: [0-9]*\).*\(exec.s: [0-9]*\).*/\1 runs, \2, \3/p' "$log")"
@@ -68,7 +68,11 @@ run)
     build
     # shellcheck disable=SC2046
     [ $# -gt 0 ] || set -- $(targets)
-    for target; do fuzz "$target"; done
+    # One on each core, and all of them, so that every failure is shown.
+    printf '%s\n' "$@" | xargs -P "$(nproc)" -n 1 "./scripts/fuzz.sh" run-built
+    ;;
+run-built) # for `run`
+    fuzz "$1"
     ;;
 repeat)
     build

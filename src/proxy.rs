@@ -14,8 +14,10 @@ use crate::clock::Clock;
 use crate::link::{
     Link, LinkBuilder, Outbound, Received, RecentMessage, RecentMessages, SendError, Subscription, wait_for_mappers,
 };
-use crate::packet::{Identity, Packet, Request, Role, Token};
-use crate::request::{Dispatch, Events, PendingRequests, RequestBuilder, RequestError, RequestSpec, sealed};
+use crate::packet::{Identity, Packet, Request, RequestDigest, RequestOrigin, Role, Token};
+use crate::request::{
+    Dispatch, Events, HandedOver, PendingRequests, RequestBuilder, RequestError, RequestSpec, sealed,
+};
 use crate::serializer::{Audience, Inbound, InboundQueue, Serializer};
 use crate::transport::{Destination, Queue, QueueKind, Transport, TransportError, topology};
 
@@ -149,8 +151,8 @@ impl MapperProxy {
     }
 
     /// Accepts an answer. False for another packet, or when no request waits for it.
-    pub(crate) fn answered(&self, inbound: Inbound) -> bool {
-        self.pending.answered(inbound)
+    pub(crate) async fn answered(&self, inbound: Inbound) -> bool {
+        self.pending.answered(&self.link, inbound).await
     }
 
     /// A mapper has introduced itself. If it did so because a message did not name it, as it has just started, that message is sent again.
@@ -247,7 +249,10 @@ impl MapperProxy {
         }
         // Before it is published: the answer may arrive before the broker's confirm.
         if let Some(events) = events {
-            events.pending().hand_over(events.request(), ready.id());
+            let digest = RequestDigest::of(&spec.request.service, &spec.request.payload);
+            let origin = RequestOrigin::new(self.link.identity().clone(), events.request().token, digest);
+            let to = HandedOver::new(ready.id(), origin, spec.request.target.clone());
+            events.pending().hand_over(events.request(), to);
         }
         match self.link.publish(&ready, Destination::Queue(topology::REQUEST.into())).await {
             Err(TransportError::Unroutable(_)) => Err(RequestError::NoMapper),
@@ -285,7 +290,7 @@ async fn listen(mut answers: Subscription, proxy: MapperProxy, advertises: watch
                 continue;
             }
             advertises.send_modify(|heard| *heard = heard.saturating_add(1));
-        } else if !proxy.pending.answered(inbound) {
+        } else if !proxy.answered(inbound).await {
             tracing::debug!("dropped an answer that no request waits for");
         }
     }

@@ -281,12 +281,12 @@ impl SentRequest {
         while let Some(event) = events.next().await {
             let elapsed = started.elapsed();
             let (from, kind, value) = match event {
-                Event::Intermediate { from, key, value, missed } => {
+                Event::Intermediate { from, key, value, missed, .. } => {
                     let key = visible(&key).into_owned();
                     (from, ResultKind::Intermediate { key, missed }, DisplayValue::new(&value))
                 }
-                Event::Outcome { from, result: Ok(value) } => (from, ResultKind::Answer, DisplayValue::new(&value)),
-                Event::Outcome { from, result: Err(failure) } => {
+                Event::Outcome { from, result: Ok(value), .. } => (from, ResultKind::Answer, DisplayValue::new(&value)),
+                Event::Outcome { from, result: Err(failure), .. } => {
                     let code = visible(failure.code.as_str()).into_owned();
                     (from, ResultKind::Failure { code }, DisplayValue::new(&failure.message.as_str().into()))
                 }

@@ -12,11 +12,12 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use super::actor::{Actor, Context, ExposeError, HandlerResult, IntermediateResult, RequestContext};
+use super::proxied_jobs::{Claim, Job, JobDelivery, ProxiedJobs};
 use crate::audit::DecisionSubject;
 use crate::clock::Timestamp;
 use crate::limits::nonzero;
 use crate::link::{Link, Received, acknowledge};
-use crate::packet::{Failure, FailureCode, Identity, Kind, Packet, Payload, Request, Service, Token};
+use crate::packet::{Failure, FailureCode, Identity, Kind, Packet, Payload, Request, RequestOrigin, Service, Token};
 use crate::policy::Policy;
 use crate::proxy::MapperProxy;
 use crate::request::ReplyTo;
@@ -106,12 +107,14 @@ pub(super) struct Dispatcher {
     running: Mutex<BTreeMap<u64, RunningJob>>,
     /// Requests in plain formats that were already handled.
     request_ids: Mutex<LruCache<(Identity, Token), ()>>,
+    proxied: ProxiedJobs,
 }
 
 impl Dispatcher {
     pub fn new(link: Link, proxy: MapperProxy, services: Services, policy: Arc<dyn Policy>) -> Self {
         let request_ids = Mutex::new(LruCache::new(MAX_REQUEST_IDS));
-        Self { link, proxy, services, policy, running: Mutex::default(), request_ids }
+        let (running, proxied) = (Mutex::default(), ProxiedJobs::default());
+        Self { link, proxy, services, policy, running, request_ids, proxied }
     }
 
     pub fn running(&self) -> Vec<RunningJob> {
@@ -124,7 +127,7 @@ impl Dispatcher {
         let (Some(sender), signer) = (inbound.sender().cloned(), inbound.signer().cloned()) else {
             return acknowledge(acker).await;
         };
-        let (request, mut reply_to) = match inbound.packet {
+        let (request, reply_to) = match inbound.packet {
             Packet::Request(request) => {
                 let Some(reply_to) = ReplyTo::of(&request, &sender, signer.as_ref()) else {
                     tracing::warn!(%sender, "request refused: no reply queue");
@@ -138,6 +141,7 @@ impl Dispatcher {
         if signer.is_none() && self.is_duplicate(&sender, &request) {
             return acknowledge(acker).await;
         }
+        let origin = RequestOrigin::of(&request);
         let (intermediates, queued) = mpsc::channel(MAX_QUEUED_INTERMEDIATES);
         let context = Context::new(RequestContext {
             service: request.service.resolved(),
@@ -151,13 +155,37 @@ impl Dispatcher {
             proxy: self.proxy.clone(),
             intermediates: reply_to.as_ref().map(|_| intermediates),
         });
-        let guard = self.track(&context);
-        let result = self.run(request, context, queued, reply_to.as_mut()).await;
-        drop(guard);
-        if let Some(reply_to) = reply_to {
-            reply_to.answer(&self.link, result).await;
+        let signed_origin = origin.clone().filter(|_| context.signer().is_some());
+        let delivery = JobDelivery { reply_to: reply_to.map(|reply_to| reply_to.with_origin(signed_origin)), acker };
+        if let Err(denied) = self.authorize(&request, &context).await {
+            return delivery.answer(&self.link, Err(denied)).await;
         }
-        acknowledge(acker).await;
+        let mut job = match self.proxied.claim(origin, delivery) {
+            Claim::Run(job) => job,
+            Claim::Attached => return tracing::debug!("a proxied request that already runs came again"),
+            Claim::Done(delivery, result) => return delivery.answer(&self.link, result).await,
+        };
+        let guard = self.track(&context);
+        let result = self.run(request, context, queued, &mut job).await;
+        drop(guard);
+        job.finish(&self.link, result).await;
+    }
+
+    /// Asks the policy.
+    async fn authorize(&self, request: &Request, context: &Context) -> Result<(), Failure> {
+        let service = context.service();
+        let decision = self.policy.authorize_request(&context.policy_caller(), request);
+        let kind = if context.wants_answer() { Kind::Request } else { Kind::Push };
+        let subject = DecisionSubject::new(kind, context.sender())
+            .id(context.signer().map(Verified::id))
+            .service(service)
+            .on_behalf_of(request.on_behalf_of.as_ref());
+        self.link.audit_decision(subject, &decision).await;
+        if !decision.allowed {
+            tracing::info!(%service, caller = %context.caller(), rule = decision.rule, "request denied");
+            return Err(Failure::new(FailureCode::Denied, decision.reason));
+        }
+        Ok(())
     }
 
     /// Runs the handler, and sends its intermediate results in order.
@@ -166,20 +194,9 @@ impl Dispatcher {
         request: Request,
         context: Context,
         mut queued: mpsc::Receiver<IntermediateResult>,
-        mut reply_to: Option<&mut ReplyTo>,
+        job: &mut Job<'_>,
     ) -> HandlerResult<Payload> {
         let service = context.service().clone();
-        let decision = self.policy.authorize_request(&context.policy_caller(), &request);
-        let kind = if context.wants_answer() { Kind::Request } else { Kind::Push };
-        let subject = DecisionSubject::new(kind, context.sender())
-            .id(context.signer().map(Verified::id))
-            .service(&service)
-            .on_behalf_of(request.on_behalf_of.as_ref());
-        self.link.audit_decision(subject, &decision).await;
-        if !decision.allowed {
-            tracing::info!(%service, caller = %context.caller(), rule = decision.rule, "request denied");
-            return Err(Failure::new(FailureCode::Denied, decision.reason));
-        }
         let Some(actor) = self.services.find(&service) else {
             return Err(Failure::new(FailureCode::NoSuchService, format!("no service {service} here")));
         };
@@ -196,14 +213,14 @@ impl Dispatcher {
         let mut call = std::pin::pin!(call);
         let result = loop {
             tokio::select! {
-                Some(intermediate) = queued.recv() => self.send(intermediate, reply_to.as_deref_mut()).await,
+                Some(intermediate) = queued.recv() => job.emit(&self.link, intermediate).await,
                 result = &mut call => break result,
             }
         };
         // A clone of the context may outlive the handler: it can emit nothing from now on.
         queued.close();
         while let Some(intermediate) = queued.recv().await {
-            self.send(intermediate, reply_to.as_deref_mut()).await;
+            job.emit(&self.link, intermediate).await;
         }
         if let Err(failure) = &result {
             tracing::info!(%service, code = %failure.code, "handler failed");
@@ -212,12 +229,6 @@ impl Dispatcher {
             }
         }
         result
-    }
-
-    async fn send(&self, result: IntermediateResult, reply_to: Option<&mut ReplyTo>) {
-        if let Some(reply_to) = reply_to {
-            reply_to.intermediate(&self.link, result.key, result.value, None).await;
-        }
     }
 
     fn is_duplicate(&self, sender: &Identity, request: &Request) -> bool {

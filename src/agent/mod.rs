@@ -7,6 +7,7 @@ mod actor;
 mod dispatch;
 mod exec;
 mod presence;
+mod proxied_jobs;
 mod run;
 
 use std::sync::Arc;

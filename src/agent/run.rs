@@ -27,7 +27,7 @@ const UNREGISTER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How many other processes of this agent are remembered, to handle each only once.
 const MAX_DUPLICATES: usize = 16;
 /// How long to wait for the mappers to report another process of this agent.
-const DUPLICATE_CHECK_TIMEOUT: Duration = Duration::from_secs(2);
+const DUPLICATE_CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long to wait for further mappers after one has answered.
 const FURTHER_MAPPERS_TIMEOUT: Duration = Duration::from_millis(200);
 
@@ -341,7 +341,7 @@ impl Running {
                             }
                         }
                         Packet::Advertise(_) => self.register(id),
-                        _ => drop(self.settings.proxy.answered(inbound)),
+                        _ => drop(self.settings.proxy.answered(inbound).await),
                     }
                 }
                 Some(_) = jobs.join_next() => {}

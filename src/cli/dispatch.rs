@@ -15,7 +15,7 @@ use crate::packet::{Identity, Payload, Role, SelectorName, Service, Tag};
 use crate::proxy::{MapperProxy, ProxyError};
 use crate::request::{Dispatch, Events, RequestBuilder};
 
-/// How long a push waits for its target to register.
+/// How long a push waits for its target to register, unless `--look` is longer.
 const PUSH_TARGET_TIMEOUT: Duration = Duration::from_secs(5);
 const LIST_AGENTS: &str = "list the agents with `nanite agents`";
 
@@ -70,7 +70,10 @@ impl Route<'_> {
     /// Sends a push; returns the agents that got it, unless a running mapper selects them.
     pub(super) async fn push(&mut self, args: &DispatchArgs, payload: Payload) -> Result<Vec<Identity>> {
         let sent = match self {
-            Self::Direct(fleet) => args.direct(fleet, payload, PUSH_TARGET_TIMEOUT).await?.push().await,
+            Self::Direct(fleet) => {
+                let limit = args.discovery.look.max(PUSH_TARGET_TIMEOUT);
+                args.direct(fleet, payload, limit).await?.push().await
+            }
             Self::ViaMapper { proxy, .. } => args.via_mapper(proxy, payload).push().await,
         };
         sent.map_err(|error| remedy::request(&error, self.broker()))
@@ -281,6 +284,22 @@ mod tests {
         assert_eq!(help, "it offers /x/echo, /x/fail");
         let (message, help) = refused(&mut fleet, &["/x/echo", "--target", "fred", "--tag", "fast"]).await;
         assert_eq!((message.as_str(), help.as_str()), ("nanite-fred does not have the tag fast", "it has big"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn u02_push_looks_for_agents_as_long_as_told() {
+        for line in [&["/x/echo", "--look", "60s"][..], &["/x/echo", "--target", "late", "--look", "60s"]] {
+            let broker = MemoryBroker::new();
+            let mut fleet = fleet(&broker).await;
+            let late = async {
+                tokio::time::sleep(PUSH_TARGET_TIMEOUT * 2).await;
+                start_agent(&broker, "late", "x", &[]).await
+            };
+            let args = parse(line);
+            let mut route = Route::Direct(&mut fleet);
+            let (_late, sent) = tokio::join!(late, route.push(&args, Payload::default()));
+            assert_eq!(sent.unwrap(), [Identity::agent("late").unwrap()], "{line:?}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -74,9 +74,9 @@ impl RequestArgs {
         let mut answers = Answers::default();
         while let Some(event) = events.next().await {
             match event {
-                Event::Outcome { from, result } => drop(answers.outcomes.insert(from, result)),
+                Event::Outcome { from, result, .. } => drop(answers.outcomes.insert(from, result)),
                 Event::Failed(failure) => return Err(remedy::request(&failure.into(), route.broker())),
-                Event::Intermediate { from, key, value, missed } if self.follow => {
+                Event::Intermediate { from, key, value, missed, .. } if self.follow => {
                     if missed > 0 {
                         let missed = usize::try_from(missed).unwrap_or(usize::MAX);
                         output::note(&format!("{from}: {} lost", counted(missed, "intermediate result")));

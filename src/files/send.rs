@@ -262,7 +262,7 @@ impl<'a> OutgoingTransfer<'a> {
                     *confirmed = count.max(*confirmed);
                 }
             }
-            Event::Outcome { from, result } => self.finish(from, result),
+            Event::Outcome { from, result, .. } => self.finish(from, result),
             Event::Intermediate { .. } | Event::Failed(_) => {}
         }
     }

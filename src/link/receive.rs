@@ -109,6 +109,18 @@ impl Link {
         }
     }
 
+    /// Counts, logs and records answers of agents, forwarded by a mapper, that this node refuses.
+    pub(crate) async fn record_refused_answers(&self, errors: &[OpenError]) {
+        let queue = InboundQueue::for_answers_to(self.identity().role());
+        for error in errors {
+            self.0.refusals.count(error.kind);
+            if let Some(audit) = &self.0.audit {
+                audit.record(Record::refused(self.identity(), self.now(), error, queue)).await;
+            }
+            self.0.refusals.log(self.identity(), error, queue, false, self.now());
+        }
+    }
+
     /// Remembers the process of a mapper that has advertised itself, to name it in messages.
     fn note_mapper(&self, inbound: &Inbound) {
         if let (Packet::Advertise(_), Some(signer)) = (&inbound.packet, inbound.signer())

@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use super::context::{Inner, Link};
 use crate::clock::Timestamp;
-use crate::packet::{Advertise, Kind, MessageId, Packet};
+use crate::packet::{Advertise, ForwardedProof, Kind, MessageId, Packet};
 use crate::serializer::{Audience, Cost, MessageClass, SealError, SealRequest, Sealed};
 use crate::transport::{Destination, PublishRequest, TransportError, topology};
 
@@ -92,8 +92,13 @@ impl Outbound {
     pub(super) fn bytes(&self) -> usize {
         match &self.packet {
             Packet::Request(request) | Packet::Push(request) => request.payload.approximate_bytes(),
-            Packet::Outcome(outcome) => outcome.results.approximate_bytes(),
-            Packet::Intermediate(part) => part.value.approximate_bytes(),
+            Packet::Outcome(outcome) => {
+                let proofs: usize = outcome.proofs.iter().map(ForwardedProof::length).sum();
+                outcome.results.approximate_bytes() + proofs
+            }
+            Packet::Intermediate(part) => {
+                part.value.approximate_bytes() + part.proof.as_deref().map_or(0, ForwardedProof::length)
+            }
             Packet::FileChunk(chunk) => chunk.chunk.0.len(),
             _ => 0,
         }
@@ -128,6 +133,11 @@ impl SealedMessage {
     /// The id in its header.
     pub fn id(&self) -> MessageId {
         self.id
+    }
+
+    /// When it expires.
+    pub fn expires_at(&self) -> Timestamp {
+        self.expires_at
     }
 }
 

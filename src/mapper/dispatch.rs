@@ -13,8 +13,8 @@ use super::registry::{Shared, Tasks};
 use super::selector::{Candidate, Selector};
 use super::state::AgentQuery;
 use crate::link::{Outbound, SealedMessage, SendError, wait_for_mappers};
-use crate::packet::{Failure, FailureCode, Identity, Packet, Request, Tag, Token};
-use crate::request::{Dispatch, Events, RequestBuilder, RequestError, RequestSpec, after, sealed};
+use crate::packet::{Failure, FailureCode, Identity, Packet, Request, RequestDigest, RequestOrigin, Tag, Token};
+use crate::request::{Dispatch, Events, HandedOver, RequestBuilder, RequestError, RequestSpec, after, sealed};
 use crate::serializer::{Audience, MessageClass, SealError};
 use crate::transport::{Destination, TransportError, topology};
 
@@ -251,8 +251,9 @@ impl Dispatcher<'_> {
             shared.mappers_discovered.get_or_init(discovered).await;
         }
         let sealed = shared.link.seal(message).await?;
+        let target = self.spec.request.target.clone();
         if let Some(events) = self.events {
-            events.pending().hand_over(events.request(), sealed.id());
+            events.pending().hand_over(events.request(), HandedOver::new(sealed.id(), self.origin(events), target));
         }
         match shared.link.publish(&sealed, Destination::Queue(queue.name)).await {
             Err(TransportError::Unroutable(queue)) => {
@@ -260,6 +261,15 @@ impl Dispatcher<'_> {
             }
             other => Ok(other.map_err(SendError::from)?),
         }
+    }
+
+    /// What agents sign with their answers when another mapper dispatches the request.
+    fn origin(&self, events: &Events) -> RequestOrigin {
+        let request = &self.spec.request;
+        RequestOrigin::of(request).unwrap_or_else(|| {
+            let digest = RequestDigest::of(&request.service, &request.payload);
+            RequestOrigin::new(self.shared.link.identity().clone(), events.request().token, digest)
+        })
     }
 
     async fn seal(&self, packet: &Packet, audience: Audience, instances: Vec<u64>) -> Result<SealedMessage, SendError> {

@@ -95,7 +95,7 @@ pub(super) async fn receive_answers(shared: Arc<Shared>, mut messages: Subscript
                 instances.mapper_advertised(&shared, sender, signer.instance(), advertise);
             }
             shared.advertisements.send_modify(|count| *count = count.saturating_add(1));
-        } else if !shared.pending.answered(inbound) {
+        } else if !shared.pending.answered(&shared.link, inbound).await {
             tracing::debug!("received an answer that no request waits for");
         }
     }
@@ -166,10 +166,19 @@ async fn introduce(shared: &Shared, sender: &Identity, message: NotAddressed) {
 
 /// Removes agents that were silent for longer than the agent timeout.
 pub(super) async fn remove_silent_agents(shared: Arc<Shared>) {
-    let mut ticks = interval((shared.agent_timeout / 4).clamp(Duration::from_millis(5), Duration::from_secs(5)));
+    let period = (shared.agent_timeout / 4).clamp(Duration::from_millis(5), Duration::from_secs(5));
+    let mut ticks = interval(period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut last, mut waited) = (shared.link.now(), false);
     loop {
         ticks.tick().await;
+        // After a pause of this process, or when its clock has jumped, the agents' heartbeats are read first.
+        let now = shared.link.now();
+        waited = !waited && now.since(last) > period * 2;
+        last = now;
+        if waited {
+            continue;
+        }
         match shared.state.reap(shared.silent_since()).await {
             Ok(silent) => {
                 for record in silent {

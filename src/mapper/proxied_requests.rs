@@ -13,14 +13,14 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::registry::Shared;
 use crate::audit::DecisionSubject;
 use crate::link::{Received, SendError, Subscription, acknowledge};
-use crate::packet::{Failure, FailureCode, Identity, Kind, Packet, Payload, Request, Role, Token};
+use crate::packet::{Failure, FailureCode, Identity, Kind, Packet, Request, Role, Token};
 use crate::policy::Caller;
-use crate::request::{Answers, Event, Events, ReplyTo, RequestError, RequestSpec};
+use crate::request::{Event, Events, ForwardedOutcomes, ReplyTo, RequestError, RequestSpec};
 use crate::serializer::{Inbound, InboundQueue, Provenance, SealError, Verified};
 use crate::transport::{Acker, TransportError, topology};
 
@@ -28,12 +28,15 @@ use crate::transport::{Acker, TransportError, topology};
 const MAX_TIMEOUT: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How many messages of the offline queue one mapper holds. The rest wait at the broker.
 pub(super) const OFFLINE_PREFETCH: u16 = 500;
+/// How long a mapper that has just started waits for an agent that can take a request: all agents are about to register.
+const DISCOVERY_TIME: Duration = Duration::from_secs(1);
 /// How long to wait before subscribing to the queue again after a failure.
 const RESUBSCRIBE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Handles requests from the shared queue. The queue's prefetch limits how many run at a time.
 pub(super) async fn handle_requests(shared: Arc<Shared>, mut messages: Subscription) {
     let mut running = JoinSet::new();
+    let discovered_at = Instant::now() + DISCOVERY_TIME;
     loop {
         tokio::select! {
             received = messages.next() => {
@@ -41,7 +44,7 @@ pub(super) async fn handle_requests(shared: Arc<Shared>, mut messages: Subscript
                 let shared = shared.clone();
                 running.spawn(async move {
                     if let Some(request) = ProxiedRequest::from_inbound(inbound) {
-                        request.run(&shared).await;
+                        request.run(&shared, discovered_at.saturating_duration_since(Instant::now())).await;
                     }
                     acknowledge(acker).await;
                 });
@@ -91,8 +94,8 @@ impl ProxiedRequest {
     }
 
     /// Dispatches the request and sends the caller all answers, or the reason for a failure.
-    async fn run(self, shared: &Arc<Shared>) {
-        match self.dispatch(shared).await {
+    async fn run(self, shared: &Arc<Shared>, wait_for_agents: Duration) {
+        match self.dispatch(shared, wait_for_agents).await {
             Ok(Dispatched::Request(events, reply_to)) => forward_answers(shared, events, reply_to).await,
             Ok(Dispatched::Push) => {}
             Err(error) => self.fail(shared, error).await,
@@ -100,7 +103,7 @@ impl ProxiedRequest {
     }
 
     /// Sends the request to agents, if the policy allows it.
-    async fn dispatch(&self, shared: &Arc<Shared>) -> Result<Dispatched, RequestError> {
+    async fn dispatch(&self, shared: &Arc<Shared>, wait_for_agents: Duration) -> Result<Dispatched, RequestError> {
         let caller = Caller::new(&self.sender, self.signer.as_ref()).on_behalf_of(self.on_behalf_of());
         let decision = shared.policy.authorize_request(&caller, &self.request);
         let kind = if self.reply_to.is_some() { Kind::Request } else { Kind::Push };
@@ -114,10 +117,11 @@ impl ProxiedRequest {
         }
         let mut request = self.request.clone();
         request.on_behalf_of = Some(caller.origin().clone());
+        request.origin_token = self.origin_token();
         let remaining = request.deadline.map(|deadline| deadline.since(shared.link.now()));
         let spec = RequestSpec {
             timeout: remaining.unwrap_or(shared.request_timeout).min(MAX_TIMEOUT),
-            wait_for_agents: Duration::ZERO,
+            wait_for_agents,
             offline: request.offline,
             request,
         };
@@ -140,6 +144,11 @@ impl ProxiedRequest {
         self.request.on_behalf_of.as_ref().filter(|_| self.sender.role() == Role::Mapper)
     }
 
+    /// The token that the node at the origin of the request chose.
+    fn origin_token(&self) -> Option<Token> {
+        if self.on_behalf_of().is_some() { self.request.origin_token } else { self.request.token }
+    }
+
     fn key(&self) -> RequestKey {
         (self.sender.clone(), self.request.token)
     }
@@ -152,22 +161,24 @@ impl ProxiedRequest {
     }
 }
 
-/// Forwards intermediate results as they arrive, and at the end all outcomes in one answer.
+/// Forwards intermediate results as they arrive, and at the end all outcomes in one answer. Answers of agents are forwarded with their
+/// proofs: without it, the caller refuses them.
 async fn forward_answers(shared: &Shared, mut events: Events, mut reply_to: ReplyTo) {
-    let mut answers = Answers::default();
-    let result = loop {
+    let mut outcomes = ForwardedOutcomes::default();
+    let (result, proofs) = loop {
         match events.next().await {
+            Some(Event::Intermediate { from, proof: Some(proof), .. }) => {
+                reply_to.forward(&shared.link, from, &proof).await;
+            }
             Some(Event::Intermediate { from, key, value, .. }) => {
                 reply_to.intermediate(&shared.link, key, value, Some(from)).await;
             }
-            Some(Event::Outcome { from, result }) => drop(answers.outcomes.insert(from, result)),
-            Some(Event::Failed(failure)) => break Err(failure),
-            None => {
-                break Payload::new(answers).map_err(|error| Failure::new(FailureCode::BadAnswer, error.to_string()));
-            }
+            Some(Event::Outcome { from, result, proof }) => outcomes.add(from, result, proof),
+            Some(Event::Failed(failure)) => break (Err(failure), Vec::new()),
+            None => break outcomes.finish(),
         }
     };
-    reply_to.answer(&shared.link, result).await;
+    reply_to.answer_with_proofs(&shared.link, result, proofs).await;
 }
 
 /// The failure that the caller sees. It does not learn about the mapper's own state.
@@ -308,7 +319,7 @@ async fn dispatch_waiting(
             complete(shared, ackers, &key, &provenance).await;
             continue;
         }
-        match request.dispatch(shared).await {
+        match request.dispatch(shared, Duration::ZERO).await {
             Ok(Dispatched::Push) => complete(shared, ackers, &key, &provenance).await,
             Ok(Dispatched::Request(events, reply_to)) => {
                 let (shared, ackers) = (shared.clone(), ackers.clone());

@@ -244,10 +244,8 @@ mod tests {
     #[test]
     fn n05_random_reaches_every_agent_and_all_selects_all() {
         let all = candidates(&[("a", 0.0, 0), ("b", 0.0, 0), ("c", 0.0, 0)]);
-        let mut seen = std::collections::BTreeSet::new();
-        while seen.len() < 3 {
-            seen.extend(Random.select(&service(), &all));
-        }
+        let seen: std::collections::BTreeSet<usize> = (0..1000).flat_map(|_| Random.select(&service(), &all)).collect();
+        assert_eq!(seen.into_iter().collect::<Vec<_>>(), [0, 1, 2]);
         assert_eq!(All.select(&service(), &all), [0, 1, 2]);
     }
 }

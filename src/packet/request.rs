@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::identity::Identity;
 use super::names::{Service, Tag, Token};
+use super::origin::{ForwardedProof, RequestDigest, RequestOrigin};
 use super::payload::Payload;
 use crate::clock::Timestamp;
 
@@ -114,6 +115,9 @@ pub struct Request {
     /// The node that sent the request to the mapper, if it is proxied: the mapper vouches for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_behalf_of: Option<Identity>,
+    /// The token that `on_behalf_of` chose, if the request is proxied. The agent signs both with its answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin_token: Option<Token>,
 }
 
 impl Request {
@@ -142,6 +146,7 @@ impl Request {
             offline: None,
             deadline: None,
             on_behalf_of: None,
+            origin_token: None,
         }
     }
 
@@ -157,6 +162,27 @@ impl Request {
     pub fn with_tags(mut self, tags: impl IntoIterator<Item = Tag>) -> Self {
         self.tags = tags.into_iter().collect();
         self
+    }
+}
+
+impl RequestOrigin {
+    /// The origin of a request that a mapper makes on behalf of another node; none for other requests.
+    ///
+    /// ```
+    /// use nanite::packet::{Identity, Request, RequestOrigin, Token};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let request = Request::new("/text/upper".parse()?, "hello".into());
+    /// assert_eq!(RequestOrigin::of(&request), None);
+    /// let (fred, token) = (Identity::agent("fred")?, Token::random()?);
+    /// let proxied = request.with_on_behalf_of(fred.clone()).with_origin_token(token);
+    /// assert_eq!(RequestOrigin::of(&proxied).map(|origin| (origin.asker, origin.token)), Some((fred, token)));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn of(request: &Request) -> Option<Self> {
+        let digest = RequestDigest::of(&request.service, &request.payload);
+        Some(Self::new(request.on_behalf_of.clone()?, request.origin_token?, digest))
     }
 }
 
@@ -177,6 +203,8 @@ optional_setters!(Request {
     with_deadline(deadline: Timestamp),
     /// Names the node that a mapper sends the request for.
     with_on_behalf_of(on_behalf_of: Identity),
+    /// Sets the token that this node chose.
+    with_origin_token(origin_token: Token),
 });
 
 /// Why a request failed, as a word that programs can match.
@@ -260,6 +288,9 @@ pub struct Failure {
     pub code: FailureCode,
     /// The reason, in a sentence.
     pub message: String,
+    /// The mapper that reports the failure, if the agent has not signed it. Set where it is received; it does not travel.
+    #[serde(skip)]
+    pub reported_by: Option<Identity>,
 }
 
 impl Failure {
@@ -273,7 +304,7 @@ impl Failure {
             let cut = (0..=Self::MAX_MESSAGE_BYTES).rev().find(|at| message.is_char_boundary(*at)).unwrap_or(0);
             message.truncate(cut);
         }
-        Self { code, message }
+        Self { code, message, reported_by: None }
     }
 
     /// A failure with a code that the handler defines.
@@ -295,7 +326,11 @@ impl<E: std::error::Error> From<E> for Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.code, self.message)
+        write!(f, "{}: {}", self.code, self.message)?;
+        match &self.reported_by {
+            Some(mapper) => write!(f, " (reported by {mapper})"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -315,6 +350,12 @@ pub struct Outcome {
     /// The failure, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
+    /// The origin of the proxied request that an agent answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_origin: Option<Box<RequestOrigin>>,
+    /// The outcomes of the agents with their signatures, in the answer of a mapper to a proxied request.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub proofs: Vec<ForwardedProof>,
 }
 
 impl Outcome {
@@ -335,7 +376,7 @@ impl Outcome {
             Ok(results) => (results, None),
             Err(failure) => (Payload::default(), Some(failure)),
         };
-        Self { token, to, from, results, failure }
+        Self { token, to, from, results, failure, request_origin: None, proofs: Vec::new() }
     }
 
     /// The value, or the failure.
@@ -369,6 +410,12 @@ pub struct Intermediate {
     /// The agent that sent the part, when a mapper forwards it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<Identity>,
+    /// The origin of the proxied request that an agent answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_origin: Option<Box<RequestOrigin>>,
+    /// The part with the agent's signature, when a mapper forwards it. Key, value and sequence number are then in the signed body only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof: Option<Box<ForwardedProof>>,
 }
 
 impl Intermediate {
@@ -388,7 +435,8 @@ impl Intermediate {
     /// # }
     /// ```
     pub fn new(token: Token, to: Identity, from: Identity, key: impl Into<String>, value: Payload) -> Self {
-        Self { token, to, from, key: key.into(), value, sequence: None, origin: None }
+        let key = key.into();
+        Self { token, to, from, key, value, sequence: None, origin: None, request_origin: None, proof: None }
     }
 }
 
@@ -397,4 +445,8 @@ optional_setters!(Intermediate {
     with_sequence(sequence: u64),
     /// Names the agent that sent the part, when a mapper forwards it.
     with_origin(origin: Identity),
+    /// Names the proxied request that the part answers.
+    with_request_origin(request_origin: RequestOrigin),
+    /// Adds the agent's signature, when a mapper forwards the part.
+    with_proof(proof: ForwardedProof),
 });

@@ -235,7 +235,7 @@ impl Events {
         let mut answers = Answers::default();
         while let Some(event) = self.next().await {
             match event {
-                Event::Outcome { from, result } => drop(answers.outcomes.insert(from, result)),
+                Event::Outcome { from, result, .. } => drop(answers.outcomes.insert(from, result)),
                 Event::Failed(failure) => return Err(failure.into()),
                 Event::Intermediate { .. } => {}
             }

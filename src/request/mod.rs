@@ -2,11 +2,14 @@
 
 mod answers;
 mod builder;
+mod forwarded;
 mod pending;
+mod reply;
 
-pub(crate) use answers::ReplyTo;
 pub use answers::{Answers, Event, RequestError};
 pub use builder::{Dispatch, Events, RequestBuilder, RequestSpec};
 pub(crate) use builder::{after, sealed};
+pub(crate) use forwarded::{ForwardedOutcomes, HandedOver};
 pub use pending::AgentWorkload;
 pub(crate) use pending::PendingRequests;
+pub(crate) use reply::ReplyTo;

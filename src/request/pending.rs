@@ -8,8 +8,10 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 use super::answers::{Answers, Event};
-use crate::packet::{Failure, FailureCode, Identity, Intermediate, MessageId, Outcome, Packet, Payload, Role, Token};
-use crate::serializer::{Inbound, Verified};
+use super::forwarded::{ForwardedAnswers, HandedOver};
+use crate::link::Link;
+use crate::packet::{Failure, FailureCode, Identity, Intermediate, MessageId, Outcome, Packet, Payload, Token};
+use crate::serializer::{Inbound, OpenError, Proof, Provenance, Verified};
 
 /// How many intermediate results of one request wait for the caller. More are dropped; the caller sees a gap.
 const MAX_WAITING_PARTS: usize = 1024;
@@ -39,8 +41,8 @@ pub(crate) struct PendingRequest {
 struct State {
     /// The targets without an outcome.
     waiting: BTreeMap<Identity, Target>,
-    /// For a proxied request: the message to the mappers. One of them answers it for all targets.
-    handed_over: Option<MessageId>,
+    /// For a proxied request: one of the mappers answers it for all targets.
+    handed_over: Option<HandedOver>,
     events: VecDeque<Event>,
     parts: usize,
 }
@@ -87,19 +89,15 @@ impl PendingRequests {
     }
 
     /// Makes the request wait for a mapper that dispatches it.
-    pub fn hand_over(&self, request: &PendingRequest, message: MessageId) {
-        request.lock().handed_over = Some(message);
+    pub fn hand_over(&self, request: &PendingRequest, to: HandedOver) {
+        request.lock().handed_over = Some(to);
     }
 
     /// The message to the mappers was sent again as `new`. False if the request no longer waits for an answer to `old`.
     pub fn hand_over_again(&self, token: Token, old: MessageId, new: MessageId) -> bool {
         let Some(request) = self.find(token) else { return false };
         let mut state = request.lock();
-        let waits = state.handed_over == Some(old);
-        if waits {
-            state.handed_over = Some(new);
-        }
-        waits
+        state.handed_over.as_mut().is_some_and(|to| to.sent_again(old, new))
     }
 
     /// Makes the request wait for an agent's outcome.
@@ -115,63 +113,113 @@ impl PendingRequests {
         }
     }
 
-    /// Accepts an outcome or an intermediate result. False for another packet, or when no request waits for it.
-    pub fn answered(&self, inbound: Inbound) -> bool {
-        let (Some(from), signer) = (inbound.sender().cloned(), inbound.signer().cloned()) else { return false };
-        match inbound.packet {
-            Packet::Outcome(outcome) => self.outcome(outcome, &from, signer.as_ref()),
-            Packet::Intermediate(part) => self.intermediate(part, &from, signer.as_ref()),
-            _ => false,
+    /// Accepts an outcome or an intermediate result. False for another packet, or when no request waits for it. What it refuses is
+    /// counted, logged and recorded by `link`.
+    pub async fn answered(&self, link: &Link, inbound: Inbound) -> bool {
+        let Some(from) = inbound.sender().cloned() else { return false };
+        let (mut signer, mut forwarded) = (None, Vec::new());
+        if let Provenance::Verified(mut verified) = inbound.provenance {
+            forwarded = std::mem::take(&mut verified.forwarded);
+            signer = Some(*verified);
         }
+        let mut refused = Vec::new();
+        let accepted = match inbound.packet {
+            Packet::Outcome(outcome) => self.outcome(outcome, &from, signer.as_ref(), forwarded, &mut refused),
+            Packet::Intermediate(part) => self.intermediate(part, &from, signer.as_ref(), forwarded, &mut refused),
+            _ => false,
+        };
+        link.record_refused_answers(&refused).await;
+        accepted
     }
 
-    fn outcome(&self, outcome: Outcome, from: &Identity, signer: Option<&Verified>) -> bool {
+    fn outcome(
+        &self,
+        outcome: Outcome,
+        from: &Identity,
+        signer: Option<&Verified>,
+        forwarded: ForwardedAnswers,
+        refused: &mut Vec<OpenError>,
+    ) -> bool {
         let Some(request) = self.find(outcome.token) else { return false };
-        if request.take_over(from, signer) {
-            request.finish(outcome.into_result());
+        if let Some(handed_over) = request.take_over(from, signer) {
+            request.finish(match signer {
+                Some(_) => handed_over.outcomes(from, outcome, forwarded, refused),
+                None => unproven(outcome.into_result()),
+            });
             return true;
         }
         if !request.lock().waiting.get(from).is_some_and(|target| target.sent_by(signer)) {
             return false;
         }
-        self.settle(&request, from, outcome.into_result());
+        let proof = signer.and_then(Verified::proof).cloned();
+        self.settle_with(&request, from, outcome.into_result(), proof);
         true
     }
 
-    fn intermediate(&self, part: Intermediate, from: &Identity, signer: Option<&Verified>) -> bool {
+    fn intermediate(
+        &self,
+        part: Intermediate,
+        from: &Identity,
+        signer: Option<&Verified>,
+        forwarded: ForwardedAnswers,
+        refused: &mut Vec<OpenError>,
+    ) -> bool {
         let Some(request) = self.find(part.token) else { return false };
         let mut state = request.lock();
-        let handed_over = state.handed_over_to(from, signer);
-        let State { waiting, events, parts, .. } = &mut *state;
-        if handed_over {
-            // The mapper has checked the order, and names the agent.
-            let Some(origin) = part.origin.filter(|_| *parts < MAX_WAITING_PARTS) else { return false };
-            *parts += 1;
-            events.push_back(Event::Intermediate { from: origin, key: part.key, value: part.value, missed: 0 });
-            drop(state);
-            request.changed.notify_one();
-            return true;
-        }
-        let Some(target) = waiting.get_mut(from).filter(|target| target.sent_by(signer)) else { return false };
-        let number = part.sequence.unwrap_or(target.next_part);
-        if number < target.next_part || *parts >= MAX_WAITING_PARTS {
+        let State { waiting, events, parts, handed_over } = &mut *state;
+        if *parts >= MAX_WAITING_PARTS {
             return false;
         }
-        let missed = number - target.next_part;
-        target.next_part = number.saturating_add(1);
+        let event = match handed_over.as_mut().filter(|handed_over| handed_over.is_answered_by(from, signer)) {
+            Some(handed_over) if signer.is_some() => match handed_over.intermediate(from, forwarded) {
+                Ok(event) => event,
+                Err(error) => {
+                    refused.push(error);
+                    None
+                }
+            },
+            // The mapper has checked the order, and names the agent.
+            Some(_) => part.origin.map(|from| Event::Intermediate {
+                from,
+                key: part.key,
+                value: part.value,
+                missed: 0,
+                proof: None,
+            }),
+            None => {
+                let Some(target) = waiting.get_mut(from).filter(|target| target.sent_by(signer)) else { return false };
+                let number = part.sequence.unwrap_or(target.next_part);
+                let Some(missed) = number.checked_sub(target.next_part) else { return false };
+                target.next_part = number.saturating_add(1);
+                let proof = signer.and_then(Verified::proof).cloned();
+                Some(Event::Intermediate { from: from.clone(), key: part.key, value: part.value, missed, proof })
+            }
+        };
+        let Some(event) = event else { return false };
         *parts += 1;
-        events.push_back(Event::Intermediate { from: from.clone(), key: part.key, value: part.value, missed });
+        events.push_back(event);
         drop(state);
         request.changed.notify_one();
         true
     }
 
-    /// Records the outcome of a target.
+    /// Records a result of a target that this node found out itself.
     pub fn settle(&self, request: &PendingRequest, identity: &Identity, result: Result<Payload, Failure>) {
+        self.settle_with(request, identity, result, None);
+    }
+
+    /// Records the outcome of a target.
+    fn settle_with(
+        &self,
+        request: &PendingRequest,
+        identity: &Identity,
+        result: Result<Payload, Failure>,
+        proof: Option<Arc<Proof>>,
+    ) {
         let mut state = request.lock();
         if state.waiting.remove(identity).is_some() {
             self.count(identity, result.is_ok());
-            state.events.push_back(Event::Outcome { from: identity.clone(), result });
+            state.events.push_back(Event::Outcome { from: identity.clone(), result, proof });
             drop(state);
             self.decrement_in_flight(identity);
             request.changed.notify_one();
@@ -181,7 +229,8 @@ impl PendingRequests {
     /// Records a failure of a target that the request never waited for.
     pub fn refuse(&self, request: &PendingRequest, identity: &Identity, failure: Failure) {
         self.count(identity, false);
-        request.lock().events.push_back(Event::Outcome { from: identity.clone(), result: Err(failure) });
+        let event = Event::Outcome { from: identity.clone(), result: Err(failure), proof: None };
+        request.lock().events.push_back(event);
         request.changed.notify_one();
     }
 
@@ -270,30 +319,14 @@ impl PendingRequest {
     }
 
     /// Stops waiting for a mapper if this is its answer.
-    fn take_over(&self, from: &Identity, signer: Option<&Verified>) -> bool {
-        let mut state = self.lock();
-        let answered = state.handed_over_to(from, signer);
-        if answered {
-            state.handed_over = None;
-        }
-        answered
+    fn take_over(&self, from: &Identity, signer: Option<&Verified>) -> Option<HandedOver> {
+        self.lock().handed_over.take_if(|handed_over| handed_over.is_answered_by(from, signer))
     }
 
     /// Records the outcomes that a mapper collected, or the failure of the whole request.
-    pub fn finish(&self, result: Result<Payload, Failure>) {
-        let answers = result.and_then(|written| {
-            let unreadable = |_| Failure::new(FailureCode::BadAnswer, "the mapper's answer cannot be read");
-            written.parse::<Answers>().map_err(unreadable)
-        });
-        let mut state = self.lock();
-        match answers {
-            Ok(answers) => {
-                let outcomes = answers.outcomes.into_iter().map(|(from, result)| Event::Outcome { from, result });
-                state.events.extend(outcomes);
-            }
-            Err(failure) => state.events.push_back(Event::Failed(failure)),
-        }
-        drop(state);
+    pub fn finish(&self, result: Result<Vec<Event>, Failure>) {
+        let events = result.unwrap_or_else(|failure| vec![Event::Failed(failure)]);
+        self.lock().events.extend(events);
         self.changed.notify_one();
     }
 
@@ -302,12 +335,11 @@ impl PendingRequest {
     }
 }
 
-impl State {
-    /// Whether a message is the answer of a mapper to the proxied request.
-    fn handed_over_to(&self, from: &Identity, signer: Option<&Verified>) -> bool {
-        let Some(message) = self.handed_over else { return false };
-        from.role() == Role::Mapper && signer.is_none_or(|signer| signer.in_reply_to() == Some(message))
-    }
+/// The outcomes in a mapper's answer in a format without signatures: nothing is verified.
+fn unproven(answer: Result<Payload, Failure>) -> Result<Vec<Event>, Failure> {
+    let unreadable = |_| Failure::new(FailureCode::BadAnswer, "the mapper's answer cannot be read");
+    let outcomes = answer?.parse::<Answers>().map_err(unreadable)?.outcomes;
+    Ok(outcomes.into_iter().map(|(from, result)| Event::Outcome { from, result, proof: None }).collect())
 }
 
 impl Target {

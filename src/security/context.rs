@@ -10,6 +10,7 @@ use lru::LruCache;
 use parking_lot::{Mutex, RwLock};
 
 use super::agreement::Agreements;
+use super::cms::MAX_CERTIFICATES;
 use super::crypto::{Crypto, sha256};
 use super::envelope::announces_certificate;
 use super::replay::{ReplayMemory, SentIds};
@@ -285,6 +286,13 @@ impl PeerCertificates {
             self.any_chains.store(true, Ordering::Relaxed);
         }
         self.store.learn(&presented.leaf, now);
+    }
+
+    /// The DER of a certificate that was verified, and of those between it and its CA.
+    pub fn with_chain(&self, leaf: &Certificate) -> Vec<Vec<u8>> {
+        let chain = self.chain_of(leaf).unwrap_or_else(|| self.own_chain.read().clone());
+        let others = chain.iter().take(MAX_CERTIFICATES - 1).cloned();
+        std::iter::once(leaf.der().to_vec()).chain(others).collect()
     }
 
     /// Tells the store that a message of this signer was verified.

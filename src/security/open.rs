@@ -83,15 +83,17 @@ impl Context {
             return Err(OpenError::new(OpenErrorKind::CannotOpen, "it is too short"));
         };
         let packet = self.decode(header, body)?;
-        let proof = has_proof(header.kind).then(|| {
-            Arc::new(Proof {
-                salt: *salt,
-                body: body.to_vec(),
-                signer_info: message.signer_info.to_vec(),
-                certificates: leaf_first(&message.certificates, &signer),
-            })
+        let proof = has_proof(&packet).then(|| {
+            let certificates = match header.kind {
+                // The message carries none, and the node that verifies the proof may not know the agent.
+                Kind::Outcome | Kind::Intermediate => self.peers.with_chain(&signer),
+                _ => leaf_first(&message.certificates, &signer),
+            };
+            let (body, signer_info) = (body.to_vec(), message.signer_info.to_vec());
+            Arc::new(Proof { salt: *salt, body, signer_info, certificates })
         });
-        Ok(Inbound::verified(packet, verified(&signer, header, proof)))
+        let forwarded = self.verify_forwarded(&packet, &signer, context.now);
+        Ok(Inbound::verified(packet, Verified { forwarded, ..verified(&signer, header, proof) }))
     }
 
     /// End of step 3: an advertise is not encrypted, everything else is, unless this node accepts signed-only messages.
@@ -404,9 +406,15 @@ pub(super) fn check_signature_over(attributes: &[u8], signature: &[u8], signer: 
         .map_err(|Failed| refuse("the signature is not the signer's"))
 }
 
-/// The kinds that have a proof: those from which mappers know agents.
-pub(super) fn has_proof(kind: Kind) -> bool {
-    matches!(kind, Kind::Register | Kind::Ping)
+/// Whether a proof of this packet is kept: mappers know agents by those of registrations and heartbeats, and forward those of answers to
+/// proxied requests.
+fn has_proof(packet: &Packet) -> bool {
+    match packet {
+        Packet::Register(_) | Packet::Ping(_) => true,
+        Packet::Outcome(outcome) => outcome.request_origin.is_some(),
+        Packet::Intermediate(part) => part.request_origin.is_some(),
+        _ => false,
+    }
 }
 
 /// The verified sender of a message that passed every check.
@@ -422,6 +430,7 @@ pub(super) fn verified(signer: &Certificate, header: &Header, proof: Option<Arc<
         class: header.class,
         in_reply_to: header.in_reply_to,
         proof,
+        forwarded: Vec::new(),
     }
 }
 

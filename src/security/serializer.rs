@@ -117,7 +117,12 @@ impl Serializer for SecureSerializer {
     fn open(&self, bytes: &[u8], context: &OpenContext) -> Result<Inbound, OpenError> {
         let opened = self.context.open(bytes, context);
         match &opened {
-            Ok(_) => self.counters.count_opened(),
+            Ok(inbound) => {
+                self.counters.count_opened();
+                // The message is good, an answer that it forwards is not.
+                let refused = inbound.signer().into_iter().flat_map(|signer| &signer.forwarded);
+                refused.filter_map(|one| one.as_ref().err()).for_each(|error| self.counters.count_refused(error.kind));
+            }
             Err(error) => self.counters.count_refused(error.kind),
         }
         opened

@@ -1,4 +1,5 @@
-//! Checks that do not open a message: verifying the proof of a registration or heartbeat, and inspecting a message without a key.
+//! Checks that do not open a message: verifying the proof of a registration, a heartbeat or an agent's answer, and inspecting a message
+//! without a key.
 //!
 //! A proof is the signature over the header, and the salt and body of the header's commitment; with it another process can verify the
 //! sender. Verifying it needs no private key. The ciphertext is not part of it: the signed header commits to the body.
@@ -7,24 +8,30 @@ use std::sync::Arc;
 
 use super::cms::{self, Content, Recipient, SignerInfo};
 use super::context::Context;
-use super::envelope::{Header, HeaderFault, MAX_CLOCK_SKEW, announces_certificate, commitment};
-use super::open::{check_instance, check_signature_over, has_proof, parse, verified};
-use crate::certs::{KeyId, Suite};
+use super::envelope::{Header, HeaderFault, MAX_CLOCK_SKEW, commitment};
+use super::open::{check_instance, check_signature_over, parse, verified};
+use crate::certs::{Certificate, KeyId, Suite};
 use crate::clock::Timestamp;
-use crate::packet::Kind;
-use crate::serializer::{Audience, Inbound, InboundQueue, MessageClass, OpenError, OpenErrorKind, Proof};
+use crate::packet::{ForwardedProof, Kind, Packet, Role};
+use crate::serializer::{Audience, Forwarded, Inbound, InboundQueue, MessageClass, OpenError, OpenErrorKind, Proof};
 
 impl Context {
     /// Verifies a proof: the steps of opening, except those about its delivery.
     pub fn verify_proof(&self, proof: &Arc<Proof>, now: Timestamp) -> Result<Inbound, OpenError> {
-        let certificates: usize = proof.certificates.iter().map(Vec::len).sum();
-        let length = certificates + proof.body.len() + proof.signer_info.len();
-        let limit = Kind::Register.max_bytes();
-        if length > limit {
+        let too_large = |length: usize, limit: usize| {
             let why = format!("{length} bytes, at most {limit} are accepted");
-            return Err(OpenError::new(OpenErrorKind::TooLarge, why));
+            Err(OpenError::new(OpenErrorKind::TooLarge, why))
+        };
+        let certificates: usize = proof.certificates.iter().map(Vec::len).sum();
+        let (around, limit) = (certificates + proof.signer_info.len(), Kind::Register.max_bytes());
+        if around > limit {
+            return too_large(around, limit);
         }
         let (signer_info, header) = self.parse_proof(proof)?;
+        let (length, limit) = (around + proof.body.len(), header.kind.max_bytes().max(limit));
+        if length > limit {
+            return too_large(length, limit);
+        }
         let verified = self.verify_parsed(proof, &signer_info, &header, now);
         verified.map_err(|error| error.claimed_by(&header.from))
     }
@@ -44,11 +51,13 @@ impl Context {
             HeaderFault::Malformed(why) => malformed(why),
             HeaderFault::Unsupported(why) => unsupported(why),
         })?;
-        if !has_proof(header.kind) {
-            return Err(unsupported("a kind without proofs"));
-        }
+        let may_carry = match header.kind {
+            Kind::Register | Kind::Outcome | Kind::Intermediate => true,
+            Kind::Ping => false,
+            _ => return Err(unsupported("a kind without proofs")),
+        };
         let carried = proof.certificates.len();
-        if carried > cms::MAX_CERTIFICATES || (carried > 0 && !announces_certificate(header.kind)) {
+        if carried > cms::MAX_CERTIFICATES || (carried > 0 && !may_carry) {
             return Err(malformed("more certificates than this kind carries"));
         }
         Ok((signer_info, header))
@@ -61,7 +70,13 @@ impl Context {
         header: &Header,
         now: Timestamp,
     ) -> Result<Inbound, OpenError> {
-        if header.to != Audience::Mappers || !header.is_for(&self.identity) {
+        let is_answer = matches!(header.kind, Kind::Outcome | Kind::Intermediate);
+        if is_answer {
+            let is_to_mapper = matches!(&header.to, Audience::One(to) if to.role() == Role::Mapper);
+            if !is_to_mapper || header.from.role() != Role::Agent {
+                return Err(OpenError::new(OpenErrorKind::WrongDestination, "it is not an agent's answer to a mapper"));
+            }
+        } else if header.to != Audience::Mappers || !header.is_for(&self.identity) {
             return Err(OpenError::new(OpenErrorKind::WrongDestination, "it is not for the mappers"));
         }
         self.check_age(header, now)?;
@@ -79,7 +94,7 @@ impl Context {
             return Err(OpenError::new(OpenErrorKind::BadSignature, why));
         }
         check_signature_over(signer_info.attributes, signer_info.signature, &signer)?;
-        self.check_authority(header, InboundQueue::Presence)?;
+        self.check_authority(header, if is_answer { InboundQueue::MapperInbox } else { InboundQueue::Presence })?;
         if let Some(presented) = presented.filter(|presented| presented.leaf.fingerprint() == signer.fingerprint()) {
             self.peers.learn(presented, now);
         }
@@ -88,6 +103,43 @@ impl Context {
         }
         let packet = self.decode(header, &proof.body)?;
         Ok(Inbound::verified(packet, verified(&signer, header, Some(proof.clone()))))
+    }
+
+    /// Verifies the answers of agents that a mapper forwards.
+    pub(super) fn verify_forwarded(
+        &self,
+        packet: &Packet,
+        signer: &Certificate,
+        now: Timestamp,
+    ) -> Vec<Result<Forwarded, OpenError>> {
+        let (kind, proofs) = match packet {
+            Packet::Outcome(outcome) => (Kind::Outcome, outcome.proofs.as_slice()),
+            Packet::Intermediate(part) => {
+                (Kind::Intermediate, part.proof.as_deref().map(std::slice::from_ref).unwrap_or_default())
+            }
+            _ => return Vec::new(),
+        };
+        if signer.identity().role() != Role::Mapper {
+            return Vec::new();
+        }
+        let verify = |forwarded: &ForwardedProof| {
+            let malformed = |why: &'static str| OpenError::new(OpenErrorKind::Malformed, why);
+            let proof = Proof {
+                salt: (*forwarded.salt.0).try_into().map_err(|_| malformed("the salt is not 32 bytes long"))?,
+                body: forwarded.body.0.clone(),
+                signer_info: forwarded.signer_info.0.clone(),
+                certificates: forwarded.certificates.iter().map(|certificate| certificate.0.clone()).collect(),
+            };
+            let proof = Arc::new(proof);
+            let inbound = self.verify_proof(&proof, now)?;
+            match inbound.sender() {
+                Some(from) if inbound.packet.kind() == kind => {
+                    Ok(Forwarded { from: from.clone(), packet: inbound.packet, proof })
+                }
+                _ => Err(malformed("a proof of another kind than the message that it is in")),
+            }
+        };
+        proofs.iter().map(verify).collect()
     }
 
     /// Freshness of a proof: it may be old, but must have been fresh once. Its expiry is verified, so that the caller can bound its age.

@@ -91,6 +91,14 @@ impl InboundQueue {
         right_role && self.accepts(kind)
     }
 
+    /// The queue in which a node of this role receives answers.
+    pub(crate) const fn for_answers_to(role: Role) -> Self {
+        match role {
+            Role::Agent => InboundQueue::AgentControl,
+            Role::Mapper => InboundQueue::MapperInbox,
+        }
+    }
+
     /// The longest message that it accepts, in bytes.
     pub fn max_bytes(self) -> usize {
         Kind::ALL.into_iter().filter(|kind| self.accepts(*kind)).map(Kind::max_bytes).max().unwrap_or(0)

@@ -75,8 +75,8 @@ pub trait Verification: sealed::Sealed + fmt::Debug + Send + Sync {
     /// start, and repeat it from time to time.
     fn learns_peers(&self) -> bool;
 
-    /// Verifies what another process kept of a registration or heartbeat ([`Verified::proof`]): the signer, as `open` does, without
-    /// the age of the message and without the replay check. The caller bounds the age.
+    /// Verifies what another process kept of a message ([`Verified::proof`]): the signer, as `open` does, without the age of the message and
+    /// without the replay check. The caller bounds the age, and checks that the packet is of the kind that it expects.
     ///
     /// # Errors
     /// [`OpenError`] when the proof is refused; its kind names the step.
@@ -292,6 +292,7 @@ pub struct Verified {
     pub(crate) class: MessageClass,
     pub(crate) in_reply_to: Option<MessageId>,
     pub(crate) proof: Option<Arc<Proof>>,
+    pub(crate) forwarded: Vec<Result<Forwarded, OpenError>>,
 }
 
 impl Verified {
@@ -340,10 +341,21 @@ impl Verified {
         self.in_reply_to
     }
 
-    /// A proof of the sender for third parties; for registrations and heartbeats only.
+    /// A proof of the sender for third parties: of registrations, heartbeats, and the answers of agents to proxied requests.
     pub fn proof(&self) -> Option<&Arc<Proof>> {
         self.proof.as_ref()
     }
+}
+
+/// An agent's answer to a proxied request, with the agent's proof, which was verified.
+#[derive(Clone, Debug)]
+pub(crate) struct Forwarded {
+    /// The agent.
+    pub from: Identity,
+    /// The outcome or intermediate result.
+    pub packet: Packet,
+    /// The proof, to be forwarded again.
+    pub proof: Arc<Proof>,
 }
 
 /// Proves to a third party who signed a body. It can be verified without a private key.

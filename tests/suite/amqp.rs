@@ -12,11 +12,14 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-use crate::harness::broker::Broker;
+use crate::harness::broker::{Broker, free_port};
 use crate::harness::program::{nanite, run};
 use crate::harness::proxy::Proxy;
 use crate::harness::{WAIT_TIMEOUT, wait_until};
 use crate::transport::{durable, next, receive, text, to_exchange, to_queue};
+
+/// How long each publish of the traffic may take: longer than a broker is stopped, blocked or restarted, on a busy machine too.
+const TRAFFIC_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Publishes and consumes without pause, and records the results.
 #[derive(Debug)]
@@ -54,7 +57,7 @@ impl Traffic {
             tasks.push(tokio::spawn(async move {
                 while !results.stop.load(Ordering::Relaxed) {
                     let number = results.count.fetch_add(1, Ordering::Relaxed);
-                    match transport.publish(to_queue("work", number.to_string()), WAIT_TIMEOUT).await {
+                    match transport.publish(to_queue("work", number.to_string()), TRAFFIC_TIMEOUT).await {
                         Ok(()) => drop(results.confirmed.lock().unwrap().insert(number)),
                         Err(error) => results.failed.lock().unwrap().push(error),
                     }
@@ -131,8 +134,7 @@ fn password_is_never_logged() {
 
 #[tokio::test]
 async fn unreachable_broker_is_an_error() {
-    let free = TcpListener::bind(("127.0.0.1", 0)).await.unwrap().local_addr().unwrap().port();
-    for host in [&format!("127.0.0.1:{free}"), "no-such-host.invalid"] {
+    for host in [&format!("127.0.0.1:{}", free_port()), "no-such-host.invalid"] {
         let options = AmqpOptions::new(&format!("amqp://user:secret@{host}")).unwrap();
         let error = AmqpTransport::connect(options).await.unwrap_err();
         assert!(matches!(error, TransportError::Unreachable(_)), "{error:?}");
@@ -184,8 +186,8 @@ async fn d04_reconnects_after_connections_are_closed() {
     let traffic = Traffic::start(&one, &two).await;
     for _ in 0..3 {
         traffic.wait_for_flow().await;
-        wait_until("the broker lists both connections", async || broker.connections().len() == 2).await;
-        assert_eq!(broker.close_connections(), 2);
+        // Its list may be behind.
+        wait_until("both connections are closed", async || broker.close_connections() == 2).await;
     }
     traffic.wait_for_flow().await;
     // Exclusive queues were deleted with their connection, and are declared and bound again, consumed or not.
@@ -204,7 +206,7 @@ async fn d04_reconnects_after_a_broken_or_silent_network() {
     let proxy = Proxy::to(broker.port()).await;
     let url = broker.url().replace(&format!(":{}/", broker.port()), &format!(":{}/", proxy.port()));
     let options = AmqpOptions::new(&url).unwrap().heartbeat(Duration::from_secs(1));
-    let transport = Arc::new(AmqpTransport::connect(options.connect_timeout(Duration::from_secs(2))).await.unwrap());
+    let transport = Arc::new(AmqpTransport::connect(options.connect_timeout(Duration::from_secs(10))).await.unwrap());
     let traffic = Traffic::start(&transport, &transport).await;
     traffic.wait_for_flow().await;
     let connections = proxy.accepted();

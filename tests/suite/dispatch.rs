@@ -7,14 +7,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use nanite::agent::{AgentError, Context, ExposeError, actor, reply};
+use nanite::clock::{Clock, ManualClock, SystemClock};
 use nanite::mapper::AgentEvent;
 use nanite::packet::{Failure, FailureCode, Identity, Payload, SelectorName, Status};
 use nanite::request::{Event, RequestError};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, mpsc};
 
-use crate::harness::on_every_format;
 use crate::harness::system::{System, json, start, wait_until_known};
+use crate::harness::{on_every_format, recv, wait_until};
 
 fn agent_id(name: &str) -> Identity {
     Identity::agent(name).unwrap()
@@ -125,10 +126,10 @@ async fn n02_heartbeat_of_an_unknown_agent_makes_it_register_again(system: Syste
         .await
         .unwrap();
     wait_until_known(&mapper, &["fred"]).await;
-    assert!(matches!(seen.recv().await, Some(AgentEvent::Registered(_))));
+    assert!(matches!(recv(&mut seen).await, AgentEvent::Registered(_)));
     // The mapper loses its record, as if it were deleted from a shared state. The next heartbeat restores it.
     mapper.forget(&agent_id("fred")).await.unwrap();
-    assert!(matches!(seen.recv().await, Some(AgentEvent::Registered(_))));
+    assert!(matches!(recv(&mut seen).await, AgentEvent::Registered(_)));
     wait_until_known(&mapper, &["fred"]).await;
 }
 
@@ -143,9 +144,10 @@ async fn n03_status_is_read_for_every_heartbeat(system: System) {
     let _agent = start(system.agent("fred").status(status).ping_time(Duration::from_millis(5)).actor(echo())).await;
     let mapper = system.started_mapper("m1").await;
     wait_until_known(&mapper, &["fred"]).await;
-    while mapper.agents().await.unwrap()[0].status.load().is_none_or(|load| load < 5.0) {
-        tokio::task::yield_now().await;
-    }
+    wait_until("a later load is known", async || {
+        mapper.agents().await.unwrap()[0].status.load().is_some_and(|load| load >= 5.0)
+    })
+    .await;
     let answers = mapper.request("/simple/echo", "hi").await.unwrap();
     assert_eq!(answers.outcomes[&agent_id("fred")], ok(r#""hi""#));
     assert!(calls.load(Ordering::SeqCst) > 5);
@@ -162,7 +164,7 @@ async fn n04_silent_agent_times_out_and_returns(system: System) {
     let (events, mut seen) = mpsc::unbounded_channel();
     let mapper = system
         .mapper("m1")
-        .agent_timeout(Duration::from_millis(400))
+        .agent_timeout(Duration::from_secs(1))
         .on_agent(move |event| drop(events.send(event.clone())))
         .start()
         .await
@@ -170,7 +172,7 @@ async fn n04_silent_agent_times_out_and_returns(system: System) {
     wait_until_known(&mapper, &["fred"]).await;
     transport.disconnect();
     loop {
-        if let AgentEvent::TimedOut(record) = seen.recv().await.unwrap() {
+        if let AgentEvent::TimedOut(record) = recv(&mut seen).await {
             assert_eq!(record.identity, identity);
             break;
         }
@@ -180,6 +182,32 @@ async fn n04_silent_agent_times_out_and_returns(system: System) {
     wait_until_known(&mapper, &["fred"]).await;
     let answers = mapper.request("/simple/echo", "hi").await.unwrap();
     assert_eq!(answers.outcomes[&identity], ok(r#""hi""#));
+}
+
+/// As if the mapper's process or its machine had been suspended for an hour. The clock of the runtime is paused, and jumps to the next
+/// timer when everything is idle.
+#[tokio::test(start_paused = true)]
+async fn n04_agents_stay_registered_when_the_mapper_was_suspended() {
+    let (system, clock) = (System::plain(), Arc::new(ManualClock::new(SystemClock.now())));
+    let (events, mut seen) = mpsc::unbounded_channel();
+    // It looks for silent agents every 5 seconds.
+    let mapper = system.mapper("m1").agent_timeout(Duration::from_secs(20)).clock(clock.clone());
+    let mapper = mapper.on_agent(move |event| drop(events.send(event.clone()))).start().await.unwrap();
+    let agent = start(system.agent("fred").ping_time(Duration::from_secs(7)).actor(echo())).await;
+    wait_until_known(&mapper, &["fred"]).await;
+    assert!(matches!(recv(&mut seen).await, AgentEvent::Registered(_)));
+    clock.advance(Duration::from_secs(3600));
+    wait_until("a heartbeat after the pause is read", async || {
+        mapper.agents().await.unwrap().first().is_some_and(|record| record.last_seen == clock.now())
+    })
+    .await;
+    let answers = mapper.request("/simple/echo", "hi").await.unwrap();
+    assert_eq!(answers.outcomes[&agent_id("fred")], ok(r#""hi""#));
+    assert!(seen.try_recv().is_err(), "it was neither lost nor registered again");
+    // An agent that is silent after the pause is noticed.
+    drop(agent);
+    clock.advance(Duration::from_secs(21));
+    assert!(matches!(recv(&mut seen).await, AgentEvent::TimedOut(record) if record.identity == agent_id("fred")));
 }
 
 async fn n05_selectors_and_target(system: System) {
@@ -201,9 +229,11 @@ async fn n05_selectors_and_target(system: System) {
         ["a", "b", "c"]
     );
     let mut random = BTreeSet::new();
-    while random.len() < 3 {
+    wait_until("each is chosen at random", async || {
         random.extend(ask(SelectorName::Random).await);
-    }
+        random.len() == 3
+    })
+    .await;
     let answers = mapper.request("/simple/echo", 1).target(agent_id("c")).await.unwrap();
     assert_eq!(answers.outcomes.keys().collect::<Vec<_>>(), [&agent_id("c")]);
     let no_target = mapper.request("/simple/echo", 1).target(agent_id("d")).await.unwrap_err();
@@ -260,12 +290,12 @@ async fn n07_answers_of_all_targets_are_collected_and_push_has_none(system: Syst
     let answers = mapper.request("/log/write", "x").selector(SelectorName::All).await.unwrap();
     let expected = [(agent_id("a"), ok(r#""a""#)), (agent_id("b"), ok(r#""b""#))];
     assert_eq!(answers.outcomes, expected.into());
-    let mut calls = [got.recv().await.unwrap(), got.recv().await.unwrap()];
+    let mut calls = [recv(&mut got).await, recv(&mut got).await];
     assert_eq!(calls, [("x".to_owned(), true), ("x".to_owned(), true)]);
 
     let sent = mapper.request("/log/write", "y").selector(SelectorName::All).push().await.unwrap();
     assert_eq!(sent, [agent_id("a"), agent_id("b")]);
-    calls = [got.recv().await.unwrap(), got.recv().await.unwrap()];
+    calls = [recv(&mut got).await, recv(&mut got).await];
     assert_eq!(calls, [("y".to_owned(), false), ("y".to_owned(), false)]);
 
     let mut events = mapper.request("/log/write", "z").selector(SelectorName::All).events().await.unwrap();
@@ -321,7 +351,7 @@ async fn n09_handler_errors_and_panics_become_failures(system: System) {
     ] {
         let answers = mapper.request(service, ()).await.unwrap();
         assert_eq!(answers.outcomes[&agent_id("fred")], Err(Failure::new(code.clone(), message)), "{service}");
-        assert_eq!(failures.recv().await.unwrap(), format!("{service} {code}"));
+        assert_eq!(recv(&mut failures).await, format!("{service} {code}"));
     }
     let answers = mapper.request("/simple/echo", "alive").await.unwrap();
     assert_eq!(answers.results().count(), 1);
@@ -359,10 +389,10 @@ async fn d02_every_target_gets_an_outcome(system: System) {
     let _a = start(system.agent("a").actor(slow)).await;
     let quick = actor("slow").expose("never", |(): ()| async { reply("quick") });
     let _b = start(system.agent("b").actor(quick)).await;
-    let mapper = system.mapper("m1").agent_timeout(Duration::from_millis(600)).start().await.unwrap();
+    let mapper = system.mapper("m1").agent_timeout(Duration::from_secs(2)).start().await.unwrap();
     wait_until_known(&mapper, &["a", "b"]).await;
     let request = || mapper.request("/slow/never", ()).selector(SelectorName::All);
-    let answers = request().timeout(Duration::from_millis(200)).await.unwrap();
+    let answers = request().timeout(Duration::from_secs(2)).await.unwrap();
     assert_eq!(answers.outcomes[&agent_id("b")], ok(r#""quick""#));
     let failure = answers.outcomes[&agent_id("a")].clone().unwrap_err();
     assert_eq!(failure.code, FailureCode::TimedOut);

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use tokio::sync::mpsc;
 
 use crate::harness::system::{System, start, wait_until_known};
-use crate::harness::{WAIT_TIMEOUT, on_every_format, wait_until};
+use crate::harness::{on_every_format, recv, wait_until};
 
 on_every_format!(
     n19_every_subscriber_receives_the_complete_file,
@@ -61,7 +61,7 @@ async fn n19_every_subscriber_receives_the_complete_file(system: System) {
         assert_eq!(answers.results().count(), 2, "{answers:?}");
         assert_eq!(last, length as u64);
         for (root, received) in [(&one, &mut from_a), (&two, &mut from_b)] {
-            let file = tokio::time::timeout(WAIT_TIMEOUT, received.recv()).await.unwrap().unwrap();
+            let file = recv(received).await;
             assert_eq!(file.path, root.path().canonicalize().unwrap().join(name));
             assert_eq!((file.size, file.sender.as_str()), (length as u64, "mapper-m1"));
             assert!(fs::read(&file.path).unwrap() == content(length), "{name} is the same");

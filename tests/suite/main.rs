@@ -67,8 +67,10 @@ mod s11_at_rest;
 #[cfg(feature = "fuzzing")]
 mod s12_fuzzing;
 mod s14_tls;
+mod s17_proofs;
 mod s18_broker_users;
 mod s18_memory_bounds;
+mod s18_requests;
 mod transport;
 mod u01_demo;
 mod u02_cli;

@@ -49,9 +49,9 @@ async fn n10_request_sealed_to_another_mapper_is_left_to_it() {
     wait_until_known(&first, &["fred"]).await;
     wait_until_known(&second, &["fred"]).await;
 
-    // The caller knows only one mapper. Both take its requests from the same queue.
+    // The caller knows the agent and only one mapper. Both mappers take its requests from the same queue.
     let certificate = |name| pki.credentials(name).certificate().clone();
-    let known = StaticCertificateStore::new([certificate(&m1), certificate(&caller)]);
+    let known = StaticCertificateStore::new([certificate(&m1), certificate(&caller), certificate(&fred)]);
     let trust = pki.ca.trust().unwrap();
     let own = SecureSerializer::builder(pki.credentials(&caller), Arc::new(known), trust).build().unwrap();
     let proxy = MapperProxy::builder(Arc::new(own), Arc::new(broker.connect())).start().await.unwrap();

@@ -55,7 +55,7 @@ async fn n12_offline_messages_survive_kill_9_of_mapper_and_broker() {
     wait_until("the other mapper holds them", async || offline(&site) == (0, 10)).await;
     push(&site, "certs", 10..20);
     let arguments =
-        ["request", "/log/write", "20", "--offline", "--look", "10ms", "--timeout", "120s", "--token", "caller"];
+        ["request", "/log/write", "20", "--offline", "--look", "10ms", "--timeout", "600s", "--token", "caller"];
     let request = Running::start(&mut site.nanite(arguments));
     wait_until("it also holds the request", async || offline(&site) == (0, 21)).await;
 

@@ -1,6 +1,5 @@
 //! Connections to Redis: TLS with a private CA, and the options of the `nanite mapper` command.
 
-use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +8,7 @@ use nanite::mapper::{RedisError, RedisOptions, RedisState};
 use nanite::serializer::Serializer;
 use openssl::nid::Nid;
 
+use crate::harness::broker::free_port;
 use crate::harness::forge::{Forge, Forged};
 use crate::harness::pki::mapper;
 use crate::harness::program::{Running, run};
@@ -40,7 +40,7 @@ fn with_tls(ca: &Forged, name: &str) -> (RedisServer, u16) {
     let cert = write("cert.pem", leaf.x509.to_pem().unwrap());
     let key = write("key.pem", leaf.key.private_key_to_pem_pkcs8().unwrap());
     let authority = write("ca.pem", ca.x509.to_pem().unwrap());
-    let port = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let tls_port = port.to_string();
     let server = RedisServer::with(&[
         "--port",

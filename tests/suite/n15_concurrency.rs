@@ -14,6 +14,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 
 use crate::harness::system::{System, start, wait_until_known};
+use crate::harness::{WAIT_TIMEOUT, recv, wait_until};
 
 /// Jobs of the service /gate/pass: they report their start, and end when the test adds a permit.
 struct Jobs {
@@ -46,7 +47,7 @@ impl Jobs {
     async fn started(&mut self, count: usize) -> Vec<usize> {
         let mut started = Vec::new();
         while started.len() < count {
-            started.push(self.started.recv().await.unwrap());
+            started.push(recv(&mut self.started).await);
         }
         started
     }
@@ -70,13 +71,13 @@ async fn send(mapper: &Mapper, service: &str, jobs: usize) -> Vec<PendingAnswer>
 /// Waits until this many requests are in the agent's queue, not delivered.
 async fn wait_for_queued(system: &System, agent: &str, messages: usize) {
     let queue = topology::agent_inbox_name(Identity::agent(agent).unwrap().as_str());
-    let reached = async {
-        while system.broker.queued_messages(&queue).len() != messages {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    };
-    let found = format!("expected {messages} in the queue, found {}", system.broker.queued_messages(&queue).len());
-    tokio::time::timeout(Duration::from_secs(30), reached).await.expect(&found);
+    let queued = || system.broker.queued_messages(&queue).len();
+    wait_until(&format!("{messages} messages are in the queue"), async || queued() == messages).await;
+}
+
+/// Waits until no job runs.
+async fn wait_until_idle(agent: &Agent) {
+    wait_until("no job runs", async || agent.running().is_empty()).await;
 }
 
 async fn results(pending: Vec<PendingAnswer>) -> Vec<usize> {
@@ -170,9 +171,7 @@ async fn n15_failed_job_frees_its_worker() {
         let (_, failure) = request.await.unwrap().outcomes.pop_first().unwrap();
         assert_eq!(failure.unwrap_err().code, code, "{service}");
     }
-    while !agent.running().is_empty() {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    wait_until_idle(&agent).await;
 }
 
 /// The runtime of the test has one thread: a handler that blocked it would stop everything.
@@ -197,7 +196,7 @@ async fn n15_blocking_handlers_do_not_block_the_runtime() {
         });
     let (_agent, mapper) = start_both(&system, system.agent("fred").actor(mixed)).await;
     let blocked = send(&mapper, "/mixed/block", 1).await;
-    started.recv().await.unwrap();
+    recv(&mut started).await;
     assert!(send(&mapper, "/mixed/release", 1).await.pop().unwrap().await.unwrap().is_ok());
     for answer in blocked {
         assert_eq!(answer.await.unwrap(), Ok("unblocked".into()));
@@ -225,11 +224,9 @@ async fn n15_deadline_stops_a_blocking_handler_that_emits_endlessly() {
     };
     assert_eq!(result.unwrap_err().code, FailureCode::TimedOut);
     // The next intermediate result is refused; the job ends, and its thread with it.
-    let refusal = tokio::time::timeout(Duration::from_secs(30), refused.recv()).await;
+    let refusal = tokio::time::timeout(WAIT_TIMEOUT, refused.recv()).await;
     assert_eq!(refusal.expect("no refusal"), Some(FailureCode::TimedOut));
-    while !agent.running().is_empty() {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    wait_until_idle(&agent).await;
 }
 
 #[tokio::test]

@@ -1,9 +1,11 @@
 //! The console, on a terminal and with a script.
 
 use std::os::unix::fs::PermissionsExt;
+use std::time::Instant;
 
 use serde_json::Value;
 
+use crate::harness::WAIT_TIMEOUT;
 use crate::harness::program::Running;
 use crate::harness::site::Site;
 use crate::harness::terminal::Terminal;
@@ -19,7 +21,9 @@ fn console(site: &Site) -> Terminal {
     console.wait_for("`help` lists the commands");
     console.wait_for(PROMPT);
     // On a slow machine the agent may register later. The space keeps the line out of the history.
+    let deadline = Instant::now() + WAIT_TIMEOUT;
     while !console.shown().contains(r#""nanite-fred": {"#) {
+        assert!(Instant::now() < deadline, "fred is not registered: {}", console.shown());
         console.press(" agents --json\r");
         console.wait_for(r#""agents": {"#);
         console.wait_for(PROMPT);

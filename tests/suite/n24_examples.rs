@@ -190,6 +190,7 @@ fn n24_http_front_forwards_requests_to_agents() {
     let address = out.trim().strip_prefix("http://").unwrap().to_owned();
     let ask = |path: &str, body: &str| {
         let mut stream = std::net::TcpStream::connect(&address).unwrap();
+        stream.set_read_timeout(Some(crate::harness::WAIT_TIMEOUT)).unwrap();
         let length = body.len();
         write!(
             stream,

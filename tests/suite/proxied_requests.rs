@@ -14,7 +14,7 @@ use nanite::transport::topology;
 use tokio::sync::mpsc;
 
 use crate::harness::system::{System, json, start, wait_until_known};
-use crate::harness::{on_every_format, wait_until};
+use crate::harness::{on_every_format, recv, wait_until};
 
 on_every_format!(
     n10_agents_call_other_agents_through_a_mapper,
@@ -178,7 +178,7 @@ async fn n12_push_waits_for_an_agent(system: System) {
     assert_eq!(mapper.push("/log/write", "hush-hush").await.unwrap(), [], "no agent has it yet");
     let (log, mut received) = recorder();
     let _fred = start(system.agent("fred").actor(log)).await;
-    assert_eq!(received.recv().await.unwrap(), "hush-hush");
+    assert_eq!(recv(&mut received).await, "hush-hush");
     wait_until("the queue is empty", async || system.broker.queued_messages(topology::OFFLINE).is_empty()).await;
 }
 
@@ -208,12 +208,12 @@ async fn n12_offline_messages_keep_their_order_through_restarts(system: System) 
     let (log, mut received) = recorder();
     let _fred = start(system.agent("fred").concurrency(1).actor(log)).await;
     for i in 0..20 {
-        assert_eq!(received.recv().await.unwrap(), format!("plaintext-{i:02}"));
+        assert_eq!(recv(&mut received).await, format!("plaintext-{i:02}"));
     }
     wait_until_known(&m2, &["fred"]).await;
     let last = m1.request("/log/write", "last").await.unwrap();
     assert_eq!(last.results().count(), 1);
-    assert_eq!(received.recv().await.unwrap(), "last", "nothing is delivered twice");
+    assert_eq!(recv(&mut received).await, "last", "nothing is delivered twice");
 }
 
 async fn n12_lost_connection_neither_loses_nor_repeats_offline_messages(system: System) {
@@ -233,11 +233,11 @@ async fn n12_lost_connection_neither_loses_nor_repeats_offline_messages(system: 
     let (log, mut received) = recorder();
     let _fred = start(system.agent("fred").concurrency(1).actor(log)).await;
     for i in 0..5 {
-        assert_eq!(received.recv().await.unwrap(), format!("{i}"));
+        assert_eq!(recv(&mut received).await, format!("{i}"));
     }
     // All are acknowledged: nothing is redelivered when the mapper stops.
     mapper.request("/log/write", "last").await.unwrap();
-    assert_eq!(received.recv().await.unwrap(), "last");
+    assert_eq!(recv(&mut received).await, "last");
     drop(mapper);
     assert!(system.broker.queued_messages(topology::OFFLINE).is_empty());
 }
@@ -255,5 +255,5 @@ async fn n13_persistent_messages_survive_a_restart_of_the_broker(system: System)
     mapper.push("/log/write", "kept").await.unwrap();
     system.broker.restart();
     transport.reconnect();
-    assert_eq!(received.recv().await.unwrap(), "kept");
+    assert_eq!(recv(&mut received).await, "kept");
 }

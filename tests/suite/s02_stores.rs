@@ -13,6 +13,7 @@ use nanite::certs::{
 use nanite::clock::Timestamp;
 use nanite::packet::Identity;
 
+use crate::harness::WAIT_TIMEOUT;
 use crate::harness::pki::{T0, agent, at, mapper};
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -72,9 +73,9 @@ fn set(certificates: &[&Arc<Certificate>]) -> HashSet<[u8; 32]> {
 
 /// Waits for a condition. The tests' clock does not move, so that only change notifications can cause it.
 fn eventually(what: &str, condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + WAIT_TIMEOUT;
     while !condition() {
-        assert!(Instant::now() < deadline, "not within 30 s: {what}");
+        assert!(Instant::now() < deadline, "not within {WAIT_TIMEOUT:?}: {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }

@@ -25,7 +25,7 @@ use tokio::task::JoinSet;
 use crate::harness::hostile::{Action, HostileBroker, Ledger, Process, Random, RecordingSerializer};
 use crate::harness::pki::{agent, mapper};
 use crate::harness::system::{System, start, wait_until_known};
-use crate::harness::{WAIT_TIMEOUT, wait_until};
+use crate::harness::{WAIT_TIMEOUT, recv, wait_until};
 
 /// The least number of messages that are delivered to the nodes.
 const MIN_DELIVERIES: u64 = 100_000;
@@ -424,7 +424,7 @@ async fn s10_replayed_stored_message_is_executed_once() {
     inject(&system, topology::OFFLINE, &stored[1]).await;
     let mut numbers = Vec::new();
     while numbers.last() != Some(&2) {
-        numbers.push(done.recv().await.unwrap());
+        numbers.push(recv(&mut done).await);
     }
     assert_eq!(numbers, [1, 2]);
 }

@@ -110,8 +110,13 @@ async fn fill(formats: &dyn Formats) -> Vec<(String, Vec<String>)> {
         [&fred.to_string(), topology::OFFLINE, topology::REQUEST, "spy-registration", "spy-heartbeat", "spy-advertise"];
     let mut found = Vec::new();
     for queue in queues {
-        wait_until(&format!("{queue} has messages"), async || !messages(&broker, queue).is_empty()).await;
-        found.push((queue.to_owned(), messages(&broker, queue)));
+        let mut waiting = Vec::new();
+        wait_until(&format!("{queue} has messages"), async || {
+            waiting = messages(&broker, queue);
+            !waiting.is_empty()
+        })
+        .await;
+        found.push((queue.to_owned(), waiting));
     }
     drop(agent);
     found

@@ -9,7 +9,9 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::harness::program::{Running, run};
-use crate::harness::site::{Site, assert_fails, keys, ready, request, wait_for_agents, wait_until};
+use crate::harness::site::{
+    Site, assert_fails, assert_fails_in_time, keys, ready, request, wait_for_agents, wait_until,
+};
 
 /// Two agents: fred, and bob with the tags big and fast.
 fn two_agents(site: &Site) -> (Running, Running) {
@@ -90,11 +92,11 @@ fn u02_push_is_delivered_and_executed() {
             .count()
     };
     wait_until("both have run it", || kept() == 2);
-    let sent = site.json(&["push", "/file/keep", "--target", "bob", "--json"]);
+    let sent = site.json(&["push", "/file/keep", "--target", "bob", "--json", "--look", "60s"]);
     assert_eq!(sent, json!({"sent": ["nanite-bob"]}));
     wait_until("bob has run it", || kept() == 3);
-    let missing = site.run(&["push", "/file/lose", "--look", "1s", "--json"]);
-    assert_fails(&missing, 3, &["no agent offers /file/lose", "available services: /file/keep"]);
+    let parts = ["no agent offers /file/lose", "available services: /file/keep"];
+    let missing = assert_fails_in_time(&site, &["push", "/file/lose", "--json"], &["--look"], 3, &parts);
     assert_eq!(serde_json::from_str::<Value>(&missing.out).unwrap(), json!({"sent": []}));
 }
 
@@ -125,8 +127,7 @@ fn u02_agents_services_and_ping_list_running_agents() {
     assert_eq!(pinged["failures"], json!({}));
     let one = site.ok(&["ping", "fred", "--timeout", "60s"]);
     assert!(one.starts_with("nanite-fred: ") && one.ends_with(" ms\n"), "{one}");
-    let three = site.run(&["ping", "all", "--at-least", "3", "--timeout", "2s"]);
-    assert_fails(&three, 4, &["2 answered, 0 missing"]);
+    assert_fails_in_time(&site, &["ping", "all", "--at-least", "3"], &["--timeout"], 4, &["2 answered, 0 missing"]);
     assert_eq!(site.run(&["agents", "--at-least", "3", "--look", "1s"]).code(), 4);
     assert_fails(&site.run(&["ping", "nobody", "--timeout", "1s"]), 3, &["nanite-nobody is not registered"]);
 

@@ -11,8 +11,11 @@ use nanite::policy::{Caller, Decision, Policy};
 use nanite::security::SecureSerializer;
 use serde_json::{Value, json};
 
+use crate::harness::broker::free_port;
 use crate::harness::program::run;
-use crate::harness::site::{Site, assert_fails, keys, ready, request, wait_for_agents, wait_until};
+use crate::harness::site::{
+    Site, assert_fails, assert_fails_in_time, keys, ready, request, wait_for_agents, wait_until,
+};
 
 #[test]
 fn u02_invalid_arguments_are_exit_code_2() {
@@ -46,25 +49,19 @@ fn u02_not_offered_is_exit_code_3() {
     site.program("simple/echo", "cat");
     let fred = site.agent("fred", &["--tag", "small"]);
     wait_for_agents(&site, &["nanite-fred"]);
-    let brief = |arguments: &[&'static str]| {
-        let all: Vec<&str> =
-            ["request"].iter().chain(arguments).copied().chain(["--look", "1s", "--timeout", "1s"]).collect();
-        site.run(&all)
+    let refused = |arguments: &[&'static str], parts: &[&str]| {
+        let all = [&["request"], arguments].concat();
+        assert_fails_in_time(&site, &all, &["--look", "--timeout"], 3, parts)
     };
-    assert_fails(
-        &brief(&["/simple/none"]),
-        3,
-        &["error: no agent offers /simple/none\n", "available services: /simple/echo"],
-    );
-    assert_fails(&brief(&["/simple/echo", "--tag", "big"]), 3, &["no agent offers /simple/echo with the tag big"]);
-    assert_fails(&brief(&["/simple/echo", "--target", "bob"]), 3, &["nanite-bob is not registered"]);
-    assert_fails(&brief(&["/simple/echo", "--at-least", "2"]), 3, &["1 agent offers it, not 2"]);
-    let json = brief(&["/simple/none", "--json"]);
-    assert_fails(&json, 3, &["no agent offers"]);
+    refused(&["/simple/none"], &["error: no agent offers /simple/none\n", "available services: /simple/echo"]);
+    refused(&["/simple/echo", "--tag", "big"], &["no agent offers /simple/echo with the tag big"]);
+    refused(&["/simple/echo", "--target", "bob"], &["nanite-bob is not registered"]);
+    refused(&["/simple/echo", "--at-least", "2"], &["1 agent offers it, not 2"]);
+    let json = refused(&["/simple/none", "--json"], &["no agent offers"]);
     assert_eq!(serde_json::from_str::<Value>(&json.out).unwrap(), json!({"results": {}, "failures": {}}));
     drop(fred);
     wait_for_agents(&site, &[]);
-    assert_fails(&brief(&["/simple/echo"]), 3, &["no agent is registered"]);
+    refused(&["/simple/echo"], &["no agent is registered"]);
 }
 
 #[test]
@@ -178,18 +175,16 @@ fn u02_agent_of_other_ca_is_missing_and_refusals_are_reported() {
     }
     let mut eve = site.nanite(["agent", "--ping-time", "50ms", "--certs", "other"]);
     let _eve = ready(&mut eve);
-    let refused = site.run(&["request", "/agent/echo", "--target", "eve", "--timeout", "2s"]);
-    assert_fails(&refused, 3, &["nanite-eve is not registered", "refused (UnknownSigner "]);
-    let listed = site.run(&["agents", "--look", "2s"]);
-    assert_eq!(listed.code(), 0);
-    assert!(listed.err.contains("no agents; ") && listed.err.contains("refused (UnknownSigner "), "{}", listed.err);
+    let request = ["request", "/agent/echo", "--target", "eve"];
+    let parts = ["nanite-eve is not registered", "refused (UnknownSigner "];
+    assert_fails_in_time(&site, &request, &["--timeout"], 3, &parts);
+    assert_fails_in_time(&site, &["agents"], &["--look"], 0, &["no agents; ", "refused (UnknownSigner "]);
 }
 
 #[test]
 fn u02_unreachable_broker_is_exit_code_7_without_password() {
     let site = Site::new(&["agent fred", "mapper ctl"]);
-    // A port without a listener: it was free a moment ago.
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let unreachable = format!("amqp://user:hidden-1@127.0.0.1:{port}/v");
     let user = site.broker.add_user("hidden-2");
     let right = site.broker.url_for(&user, "hidden-2");

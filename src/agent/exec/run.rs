@@ -392,12 +392,29 @@ mod tests {
         }
     }
 
+    /// How long a test waits for something that must happen.
+    const TIMEOUT: Duration = Duration::from_secs(60);
+
     async fn receive_pid(emitted: &mut mpsc::Receiver<IntermediateResult>) -> u32 {
-        emitted.recv().await.unwrap().value.parse().unwrap()
+        tokio::time::timeout(TIMEOUT, emitted.recv()).await.unwrap().unwrap().value.parse().unwrap()
     }
 
     fn is_alive(pid: u32) -> bool {
         fs::exists(format!("/proc/{pid}")).unwrap()
+    }
+
+    async fn wait_until_ended(pid: u32) {
+        let ended = async {
+            while is_alive(pid) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        assert!(tokio::time::timeout(TIMEOUT, ended).await.is_ok(), "process {pid} still runs");
+    }
+
+    /// Whether a process sleeps: the shell that runs a program sleeps only while a pipe is full.
+    fn sleeps(pid: u32) -> bool {
+        fs::read_to_string(format!("/proc/{pid}/stat")).unwrap().rsplit_once(") ").unwrap().1.starts_with('S')
     }
 
     /// A program that only SIGKILL ends. It emits its process id.
@@ -413,9 +430,7 @@ mod tests {
         assert!(is_alive(pid));
         run.abort();
         assert!(run.await.unwrap_err().is_cancelled());
-        while is_alive(pid) {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        wait_until_ended(pid).await;
     }
 
     #[tokio::test]
@@ -427,9 +442,7 @@ mod tests {
         let run = tokio::spawn(run);
         let pid = receive_pid(&mut emitted).await;
         run.abort();
-        while is_alive(pid) {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        wait_until_ended(pid).await;
         assert!(program.program.directory.join("tidy").exists());
     }
 
@@ -459,20 +472,21 @@ mod tests {
         let run = tokio::spawn(run);
         let pid = receive_pid(&mut emitted).await;
         let written = || fs::read(program.program.directory.join("progress")).unwrap_or_default().len();
-        // Nothing is received any more. The program is blocked once it has made no progress for 100 polls, after at most four
-        // lines: in the channel, to be emitted next, being read, and in the pipe.
-        let (mut lines, mut unchanged) = (0, 0);
-        while unchanged < 100 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-            unchanged = if written() == lines { unchanged + 1 } else { 0 };
-            lines = written();
-            assert!(lines <= 4, "{lines} lines were read though none is received");
-        }
+        // Nothing is received any more. The program is blocked when it sleeps while this runtime, which reads the pipe, has nothing
+        // to do, after at most four lines: in the channel, to be emitted next, being read, and in the pipe.
+        let blocked = async {
+            let (mut lines, mut unchanged) = (0, 0);
+            while unchanged < 100 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                unchanged = if written() == lines && sleeps(pid) { unchanged + 1 } else { 0 };
+                lines = written();
+                assert!(lines <= 4, "{lines} lines were read though none is received");
+            }
+        };
+        assert!(tokio::time::timeout(TIMEOUT, blocked).await.is_ok(), "the program is not blocked");
         assert!(is_alive(pid));
         run.abort();
-        while is_alive(pid) {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        wait_until_ended(pid).await;
     }
 
     #[test]

@@ -80,7 +80,7 @@ async fn demonstrate(visible: bool) -> Result<Report> {
 /// A tag that no agent has.
 const UNKNOWN_TAG: &str = "on-the-moon";
 /// How long an agent may take to refuse a message.
-const REFUSAL_TIMEOUT: Duration = Duration::from_secs(5);
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(30);
 /// More than the longest lifetime of a live message.
 const TOO_OLD: Duration = Duration::from_secs(120);
 /// How many concurrent requests the rates are measured with.

@@ -26,7 +26,7 @@ pub(super) const TEXT: &str = "the eagle lands at midnight";
 pub(super) const SHOUTED: &str = "THE EAGLE LANDS AT MIDNIGHT";
 /// Far more messages than the demonstration sends.
 const MAX_RECORDED_MESSAGES: usize = 10_000;
-const REGISTRATION_TIMEOUT: Duration = Duration::from_secs(10);
+const REGISTRATION_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// An error that ends the demonstration.
 pub(super) fn failed<E: std::error::Error + 'static>(what: &'static str) -> impl FnOnce(E) -> CliError {
@@ -129,7 +129,8 @@ impl System {
         let tap = broker.tap(MAX_RECORDED_MESSAGES);
         let ada = start_agent(&broker, serializer(&pki.ada)?, 0.2, Some(TAG)).await?;
         let bob = start_agent(&broker, serializer(&pki.bob)?, 0.9, None).await?;
-        let mapper = Mapper::builder(serializer(&pki.tower)?, broker.connect()).request_timeout(Duration::from_secs(5));
+        let mapper =
+            Mapper::builder(serializer(&pki.tower)?, broker.connect()).request_timeout(Duration::from_secs(30));
         let mapper = mapper.start().await.map_err(failed("cannot start the mapper"))?;
         let both_registered = async {
             loop {

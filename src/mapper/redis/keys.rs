@@ -115,7 +115,8 @@ macro_rules! script {
 }
 
 /// Writes a registration, unless a newer one is stored. `KEYS[1]` is the beginning of all keys; the arguments are ID VERSION RECORD
-/// MEMBERSHIPS REPAIR. With REPAIR, the registration is written even if it is stored already.
+/// MEMBERSHIPS REPAIR. With REPAIR, the registration is written even if it is stored already, and not if the agent was removed: another
+/// mapper may have removed it since it was read.
 ///
 /// Returns 0 if a newer one is stored, 1 if this one is, and otherwise 2 plus the number of keys that should be sets and are not.
 pub(super) const REGISTER_SCRIPT: &str = script!(
@@ -125,6 +126,8 @@ local known = redis.call('HGET', base .. 'v', id)
 if good(known) then
   if known > version then return 0 end
   if known == version and repair == '0' and redis.call('HEXISTS', base .. 'r', id) == 1 then return 1 end
+elseif repair == '1' and redis.call('ZSCORE', base .. 'd', id) then
+  return 1
 end
 local wrong = 0
 local function change(command, name)

@@ -1,10 +1,11 @@
 //! RabbitMQ nodes for tests: one that all tests share, and private ones that a test may stop, kill and restart.
 //!
 //! A node has its own ports, data, cookie and port mapper, all in a directory below Cargo's directory for tests. `broker.sh` runs and
-//! stops it: a private node when its test ends in any way, the shared one when no test has used it for some seconds.
+//! stops it: a private node when its test ends in any way, the shared one when no test has used it for half a minute.
 //!
 //! The calls here block, for seconds while a node starts. In a test on one thread nothing else runs meanwhile.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
@@ -368,8 +369,13 @@ fn environment<'a>(command: &'a mut Command, node: &Node) -> &'a mut Command {
 impl Node {
     /// Chooses free ports and writes the configuration.
     fn create(dir: &Path, plugins: &[&str], settings: &dyn Fn(u16) -> String) -> Self {
-        let listeners: Vec<TcpListener> = (0..5).map(|_| TcpListener::bind(("127.0.0.1", 0)).unwrap()).collect();
-        let port = |n: usize| listeners[n].local_addr().unwrap().port();
+        // They stay free while a test restarts the node.
+        let mut ports = BTreeSet::new();
+        while ports.len() < 5 {
+            ports.insert(free_port());
+        }
+        let ports = Vec::from_iter(ports);
+        let port = |n: usize| ports[n];
         let node = Self {
             dir: dir.to_owned(),
             amqp: port(0),
@@ -440,6 +446,18 @@ fn programs() -> PathBuf {
 
 fn target() -> &'static Path {
     Path::new(env!("CARGO_TARGET_TMPDIR"))
+}
+
+/// A port of this machine on which nobody listens. It stays free: it is not of those that the system gives to clients, and to servers
+/// that ask for any port (from 32768 on, unless configured otherwise).
+pub fn free_port() -> u16 {
+    let random = || {
+        let mut bytes = [0; 2];
+        openssl::rand::rand_bytes(&mut bytes).unwrap();
+        20_000 + u16::from_be_bytes(bytes) % 12_000
+    };
+    let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    (0..1000).map(|_| random()).find(is_free).expect("a free port")
 }
 
 /// A unique name.

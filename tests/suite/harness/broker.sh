@@ -3,14 +3,14 @@
 #
 #   broker.sh private DIR          until standard input ends; before that, a line `stop` stops it gracefully and `kill` at once,
 #                                  and both keep its data in DIR
-#   broker.sh shared DIR LEASE     until the file LEASE has not been locked for some seconds; then LEASE.ready is removed, too;
+#   broker.sh shared DIR LEASE     until the file LEASE has not been locked for half a minute; then LEASE.ready is removed, too;
 #                                  meanwhile LEASE.supervised is locked
 #
 # SERVER is the program that starts a node. Each of the two jobs below has its own process group, so that it can be killed as a whole.
 set -u -m
 mode=$1
 dir=$2
-idle_limit=8
+idle_limit=30
 
 # Removes what killed supervisors have left: processes with their directory in the environment, and the directory.
 if [ "$mode" = shared ]; then

@@ -7,7 +7,7 @@ use std::time::Duration;
 /// Sends one request with a JSON body or none; returns the status and the body of the response.
 pub fn request(port: u16, method: &str, path: &str, body: &str) -> io::Result<(u16, String)> {
     let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
     let credentials = openssl::base64::encode_block(b"guest:guest");
     write!(
         stream,

@@ -5,9 +5,11 @@
 pub mod attack;
 pub mod broker;
 pub mod browser;
+pub mod counting;
 pub mod fake_broker;
 pub mod forge;
 pub mod hostile;
+pub mod hostile_mapper;
 mod http;
 pub mod oracle;
 pub mod pki;
@@ -28,6 +30,8 @@ pub mod web;
 
 use std::time::Duration;
 
+use tokio::sync::mpsc::UnboundedReceiver;
+
 /// How long a test waits for something that must happen: much longer than it takes.
 pub const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -39,6 +43,12 @@ pub async fn wait_until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
         }
     };
     assert!(tokio::time::timeout(WAIT_TIMEOUT, waiting).await.is_ok(), "not within {WAIT_TIMEOUT:?}: {what}");
+}
+
+/// The next value from a channel, which must come.
+pub async fn recv<T>(channel: &mut UnboundedReceiver<T>) -> T {
+    let next = tokio::time::timeout(WAIT_TIMEOUT, channel.recv()).await;
+    next.expect("a value in time").expect("an open channel")
 }
 
 /// Runs async tests that take a [`system::System`], once with plain JSON and once with the secure envelope.

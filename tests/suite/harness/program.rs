@@ -48,7 +48,7 @@ pub struct Running {
 #[derive(Debug)]
 struct Output {
     text: Arc<Mutex<String>>,
-    reader: Option<JoinHandle<()>>,
+    reader: JoinHandle<()>,
 }
 
 impl Output {
@@ -62,18 +62,16 @@ impl Output {
                 all.push('\n');
             }
         });
-        Self { text, reader: Some(reader) }
+        Self { text, reader }
     }
 
     fn text(&self) -> String {
         self.text.lock().unwrap().clone()
     }
 
-    fn join(&mut self) -> String {
-        if let Some(reader) = self.reader.take() {
-            reader.join().unwrap();
-        }
-        self.text()
+    /// Whether everything was read: the program has ended, and everything that has inherited its output.
+    fn is_complete(&self) -> bool {
+        self.reader.is_finished()
     }
 }
 
@@ -103,7 +101,8 @@ impl Running {
     pub fn wait_for(&mut self, text: &str) {
         let deadline = Instant::now() + WAIT_TIMEOUT;
         loop {
-            let ended = self.child.try_wait().unwrap();
+            // In this order: what it has printed before its end is read after it.
+            let ended = self.child.try_wait().unwrap().filter(|_| self.out.is_complete() && self.err.is_complete());
             let (out, err) = self.output();
             if out.contains(text) || err.contains(text) {
                 return;
@@ -122,13 +121,15 @@ impl Running {
     pub fn wait(mut self) -> Ended {
         let deadline = Instant::now() + WAIT_TIMEOUT;
         let status = loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
+            let ended = self.child.try_wait().unwrap();
+            if let Some(status) = ended.filter(|_| self.out.is_complete() && self.err.is_complete()) {
                 break status;
             }
             assert!(Instant::now() < deadline, "did not end within {WAIT_TIMEOUT:?}: {:?}", self.output());
             std::thread::sleep(Duration::from_millis(5));
         };
-        Ended { status, out: self.out.join(), err: self.err.join() }
+        let (out, err) = self.output();
+        Ended { status, out, err }
     }
 }
 

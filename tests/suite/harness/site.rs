@@ -198,6 +198,18 @@ pub fn assert_fails(ended: &Ended, code: i32, parts: &[&str]) {
     assert!(!ended.err.contains("panicked"), "{}", ended.err);
 }
 
+/// The program fails with this exit code and these parts, within a second for each of these options (`--look`, `--timeout`). If it does
+/// not, it gets more time: on a busy machine agents register later than that.
+pub fn assert_fails_in_time(site: &Site, arguments: &[&str], options: &[&str], code: i32, parts: &[&str]) -> Ended {
+    let run = |limit| {
+        site.run(&[arguments, &options.iter().flat_map(|option| [*option, limit]).collect::<Vec<_>>()].concat())
+    };
+    let is_expected = |ended: &Ended| ended.code() == code && parts.iter().all(|part| ended.err.contains(part));
+    let ended = ["1s", "5s"].into_iter().map(run).find(is_expected).unwrap_or_else(|| run("60s"));
+    assert_fails(&ended, code, parts);
+    ended
+}
+
 /// Waits for a condition that another process fulfils.
 pub fn wait_until(what: &str, condition: impl Fn() -> bool) {
     let deadline = Instant::now() + WAIT_TIMEOUT;

@@ -42,6 +42,14 @@ impl System {
         matches!(self.format, Format::Secure(_))
     }
 
+    /// The certificates of the nodes.
+    pub fn pki(&self) -> &Pki {
+        match &self.format {
+            Format::Secure(pki) => pki,
+            Format::Plain => panic!("a plain format has no certificates"),
+        }
+    }
+
     /// Waits until this many messages are in a queue, and returns them.
     pub async fn waiting(&self, queue: &str, count: usize) -> Vec<QueuedMessage> {
         super::wait_until("messages wait in the queue", async || self.broker.queued_messages(queue).len() == count)
@@ -103,7 +111,7 @@ pub async fn wait_until_known(mapper: &Mapper, names: &[&str]) {
             let _ = tokio::time::timeout(Duration::from_millis(10), registered).await;
         }
     };
-    if tokio::time::timeout(Duration::from_secs(30), known).await.is_err() {
+    if tokio::time::timeout(super::WAIT_TIMEOUT, known).await.is_err() {
         panic!("the mapper does not know exactly {names:?}: {:?}", mapper.agents().await);
     }
 }
@@ -139,8 +147,8 @@ pub struct FileSender {
     inbox: Queue,
     answers: Subscription,
     to: Identity,
-    queue: String,
     instance: u64,
+    queue: String,
 }
 
 impl FileSender {
@@ -157,7 +165,7 @@ impl FileSender {
         inbox.kind = QueueKind::Exclusive;
         let answers = link.subscribe(&inbox, InboundQueue::MapperInbox, 10).await.unwrap();
         let queue = topology::process_queue_name(to.as_str(), instance);
-        Self { link, inbox, answers, to, queue, instance }
+        Self { link, inbox, answers, to, instance, queue }
     }
 
     async fn send(&self, packet: impl Into<Packet>) {

@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::pty::{Winsize, openpty};
@@ -17,6 +18,7 @@ pub struct Terminal {
     child: Child,
     keyboard: File,
     shown: Arc<Mutex<String>>,
+    reader: JoinHandle<()>,
     /// The number of bytes of `shown` before which [`wait_for`](Self::wait_for) does not search.
     seen: usize,
 }
@@ -43,11 +45,11 @@ impl Terminal {
         drop(pty.slave);
         let keyboard = File::from(pty.master.try_clone().unwrap());
         let shown = Arc::new(Mutex::new(String::new()));
-        std::thread::spawn({
+        let reader = std::thread::spawn({
             let shown = shown.clone();
             move || read(pty.master, &shown)
         });
-        Self { child, keyboard, shown, seen: 0 }
+        Self { child, keyboard, shown, reader, seen: 0 }
     }
 
     /// Presses keys.
@@ -86,7 +88,8 @@ impl Terminal {
     pub fn wait(mut self) -> (ExitStatus, String) {
         let deadline = Instant::now() + WAIT_TIMEOUT;
         loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
+            let ended = self.child.try_wait().unwrap();
+            if let Some(status) = ended.filter(|_| self.reader.is_finished()) {
                 return (status, self.shown());
             }
             assert!(Instant::now() < deadline, "did not end within {WAIT_TIMEOUT:?}: {:?}", self.shown());
