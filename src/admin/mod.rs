@@ -27,6 +27,7 @@
 mod access;
 mod event_stream;
 mod format;
+mod forwarded;
 mod history;
 mod http;
 mod origin;
@@ -44,6 +45,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::mapper::Mapper;
 
 pub use access::{Access, Invitations};
+pub use forwarded::{InvalidProxy, TrustedProxy};
 pub use history::History;
 pub use origin::{InvalidUrl, PublicUrl};
 pub use secret::{InvalidHash, PasswordError, PasswordHash};
@@ -59,6 +61,7 @@ pub struct ControlTower {
     access: Access,
     clock: Arc<dyn Clock>,
     public_url: Option<PublicUrl>,
+    trusted_proxies: Vec<TrustedProxy>,
     allow_requests: bool,
 }
 
@@ -78,7 +81,15 @@ impl ControlTower {
     /// The pages of `mapper`. `history` must be the one whose [hook](History::hook) the mapper was built with; otherwise the pages
     /// show no events.
     pub fn new(mapper: Mapper, history: History, access: Access) -> Self {
-        Self { mapper, history, access, clock: Arc::new(SystemClock), public_url: None, allow_requests: false }
+        Self {
+            mapper,
+            history,
+            access,
+            clock: Arc::new(SystemClock),
+            public_url: None,
+            trusted_proxies: Vec::new(),
+            allow_requests: false,
+        }
     }
 
     /// Whether users may send requests. The default is false: the pages are read-only.
@@ -96,6 +107,14 @@ impl ControlTower {
         self
     }
 
+    /// The reverse proxies whose header `X-Forwarded-For` is believed. None by default: then all clients behind a proxy have the proxy's
+    /// address, and share one limit of login attempts.
+    #[must_use]
+    pub fn trusted_proxies(mut self, proxies: impl IntoIterator<Item = TrustedProxy>) -> Self {
+        self.trusted_proxies = proxies.into_iter().collect();
+        self
+    }
+
     /// The clock. The default is the system's. It should be the clock of the mapper.
     #[must_use]
     pub fn clock(mut self, clock: impl Clock + 'static) -> Self {
@@ -108,10 +127,10 @@ impl ControlTower {
     /// # Errors
     /// [`AdminError`] if the listener's address cannot be read, or if other machines can reach it and there is no public URL.
     pub async fn serve(self, listener: TcpListener, shutdown: impl Future<Output = ()>) -> Result<(), AdminError> {
-        let Self { mapper, history, access, clock, public_url, allow_requests } = self;
+        let Self { mapper, history, access, clock, public_url, trusted_proxies, allow_requests } = self;
         let address = listener.local_addr()?;
         let origins = Origins::new(address, public_url.as_ref()).ok_or(AdminError::NoPublicUrl(address))?;
-        let state = AppState::new(mapper, history, access, clock, origins, allow_requests);
+        let state = AppState::new(mapper, history, access, clock, origins, trusted_proxies, allow_requests);
         server::serve(Arc::new(state), listener, shutdown).await;
         Ok(())
     }

@@ -10,6 +10,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::access::{Access, Authenticator, LoginAttempts, SESSION_COOKIE, Session, Sessions};
+use super::forwarded::TrustedProxy;
 use super::history::History;
 use super::http::{HttpError, cookie};
 use super::origin::Origins;
@@ -37,6 +38,7 @@ pub(super) struct AppState {
     pub clock: Arc<dyn Clock>,
     pub allow_requests: bool,
     pub origins: Origins,
+    pub trusted_proxies: Vec<TrustedProxy>,
     pub authenticator: Authenticator,
     pub login_attempts: LoginAttempts,
     pub sessions: Sessions,
@@ -86,6 +88,7 @@ impl AppState {
         access: Access,
         clock: Arc<dyn Clock>,
         origins: Origins,
+        trusted_proxies: Vec<TrustedProxy>,
         allow_requests: bool,
     ) -> Self {
         Self {
@@ -95,6 +98,7 @@ impl AppState {
             clock,
             allow_requests,
             origins,
+            trusted_proxies,
             authenticator: Authenticator::new(access),
             login_attempts: LoginAttempts::default(),
             sessions: Sessions::default(),

@@ -213,8 +213,9 @@ impl Dispatcher {
         let mut call = std::pin::pin!(call);
         let result = loop {
             tokio::select! {
-                Some(intermediate) = queued.recv() => job.emit(&self.link, intermediate).await,
+                biased;
                 result = &mut call => break result,
+                Some(intermediate) = queued.recv() => job.emit(&self.link, intermediate).await,
             }
         };
         // A clone of the context may outlive the handler: it can emit nothing from now on.

@@ -46,6 +46,11 @@ const ADVERTISE_INTERVAL: Duration = Duration::from_secs(300);
 pub trait StatusSource: Send + Sync + 'static {
     /// The current load.
     fn status(&self) -> f64;
+
+    /// Whether [`status`](Self::status) may block: then it is called on a worker thread. True by default.
+    fn may_block(&self) -> bool {
+        true
+    }
 }
 
 impl<F: Fn() -> f64 + Send + Sync + 'static> StatusSource for F {
@@ -57,6 +62,10 @@ impl<F: Fn() -> f64 + Send + Sync + 'static> StatusSource for F {
 impl<T: StatusSource + ?Sized> StatusSource for Arc<T> {
     fn status(&self) -> f64 {
         (**self).status()
+    }
+
+    fn may_block(&self) -> bool {
+        (**self).may_block()
     }
 }
 
@@ -71,9 +80,14 @@ impl StatusSource for LoadAverage {
             .and_then(|text| text.split_whitespace().next()?.parse().ok())
             .unwrap_or(f64::NAN)
     }
+
+    /// It is a file in memory.
+    fn may_block(&self) -> bool {
+        false
+    }
 }
 
-/// A [`StatusSource`] that is read on worker threads.
+/// A [`StatusSource`], read on a worker thread if it may block.
 #[derive(Clone)]
 pub(super) struct SharedStatus(pub Arc<dyn StatusSource>);
 
@@ -81,7 +95,8 @@ impl SharedStatus {
     pub async fn read(&self) -> Status {
         let source = self.0.clone();
         let read = move || catch_unwind(AssertUnwindSafe(|| source.status())).unwrap_or(f64::NAN);
-        Status::new(tokio::task::spawn_blocking(read).await.unwrap_or(f64::NAN))
+        let status = if self.0.may_block() { tokio::task::spawn_blocking(read).await.ok() } else { Some(read()) };
+        Status::new(status.unwrap_or(f64::NAN))
     }
 }
 
@@ -126,6 +141,7 @@ impl Presence {
             self.register(None).await;
             loop {
                 tokio::select! {
+                    biased;
                     command = received.recv() => match command {
                         Some(PresenceCommand::Register(in_reply_to)) => self.register(in_reply_to).await,
                         Some(PresenceCommand::Unregister(done)) => {

@@ -2,9 +2,11 @@
 
 use std::collections::VecDeque;
 use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::{Either, select};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -144,6 +146,7 @@ impl Agent {
     /// [`AgentError`] when the agent stopped by itself.
     pub async fn run_until(mut self, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
         tokio::select! {
+            biased;
             ended = &mut self.task => return ended.unwrap_or(Err(AgentError::Closed)),
             () = shutdown => {}
         }
@@ -297,17 +300,24 @@ impl Running {
     async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
         let permits = Arc::new(Semaphore::new(self.settings.concurrency));
         let mut jobs = JoinSet::new();
-        let mut shutdown = std::pin::pin!(shutdown);
+        let mut shutdown = pin!(shutdown);
         let mut reported = VecDeque::new();
+        let mut work_first = false;
         loop {
             // A permit first: without a free worker, requests stay unacknowledged, up to the prefetch.
             let work = async {
                 let permit = permits.clone().acquire_owned().await;
                 (permit, self.inbox.next().await)
             };
+            // In turn, so that neither queue waits for the other to be empty.
+            work_first = !work_first;
+            let next = in_order(work_first, work, self.control.next());
             tokio::select! {
+                biased;
                 () = &mut shutdown => break,
-                (permit, received) = work => {
+                Some(_) = jobs.join_next() => {}
+                next = next => match next {
+                Either::Left((permit, received)) => {
                     let (Ok(permit), Some(received)) = (permit, received) else { return Err(AgentError::Closed) };
                     let dispatcher = self.dispatcher.clone();
                     jobs.spawn(async move {
@@ -315,7 +325,7 @@ impl Running {
                         drop(permit);
                     });
                 }
-                received = self.control.next() => {
+                Either::Right(received) => {
                     let Some(received) = received else { return Err(AgentError::Closed) };
                     if let (Packet::FileStart(_) | Packet::FileChunk(_) | Packet::FileEnd(_), Some(files)) =
                         (&received.inbound.packet, &self.files)
@@ -344,7 +354,7 @@ impl Running {
                         _ => drop(self.settings.proxy.answered(inbound).await),
                     }
                 }
-                Some(_) = jobs.join_next() => {}
+                }
             }
         }
         self.finish(jobs, true).await;
@@ -398,6 +408,26 @@ impl Running {
         if tokio::time::timeout(self.settings.drain, drained).await.is_err() {
             tracing::warn!(jobs = jobs.len(), "jobs aborted: not finished within the drain limit");
             jobs.shutdown().await;
+        }
+    }
+}
+
+/// Whichever ends first; if both are ready, `left` if it goes first. Cancel safe if both are.
+async fn in_order<L, R>(
+    left_first: bool,
+    left: impl Future<Output = L>,
+    right: impl Future<Output = R>,
+) -> Either<L, R> {
+    let (left, right) = (pin!(left), pin!(right));
+    if left_first {
+        match select(left, right).await {
+            Either::Left((left, _)) => Either::Left(left),
+            Either::Right((right, _)) => Either::Right(right),
+        }
+    } else {
+        match select(right, left).await {
+            Either::Left((right, _)) => Either::Right(right),
+            Either::Right((left, _)) => Either::Left(left),
         }
     }
 }

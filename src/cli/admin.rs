@@ -14,7 +14,9 @@ use super::error::{CliError, Exit, Result};
 use super::node::{NodeArgs, PolicyArgs, WithOption};
 use super::runtime::{self, Global};
 use super::{args, output, remedy};
-use crate::admin::{Access, AdminError, ControlTower, History, Invitations, PasswordError, PasswordHash, PublicUrl};
+use crate::admin::{
+    Access, AdminError, ControlTower, History, Invitations, PasswordError, PasswordHash, PublicUrl, TrustedProxy,
+};
 use crate::mapper::MapperBuilder;
 use crate::packet::Role;
 
@@ -61,6 +63,10 @@ fn serve(global: &Global, args: &Args) -> Result<Exit> {
     let public_url: Option<PublicUrl> = options.public_url.as_deref().map(str::parse).transpose().map_err(|error| {
         CliError::of(Exit::Usage, &error).help("correct `--public-url`, or public-url in nanite.toml")
     })?;
+    let proxies = options.trusted_proxies.iter().flatten().map(|text| text.parse());
+    let proxies = proxies.collect::<std::result::Result<Vec<TrustedProxy>, _>>().map_err(|error| {
+        CliError::of(Exit::Usage, &error).help("correct `--trusted-proxy`, or trusted-proxies in nanite.toml")
+    })?;
     runtime::run(async {
         // Before the connection to the broker, so that a mistake is reported at once.
         let listener = listen(options.listen.unwrap_or(DEFAULT_ADDRESS)).await?;
@@ -93,7 +99,8 @@ fn serve(global: &Global, args: &Args) -> Result<Exit> {
                     (Access::Invited(invitations.clone()), Some(invitations))
                 }
             };
-            let tower = ControlTower::new(mapper, history, access).allow_requests(args.allow_requests);
+            let tower =
+                ControlTower::new(mapper, history, access).allow_requests(args.allow_requests).trusted_proxies(proxies);
             let served = tower.with_option(public_url, ControlTower::public_url).serve(listener, stop.requested());
             let result = tokio::select! {
                 result = served => result.map_err(|error| admin_error(&error)),

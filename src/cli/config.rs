@@ -156,6 +156,10 @@ pub(super) struct AdminOptions {
     /// The URL that browsers use, if it is another, such as that of a TLS proxy [also: `public-url` in nanite.toml].
     #[arg(long, value_name = "URL")]
     pub public_url: Option<String>,
+    /// A reverse proxy whose X-Forwarded-For header is believed, as an address or a network; can be given several times [also:
+    /// `trusted-proxies` in nanite.toml].
+    #[arg(long = "trusted-proxy", value_name = "ADDRESS[/BITS]")]
+    pub trusted_proxies: Option<Vec<String>>,
     /// A file with the hash of the password, by `nanite admin hash-password` [also: `password-hash-file` in nanite.toml].
     #[arg(long, value_name = "FILE")]
     pub password_hash_file: Option<PathBuf>,
@@ -197,7 +201,7 @@ layered! {
     }
 }
 #[cfg(feature = "admin")]
-layered! { AdminOptions { listen, public_url, password_hash_file } }
+layered! { AdminOptions { listen, public_url, trusted_proxies, password_hash_file } }
 
 fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Zeroizing<String>>, D::Error> {
     String::deserialize(deserializer).map(|text| Some(Zeroizing::new(text)))

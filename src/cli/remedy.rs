@@ -196,6 +196,7 @@ pub(super) fn request(error: &RequestError, broker: &str) -> CliError {
             failure(Exit::Incomplete).help("give it more time with `--timeout`")
         }
         E::Denied(_) => failure(Exit::Denied),
+        E::Overloaded(_) => failure(Exit::Failure).help("wait until some of the requests of this node have ended"),
         E::Service(_) | E::Payload(_) => failure(Exit::Usage),
         _ => failure(Exit::Failure),
     }

@@ -201,7 +201,7 @@ impl Directory {
                     && !transfers.contains_key(&token)
                 {
                     let started = if transfers.len() >= MAX_TRANSFERS {
-                        Err(Failure::new(FailureCode::Busy, "too many file transfers at a time"))
+                        Err(Failure::new(FailureCode::Overloaded, "too many file transfers at a time"))
                     } else {
                         self.start(start, sender, signer, reply_to.clone()).await
                     };

@@ -12,6 +12,7 @@ mod send;
 
 pub(crate) use context::UnverifiedPeer;
 pub use context::{Link, LinkBuilder};
+pub(crate) use receive::HeldMessage;
 pub use receive::{Received, Subscription, acknowledge};
 pub(crate) use recent::{RecentMessage, RecentMessages};
 pub(crate) use send::wait_for_mappers;

@@ -19,7 +19,7 @@ use crate::clock::Timestamp;
 use crate::limits::nonzero;
 use crate::packet::{Packet, Role};
 use crate::serializer::{Cost, Inbound, InboundQueue, OpenContext, OpenError, OpenErrorKind, Provenance};
-use crate::transport::{Acker, Consumer, Delivery, Queue, TransportError};
+use crate::transport::{Acker, Consumer, Delivery, Destination, PublishRequest, Queue, TransportError, topology};
 
 /// How long a message is held before it is requeued.
 const REQUEUE_DELAY: Duration = Duration::from_millis(50);
@@ -29,6 +29,10 @@ const REQUEUE_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_WAITING: usize = 64;
 /// How many requeued messages are remembered.
 const MAX_REMEMBERED: NonZeroUsize = nonzero(4096);
+/// How long a message that is stored again stays at the broker at most. A mapper refuses it once it has expired.
+const STORED_LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How long storing it again may take.
+const STORE_TIMEOUT: Duration = Duration::from_secs(20);
 /// How many offline messages of unknown signers are held.
 const MAX_UNKNOWN_SIGNERS: usize = 64;
 
@@ -75,6 +79,14 @@ impl Link {
         }
     }
 
+    /// Publishes a message of the offline queue there again, as it is.
+    pub(crate) async fn store_again(&self, body: Arc<[u8]>) -> Result<(), TransportError> {
+        let request = PublishRequest::new(Destination::queue(topology::OFFLINE), body)
+            .content_type(self.0.serializer.content_type())
+            .expires_in(STORED_LIFETIME);
+        self.0.transport.publish(request, STORE_TIMEOUT).await
+    }
+
     async fn open(self, delivery: Delivery, inbound_queue: InboundQueue, cost: Cost) -> Option<Opened> {
         let Delivery { body, content_type, redelivered, acker } = delivery;
         let opened = if content_type == self.0.serializer.content_type() {
@@ -91,7 +103,7 @@ impl Link {
                 if let Some(audit) = &self.0.audit {
                     audit.record(Record::accepted(self.identity(), self.now(), &inbound, inbound_queue)).await;
                 }
-                Some(Opened::Good(Received { inbound, redelivered, acker }))
+                Some(Opened::Good(Box::new(Received { inbound, redelivered, acker, body })))
             }
             Err(error) => {
                 let is_answered = self.note_unverified_peer(&error, inbound_queue);
@@ -173,7 +185,7 @@ impl Link {
 
 /// A delivery that was not refused.
 enum Opened {
-    Good(Received),
+    Good(Box<Received>),
     /// Another mapper may be able to open it.
     Requeue {
         error: OpenError,
@@ -204,7 +216,7 @@ impl Subscription {
             tokio::select! {
                 biased;
                 Some(opened) = self.opening.next(), if !self.opening.is_empty() => match opened {
-                    Some(Opened::Good(received)) => return Some(received),
+                    Some(Opened::Good(received)) => return Some(*received),
                     Some(Opened::Requeue { error, body, redelivered, acker }) => {
                         let (inbound_queue, now) = (self.inbound_queue, self.link.now());
                         if let Err(acker) = self.requeue.take(&error, inbound_queue, &body, acker, now) {
@@ -246,7 +258,18 @@ impl Subscription {
 
     /// How many offline messages are held for other mappers. They go back to the queue when this is dropped.
     pub(crate) fn held_for_others(&self) -> usize {
-        self.requeue.held()
+        self.requeue.held.len()
+    }
+
+    /// How many bytes they have.
+    pub(crate) fn bytes_held_for_others(&self) -> usize {
+        self.requeue.held.iter().map(|message| message.body.len()).sum()
+    }
+
+    /// Takes them, to be settled by the caller.
+    pub(crate) fn take_held_for_others(&mut self) -> Vec<HeldMessage> {
+        self.requeue.unknown_signers = 0;
+        std::mem::take(&mut self.requeue.held)
     }
 }
 
@@ -265,6 +288,15 @@ pub struct Received {
     /// Whether the broker may have delivered it before.
     pub redelivered: bool,
     /// Acknowledges it.
+    pub acker: Acker,
+    /// As it arrived.
+    pub(crate) body: Arc<[u8]>,
+}
+
+/// An offline message that another mapper may be able to open.
+#[derive(Debug)]
+pub(crate) struct HeldMessage {
+    pub body: Arc<[u8]>,
     pub acker: Acker,
 }
 
@@ -297,7 +329,7 @@ struct Requeue {
     /// When each message arrived first, by the hash of its bytes.
     first_seen: LruCache<u64, Timestamp>,
     hasher: RandomState,
-    held: Vec<Acker>,
+    held: Vec<HeldMessage>,
     unknown_signers: usize,
 }
 
@@ -329,15 +361,15 @@ impl Requeue {
         &mut self,
         error: &OpenError,
         queue: InboundQueue,
-        body: &[u8],
+        body: &Arc<[u8]>,
         acker: Acker,
         now: Timestamp,
     ) -> Result<(), Acker> {
         if queue == InboundQueue::Offline {
-            return self.hold(error, acker);
+            return self.hold(error, body, acker);
         }
         let Ok(permit) = self.permits.clone().try_acquire_owned() else { return Err(acker) };
-        let first_seen = *self.first_seen.get_or_insert(self.hasher.hash_one(body), || now);
+        let first_seen = *self.first_seen.get_or_insert(self.hasher.hash_one(&**body), || now);
         if now.since(first_seen) > REQUEUE_TIMEOUT {
             return Err(acker);
         }
@@ -351,7 +383,7 @@ impl Requeue {
         Ok(())
     }
 
-    fn hold(&mut self, error: &OpenError, acker: Acker) -> Result<(), Acker> {
+    fn hold(&mut self, error: &OpenError, body: &Arc<[u8]>, acker: Acker) -> Result<(), Acker> {
         if !error.for_others {
             if self.unknown_signers >= MAX_UNKNOWN_SIGNERS {
                 return Err(acker);
@@ -359,12 +391,7 @@ impl Requeue {
             self.unknown_signers += 1;
         }
         // Bounded by the prefetch.
-        self.held.push(acker);
+        self.held.push(HeldMessage { body: body.clone(), acker });
         Ok(())
-    }
-
-    /// How many offline messages are held for other mappers.
-    pub fn held(&self) -> usize {
-        self.held.len()
     }
 }

@@ -4,6 +4,8 @@
 //! know about agents: in memory ([`LocalState`]) or shared in Redis (`RedisState`, with the feature `redis`).
 
 mod dispatch;
+mod offline_queue;
+mod places;
 mod presence;
 mod proxied_requests;
 #[cfg(feature = "redis")]
@@ -40,7 +42,7 @@ use crate::transport::{QueueKind, Transport, TransportError, topology};
 use registry::{AgentHook, RegistrationRequest, Shared, Tasks};
 use selector::Selectors;
 
-/// How many messages of each queue may be unacknowledged, except for the offline queue.
+/// How many messages of each of its own queues may be unacknowledged.
 const PREFETCH: u16 = 512;
 
 /// Configures a [`Mapper`], then starts it. Everything has a default; see [`Mapper::builder`] and [`Node::mapper`](crate::Node::mapper).
@@ -229,11 +231,13 @@ impl MapperBuilder {
             tasks.spawn(presence::advertise_regularly(shared.clone()));
         }
         if !self.short_lived {
-            let requests = link.subscribe(&topology::requests(), InboundQueue::Requests, PREFETCH).await?;
+            let requests = link
+                .subscribe(&topology::requests(), InboundQueue::Requests, proxied_requests::REQUESTS_PREFETCH)
+                .await?;
             tasks.spawn(proxied_requests::handle_requests(shared.clone(), requests));
             let stored =
-                link.subscribe(&topology::offline(), InboundQueue::Offline, proxied_requests::OFFLINE_PREFETCH).await?;
-            tasks.spawn(proxied_requests::redeliver(shared.clone(), stored));
+                link.subscribe(&topology::offline(), InboundQueue::Offline, offline_queue::OFFLINE_PREFETCH).await?;
+            tasks.spawn(offline_queue::redeliver(shared.clone(), stored));
         }
         let mapper = Mapper { shared, tasks: Arc::new(tasks) };
         mapper.shared.request_registration(RegistrationRequest::All).await;

@@ -222,6 +222,22 @@ mod tests {
     }
 
     #[test]
+    fn n05_least_loaded_spreads_ties_over_all_equal_agents() {
+        let equal = candidates(&[("a", 2.0, 0), ("b", 0.5, 1), ("c", 1.6, 0), ("d", 0.5, 1), ("e", 0.5, 1)]);
+        let without_status = candidates(&[("a", f64::NAN, 2), ("b", f64::NAN, 1), ("c", f64::NAN, 1)]);
+        for (agents, chosen) in [(equal, vec![1, 3, 4]), (without_status, vec![1, 2])] {
+            let mut times = std::collections::BTreeMap::new();
+            for _ in 0..2000 {
+                for position in LeastLoaded.select(&service(), &agents) {
+                    *times.entry(position).or_insert(0) += 1;
+                }
+            }
+            assert_eq!(times.keys().copied().collect::<Vec<_>>(), chosen);
+            assert!(times.values().all(|times| *times > 2000 / chosen.len() / 2), "{times:?}");
+        }
+    }
+
+    #[test]
     fn n03_invalid_status_is_selected_last() {
         let chosen = |agents: &[_]| LeastLoaded.select(&service(), &candidates(agents));
         assert_eq!(chosen(&[("a", f64::NAN, 0), ("b", 1e300, 5)]), [1]);

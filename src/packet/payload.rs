@@ -73,6 +73,25 @@ impl Payload {
         size(&self.0)
     }
 
+    /// About how much memory it takes, in bytes.
+    pub(crate) fn memory(&self) -> usize {
+        fn size(value: &Value) -> usize {
+            size_of::<Value>()
+                + match value {
+                    Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+                    Value::String(text) => text.len(),
+                    Value::Array(values) => values.iter().map(size).sum(),
+                    // The first node of a map has room for eleven entries.
+                    Value::Object(fields) if fields.is_empty() => 0,
+                    Value::Object(fields) => {
+                        let entry = |(name, value): (&String, &Value)| size_of::<String>() + name.len() + size(value);
+                        11 * size_of::<(String, Value)>() + fields.iter().map(entry).sum::<usize>()
+                    }
+                }
+        }
+        size(&self.0)
+    }
+
     /// Parses a text as JSON; a text that is not JSON becomes a string.
     ///
     /// ```

@@ -228,8 +228,8 @@ pub enum FailureCode {
     Lost,
     /// The deadline passed.
     TimedOut,
-    /// The node has reached a limit.
-    Busy,
+    /// The node has reached a limit, or the caller has its share of it. Trying again later may help.
+    Overloaded,
     /// The answer cannot be sent; for example, it is too large.
     BadAnswer,
     /// A code that the handler defines.
@@ -253,7 +253,7 @@ impl FailureCode {
             FailureCode::NoTarget => "no_target",
             FailureCode::Lost => "lost",
             FailureCode::TimedOut => "timed_out",
-            FailureCode::Busy => "busy",
+            FailureCode::Overloaded => "overloaded",
             FailureCode::BadAnswer => "bad_answer",
             FailureCode::Other(code) => code,
         }

@@ -104,6 +104,9 @@ pub enum RequestError {
     /// The mapper refused the caller.
     #[error("denied: {0}")]
     Denied(String),
+    /// The mapper is working on as many requests of this node as it accepts at a time.
+    #[error("overloaded: {0}")]
+    Overloaded(String),
     /// No mapper runs that could dispatch it.
     #[error("no mapper runs")]
     NoMapper,
@@ -124,6 +127,7 @@ impl From<Failure> for RequestError {
         match failure.code {
             FailureCode::NoTarget => RequestError::NoTarget(failure.message),
             FailureCode::Denied => RequestError::Denied(failure.message),
+            FailureCode::Overloaded => RequestError::Overloaded(failure.message),
             _ => RequestError::Refused(failure),
         }
     }

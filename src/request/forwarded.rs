@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use super::answers::{Answers, Event};
 use crate::packet::{
-    Failure, FailureCode, ForwardedProof, Identity, Intermediate, MessageId, Outcome, Packet, Payload, RequestOrigin,
-    Role,
+    Failure, FailureCode, ForwardedProof, Identity, Intermediate, Kind, MessageId, Outcome, Packet, Payload,
+    RequestOrigin, Role,
 };
 use crate::serializer::{Forwarded, OpenError, OpenErrorKind, Proof, Verified};
 
@@ -144,7 +144,7 @@ const MAY_FAIL_AS: &[FailureCode] = &[
     FailureCode::Denied,
     FailureCode::Lost,
     FailureCode::TimedOut,
-    FailureCode::Busy,
+    FailureCode::Overloaded,
     FailureCode::BadAnswer,
 ];
 /// What a mapper may report of an agent, in its own word.
@@ -170,19 +170,38 @@ fn no_proof() -> Failure {
 pub(crate) struct ForwardedOutcomes {
     answers: Answers,
     proofs: Vec<Arc<Proof>>,
+    bytes: usize,
 }
 
 impl ForwardedOutcomes {
     /// Adds the outcome of a target.
     pub fn add(&mut self, from: Identity, result: Result<Payload, Failure>, proof: Option<Arc<Proof>>) {
         match proof {
-            Some(proof) => self.proofs.push(proof),
-            None => drop(self.answers.outcomes.insert(from, result)),
+            Some(proof) => {
+                self.bytes = self.bytes.saturating_add(proof.body.len());
+                self.proofs.push(proof);
+            }
+            None => {
+                self.bytes = self.bytes.saturating_add(result.as_ref().map_or(0, Payload::approximate_bytes));
+                self.answers.outcomes.insert(from, result);
+            }
         }
+        if self.is_too_large() {
+            (self.answers, self.proofs) = Default::default();
+        }
+    }
+
+    /// Whether the outcomes do not fit into one message.
+    fn is_too_large(&self) -> bool {
+        self.bytes > Kind::Outcome.max_bytes()
     }
 
     /// The answer, and the proofs that it carries.
     pub fn finish(self) -> (Result<Payload, Failure>, Vec<ForwardedProof>) {
+        if self.is_too_large() {
+            let why = "the answers of the agents are too large for one message";
+            return (Err(Failure::new(FailureCode::BadAnswer, why)), Vec::new());
+        }
         let answers = Payload::new(self.answers);
         let answers = answers.map_err(|error| Failure::new(FailureCode::BadAnswer, error.to_string()));
         (answers, self.proofs.iter().map(|proof| forwarded(proof)).collect())

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use lru::LruCache;
 use parking_lot::{Mutex, MutexGuard};
@@ -15,6 +16,10 @@ use crate::serializer::{Inbound, OpenError, Proof, Provenance, Verified};
 
 /// How many intermediate results of one request wait for the caller. More are dropped; the caller sees a gap.
 const MAX_WAITING_PARTS: usize = 1024;
+/// How many bytes of events of one request wait for the caller before further intermediate results are dropped.
+const MAX_WAITING_PART_BYTES: usize = 64 * 1024 * 1024;
+/// How many before further results are replaced by failures.
+const MAX_WAITING_BYTES: usize = 256 * 1024 * 1024;
 /// For how many agents outcomes are counted; the least recently active are forgotten.
 const MAX_COUNTED_AGENTS: usize = 100_000;
 
@@ -33,6 +38,8 @@ pub struct AgentWorkload {
 #[derive(Debug)]
 pub(crate) struct PendingRequest {
     pub token: Token,
+    /// Counts the requests of this process.
+    number: u64,
     state: Mutex<State>,
     pub changed: Notify,
 }
@@ -43,8 +50,11 @@ struct State {
     waiting: BTreeMap<Identity, Target>,
     /// For a proxied request: one of the mappers answers it for all targets.
     handed_over: Option<HandedOver>,
-    events: VecDeque<Event>,
+    /// With the memory that each takes.
+    events: VecDeque<(Event, usize)>,
     parts: usize,
+    /// The memory of all events.
+    bytes: usize,
 }
 
 /// A target without an outcome.
@@ -60,6 +70,7 @@ struct Target {
 #[derive(Debug)]
 pub(crate) struct PendingRequests {
     by_token: Mutex<HashMap<Token, Arc<PendingRequest>>>,
+    begun: AtomicU64,
     /// How many requests are in flight to each agent.
     in_flight: Mutex<HashMap<Identity, usize>>,
     /// How many requests of each agent were answered, and how many failed.
@@ -69,14 +80,20 @@ pub(crate) struct PendingRequests {
 impl Default for PendingRequests {
     fn default() -> Self {
         // Unbounded here and bounded in `count`: a cache with a capacity allocates it all at once.
-        Self { by_token: Mutex::default(), in_flight: Mutex::default(), ended: Mutex::new(LruCache::unbounded()) }
+        Self {
+            by_token: Mutex::default(),
+            begun: AtomicU64::new(0),
+            in_flight: Mutex::default(),
+            ended: Mutex::new(LruCache::unbounded()),
+        }
     }
 }
 
 impl PendingRequests {
     /// Begins a request.
     pub fn begin(&self, token: Token) -> Arc<PendingRequest> {
-        let request = Arc::new(PendingRequest { token, state: Mutex::default(), changed: Notify::new() });
+        let number = self.begun.fetch_add(1, Ordering::Relaxed);
+        let request = Arc::new(PendingRequest { token, number, state: Mutex::default(), changed: Notify::new() });
         self.by_token.lock().insert(token, request.clone());
         request
     }
@@ -166,10 +183,10 @@ impl PendingRequests {
     ) -> bool {
         let Some(request) = self.find(part.token) else { return false };
         let mut state = request.lock();
-        let State { waiting, events, parts, handed_over } = &mut *state;
-        if *parts >= MAX_WAITING_PARTS {
+        if state.parts >= MAX_WAITING_PARTS || state.bytes >= MAX_WAITING_PART_BYTES {
             return false;
         }
+        let State { waiting, handed_over, .. } = &mut *state;
         let event = match handed_over.as_mut().filter(|handed_over| handed_over.is_answered_by(from, signer)) {
             Some(handed_over) if signer.is_some() => match handed_over.intermediate(from, forwarded) {
                 Ok(event) => event,
@@ -196,8 +213,8 @@ impl PendingRequests {
             }
         };
         let Some(event) = event else { return false };
-        *parts += 1;
-        events.push_back(event);
+        state.parts += 1;
+        state.push(event);
         drop(state);
         request.changed.notify_one();
         true
@@ -219,7 +236,11 @@ impl PendingRequests {
         let mut state = request.lock();
         if state.waiting.remove(identity).is_some() {
             self.count(identity, result.is_ok());
-            state.events.push_back(Event::Outcome { from: identity.clone(), result, proof });
+            let (result, proof) = match result {
+                Ok(_) if state.bytes >= MAX_WAITING_BYTES => (Err(too_many_answers()), None),
+                result => (result, proof),
+            };
+            state.push(Event::Outcome { from: identity.clone(), result, proof });
             drop(state);
             self.decrement_in_flight(identity);
             request.changed.notify_one();
@@ -230,13 +251,14 @@ impl PendingRequests {
     pub fn refuse(&self, request: &PendingRequest, identity: &Identity, failure: Failure) {
         self.count(identity, false);
         let event = Event::Outcome { from: identity.clone(), result: Err(failure), proof: None };
-        request.lock().events.push_back(event);
+        request.lock().push(event);
         request.changed.notify_one();
     }
 
     /// Records an agent as lost in every request; `alive` is the instance that replaced it.
     pub fn lost(&self, identity: &Identity, alive: Option<u64>) {
-        let requests: Vec<Arc<PendingRequest>> = self.by_token.lock().values().cloned().collect();
+        let mut requests: Vec<Arc<PendingRequest>> = self.by_token.lock().values().cloned().collect();
+        requests.sort_unstable_by_key(|request| request.number);
         for request in requests {
             let lost = request.lock().waiting.get(identity).is_some_and(|target| Some(target.instance) != alive);
             if lost {
@@ -295,7 +317,8 @@ impl PendingRequest {
     /// The next event that has arrived.
     pub fn take(&self) -> Option<Event> {
         let mut state = self.lock();
-        let event = state.events.pop_front()?;
+        let (event, bytes) = state.events.pop_front()?;
+        state.bytes -= bytes;
         if matches!(event, Event::Intermediate { .. }) {
             state.parts -= 1;
         }
@@ -326,13 +349,37 @@ impl PendingRequest {
     /// Records the outcomes that a mapper collected, or the failure of the whole request.
     pub fn finish(&self, result: Result<Vec<Event>, Failure>) {
         let events = result.unwrap_or_else(|failure| vec![Event::Failed(failure)]);
-        self.lock().events.extend(events);
+        let mut state = self.lock();
+        events.into_iter().for_each(|event| state.push(event));
+        drop(state);
         self.changed.notify_one();
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock()
     }
+}
+
+impl State {
+    fn push(&mut self, event: Event) {
+        let bytes = memory(&event);
+        self.bytes = self.bytes.saturating_add(bytes);
+        self.events.push_back((event, bytes));
+    }
+}
+
+/// About how much memory an event takes.
+fn memory(event: &Event) -> usize {
+    let proof = |proof: &Option<Arc<Proof>>| proof.as_ref().map_or(0, |proof| proof.body.len());
+    match event {
+        Event::Intermediate { key, value, proof: proven, .. } => key.len() + value.memory() + proof(proven),
+        Event::Outcome { result, proof: proven, .. } => result.as_ref().map_or(0, Payload::memory) + proof(proven),
+        Event::Failed(_) => 0,
+    }
+}
+
+fn too_many_answers() -> Failure {
+    Failure::new(FailureCode::Overloaded, "too many bytes of answers wait for the caller")
 }
 
 /// The outcomes in a mapper's answer in a format without signatures: nothing is verified.
@@ -346,5 +393,68 @@ impl Target {
     /// Whether a message is from the process that was asked and answers this request. Plain messages do not say.
     fn sent_by(&self, signer: Option<&Verified>) -> bool {
         signer.is_none_or(|signer| signer.instance() == self.instance && signer.in_reply_to() == Some(self.message))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PART: usize = 8 * 1024 * 1024;
+
+    fn token() -> Token {
+        Token::random().unwrap()
+    }
+
+    fn large() -> Payload {
+        Payload::from(serde_json::Value::String("x".repeat(PART)))
+    }
+
+    /// The events of a request that are waiting, and their memory.
+    fn taken(request: &PendingRequest) -> (usize, usize) {
+        let events: Vec<Event> = std::iter::from_fn(|| request.take()).collect();
+        (events.len(), events.iter().map(memory).sum())
+    }
+
+    #[test]
+    fn s18_intermediate_results_that_wait_are_bounded_in_bytes() {
+        let (pending, request_token) = (PendingRequests::default(), token());
+        let request = pending.begin(request_token);
+        let (fred, caller) = (Identity::agent("fred").unwrap(), Identity::mapper("m1").unwrap());
+        pending.expect(&request, &fred, 1, MessageId::random().unwrap());
+        let send = |number: u64| {
+            let mut part = Intermediate::new(request_token, caller.clone(), fred.clone(), "key", large());
+            part.sequence = Some(number);
+            pending.intermediate(part, &fred, None, Vec::new(), &mut Vec::new())
+        };
+        let accepted = (0..100).filter(|number| send(*number)).count();
+        let (count, bytes) = taken(&request);
+        assert_eq!(count, accepted);
+        assert!((MAX_WAITING_PART_BYTES..=MAX_WAITING_PART_BYTES + 2 * PART).contains(&bytes), "{bytes}");
+        // What was taken makes room, and the gap is reported.
+        assert!(send(100));
+        let missed = match request.take() {
+            Some(Event::Intermediate { missed, .. }) => missed,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(missed, 100 - accepted as u64);
+        assert_eq!(request.lock().bytes, 0);
+    }
+
+    #[test]
+    fn s18_results_that_wait_are_bounded_in_bytes_and_every_target_has_an_outcome() {
+        let pending = PendingRequests::default();
+        let request = pending.begin(token());
+        let agents: Vec<Identity> = (0..50).map(|n| Identity::agent(&format!("a{n}")).unwrap()).collect();
+        for agent in &agents {
+            pending.expect(&request, agent, 1, MessageId::random().unwrap());
+            pending.settle(&request, agent, Ok(large()));
+        }
+        assert!(!request.is_waiting());
+        assert!(request.lock().bytes <= MAX_WAITING_BYTES + 2 * PART);
+        let events: Vec<Event> = std::iter::from_fn(|| request.take()).collect();
+        assert_eq!(events.len(), agents.len());
+        let failed = |event: &Event| matches!(event, Event::Outcome { result: Err(failure), .. } if failure.code == FailureCode::Overloaded);
+        assert_eq!(events.iter().filter(|event| failed(event)).count(), agents.len() - MAX_WAITING_BYTES / PART);
     }
 }

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::budget::{self, Rejected};
 use super::{
     CodecError, Cost, Inbound, OpenContext, OpenError, OpenErrorKind, SealError, SealRequest, Sealed, Serializer,
 };
@@ -12,8 +13,8 @@ use crate::packet::{Identity, MessageId, Packet};
 
 /// Turns packets into bytes and back, without protection: the inside of a secure envelope, or a plain message.
 ///
-/// `decode` gets bytes that may come from anybody: it must not panic and must refuse what it does not understand. Neither
-/// may block.
+/// `decode` gets bytes that may come from anybody: it must not panic, must refuse what it does not understand, and must bound the memory
+/// of what it returns (the codecs here: [`MAX_DECODED_BYTES`](super::MAX_DECODED_BYTES)). Neither may block.
 pub trait Codec: fmt::Debug + Send + Sync {
     /// The name in a secure header: 1 to 32 bytes of `a-z`, `0-9`, `.`, `-`.
     fn name(&self) -> &'static str;
@@ -24,7 +25,7 @@ pub trait Codec: fmt::Debug + Send + Sync {
     /// Encodes a packet.
     ///
     /// # Errors
-    /// When the packet cannot be expressed.
+    /// When the packet cannot be expressed, or its values take more memory than `decode` accepts.
     fn encode(&self, packet: &Packet) -> Result<Vec<u8>, CodecError>;
 
     /// Decodes a packet; trailing bytes are an error.
@@ -48,10 +49,13 @@ impl Codec for Json {
     }
 
     fn encode(&self, packet: &Packet) -> Result<Vec<u8>, CodecError> {
-        serde_json::to_vec(packet).map_err(|e| json_error(&e))
+        let bytes = serde_json::to_vec(packet).map_err(|e| json_error(&e))?;
+        budget::check_json(&bytes).map_err(|rejected| over_budget("json", rejected))?;
+        Ok(bytes)
     }
 
     fn decode(&self, bytes: &[u8]) -> Result<Packet, CodecError> {
+        budget::check_json(bytes).map_err(|rejected| over_budget("json", rejected))?;
         serde_json::from_slice(bytes).map_err(|e| json_error(&e))
     }
 }
@@ -62,6 +66,14 @@ fn json_error(error: &serde_json::Error) -> CodecError {
         "json",
         format_args!("{:?} error at line {} column {}", error.classify(), error.line(), error.column()),
     )
+}
+
+/// What the budget of decoded values rejects.
+fn over_budget(codec: &'static str, rejected: Rejected) -> CodecError {
+    match rejected {
+        Rejected::TooLarge => CodecError::new(codec, "the values would take too much memory"),
+        Rejected::Malformed => CodecError::new(codec, "no packet"),
+    }
 }
 
 /// MessagePack: compact, and carries bytes as they are. It takes the place of the original's Marshal.
@@ -80,11 +92,15 @@ impl Codec for MsgPack {
     }
 
     fn encode(&self, packet: &Packet) -> Result<Vec<u8>, CodecError> {
-        rmp_serde::to_vec_named(packet).map_err(|_| CodecError::new("msgpack", "the packet cannot be expressed"))
+        let bytes = rmp_serde::to_vec_named(packet)
+            .map_err(|_| CodecError::new("msgpack", "the packet cannot be expressed"))?;
+        budget::check_msgpack(&bytes).map_err(|rejected| over_budget("msgpack", rejected))?;
+        Ok(bytes)
     }
 
     fn decode(&self, bytes: &[u8]) -> Result<Packet, CodecError> {
         use serde::Deserialize;
+        budget::check_msgpack(bytes).map_err(|rejected| over_budget("msgpack", rejected))?;
         let mut reader = rmp_serde::Deserializer::new(std::io::Cursor::new(bytes));
         reader.set_max_depth(crate::packet::MAX_PAYLOAD_DEPTH + 8);
         let packet = Packet::deserialize(&mut reader).map_err(|_| CodecError::new("msgpack", "no packet"))?;
@@ -117,7 +133,11 @@ impl Codec for Yaml {
     }
 
     fn decode(&self, bytes: &[u8]) -> Result<Packet, CodecError> {
-        serde_saphyr::from_slice(bytes).map_err(|_| CodecError::new("yaml", "no packet"))
+        // The defaults bound the values, 250,000, and the nesting. An alias could repeat a long text.
+        let options = serde_saphyr::options! {
+            budget: serde_saphyr::budget! { max_aliases: 0, max_anchors: 0 },
+        };
+        serde_saphyr::from_slice_with_options(bytes, options).map_err(|_| CodecError::new("yaml", "no packet"))
     }
 }
 

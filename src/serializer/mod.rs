@@ -3,6 +3,7 @@
 //! A [`Serializer`] turns a [`Packet`] for an [`Audience`] into bytes, and bytes from an [`InboundQueue`] into an [`Inbound`]. The secure
 //! one is in [`crate::security`]; the plain one here wraps a [`Codec`] and verifies nothing.
 
+mod budget;
 mod codec;
 mod error;
 mod inbound_queue;
@@ -14,6 +15,7 @@ use std::time::Duration;
 use crate::clock::Timestamp;
 use crate::packet::{Identity, MessageId, Packet};
 
+pub use budget::MAX_DECODED_BYTES;
 #[cfg(feature = "msgpack")]
 pub use codec::MsgPack;
 #[cfg(feature = "yaml")]

@@ -5,6 +5,8 @@
 
 mod amqp;
 mod d01_publisher;
+mod d11_simulation;
+mod d12_fairness;
 mod dispatch;
 mod documents;
 mod files;
@@ -69,6 +71,7 @@ mod s12_fuzzing;
 mod s14_tls;
 mod s17_proofs;
 mod s18_broker_users;
+mod s18_decoded_memory;
 mod s18_memory_bounds;
 mod s18_requests;
 mod transport;

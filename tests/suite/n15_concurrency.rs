@@ -7,8 +7,11 @@ use std::time::Duration;
 
 use nanite::agent::{Actor, Agent, AgentError, Context, HandlerResult, actor, reply};
 use nanite::mapper::Mapper;
-use nanite::packet::{Failure, FailureCode, Identity, Payload};
+use nanite::packet::{Failure, FailureCode, Identity, Packet, Payload};
 use nanite::request::Event;
+use nanite::serializer::{
+    Inbound, InboundQueue, OpenContext, OpenError, PlainSerializer, SealError, SealRequest, Sealed, Serializer,
+};
 use nanite::transport::topology;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
@@ -235,4 +238,62 @@ async fn n15_rejects_zero_concurrency_and_zero_prefetch() {
     for agent in [system.agent("fred").concurrency(0), system.agent("fred").prefetch(0)] {
         assert!(matches!(agent.start().await, Err(AgentError::Option(_))));
     }
+}
+
+/// Opens as plain JSON, on worker threads. A presence message waits for a moment while it is opened, and reports it if another one is
+/// opened meanwhile.
+#[derive(Debug)]
+struct Overlaps {
+    inner: PlainSerializer,
+    opening: (std::sync::Mutex<usize>, std::sync::Condvar),
+    seen: Arc<AtomicUsize>,
+    most: Arc<AtomicUsize>,
+}
+
+impl Serializer for Overlaps {
+    fn content_type(&self) -> &str {
+        self.inner.content_type()
+    }
+
+    fn identity(&self) -> &Identity {
+        self.inner.identity()
+    }
+
+    fn seal(&self, packet: &Packet, request: &SealRequest<'_>) -> Result<Sealed, SealError> {
+        self.inner.seal(packet, request)
+    }
+
+    fn open(&self, bytes: &[u8], context: &OpenContext) -> Result<Inbound, OpenError> {
+        let inbound = self.inner.open(bytes, context)?;
+        if context.queue == InboundQueue::Presence && matches!(inbound.packet, Packet::Register(_)) {
+            let (count, changed) = &self.opening;
+            let mut opening = count.lock().unwrap();
+            *opening += 1;
+            changed.notify_all();
+            opening =
+                changed.wait_timeout_while(opening, Duration::from_millis(300), |opening| *opening < 2).unwrap().0;
+            self.most.fetch_max(*opening, Ordering::SeqCst);
+            *opening -= 1;
+            self.seen.fetch_add(1, Ordering::SeqCst);
+        }
+        Ok(inbound)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn n02_presence_messages_are_opened_one_after_the_other() {
+    let system = System::plain();
+    let (seen, most) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+    let serializer = Overlaps {
+        inner: PlainSerializer::json(Identity::mapper("m1").unwrap()),
+        opening: Default::default(),
+        seen: seen.clone(),
+        most: most.clone(),
+    };
+    let _mapper = Mapper::builder(serializer, system.connect()).start().await.unwrap();
+    for name in ["a", "b", "c", "d"] {
+        system.register_without_agent(name, &["/a/b"]).await;
+    }
+    crate::harness::wait_until("all are opened", async || seen.load(Ordering::SeqCst) == 4).await;
+    assert_eq!(most.load(Ordering::SeqCst), 1, "their order is part of the check of their sequence numbers");
 }

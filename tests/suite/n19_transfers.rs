@@ -170,7 +170,7 @@ async fn n19_receiver_limits_transfers_at_a_time() {
         tokens.push(sender.start(&format!("x{n}"), b"").await);
     }
     let refused = sender.start("x16", b"").await;
-    let busy = Failure::new(FailureCode::Busy, "too many file transfers at a time");
+    let busy = Failure::new(FailureCode::Overloaded, "too many file transfers at a time");
     assert_eq!(sender.outcome().await, (refused, Err(busy)));
     assert_eq!(receiver.names().len(), 16);
     // When one has ended, there is room for one more.

@@ -6,7 +6,7 @@ pub(super) mod requests;
 
 mod agent_table;
 
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use axum::response::{IntoResponse, Redirect, Response};
 use zeroize::Zeroizing;
 
 use super::access::{CsrfToken, LOGIN_COOKIE, SESSION_COOKIE, SESSION_LIFETIME, Session};
+use super::forwarded;
 use super::http::{FormFields, HttpError, PeerAddr, cookie, render_page};
 use super::state::AppState;
 
@@ -79,6 +80,7 @@ struct LoginPage<'a> {
 pub(super) async fn login_form(
     State(state): State<Arc<AppState>>,
     Extension(PeerAddr(peer)): Extension<PeerAddr>,
+    headers: HeaderMap,
     session: Result<Session, HttpError>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, HttpError> {
@@ -91,7 +93,14 @@ pub(super) async fn login_form(
         "" => login_page(&state, StatusCode::OK, None),
         // Only for invitations: a password must not be in a URL.
         _ if !state.authenticator.uses_invitations() => login_page(&state, StatusCode::FORBIDDEN, None),
-        token => log_in(&state, peer, Zeroizing::new(token.to_owned())).await,
+        token => {
+            log_in(
+                &state,
+                forwarded::client(peer.ip(), &headers, &state.trusted_proxies),
+                Zeroizing::new(token.to_owned()),
+            )
+            .await
+        }
     }
 }
 
@@ -108,12 +117,13 @@ pub(super) async fn login_submit(
     if !token.is_some_and(|token| CsrfToken::from_cookie(token).verify(fields.get("csrf"))) {
         return Err(LOGIN_PAGE_EXPIRED);
     }
-    log_in(&state, peer, Zeroizing::new(fields.get("secret").to_owned())).await
+    let client = forwarded::client(peer.ip(), &headers, &state.trusted_proxies);
+    log_in(&state, client, Zeroizing::new(fields.get("secret").to_owned())).await
 }
 
-async fn log_in(state: &AppState, peer: SocketAddr, secret: Zeroizing<String>) -> Result<Response, HttpError> {
-    if let Err(wait) = state.login_attempts.check(peer.ip(), state.clock.now()) {
-        tracing::warn!(%peer, "too many login attempts");
+async fn log_in(state: &AppState, client: IpAddr, secret: Zeroizing<String>) -> Result<Response, HttpError> {
+    if let Err(wait) = state.login_attempts.check(client, state.clock.now()) {
+        tracing::warn!(%client, "too many login attempts");
         let seconds = wait.as_secs() + 1;
         let error = format!("Too many attempts. Try again in {seconds} s.");
         let mut response = login_page(state, StatusCode::TOO_MANY_REQUESTS, Some(error))?;
@@ -123,7 +133,7 @@ async fn log_in(state: &AppState, peer: SocketAddr, secret: Zeroizing<String>) -
     match state.authenticator.verify(secret).await {
         Ok(true) => {}
         Ok(false) => {
-            tracing::warn!(%peer, "login failed: wrong password or token");
+            tracing::warn!(%client, "login failed: wrong password or token");
             let error = if state.authenticator.uses_invitations() {
                 "Wrong token, or it was used already."
             } else {
@@ -136,9 +146,9 @@ async fn log_in(state: &AppState, peer: SocketAddr, secret: Zeroizing<String>) -
             return Err(PASSWORD_CHECK_FAILED);
         }
     }
-    state.login_attempts.reset(peer.ip());
+    state.login_attempts.reset(client);
     let cookie = state.sessions.create(state.clock.now()).map_err(|_| HttpError::RANDOMNESS)?;
-    tracing::info!(%peer, "logged in");
+    tracing::info!(%client, "logged in");
     with_cookie(state, SESSION_COOKIE, &cookie, SESSION_LIFETIME, Redirect::to("/").into_response())
 }
 

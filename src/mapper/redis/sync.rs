@@ -460,7 +460,7 @@ pub(super) async fn read_heartbeats(
     Ok(())
 }
 
-/// Runs verifications on a worker thread: each takes a good part of a millisecond.
+/// Runs verifications on a worker thread: each takes a good part of a millisecond, and several under name constraints.
 async fn verify<T: Send + 'static>(
     shared: &Arc<Shared>,
     work: impl FnOnce(&Shared) -> Vec<T> + Send + 'static,

@@ -3,7 +3,7 @@
 //!
 //! All of it is plain data behind the lock in `mod.rs`; nothing here waits or reads the clock.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::task::{Context, Poll, Waker};
 
 use tokio::time::Instant;
@@ -46,11 +46,11 @@ struct Connection {
 #[derive(Debug)]
 pub(super) struct State {
     limits: QueueLimits,
-    queues: HashMap<String, QueueState>,
+    queues: BTreeMap<String, QueueState>,
     /// The queues bound to each exchange.
-    exchanges: HashMap<String, BTreeSet<String>>,
+    exchanges: BTreeMap<String, BTreeSet<String>>,
     consumers: BTreeMap<u64, ConsumerState>,
-    connections: HashMap<u64, Connection>,
+    connections: BTreeMap<u64, Connection>,
     last_id: u64,
     /// At how many queues the expired ones are searched next.
     sweep_at: usize,
@@ -60,10 +60,10 @@ impl State {
     pub(super) fn new(limits: QueueLimits) -> Self {
         Self {
             limits,
-            queues: HashMap::new(),
-            exchanges: HashMap::new(),
+            queues: BTreeMap::new(),
+            exchanges: BTreeMap::new(),
             consumers: BTreeMap::new(),
-            connections: HashMap::new(),
+            connections: BTreeMap::new(),
             last_id: 0,
             sweep_at: MIN_SWEEP_QUEUES,
         }

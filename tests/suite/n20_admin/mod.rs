@@ -1,6 +1,7 @@
 //! n20: the Control Tower, over HTTP as an attacker uses it, in a real browser, and as a program.
 
 mod browser;
+mod forwarded;
 mod http;
 mod program;
 
@@ -52,6 +53,14 @@ impl Site {
     }
 
     async fn with(system: System, password: Option<&str>, allow_requests: bool) -> Self {
+        Self::configured(system, password, |tower| tower.allow_requests(allow_requests)).await
+    }
+
+    async fn configured(
+        system: System,
+        password: Option<&str>,
+        configure: impl FnOnce(ControlTower) -> ControlTower,
+    ) -> Self {
         let history = History::default();
         let mapper = system.mapper("tower").on_agent(history.hook()).start().await.unwrap();
         let invitations = Invitations::default();
@@ -61,7 +70,7 @@ impl Site {
         };
         let clock = Arc::new(ManualClock::new(SystemClock.now()));
         let tower = ControlTower::new(mapper.clone(), history, access);
-        let tower = tower.clock(SharedClock(clock.clone())).allow_requests(allow_requests);
+        let tower = configure(tower.clock(SharedClock(clock.clone())));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let serving = tokio::spawn(tower.serve(listener, std::future::pending())).abort_handle();

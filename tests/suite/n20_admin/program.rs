@@ -9,7 +9,7 @@ use crate::harness::site::{Site, ready};
 use crate::harness::web;
 
 /// The port in the URL that the program prints.
-fn port(tower: &Running) -> u16 {
+pub fn port(tower: &Running) -> u16 {
     let (_, err) = tower.output();
     let (_, rest) = err.split_once("http://127.0.0.1:").unwrap();
     rest.chars().take_while(char::is_ascii_digit).collect::<String>().parse().unwrap()
