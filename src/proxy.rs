@@ -99,8 +99,7 @@ impl MapperProxyBuilder {
         self
     }
 
-    /// Starts the proxy. Where its serializer learns peers from messages, it first waits for the mappers to advertise themselves: 2 s at
-    /// most.
+    /// Starts the proxy. If its messages are sealed, it first waits for the mappers to advertise themselves: 2 s at most.
     ///
     /// # Errors
     /// [`ProxyError`] when its queue cannot be used.
@@ -198,9 +197,10 @@ impl MapperProxy {
         self.request(service, payload).push().await.map(drop)
     }
 
-    /// Waits for the mappers to advertise themselves, unless they are known by other means. False when none did.
+    /// Waits for the mappers to advertise themselves: messages name the processes of the mappers, and are encrypted for them. False when
+    /// none did, unless their certificates are known by other means.
     async fn find_mappers(&self, limit: Duration) -> bool {
-        let Some(listener) = self.listener.as_ref().filter(|_| self.link.learns_peers()) else { return true };
+        let Some(listener) = self.listener.as_ref().filter(|_| self.link.is_secure()) else { return true };
         let is_due = listener.is_announcement_due();
         if *listener.advertised.borrow() > 0 {
             if is_due {
@@ -213,7 +213,7 @@ impl MapperProxy {
             Ok(()) => wait_for_mappers(listener.advertised.clone(), limit).await,
             Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "no mapper received the advertise"),
         }
-        *listener.advertised.borrow() > 0
+        *listener.advertised.borrow() > 0 || !self.link.learns_peers()
     }
 
     async fn send(&self, spec: &RequestSpec, events: Option<&Events>) -> Result<(), RequestError> {

@@ -9,9 +9,9 @@ use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 use tokio::net::TcpListener;
 use zeroize::Zeroizing;
 
-use super::config::AdminOptions;
 use super::error::{CliError, Exit, Result};
 use super::node::{NodeArgs, PolicyArgs, WithOption};
+use super::options::AdminOptions;
 use super::runtime::{self, Global};
 use super::{args, output, remedy};
 use crate::admin::{

@@ -6,10 +6,10 @@ use serde_json::json;
 use tokio::signal::unix::SignalKind;
 
 use super::args::display_size;
-use super::config::AgentOptions;
 use super::daemon::DaemonArgs;
 use super::error::{CliError, Exit, Result};
 use super::node::{NodeArgs, PolicyArgs, WithOption};
+use super::options::AgentOptions;
 use super::output::{counted, printable};
 use super::remedy;
 use super::runtime::{self, Global};

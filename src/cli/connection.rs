@@ -96,7 +96,7 @@ impl BrokerArgs {
 /// The Redis in which a mapper shares its agents, if one is given.
 #[cfg(feature = "redis")]
 pub(super) async fn redis(
-    given: &super::config::MapperOptions,
+    given: &super::options::MapperOptions,
     Config { environment, file }: &Config,
     serializer: &std::sync::Arc<dyn crate::serializer::Serializer>,
 ) -> Result<Option<crate::mapper::RedisState>> {

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use parking_lot::Mutex;
 use tokio::signal::unix::SignalKind;
 
-use super::config::MapperOptions;
 use super::daemon::DaemonArgs;
 use super::error::{Exit, Result};
 use super::node::{NodeArgs, PolicyArgs, WithOption};
+use super::options::MapperOptions;
 use super::output::counted;
 use super::remedy;
 use super::runtime::{self, Global};

@@ -19,6 +19,7 @@ mod inspect;
 mod mapper;
 mod node;
 mod offline;
+mod options;
 mod output;
 
 mod remedy;

@@ -350,7 +350,11 @@ fn may_open_elsewhere(error: &OpenError, queue: InboundQueue) -> bool {
     match queue {
         // Two processes of an agent read it until the older one ends.
         InboundQueue::AgentInbox => error.for_others,
-        _ => queue.is_shared() && (error.for_others || error.kind == OpenErrorKind::UnknownSigner),
+        // A message whose sender could not be asked to send it again is tried again too.
+        _ => {
+            let is_unanswered = error.not_addressed.is_some();
+            queue.is_shared() && (error.for_others || error.kind == OpenErrorKind::UnknownSigner || is_unanswered)
+        }
     }
 }
 

@@ -24,7 +24,7 @@ struct Stage {
 
 impl Stage {
     async fn new() -> Self {
-        let system = System::secure();
+        let system = System::settled();
         let worker = async |name: &str| {
             let own = name.to_owned();
             let bank = actor("bank").expose("balance", move |account: Value, context: Context| {
@@ -240,7 +240,7 @@ async fn s17_outcome_is_no_intermediate_result_and_a_part_no_outcome() {
 #[tokio::test]
 async fn s17_proof_of_a_node_of_another_ca_or_without_form_is_refused() {
     let mut stage = Stage::new().await;
-    let other = System::secure();
+    let other = System::settled();
     let _fred = start(other.agent("fred").actor(actor("bank").expose("balance", |(): ()| async { reply(1) }))).await;
     let mut accomplice = HostileMapper::start(&other, "evil").await;
     let (events, taken) = stage.request("a").await;
@@ -350,7 +350,7 @@ async fn s17_intermediate_results_through_a_mapper_have_the_agents_proof() {
 
 #[tokio::test]
 async fn s17_answers_keep_their_proof_through_two_mappers() {
-    let system = System::secure();
+    let system = System::settled();
     let boss = start(system.agent("boss")).await;
     let asking = system.mapper("m1").offline_failsafe(true).start().await.unwrap();
     // No agent offers it: the request waits in the offline queue, in the name of m1.

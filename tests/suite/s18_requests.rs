@@ -85,7 +85,7 @@ async fn outcome(mapper: &mut HostileMapper) -> Outcome {
 
 #[tokio::test]
 async fn s18_proxied_request_that_several_mappers_send_runs_once() {
-    let system = System::secure();
+    let system = System::settled();
     let (work, mut job) = Work::new();
     let fred = agent("fred");
     let _fred = start(system.agent("fred").actor(work)).await;
@@ -210,7 +210,7 @@ async fn s18_request_of_a_mapper_that_lost_its_connection_gets_the_result_that_i
 
 #[tokio::test]
 async fn s18_refused_answer_is_sealed_once_and_published_with_a_back_off() {
-    let system = System::secure();
+    let system = System::settled();
     let pki = Pki::starting(KeyType::P256, SystemClock.now());
     let sealer = Pair::serializer(&pki, &agent("fred"));
     let transport = Counting::new(system.connect());
@@ -238,7 +238,7 @@ async fn s18_refused_answer_is_sealed_once_and_published_with_a_back_off() {
 
 #[tokio::test]
 async fn s18_refused_answer_ends_with_the_deadline() {
-    let system = System::secure();
+    let system = System::settled();
     let transport = Counting::new(system.connect());
     let (work, mut job) = Work::new();
     let fred = Agent::builder(system.serializer(&agent("fred")), transport.clone());
@@ -262,7 +262,7 @@ async fn s18_refused_answer_ends_with_the_deadline() {
 
 #[tokio::test]
 async fn d05_request_is_acknowledged_after_its_answer_was_sent() {
-    let system = System::secure();
+    let system = System::settled();
     let connection = system.connect();
     let transport = Counting::new(connection.clone());
     let (work, mut job) = Work::new();
@@ -318,7 +318,7 @@ impl Policy for OnlyBoss {
 
 #[tokio::test]
 async fn n11_agent_cannot_request_on_behalf_of_another_node() {
-    let system = System::secure();
+    let system = System::settled();
     let (work, job) = Work::new();
     job.gate.add_permits(1);
     let _fred = start(system.agent("fred").actor(work)).await;
@@ -344,7 +344,7 @@ async fn n11_agent_cannot_request_on_behalf_of_another_node() {
 
 #[tokio::test]
 async fn n01_agent_itself_refuses_services_that_it_does_not_expose() {
-    let system = System::secure();
+    let system = System::settled();
     let (work, job) = Work::new();
     let fred = agent("fred");
     let _fred = start(system.agent("fred").actor(work)).await;
@@ -360,7 +360,7 @@ async fn n01_agent_itself_refuses_services_that_it_does_not_expose() {
 
 #[tokio::test]
 async fn s05_outcome_of_another_process_or_to_another_request_is_ignored() {
-    let system = System::secure();
+    let system = System::settled();
     let m1 = system.started_mapper("m1").await;
     let fred = agent("fred");
     let link = || Link::builder(system.serializer(&fred), system.connect()).build();
