@@ -190,12 +190,14 @@ async fn s02_mapper_asks_an_unknown_agent_for_its_certificate() {
 fn s02_nothing_is_learned_from_unverified_messages() {
     let network = TestNetwork::new();
     let (fred, m1) = (network.node(agent("fred")), network.node(mapper("m1")));
+    // A while after all of them have started: messages that name no process may otherwise be from before.
+    let now = || SystemClock.now().saturating_add(Duration::from_secs(60));
     let seal = |node: &Node, packet: &Packet, to: &Audience| {
-        let request = SealRequest::new(to, SystemClock.now());
+        let request = SealRequest::new(to, now());
         node.serializer.seal(packet, &request).map(|sealed| sealed.bytes)
     };
     let open = |node: &Node, bytes: &[u8], channel| {
-        node.serializer.open(bytes, &OpenContext::new(channel, SystemClock.now())).map_err(|error| error.kind)
+        node.serializer.open(bytes, &OpenContext::new(channel, now())).map_err(|error| error.kind)
     };
     // An agent that knows no mapper cannot register.
     let unregistered = seal(&fred, &register(&fred.identity), &Audience::Mappers);

@@ -174,7 +174,7 @@ fn s10_rejects_unreadable_extra_certificate_also_when_the_verdict_is_remembered(
     let ca = Der::parse(&world.pki.ca.certificate().to_der().unwrap());
     for (what, trust) in [("CA", world.pki.ca.trust().unwrap()), ("pinned", Trust::pinned())] {
         let builder = SecureSerializer::builder(m1.clone(), world.pki.peers.clone(), trust);
-        let reader = builder.started_at(at(0)).build().unwrap();
+        let reader = builder.started_at(STARTED).build().unwrap();
         let open = |bytes: &[u8]| reader.open(bytes, &OpenContext::new(InboundQueue::Presence, at(15))).map(drop);
         for seconds in [10, 12] {
             let error = open(&extra(seconds, junk())).unwrap_err();
