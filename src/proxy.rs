@@ -205,11 +205,11 @@ impl MapperProxy {
         if *listener.advertised.borrow() > 0 {
             if is_due {
                 let link = self.link.clone();
-                tokio::spawn(async move { link.announce_to_mappers().await });
+                tokio::spawn(async move { link.advertise_to_mappers().await });
             }
             return true;
         }
-        match self.link.announce_to_mappers().await {
+        match self.link.advertise_to_mappers().await {
             Ok(()) => wait_for_mappers(listener.advertised.clone(), limit).await,
             Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "no mapper received the advertise"),
         }

@@ -64,7 +64,7 @@ async fn simulate(domain: Arc<Domain>, seed: u64) -> (Vec<String>, Vec<String>) 
     }
     // The system works again: each mapper gets an answer.
     let before = world.accounts().len() as u64;
-    for mapper in 0..MAPPERS.len() {
+    for (mapper, name) in MAPPERS.into_iter().enumerate() {
         let deadline = tokio::time::Instant::now() + WHOLE_AGAIN_WITHIN;
         loop {
             world.request(mapper);
@@ -76,7 +76,7 @@ async fn simulate(domain: Arc<Domain>, seed: u64) -> (Vec<String>, Vec<String>) 
                 break;
             }
             if tokio::time::Instant::now() > deadline {
-                wrong.push(format!("{} gets no answer after the faults: {account:?}", MAPPERS[mapper]));
+                wrong.push(format!("{name} gets no answer after the faults: {account:?}"));
                 break;
             }
         }
