@@ -159,7 +159,8 @@ impl Context {
         header.in_reply_to.is_some_and(|id| self.sent_ids.knows(id))
     }
 
-    /// After the signature (step 8), and the check of the own key: the message is for this process, and not for an earlier or another one of this node.
+    /// After the signature (step 8), and the check of the own key: the message is for this process, and not for an earlier or another one
+    /// of this node.
     ///
     /// The replay memory is empty at the start. The sender's clock may be ahead, so a message that an earlier process opened can have been
     /// issued up to the skew after this process started. It is accepted only if it names this process, answers it, or is of a kind that is
