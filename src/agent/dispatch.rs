@@ -29,6 +29,9 @@ const MAX_QUEUED_INTERMEDIATES: usize = 16;
 /// themselves.
 const MAX_REQUEST_IDS: NonZeroUsize = nonzero(8192);
 
+/// How long a delivery is held while its job runs. RabbitMQ closes the channel of one that is held for 30 minutes.
+const HOLD_LIMIT: Duration = Duration::from_secs(15 * 60);
+
 /// The services of all actors of an agent.
 #[derive(Clone, Debug)]
 pub(super) struct Services {
@@ -121,7 +124,7 @@ impl Dispatcher {
         self.running.lock().values().cloned().collect()
     }
 
-    /// Handles a request or push. It is acknowledged only after the answer was sent.
+    /// Handles a request or push. It is acknowledged only after the answer was sent, unless that takes longer than [`HOLD_LIMIT`].
     pub async fn handle(&self, received: Received) {
         let Received { inbound, acker, .. } = received;
         let (Some(sender), signer) = (inbound.sender().cloned(), inbound.signer().cloned()) else {
@@ -156,7 +159,8 @@ impl Dispatcher {
             intermediates: reply_to.as_ref().map(|_| intermediates),
         });
         let signed_origin = origin.clone().filter(|_| context.signer().is_some());
-        let delivery = JobDelivery { reply_to: reply_to.map(|reply_to| reply_to.with_origin(signed_origin)), acker };
+        let delivery =
+            JobDelivery { reply_to: reply_to.map(|reply_to| reply_to.with_origin(signed_origin)), acker: Some(acker) };
         if let Err(denied) = self.authorize(&request, &context).await {
             return delivery.answer(&self.link, Err(denied)).await;
         }
@@ -166,7 +170,17 @@ impl Dispatcher {
             Claim::Done(delivery, result) => return delivery.answer(&self.link, result).await,
         };
         let guard = self.track(&context);
-        let result = self.run(request, context, queued, &mut job).await;
+        let deliveries = job.deliveries();
+        let result = {
+            let mut run = std::pin::pin!(self.run(request, context, queued, &mut job));
+            loop {
+                tokio::select! {
+                    biased;
+                    result = &mut run => break result,
+                    () = tokio::time::sleep(HOLD_LIMIT) => deliveries.acknowledge().await,
+                }
+            }
+        };
         drop(guard);
         job.finish(&self.link, result).await;
     }

@@ -27,7 +27,8 @@ const MAX_DELIVERIES: usize = 8;
 #[derive(Debug)]
 pub(super) struct JobDelivery {
     pub reply_to: Option<ReplyTo>,
-    pub acker: Acker,
+    /// None once it is acknowledged.
+    pub acker: Option<Acker>,
 }
 
 impl JobDelivery {
@@ -36,12 +37,31 @@ impl JobDelivery {
         if let Some(reply_to) = self.reply_to {
             reply_to.answer(link, result).await;
         }
-        acknowledge(self.acker).await;
+        if let Some(acker) = self.acker {
+            acknowledge(acker).await;
+        }
     }
 }
 
 /// The deliveries that one job answers.
-type Deliveries = Arc<Mutex<Vec<JobDelivery>>>;
+#[derive(Clone, Debug)]
+pub(super) struct Deliveries(Arc<Mutex<Vec<JobDelivery>>>);
+
+impl Deliveries {
+    fn new(first: JobDelivery) -> Self {
+        Self(Arc::new(Mutex::new(vec![first])))
+    }
+
+    fn take(&self) -> Vec<JobDelivery> {
+        std::mem::take(&mut *self.0.lock())
+    }
+
+    /// Acknowledges them before they are answered.
+    pub async fn acknowledge(&self) {
+        let held: Vec<Acker> = self.0.lock().iter_mut().filter_map(|delivery| delivery.acker.take()).collect();
+        join_all(held.into_iter().map(acknowledge)).await;
+    }
+}
 
 /// The proxied requests that run or were done.
 #[derive(Debug)]
@@ -80,11 +100,11 @@ impl ProxiedJobs {
     /// Decides about a delivery of a request. One that is not proxied has no origin, and is new.
     pub fn claim(&self, origin: Option<RequestOrigin>, delivery: JobDelivery) -> Claim<'_> {
         let Some(origin) = origin else {
-            return Claim::Run(Job { jobs: None, deliveries: Arc::new(Mutex::new(vec![delivery])), next_part: 0 });
+            return Claim::Run(Job { jobs: None, deliveries: Deliveries::new(delivery), next_part: 0 });
         };
         let mut state = self.0.lock();
         if let Some(deliveries) = state.running.get(&origin) {
-            let mut deliveries = deliveries.lock();
+            let mut deliveries = deliveries.0.lock();
             if deliveries.len() >= MAX_DELIVERIES {
                 deliveries.remove(0);
             }
@@ -95,7 +115,7 @@ impl ProxiedJobs {
             let forgotten = || Err(Failure::new(FailureCode::Lost, "it was done before, and its result is not kept"));
             return Claim::Done(delivery, state.results.get(&origin).cloned().unwrap_or_else(forgotten));
         }
-        let deliveries = Arc::new(Mutex::new(vec![delivery]));
+        let deliveries = Deliveries::new(delivery);
         state.running.insert(origin.clone(), deliveries.clone());
         Claim::Run(Job { jobs: Some((self, origin)), deliveries, next_part: 0 })
     }
@@ -142,9 +162,14 @@ pub(super) struct Job<'a> {
 }
 
 impl Job<'_> {
+    /// The deliveries that it answers.
+    pub fn deliveries(&self) -> Deliveries {
+        self.deliveries.clone()
+    }
+
     /// Sends an intermediate result to all that wait for it.
     pub async fn emit(&mut self, link: &Link, result: IntermediateResult) {
-        let waiting: Vec<ReplyTo> = self.deliveries.lock().iter().filter_map(|one| one.reply_to.clone()).collect();
+        let waiting: Vec<ReplyTo> = self.deliveries.0.lock().iter().filter_map(|one| one.reply_to.clone()).collect();
         for reply_to in waiting {
             reply_to.part(link, self.next_part, result.key.clone(), result.value.clone()).await;
         }
@@ -154,12 +179,12 @@ impl Job<'_> {
     /// Answers and acknowledges every delivery of the request.
     pub async fn finish(mut self, link: &Link, result: HandlerResult<Payload>) {
         let deliveries = match self.jobs.take() {
-            None => std::mem::take(&mut *self.deliveries.lock()),
+            None => self.deliveries.take(),
             Some((jobs, origin)) => {
                 let mut state = jobs.0.lock();
                 state.running.remove(&origin);
                 state.remember(origin, &result);
-                std::mem::take(&mut *self.deliveries.lock())
+                self.deliveries.take()
             }
         };
         join_all(deliveries.into_iter().map(|delivery| delivery.answer(link, result.clone()))).await;
