@@ -4,6 +4,7 @@
 # make audit  licences, bans and sources of the dependencies, changes of the public API (installs cargo-deny, cargo-semver-checks)
 # make bench  the benchmarks, with ratios
 # make mutants  change the code in one place at a time, and list what no test notices (installs cargo-mutants); hours to days
+# make simulate  more seeds of the simulation: SEEDS=FIRST..LAST
 # make evidence  run all tests, and write their results for each promise into SECURITY.md
 
 CARGO ?= cargo
@@ -11,7 +12,7 @@ CARGO ?= cargo
 API_BASELINE := $(shell cat .api-baseline)
 NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: demo test fmt clippy unit doc examples fuzz audit bench mutants evidence deps-build deps-test
+.PHONY: demo test fmt clippy unit doc examples fuzz audit bench mutants simulate evidence deps-build deps-test
 
 demo: deps-build
 	$(CARGO) run --release --quiet -- demo
@@ -59,6 +60,10 @@ bench:
 # `make mutants FILES='-f src/policy/rules.rs'` tries only this file.
 mutants: deps-test
 	./scripts/mutants.sh $(FILES)
+
+SEEDS ?= 1000..10000
+simulate: deps-test
+	SIMULATION_SEEDS=$(SEEDS) $(CARGO) test --locked --all-features --test suite d11_every_request_ends_truly_and_once_in_all_seeds
 
 evidence: deps-test
 	mkdir -p target
