@@ -79,8 +79,8 @@ fn masked(address: IpAddr, prefix: u8) -> u128 {
 }
 
 /// The address of the client: that of the connection, unless it is a trusted proxy. Then the header is read from its end, where the
-/// nearest proxy has added the address that it saw; the first address that is not a trusted proxy is the client. What stands before
-/// it was sent by the client, and means nothing. At an entry that is no address, the proxy that added it counts as the client.
+/// nearest proxy has added the address that it saw; the first address that is not a trusted proxy is the client. An address before
+/// it was written by the client, and means nothing. At an entry that is no address, the proxy that added it counts as the client.
 pub(super) fn client(connection: IpAddr, headers: &HeaderMap, trusted: &[TrustedProxy]) -> IpAddr {
     let is_trusted = |address: IpAddr| trusted.iter().any(|proxy| proxy.contains(address));
     let mut client = connection.to_canonical();

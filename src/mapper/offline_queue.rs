@@ -6,8 +6,8 @@
 //! ([`Link::mark_completed`](crate::link::Link::mark_completed)), so that a message redelivered after a lost connection can be opened
 //! again; a copy that was opened before that is recognized before it is dispatched.
 //!
-//! It holds a bounded number and size of messages. When it is full of messages that nobody can take or open, it moves them behind the
-//! others and continues. It holds no delivery for longer than [`HAND_BACK_INTERVAL`].
+//! It holds a bounded number and size of messages. When it is full of messages that cannot be dispatched or opened, it moves them behind
+//! the others and continues. It holds no delivery for longer than [`HAND_BACK_INTERVAL`].
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;

@@ -70,33 +70,27 @@ pub trait Policy: fmt::Debug + Send + Sync {
     }
 }
 
-impl<P: Policy + ?Sized> Policy for Arc<P> {
-    fn authorize_registration(&self, caller: &Caller<'_>, register: &Register) -> Decision {
-        (**self).authorize_registration(caller, register)
-    }
+/// A pointer to a policy is that policy.
+macro_rules! delegate_to_policy {
+    ($pointer:ident) => {
+        impl<P: Policy + ?Sized> Policy for $pointer<P> {
+            fn authorize_registration(&self, caller: &Caller<'_>, register: &Register) -> Decision {
+                (**self).authorize_registration(caller, register)
+            }
 
-    fn authorize_request(&self, caller: &Caller<'_>, request: &Request) -> Decision {
-        (**self).authorize_request(caller, request)
-    }
+            fn authorize_request(&self, caller: &Caller<'_>, request: &Request) -> Decision {
+                (**self).authorize_request(caller, request)
+            }
 
-    fn authorize_file(&self, sender: &Caller<'_>, file: &FileTransfer<'_>) -> Decision {
-        (**self).authorize_file(sender, file)
-    }
+            fn authorize_file(&self, sender: &Caller<'_>, file: &FileTransfer<'_>) -> Decision {
+                (**self).authorize_file(sender, file)
+            }
+        }
+    };
 }
 
-impl<P: Policy + ?Sized> Policy for Box<P> {
-    fn authorize_registration(&self, caller: &Caller<'_>, register: &Register) -> Decision {
-        (**self).authorize_registration(caller, register)
-    }
-
-    fn authorize_request(&self, caller: &Caller<'_>, request: &Request) -> Decision {
-        (**self).authorize_request(caller, request)
-    }
-
-    fn authorize_file(&self, sender: &Caller<'_>, file: &FileTransfer<'_>) -> Decision {
-        (**self).authorize_file(sender, file)
-    }
-}
+delegate_to_policy!(Arc);
+delegate_to_policy!(Box);
 
 /// The sender of a message, and the node it acts for.
 ///

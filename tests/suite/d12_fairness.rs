@@ -1,5 +1,5 @@
 //! One node cannot block the mappers for the others: not with many long requests through the shared queue, and not with messages in the
-//! offline queue that nobody can take or open. Against RabbitMQ.
+//! offline queue that no agent can take or no mapper can open. Against RabbitMQ.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -210,7 +210,7 @@ async fn d12_offline_messages_that_no_agent_takes_do_not_hold_up_the_rest() {
 async fn d12_offline_messages_that_no_mapper_opens_do_not_hold_up_the_rest() {
     let net = Net::new();
     let calls = Arc::default();
-    // This mapper knows only itself: nobody else can open what it stores.
+    // This mapper knows only itself: no other node can open what it stores.
     let (eve, desk) = (mapper("eve"), net.mapper("desk").await.short_lived().start().await.unwrap());
     let known = StaticCertificateStore::new([net.pki.credentials(&eve).certificate().clone()]);
     let own = SecureSerializer::builder(net.pki.credentials(&eve), Arc::new(known), net.pki.ca.trust().unwrap());

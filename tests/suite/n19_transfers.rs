@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use nanite::agent::Agent;
 use nanite::audit::{AuditLog, AuditOptions};
 use nanite::files::{Broadcast, FileRoot};
-use nanite::packet::{Failure, FailureCode, Register, Request};
-use nanite::policy::{Caller, Decision, Policy, Rules};
+use nanite::packet::{Failure, FailureCode};
+use nanite::policy::{Policy, Rules};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::harness::system::{FileSender, System, start, wait_until_known};
+use crate::harness::system::{DenyAll, FileSender, System, start, wait_until_known};
 use crate::harness::{WAIT_TIMEOUT, wait_until};
 
 const ALREADY_EXISTS: &str = "the file cannot be written: entity already exists";
@@ -86,19 +86,6 @@ fn names(directory: &Path) -> Vec<String> {
         fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
-}
-
-#[derive(Debug)]
-struct DenyAll;
-
-impl Policy for DenyAll {
-    fn authorize_registration(&self, _: &Caller<'_>, _: &Register) -> Decision {
-        Decision::denied()
-    }
-
-    fn authorize_request(&self, _: &Caller<'_>, _: &Request) -> Decision {
-        Decision::denied()
-    }
 }
 
 #[tokio::test]

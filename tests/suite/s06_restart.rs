@@ -284,7 +284,7 @@ fn s10_message_for_other_mappers_from_an_unauthorized_sender_is_not_returned_to_
     }
 }
 
-/// A new mapper, a new agent and a new proxy, each of which has started before the others know of it.
+/// A new mapper, a new agent and a new proxy: each has started before the others know of it.
 async fn works_at_once(system: &System, connect: impl AsyncFn() -> Arc<dyn Transport>) {
     let (done, mut counted) = mpsc::unbounded_channel();
     let proxy = MapperProxy::builder(system.serializer(&agent("asker")), connect().await).start().await.unwrap();

@@ -6,8 +6,7 @@ use std::sync::Arc;
 use nanite::agent::{Agent, actor};
 use nanite::certs::{CertificateDirectory, DirectoryCertificateStore};
 use nanite::clock::{Clock, SystemClock};
-use nanite::packet::{Failure, Identity, Payload, Register, Request};
-use nanite::policy::{Caller, Decision, Policy};
+use nanite::packet::{Failure, Identity, Payload};
 use nanite::security::SecureSerializer;
 use serde_json::{Value, json};
 
@@ -16,6 +15,7 @@ use crate::harness::program::run;
 use crate::harness::site::{
     Site, assert_fails, assert_fails_in_time, keys, ready, request, wait_for_agents, wait_until,
 };
+use crate::harness::system::DenyAll;
 
 #[test]
 fn u02_invalid_arguments_are_exit_code_2() {
@@ -91,20 +91,6 @@ fn u02_timeout_and_partial_answers_are_exit_code_4() {
     assert_eq!(half["results"].as_object().unwrap().values().next().unwrap(), "fine");
     let failure = half["failures"].as_object().unwrap().values().next().unwrap();
     assert_eq!(keys(failure), BTreeSet::from(["code", "message"]));
-}
-
-/// A policy that denies everything.
-#[derive(Debug)]
-struct DenyAll;
-
-impl Policy for DenyAll {
-    fn authorize_registration(&self, _: &Caller<'_>, _: &Register) -> Decision {
-        Decision::denied()
-    }
-
-    fn authorize_request(&self, _: &Caller<'_>, _: &Request) -> Decision {
-        Decision::denied()
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

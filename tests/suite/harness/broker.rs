@@ -448,7 +448,7 @@ fn target() -> &'static Path {
     Path::new(env!("CARGO_TARGET_TMPDIR"))
 }
 
-/// A port of this machine on which nobody listens. It stays free: it is not of those that the system gives to clients, and to servers
+/// A port of this machine that no process listens on. It stays free: it is not of those that the system gives to clients, and to servers
 /// that ask for any port (from 32768 on, unless configured otherwise).
 pub fn free_port() -> u16 {
     let random = || {

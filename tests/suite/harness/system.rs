@@ -9,8 +9,10 @@ use nanite::clock::{Clock, SystemClock};
 use nanite::link::{Link, Outbound, Subscription};
 use nanite::mapper::{Mapper, MapperBuilder};
 use nanite::packet::{
-    Advertise, Failure, FailureCode, FileChunk, FileEnd, FileStart, Identity, Packet, Payload, Register, Status, Token,
+    Advertise, Failure, FailureCode, FileChunk, FileEnd, FileStart, Identity, Packet, Payload, Register, Request,
+    Status, Token,
 };
+use nanite::policy::{Caller, Decision, Policy};
 use nanite::security::SecureSerializer;
 use nanite::serializer::{Audience, InboundQueue, PlainSerializer, Serializer};
 use nanite::transport::{Destination, MemoryBroker, MemoryTransport, Queue, QueueKind, QueuedMessage, topology};
@@ -100,6 +102,20 @@ impl System {
     /// A started mapper.
     pub async fn started_mapper(&self, name: &str) -> Mapper {
         self.mapper(name).start().await.unwrap()
+    }
+}
+
+/// A policy that denies everything.
+#[derive(Debug)]
+pub struct DenyAll;
+
+impl Policy for DenyAll {
+    fn authorize_registration(&self, _: &Caller<'_>, _: &Register) -> Decision {
+        Decision::denied()
+    }
+
+    fn authorize_request(&self, _: &Caller<'_>, _: &Request) -> Decision {
+        Decision::denied()
     }
 }
 
